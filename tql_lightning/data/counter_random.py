@@ -1,0 +1,62 @@
+"""Random numbers as a pure function of (seed, update, row): no generator, no state, any device.
+
+The integer hash is the output function of SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable
+pseudorandom number generators") over a counter. What update k draws depends on nothing but its counter,
+so a run may stop anywhere, change its number of processes, or compute K updates at once, and draw the same.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+_INCREMENT = 0x9E3779B97F4A7C15
+_MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+_WORD = 1 << 64
+
+
+def _signed(value: int) -> int:
+    """A 64-bit pattern as the signed integer torch holds it in."""
+    value %= _WORD
+    return value - _WORD if value >= _WORD // 2 else value
+
+
+def _shift_right(value: Tensor, bits: int) -> Tensor:
+    """Logical shift; torch's own keeps the sign."""
+    return (value >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def mix(value: Tensor) -> Tensor:
+    """The finaliser of SplitMix64: a bijection of int64 in which every input bit moves every output bit."""
+    value = (value ^ _shift_right(value, 30)) * _signed(_MULTIPLIERS[0])
+    value = (value ^ _shift_right(value, 27)) * _signed(_MULTIPLIERS[1])
+    return value ^ _shift_right(value, 31)
+
+
+def uniform(seed: int, updates: Tensor, rows: Tensor, columns: int) -> Tensor:
+    """Uniform numbers in [0, 1) with 53 bits, one row of them for each (update, row).
+
+    Args:
+        seed: any integer.
+        updates: (K,) int64, on the device that the numbers are wanted on.
+        rows: (R,) int64, same device.
+        columns: numbers per row.
+
+    Returns:
+        (K, R, columns) float64.
+    """
+    step = _signed(_INCREMENT)
+    stream = mix(mix(torch.tensor(_signed(seed), device=updates.device) + step) + updates * step)
+    row_key = mix(stream[:, None] + (rows + 1) * step)
+    counter = torch.arange(1, columns + 1, device=updates.device) * step
+    return _shift_right(mix(row_key[..., None] + counter), 11).to(torch.float64) * 2.0**-53
+
+
+def normal(uniforms: Tensor) -> Tensor:
+    """Standard normal numbers by Box and Muller from an even number of uniform columns: (..., 2c) -> (..., 2c)."""
+    first, second = uniforms.chunk(2, dim=-1)
+    radius = (-2.0 * torch.log1p(-first)).sqrt()
+    angle = 2.0 * math.pi * second
+    return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=-1)

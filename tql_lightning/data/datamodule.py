@@ -1,0 +1,119 @@
+"""One offline dataset as Lightning's data: chunks of minibatches, drawn on the device that trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+
+from tql_lightning.batch import Batch, Noise
+from tql_lightning.data.sampler import TrainingStream, TransitionSampler, ValidationPass
+from tql_lightning.data.transitions import DatasetError, TransitionDataset
+
+
+class OfflineDataModule(LightningDataModule):
+    """Loads a dataset once and samples it on the device, K minibatches at a time.
+
+    The dataset is loaded when its dimensions are first asked for, before a network is built.
+
+    Args:
+        source: what loads the dataset: a function or class that returns a ``TransitionDataset``.
+        batch_size: transitions in one update, over all processes together.
+        updates_per_step: K, updates in one step of the trainer; larger is faster, and what runs every N
+            updates (evaluation, checkpoints) needs a multiple of K.
+        seed: seed of the minibatches and of the noise in the losses.
+
+    Raises:
+        ValueError: ``batch_size`` or ``updates_per_step`` is below 1.
+    """
+
+    def __init__(
+        self,
+        source: Callable[[], TransitionDataset],
+        batch_size: int = 256,
+        updates_per_step: int = 10,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value in {"batch_size": batch_size, "updates_per_step": updates_per_step}.items():
+            if value < 1:
+                raise ValueError(f"data.{name}: expected at least 1, found {value}")
+        self.source = source
+        self.batch_size = batch_size
+        self.updates_per_step = updates_per_step
+        self.seed = seed
+
+    @cached_property
+    def dataset(self) -> TransitionDataset:
+        """The loaded dataset.
+
+        Raises:
+            DatasetError: the source returned something else.
+        """
+        dataset = self.source()
+        if not isinstance(dataset, TransitionDataset):
+            raise DatasetError(
+                f"data.source: expected a function or class that returns a TransitionDataset, found one that "
+                f"returns {type(dataset).__name__}; build it with TransitionDataset.from_arrays"
+            )
+        return dataset
+
+    @property
+    def observation_dim(self) -> int:
+        """n_s."""
+        return self.dataset.observation_dim
+
+    @property
+    def action_dim(self) -> int:
+        """n_a."""
+        return self.dataset.action_dim
+
+    @property
+    def env_id(self) -> str | None:
+        """Gymnasium id of the environment that the data come from, or None if the dataset names none."""
+        return self.dataset.env_id
+
+    def train_dataloader(self) -> TrainingStream:
+        """Chunks from the trainer's current update to its last."""
+        trainer = self._attached_trainer()
+        sampler = TransitionSampler(
+            self.dataset,
+            self.batch_size,
+            self.seed,
+            device=trainer.strategy.root_device,
+            rank=trainer.global_rank,
+            world_size=trainer.world_size,
+        )
+        last_update = None if trainer.max_steps < 0 else trainer.max_steps
+        return TrainingStream(sampler, lambda: trainer.global_step, self.updates_per_step, last_update)
+
+    def val_dataloader(self) -> Iterable[tuple[Batch, Noise]]:
+        """The held-out transitions in order; empty where the dataset holds none out."""
+        return self._held_out()
+
+    def test_dataloader(self) -> Iterable[tuple[Batch, Noise]]:
+        """The same held-out transitions as for validation."""
+        return self._held_out()
+
+    def _held_out(self) -> Iterable[tuple[Batch, Noise]]:
+        validation = self.dataset.validation
+        if validation is None:
+            return []
+        device = self._attached_trainer().strategy.root_device
+        return ValidationPass(validation, self.batch_size, self.seed, device=device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What whoever loads a checkpoint must know of the data: environment and the bounds of its actions."""
+        return {
+            "name": self.dataset.name,
+            "env_id": self.dataset.env_id,
+            "action_low": self.dataset.action_low.tolist(),
+            "action_high": self.dataset.action_high.tolist(),
+        }
+
+    def _attached_trainer(self) -> Any:
+        if self.trainer is None:
+            raise RuntimeError("OfflineDataModule samples on the trainer's device; pass it to a Trainer's fit")
+        return self.trainer

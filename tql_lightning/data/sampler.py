@@ -1,0 +1,154 @@
+"""The counter-based stream of minibatches: update k's indices and noise are f(seed, k, row)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from tql_lightning.batch import Batch, Noise
+from tql_lightning.data.counter_random import normal, uniform
+from tql_lightning.data.transitions import TransitionDataset
+
+
+class TransitionSampler:
+    """Draws uniform minibatches with replacement, on the device that holds the transitions.
+
+    Row i of the global batch of update k is a function of (seed, k, i) alone. Rank r of W computes rows
+    [r B / W, (r + 1) B / W), so W processes draw the very batch that one process would.
+
+    Args:
+        dataset: where transitions come from; its arrays are copied to ``device`` once.
+        batch_size: B of the global batch over all ranks.
+        seed: seed of the stream.
+        device: where to hold, index and draw.
+        rank: this process among ``world_size``.
+        world_size: number of processes that share the global batch.
+        dtype: floating type of what is yielded.
+
+    Raises:
+        ValueError: ``batch_size`` is no multiple of ``world_size``.
+    """
+
+    def __init__(
+        self,
+        dataset: TransitionDataset,
+        batch_size: int,
+        seed: int,
+        device: torch.device | str = "cpu",
+        rank: int = 0,
+        world_size: int = 1,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        if batch_size < 1 or batch_size % world_size:
+            raise ValueError(
+                f"data.batch_size: the global batch is divided over {world_size} processes; expected a positive "
+                f"multiple of {world_size}, found {batch_size}"
+            )
+        self.transitions = transitions_on(dataset, device, dtype)
+        self.seed = seed
+        per_rank = batch_size // world_size
+        self.rows = torch.arange(rank * per_rank, (rank + 1) * per_rank, device=device)
+
+    def chunk(self, first_update: int, num_updates: int) -> tuple[Batch, Noise]:
+        """Batches and noise of updates first_update ... first_update + K - 1, leading dimensions (K, B)."""
+        device = self.rows.device
+        updates = torch.arange(first_update, first_update + num_updates, device=device)
+        action_dim = self.transitions.actions.shape[-1]
+        numbers = uniform(self.seed, updates, self.rows, 2 + 4 * action_dim)
+        size = len(self.transitions.rewards)
+        indices = (numbers[..., 0] * size).long().clamp_(max=size - 1)
+        batch = Batch(*(field[indices] for field in self.transitions))
+        return batch, _noise(numbers[..., 1:], batch.rewards.dtype)
+
+
+class TrainingStream:
+    """Iterable of chunks for a trainer: starts at its current update, ends chunks on multiples of K.
+
+    Args:
+        sampler: what draws a chunk.
+        first_update: tells the update at which an iteration starts.
+        updates_per_step: K.
+        last_update: the stream never yields an update from here on; None for no end.
+    """
+
+    def __init__(
+        self,
+        sampler: TransitionSampler,
+        first_update: Callable[[], int],
+        updates_per_step: int,
+        last_update: int | None,
+    ) -> None:
+        self.sampler = sampler
+        self.first_update = first_update
+        self.updates_per_step = updates_per_step
+        self.last_update = last_update
+
+    def __iter__(self) -> Iterator[tuple[Batch, Noise]]:
+        """Yields (batch, noise) with leading dimensions (K, B); the first and last chunk may be shorter."""
+        update = self.first_update()
+        while self.last_update is None or update < self.last_update:
+            end = (update // self.updates_per_step + 1) * self.updates_per_step
+            if self.last_update is not None:
+                end = min(end, self.last_update)
+            yield self.sampler.chunk(update, end - update)
+            update = end
+
+
+class ValidationPass:
+    """One ordered pass over held-out transitions, with noise that is the same at every pass.
+
+    Args:
+        dataset: held-out transitions.
+        batch_size: B; the last batch may be smaller.
+        seed: seed of the noise.
+        device: where to hold and draw.
+        dtype: floating type of what is yielded.
+    """
+
+    def __init__(
+        self,
+        dataset: TransitionDataset,
+        batch_size: int,
+        seed: int,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.transitions = transitions_on(dataset, device, dtype)
+        self.batch_size = batch_size
+        self.seed = seed
+
+    def __len__(self) -> int:
+        """Batches in a pass."""
+        return -(-len(self.transitions.rewards) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Batch, Noise]]:
+        """Yields (batch, noise) with leading dimension (B,)."""
+        size = len(self.transitions.rewards)
+        device, dtype = self.transitions.rewards.device, self.transitions.rewards.dtype
+        action_dim = self.transitions.actions.shape[-1]
+        for start in range(0, size, self.batch_size):
+            rows = torch.arange(start, min(start + self.batch_size, size), device=device)
+            numbers = uniform(self.seed, torch.zeros(1, dtype=torch.long, device=device), rows, 1 + 4 * action_dim)
+            yield Batch(*(field[rows] for field in self.transitions)), _noise(numbers[0], dtype)
+
+
+def transitions_on(dataset: TransitionDataset, device: torch.device | str, dtype: torch.dtype) -> Batch:
+    """All transitions of a dataset as tensors on a device, leading dimension (N,)."""
+    arrays = (
+        dataset.observations,
+        dataset.actions,
+        dataset.rewards,
+        dataset.next_observations,
+        dataset.masks,
+    )
+    return Batch(*(torch.as_tensor(array).to(device=device, dtype=dtype) for array in arrays))
+
+
+def _noise(numbers: Tensor, dtype: torch.dtype) -> Noise:
+    """Uniform columns (..., 1 + 4 n_a) -> the noise of an update: column 0 is the flow's time."""
+    next_action, flow_x0, distillation, metric = normal(numbers[..., 1:]).to(dtype).chunk(4, dim=-1)
+    # Rounding to float32 could make a time of exactly 1, which the flow never sees.
+    flow_t = numbers[..., :1].to(dtype).clamp(max=1.0 - torch.finfo(dtype).eps)
+    return Noise(next_action, flow_x0, flow_t, distillation, metric)

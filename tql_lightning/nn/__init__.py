@@ -1,0 +1,1 @@
+"""Networks: attention with entropy, its temperature, the critics and the flow policy."""

@@ -1,0 +1,171 @@
+"""What every critic promises, the transformer critic of TQL and the MLP critic of FQL (spec section 2)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tql_lightning.nn.initialisation import lecun_normal_
+from tql_lightning.nn.mlp import MLP
+from tql_lightning.nn.tokenizer import ScalarTokenizer
+from tql_lightning.nn.transformer import Transformer
+
+
+class CriticOutput(NamedTuple):
+    """What a critic returns.
+
+    Attributes:
+        values: Q_k(s, a) of every ensemble member, (B, E).
+        attention_entropy: mean entropy in nats per layer (rows) of the [VALUE] query (column 0) and of the
+            other queries (column 1), (L, 2); None if not asked for, or if the critic has no attention.
+    """
+
+    values: Tensor
+    attention_entropy: Tensor | None
+
+
+class Critic(nn.Module, ABC):
+    """A value function Q(s, a). Subclass it to plug in your own: ``--model.critic=your_module.YourCritic``.
+
+    The constructor's first two arguments are ``observation_dim`` and ``action_dim``. Weight decay applies
+    to the parameters for which ``decays`` is true.
+
+    Attributes:
+        num_layers: L, attention layers whose entropy is reported; 0 for a critic without attention.
+        num_tokens: n, keys that a query attends to; ln n is the largest entropy.
+    """
+
+    num_layers: int = 0
+    num_tokens: int = 1
+
+    @abstractmethod
+    def forward(self, observations: Tensor, actions: Tensor, *, with_entropy: bool = False) -> CriticOutput:
+        """Values of observation-action pairs.
+
+        Args:
+            observations: (B, n_s).
+            actions: (B, n_a) in [-1, 1].
+            with_entropy: whether the attention entropies are wanted too.
+        """
+
+    def decays(self, name: str, parameter: nn.Parameter) -> bool:
+        """Whether weight decay applies to a parameter: by default to matrices, not to biases or norms."""
+        return parameter.ndim > 1
+
+
+class TransformerCritic(Critic):
+    """Transformer over one token per scalar of (s, a); E heads read the [VALUE] token from a shared trunk.
+
+    Sizes in the paper: hidden_dim 128, 256, 512, 1024 are 0.4 M, 1.6 M, 6.6 M and 26 M parameters.
+
+    Args:
+        observation_dim: n_s (taken from the dataset by the CLI).
+        action_dim: n_a (taken from the dataset by the CLI).
+        hidden_dim: H, a multiple of ``head_dim``.
+        num_layers: L.
+        head_dim: size of an attention head; there are hidden_dim / head_dim of them.
+        mlp_ratio: width of the feed-forward layers over ``hidden_dim``.
+        num_critics: E, heads of the value ensemble.
+        dropout: probability of dropout inside the blocks.
+        modality_embeddings: whether state and action tokens carry a learned embedding of their kind.
+
+    Raises:
+        ValueError: a size is not positive, or ``hidden_dim`` is no multiple of ``head_dim``.
+    """
+
+    def __init__(
+        self,
+        observation_dim: int,
+        action_dim: int,
+        hidden_dim: int = 256,
+        num_layers: int = 2,
+        head_dim: int = 32,
+        mlp_ratio: int = 4,
+        num_critics: int = 2,
+        dropout: float = 0.0,
+        modality_embeddings: bool = True,
+    ) -> None:
+        super().__init__()
+        _require_positive(
+            observation_dim=observation_dim,
+            action_dim=action_dim,
+            hidden_dim=hidden_dim,
+            num_layers=num_layers,
+            head_dim=head_dim,
+            mlp_ratio=mlp_ratio,
+            num_critics=num_critics,
+        )
+        if hidden_dim % head_dim:
+            raise ValueError(
+                f"critic.hidden_dim: expected a multiple of head_dim={head_dim}, found {hidden_dim}; "
+                f"try {max(1, round(hidden_dim / head_dim)) * head_dim}"
+            )
+        self.num_layers = num_layers
+        self.tokenizer = ScalarTokenizer(observation_dim, action_dim, hidden_dim, modality_embeddings)
+        self.num_tokens = self.tokenizer.num_tokens
+        self.transformer = Transformer(hidden_dim, hidden_dim // head_dim, num_layers, mlp_ratio, dropout)
+        self.heads = nn.ModuleList(
+            nn.Sequential(
+                lecun_normal_(nn.Linear(hidden_dim, hidden_dim // 2)),
+                nn.ReLU(),
+                lecun_normal_(nn.Linear(hidden_dim // 2, 1)),
+            )
+            for _ in range(num_critics)
+        )
+
+    def forward(self, observations: Tensor, actions: Tensor, *, with_entropy: bool = False) -> CriticOutput:
+        """See `Critic.forward`; values (B, E), attention entropy (L, 2)."""
+        value, entropy = self.transformer(self.tokenizer(observations, actions), with_entropy=with_entropy)
+        values = torch.cat([head(value) for head in self.heads], dim=-1)
+        return CriticOutput(values, None if entropy is None else token_group_means(entropy))
+
+    def decays(self, name: str, parameter: nn.Parameter) -> bool:
+        """Matrices decay, but nothing of the tokenizer: input projections, positions, embeddings, [VALUE]."""
+        return parameter.ndim > 1 and not name.startswith("tokenizer.")
+
+
+class MLPCritic(Critic):
+    """The critic of FQL: E independent MLPs over the concatenated observation and action.
+
+    Args:
+        observation_dim: n_s (taken from the dataset by the CLI).
+        action_dim: n_a (taken from the dataset by the CLI).
+        hidden_dims: sizes of the hidden layers.
+        num_critics: E, members of the ensemble.
+        layer_norm: whether hidden layers end in a LayerNorm.
+    """
+
+    def __init__(
+        self,
+        observation_dim: int,
+        action_dim: int,
+        hidden_dims: Sequence[int] = (512, 512, 512, 512),
+        num_critics: int = 2,
+        layer_norm: bool = True,
+    ) -> None:
+        super().__init__()
+        _require_positive(observation_dim=observation_dim, action_dim=action_dim, num_critics=num_critics)
+        self.members = nn.ModuleList(
+            MLP(observation_dim + action_dim, hidden_dims, 1, layer_norm) for _ in range(num_critics)
+        )
+
+    def forward(self, observations: Tensor, actions: Tensor, *, with_entropy: bool = False) -> CriticOutput:
+        """See `Critic.forward`; an MLP has no attention, so its entropy is always None."""
+        inputs = torch.cat([observations, actions], dim=-1)
+        return CriticOutput(torch.cat([member(inputs) for member in self.members], dim=-1), None)
+
+
+def token_group_means(entropy: Tensor) -> Tensor:
+    """Entropies of all queries (L, B, h, n) -> (L, 2): means over [VALUE] and over the other queries."""
+    per_query = entropy.mean(dim=(1, 2))
+    return torch.stack([per_query[:, 0], per_query[:, 1:].mean(dim=-1)], dim=-1)
+
+
+def _require_positive(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"critic.{name}: expected at least 1, found {size}")

@@ -1,0 +1,81 @@
+"""The flow policy of FQL (arXiv 2502.02538): a behaviour flow and the one-step policy distilled from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tql_lightning.nn.mlp import MLP
+
+
+@dataclass(frozen=True)
+class Actor:
+    """A policy as whoever acts sees it: a pure function of observations and noise.
+
+    Attributes:
+        noise_shape: shape of the standard normal noise one observation needs.
+        act: maps (B, n_s) observations and (B, *noise_shape) noise to (B, n_a) actions in [-1, 1].
+    """
+
+    noise_shape: tuple[int, ...]
+    act: Callable[[Tensor, Tensor], Tensor]
+
+
+class FlowPolicy(nn.Module):
+    """Behaviour flow v(s, x_t, t) and one-step policy mu(s, z), both plain MLPs (spec section 5).
+
+    Args:
+        observation_dim: n_s (taken from the dataset by the CLI).
+        action_dim: n_a (taken from the dataset by the CLI).
+        hidden_dims: sizes of the hidden layers of both networks.
+        flow_steps: Euler steps from noise to a behaviour action.
+        layer_norm: whether hidden layers end in a LayerNorm.
+
+    Raises:
+        ValueError: a size or ``flow_steps`` is below 1.
+    """
+
+    def __init__(
+        self,
+        observation_dim: int,
+        action_dim: int,
+        hidden_dims: Sequence[int] = (512, 512, 512, 512),
+        flow_steps: int = 10,
+        layer_norm: bool = True,
+    ) -> None:
+        super().__init__()
+        if flow_steps < 1:
+            raise ValueError(f"policy.flow_steps: expected at least 1, found {flow_steps}")
+        self.action_dim = action_dim
+        self.flow_steps = flow_steps
+        self.behaviour_flow = MLP(observation_dim + action_dim + 1, hidden_dims, action_dim, layer_norm)
+        self.one_step_policy = MLP(observation_dim + action_dim, hidden_dims, action_dim, layer_norm)
+
+    def velocity(self, observations: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """v(s, x_t, t): (..., n_s), (..., n_a), (..., 1) -> (..., n_a)."""
+        velocity: Tensor = self.behaviour_flow(torch.cat([observations, x_t, t], dim=-1))
+        return velocity
+
+    def flow_actions(self, observations: Tensor, noise: Tensor) -> Tensor:
+        """Actions of the behaviour flow: Euler steps from the noise, clipped to [-1, 1] at the end only.
+
+        Args:
+            observations: (..., n_s).
+            noise: z, (..., n_a).
+
+        Returns:
+            (..., n_a) in [-1, 1].
+        """
+        actions = noise
+        for step in range(self.flow_steps):
+            t = torch.full_like(noise[..., :1], step / self.flow_steps)
+            actions = actions + self.velocity(observations, actions, t) / self.flow_steps
+        return actions.clamp(-1.0, 1.0)
+
+    def one_step_actions(self, observations: Tensor, noise: Tensor) -> Tensor:
+        """mu(s, z), NOT clipped: (..., n_s), (..., n_a) -> (..., n_a)."""
+        actions: Tensor = self.one_step_policy(torch.cat([observations, noise], dim=-1))
+        return actions

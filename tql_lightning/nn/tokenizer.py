@@ -1,0 +1,51 @@
+"""Every scalar of an observation and of an action becomes one token (spec section 2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tql_lightning.nn.initialisation import lecun_normal_
+
+EMBEDDING_STD = 0.02
+
+
+class ScalarTokenizer(nn.Module):
+    """Tokens [VALUE; observation scalars; action scalars], n = 1 + n_s + n_a of size H.
+
+    One Linear(1 -> H) is shared by all observation scalars and another by all action scalars; each group
+    has a modality embedding, and every token but [VALUE] a learned position. Embeddings ~ N(0, 0.02^2).
+
+    Args:
+        observation_dim: n_s.
+        action_dim: n_a.
+        hidden_dim: H.
+        modality_embeddings: whether the two groups carry a learned embedding of their kind.
+    """
+
+    def __init__(
+        self, observation_dim: int, action_dim: int, hidden_dim: int, modality_embeddings: bool = True
+    ) -> None:
+        super().__init__()
+        self.num_tokens = 1 + observation_dim + action_dim
+        self.observation_projection = lecun_normal_(nn.Linear(1, hidden_dim))
+        self.action_projection = lecun_normal_(nn.Linear(1, hidden_dim))
+        self.value_token = _embedding(1, hidden_dim)
+        self.position = _embedding(observation_dim + action_dim, hidden_dim)
+        self.observation_modality = _embedding(1, hidden_dim) if modality_embeddings else None
+        self.action_modality = _embedding(1, hidden_dim) if modality_embeddings else None
+
+    def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Turns (B, n_s) and (B, n_a) into tokens (B, n, H)."""
+        observation_tokens = self.observation_projection(observations.unsqueeze(-1))
+        action_tokens = self.action_projection(actions.unsqueeze(-1))
+        if self.observation_modality is not None and self.action_modality is not None:
+            observation_tokens = observation_tokens + self.observation_modality
+            action_tokens = action_tokens + self.action_modality
+        scalars = torch.cat([observation_tokens, action_tokens], dim=1) + self.position
+        value = self.value_token.expand(len(observations), 1, -1).to(scalars.dtype)
+        return torch.cat([value, scalars], dim=1)
+
+
+def _embedding(rows: int, hidden_dim: int) -> nn.Parameter:
+    return nn.Parameter(torch.randn(rows, hidden_dim) * EMBEDDING_STD)

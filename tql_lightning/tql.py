@@ -1,0 +1,393 @@
+"""Transformer Q-Learning (TQL, arXiv 2602.01439): the algorithm, read from top to bottom.
+
+`TQL.update` is one update in the order of the paper's release; `TQL.losses` is everything it minimises,
+equation by equation; the functions it calls stand in `tql_lightning.losses`. All losses are taken at the old
+parameters and summed, one gradient step is made, and the target critic moves towards the critic as it was
+BEFORE that step.
+
+Deviations from paper and release, and why:
+
+- One AdamW with parameter groups instead of one optimizer per network: the same update, bit for bit, but a
+  global step counts once, and distributed training needs no search for unused parameters.
+- The last transformer block computes only what the [VALUE] token needs. Exact; see `nn.transformer`.
+- Attention entropy is -sum p log_softmax, where the release clips p at 1e-9 inside the logarithm: they
+  differ by less than 1e-9 per key.
+- Noise and minibatches come from a counter (`data.counter_random`), not from a generator, so that a run can
+  be resumed at any update; the distributions are the release's.
+- Evaluation episodes and their noise are seeded; the release draws them afresh.
+- Logged gradient norms are 2-norms over each network, not the release's sum of per-array norms.
+- Query, key and value are one matrix; their weights, decay and initialisation are the release's.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from tql_lightning import losses
+from tql_lightning.batch import Batch, Noise
+from tql_lightning.nn.critic import Critic, TransformerCritic
+from tql_lightning.nn.policy import Actor, FlowPolicy
+from tql_lightning.nn.temperature import TOKEN_GROUPS, AttentionTemperature
+
+Extraction = Literal["fql", "implicit", "behaviour_flow"]
+
+
+class TQL(LightningModule):
+    """Transformer Q-Learning: flow actor, transformer critic, attention entropy held near a target.
+
+    Args:
+        observation_dim: n_s (taken from the dataset by the CLI).
+        action_dim: n_a (taken from the dataset by the CLI).
+        critic: what makes the critic from (observation_dim, action_dim).
+        policy: what makes the flow policy from (observation_dim, action_dim).
+        entropy_control: what makes the attention temperatures from (num_layers, num_tokens) of the critic;
+            null leaves the entropy alone. Without effect for a critic that has no attention.
+        discount: gamma.
+        tau: share of the critic that moves into the target critic at each update.
+        target_aggregation: over the heads of the target critic, in the TD target.
+        bc_coefficient: weight of the distillation loss (alpha_BC, the release's ``alpha``).
+        normalize_q_loss: divide the policy's Q loss by the mean |Q|.
+        extraction: how actions are chosen: "fql" one-step policy, "implicit" best of ``num_samples``
+            behaviour actions by the smallest head, "behaviour_flow" plain cloning.
+        num_samples: behaviour actions that "implicit" chooses from.
+        critic_learning_rate: peak learning rate of critic and temperatures.
+        actor_learning_rate: peak learning rate of both policy networks.
+        weight_decay: of AdamW, on weight matrices only.
+        lr_schedule: "warmup_cosine" or "constant".
+        warmup_updates: updates of linear warm-up from 0.01 of the peak.
+        schedule_updates: updates of the whole run, on which the cosine is laid out.
+        gradient_clip_norm: largest 2-norm of the gradient of critic and temperatures, and on its own of
+            both policy networks; null for no clipping.
+
+    Raises:
+        ValueError: a setting is out of its range; the message names it.
+    """
+
+    def __init__(
+        self,
+        observation_dim: int,
+        action_dim: int,
+        critic: Callable[[int, int], Critic] = TransformerCritic,
+        policy: Callable[[int, int], FlowPolicy] = FlowPolicy,
+        entropy_control: Callable[[int, int], AttentionTemperature] | None = AttentionTemperature,
+        discount: float = 0.99,
+        tau: float = 0.005,
+        target_aggregation: Literal["mean", "min"] = "mean",
+        bc_coefficient: float = 300.0,
+        normalize_q_loss: bool = False,
+        extraction: Extraction = "fql",
+        num_samples: int = 16,
+        critic_learning_rate: float = 1e-4,
+        actor_learning_rate: float = 5e-4,
+        weight_decay: float = 0.01,
+        lr_schedule: Literal["warmup_cosine", "constant"] = "warmup_cosine",
+        warmup_updates: int = 10_000,
+        schedule_updates: int = 1_000_000,
+        gradient_clip_norm: float | None = None,
+    ) -> None:
+        super().__init__()
+        _require("discount", 0.0 <= discount <= 1.0, "between 0 and 1", discount)
+        _require("tau", 0.0 < tau <= 1.0, "above 0 and at most 1", tau)
+        _require("num_samples", num_samples >= 1, "at least 1", num_samples)
+        _require("bc_coefficient", bc_coefficient >= 0.0, "at least 0", bc_coefficient)
+        _require("warmup_updates", warmup_updates >= 0, "at least 0", warmup_updates)
+        _require("schedule_updates", schedule_updates >= 1, "at least 1", schedule_updates)
+        _require("target_aggregation", target_aggregation in ("mean", "min"), "mean or min", target_aggregation)
+        _require("gradient_clip_norm", gradient_clip_norm is None or gradient_clip_norm > 0, "> 0", gradient_clip_norm)
+        self.save_hyperparameters()
+        self.automatic_optimization = False
+
+        self.critic = critic(observation_dim, action_dim)
+        self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
+        self.policy = policy(observation_dim, action_dim)
+        self.temperature: AttentionTemperature | None = None
+        if entropy_control is not None and self.critic.num_layers > 0:
+            self.temperature = entropy_control(self.critic.num_layers, self.critic.num_tokens)
+
+        self.observation_dim, self.action_dim = observation_dim, action_dim
+        self.discount, self.tau = discount, tau
+        self.target_aggregation: Literal["mean", "min"] = target_aggregation
+        self.bc_coefficient, self.normalize_q_loss = bc_coefficient, normalize_q_loss
+        self.extraction: Extraction = extraction
+        self.num_samples = num_samples
+        self.critic_learning_rate, self.actor_learning_rate = critic_learning_rate, actor_learning_rate
+        self.weight_decay = weight_decay
+        self.lr_schedule, self.warmup_updates = lr_schedule, warmup_updates
+        self.schedule_updates = schedule_updates
+        self.gradient_clip_norm = gradient_clip_norm
+        self._gradient_norms: dict[str, Tensor] | None = None
+
+    # ------------------------------------------------------------------ one update (spec section 6)
+
+    def update(self, batch: Batch, noise: Noise, with_metrics: bool = True) -> dict[str, Any]:
+        """One update: losses at the old parameters, target critic, one gradient step.
+
+        Args:
+            batch: transitions, leading dimension (B,).
+            noise: every random number of this update.
+            with_metrics: whether to compute what is only logged.
+
+        Returns:
+            What `training_step` returns to callbacks.
+        """
+        optimizer, schedule = self.optimizers(), self.lr_schedulers()
+        optimizer.zero_grad()  # type: ignore[union-attr]
+        total, entropy, metrics = self.losses(batch, noise, with_metrics)
+        self.manual_backward(total)
+        self._gradient_norms = {} if with_metrics else None
+        self.move_target()
+        optimizer.step()  # type: ignore[union-attr, call-arg]
+        schedule.step()  # type: ignore[union-attr, call-arg]
+        metrics |= self._gradient_norms or {}
+        return {
+            "loss": total.detach(),
+            "metrics": metrics,
+            "attention_entropy": None if entropy is None else entropy.detach(),
+            "temperature": None if self.temperature is None else self.temperature().detach(),
+            "target_entropy": None if self.temperature is None else self.temperature.targets,
+        }
+
+    def losses(
+        self, batch: Batch, noise: Noise, with_metrics: bool = True
+    ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
+        """Everything TQL minimises, as a pure function of parameters, batch and noise.
+
+        Args:
+            batch: transitions, leading dimension (B,).
+            noise: every random number of this update.
+            with_metrics: whether to compute what is only logged.
+
+        Returns:
+            The total loss, the attention entropy (L, 2) or None, and detached scalars to log.
+        """
+        # TD target: a' = clip(mu(s', z')), y = r + discount * mask * aggregate Q_target(s', a')
+        with torch.no_grad():
+            next_actions = self.one_step_actions(batch.next_observations, noise.next_action)
+            next_values = self.target_critic(batch.next_observations, next_actions).values.float()
+            target = losses.td_target(
+                batch.rewards, batch.masks, next_values, self.discount, self.target_aggregation
+            )
+
+        # Critic: TD loss, entropy loss (moves the critic), temperature loss (moves alpha)
+        with_entropy = self.temperature is not None or with_metrics
+        values, entropy = self.critic(batch.observations, batch.actions, with_entropy=with_entropy)
+        td_loss = losses.td_loss(values.float(), target)
+        entropy_loss = temperature_loss = torch.zeros_like(td_loss)
+        if self.temperature is not None:
+            entropy_loss = losses.entropy_loss(entropy, self.temperature.entropy_weight())
+            temperature_loss = losses.temperature_loss(entropy, self.temperature(), self.temperature.targets)
+        critic_loss = td_loss + entropy_loss + temperature_loss
+
+        # Behaviour flow: v(s, x_t, t) regresses onto x_1 - x_0
+        x_t = losses.flow_interpolation(noise.flow_x0, batch.actions, noise.flow_t)
+        velocity = self.policy.velocity(batch.observations, x_t, noise.flow_t)
+        behaviour_flow_loss = losses.behaviour_flow_loss(velocity, noise.flow_x0, batch.actions)
+
+        # Distillation: the one-step policy follows the flow from the same noise
+        with torch.no_grad():
+            teacher = self.policy.flow_actions(batch.observations, noise.distillation)
+        student = self.policy.one_step_actions(batch.observations, noise.distillation)
+        distillation_loss = losses.distillation_loss(student, teacher)
+
+        # Q term: the online critic, held fixed, at the one-step policy's action
+        policy_values = self.frozen_critic_values(batch.observations, student.clamp(-1.0, 1.0)).float()
+        q_loss = losses.q_loss(policy_values, self.normalize_q_loss)
+        actor_loss = behaviour_flow_loss + self.bc_coefficient * distillation_loss + q_loss
+
+        total = critic_loss + actor_loss
+        if not with_metrics:
+            return total, entropy, {}
+        with torch.no_grad():
+            sampled = self.one_step_actions(batch.observations, noise.metric)
+            metrics = {
+                "critic_loss": critic_loss,
+                "td_loss": td_loss,
+                "entropy_loss": entropy_loss,
+                "temperature_loss": temperature_loss,
+                "q_mean": values.mean(),
+                "q_min": values.min(),
+                "q_max": values.max(),
+                "target_q_mean": target.mean(),
+                "actor_loss": actor_loss,
+                "behaviour_flow_loss": behaviour_flow_loss,
+                "distillation_loss": distillation_loss,
+                "q_loss": q_loss,
+                "policy_q_mean": policy_values.mean(),
+                "action_error": (sampled - batch.actions).square().mean(),
+            }
+        return total, entropy, {name: value.detach() for name, value in metrics.items()}
+
+    def frozen_critic_values(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Online critic's values (B, E) whose gradient reaches the actions and not the critic."""
+        frozen = {name: parameter.detach() for name, parameter in self.critic.named_parameters()}
+        values: Tensor = functional_call(self.critic, frozen, (observations, actions)).values
+        return values
+
+    @torch.no_grad()
+    def move_target(self) -> None:
+        """Target <- tau * critic + (1 - tau) * target, called before the critic's gradient step."""
+        torch._foreach_lerp_(list(self.target_critic.parameters()), list(self.critic.parameters()), self.tau)
+
+    # ------------------------------------------------------------------ acting (spec section 5)
+
+    def actor(self, extraction: Extraction | None = None) -> Actor:
+        """The policy as a pure function of observations and noise.
+
+        Args:
+            extraction: how to choose actions; None for the model's own setting.
+        """
+        match extraction or self.extraction:
+            case "fql":
+                return Actor((self.action_dim,), self.one_step_actions)
+            case "implicit":
+                return Actor((self.num_samples, self.action_dim), self.implicit_actions)
+            case "behaviour_flow":
+                return Actor((self.action_dim,), self.policy.flow_actions)
+
+    def one_step_actions(self, observations: Tensor, noise: Tensor) -> Tensor:
+        """clip(mu(s, z), -1, 1): (B, n_s), (B, n_a) -> (B, n_a)."""
+        return self.policy.one_step_actions(observations, noise).clamp(-1.0, 1.0)
+
+    def implicit_actions(self, observations: Tensor, noise: Tensor) -> Tensor:
+        """Of S behaviour actions the one with the highest smallest-head Q: (B, n_s), (B, S, n_a) -> (B, n_a)."""
+        repeated = observations.unsqueeze(1).expand(-1, noise.shape[1], -1)
+        candidates = self.policy.flow_actions(repeated, noise)
+        values = self.critic(repeated.flatten(0, 1), candidates.flatten(0, 1)).values.amin(dim=-1)
+        best = values.view(noise.shape[:2]).argmax(dim=-1)
+        return candidates[torch.arange(len(best), device=best.device), best]
+
+    def forward(self, observations: Tensor, noise: Tensor) -> Tensor:
+        """Acts with the model's own extraction; see `actor` for the shape of the noise."""
+        return self.actor().act(observations, noise)
+
+    # ------------------------------------------------------------------ optimisation (spec section 6)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """One AdamW over critic, temperatures and actor, and the schedule of both learning rates."""
+        critic_lr, actor_lr = self.critic_learning_rate, self.actor_learning_rate
+        decaying, plain = _split(self.critic, self.critic.decays)
+        policy_decaying, policy_plain = _split(self.policy, lambda _, parameter: parameter.ndim > 1)
+        plain += [] if self.temperature is None else list(self.temperature.parameters())
+        groups = [
+            {"name": "critic", "params": decaying, "lr": critic_lr, "weight_decay": self.weight_decay},
+            {"name": "critic_no_decay", "params": plain, "lr": critic_lr, "weight_decay": 0.0},
+            {"name": "actor", "params": policy_decaying, "lr": actor_lr, "weight_decay": self.weight_decay},
+            {"name": "actor_no_decay", "params": policy_plain, "lr": actor_lr, "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW([group for group in groups if group["params"]], foreach=True)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.learning_rate_factor)
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def learning_rate_factor(self, update: int) -> float:
+        """Share of the peak learning rate at an update, counted from 0.
+
+        Linear from 0.01 over ``warmup_updates``, then a cosine to 0.1. As in the release the cosine ends
+        ``warmup_updates`` before the run does, and the rest stays at 0.1.
+        """
+        if self.lr_schedule == "constant":
+            return 1.0
+        if update < self.warmup_updates:
+            return 0.01 + 0.99 * update / self.warmup_updates
+        length = self.schedule_updates - 2 * self.warmup_updates
+        progress = min((update - self.warmup_updates) / length, 1.0) if length > 0 else 1.0
+        return 0.9 * (1.0 + math.cos(math.pi * progress)) / 2.0 + 0.1
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Measures and clips the gradient of each network on its own, after any unscaling."""
+        if self._gradient_norms is None and self.gradient_clip_norm is None:
+            return
+        critic_side = [*self.critic.parameters(), *(self.temperature.parameters() if self.temperature else ())]
+        for name, parameters in {"critic": critic_side, "actor": list(self.policy.parameters())}.items():
+            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+            norm = nn.utils.get_total_norm(gradients)
+            if self._gradient_norms is not None:
+                self._gradient_norms[f"gradient_norm/{name}"] = norm
+            if self.gradient_clip_norm is not None:
+                nn.utils.clip_grads_with_norm_(parameters, self.gradient_clip_norm, norm)
+
+    # ------------------------------------------------------------------ Lightning's loops
+
+    def training_step(self, chunk: tuple[Batch, Noise], batch_idx: int) -> dict[str, Any]:
+        """K updates on a chunk of K minibatches; stops between two of them when the trainer is to stop.
+
+        Args:
+            chunk: batches and noise with leading dimensions (K, B).
+            batch_idx: number of the chunk.
+
+        Returns:
+            For callbacks, of the last update and without gradient: "loss", "metrics" (name -> scalar; empty
+            if the chunk was cut short), and "attention_entropy", "temperature", "target_entropy" (L, 2), or
+            None where there is no such thing.
+        """
+        batches, noises = chunk
+        num_updates = len(batches.rewards)
+        first = self.global_step
+        for k in range(num_updates):
+            outputs = self.update(batches.update(k), noises.update(k), with_metrics=k == num_updates - 1)
+            if self.trainer.should_stop:
+                break
+        if outputs["metrics"] and self.crosses_log_interval(first):
+            self.write_metrics(outputs["metrics"])
+        return outputs
+
+    def crosses_log_interval(self, first_update: int) -> bool:
+        """Whether a multiple of the trainer's ``log_every_n_steps``, counted in updates, was passed."""
+        interval = self.trainer.log_every_n_steps
+        return interval > 0 and self.global_step // interval > first_update // interval
+
+    def write_metrics(self, metrics: dict[str, Tensor]) -> None:
+        """Writes an update's metrics and learning rates to the loggers, averaged over the processes."""
+        values = torch.stack([value.float() for value in metrics.values()])
+        averaged = self.trainer.strategy.reduce(values, reduce_op="mean").tolist()
+        scalars = {f"train/{name}": value for name, value in zip(metrics, averaged, strict=True)}
+        for group in self.optimizers().optimizer.param_groups:  # type: ignore[union-attr]
+            if not group["name"].endswith("no_decay"):
+                scalars[f"train/learning_rate/{group['name']}"] = float(group["lr"])
+        for logger in self.loggers:
+            logger.log_metrics(scalars, step=self.global_step)
+
+    def validation_step(self, batch_and_noise: tuple[Batch, Noise], batch_idx: int) -> None:
+        """Logs the losses on held-out transitions as ``val/...``; leading dimension (B,)."""
+        self._log_held_out("val", *batch_and_noise)
+
+    def test_step(self, batch_and_noise: tuple[Batch, Noise], batch_idx: int) -> None:
+        """Logs the losses on held-out transitions as ``test/...``; leading dimension (B,)."""
+        self._log_held_out("test", *batch_and_noise)
+
+    def _log_held_out(self, stage: str, batch: Batch, noise: Noise) -> None:
+        _, entropy, metrics = self.losses(batch, noise)
+        if entropy is not None:
+            for layer, row in enumerate(entropy):
+                for group, value in zip(TOKEN_GROUPS, row, strict=True):
+                    metrics[f"attention_entropy/layer_{layer}/{group}"] = value
+        scalars = {f"{stage}/{name}": value for name, value in metrics.items()}
+        self.log_dict(scalars, batch_size=len(batch.rewards), sync_dist=True)
+
+    def train(self, mode: bool = True) -> TQL:
+        """Switches to training or evaluation; the target critic never drops out."""
+        super().train(mode)
+        self.target_critic.eval()
+        return self
+
+
+def _split(
+    module: nn.Module, decays: Callable[[str, nn.Parameter], bool]
+) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """A module's parameters with and without weight decay."""
+    decaying = [parameter for name, parameter in module.named_parameters() if decays(name, parameter)]
+    plain = [parameter for name, parameter in module.named_parameters() if not decays(name, parameter)]
+    return decaying, plain
+
+
+def _require(name: str, condition: bool, expected: str, found: object) -> None:
+    if not condition:
+        raise ValueError(f"model.{name}: expected {expected}, found {found}")
