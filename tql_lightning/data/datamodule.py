@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from functools import cached_property
+from collections.abc import Iterable
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
@@ -16,10 +15,9 @@ from tql_lightning.data.transitions import DatasetError, TransitionDataset
 class OfflineDataModule(LightningDataModule):
     """Loads a dataset once and samples it on the device, K minibatches at a time.
 
-    The dataset is loaded when its dimensions are first asked for, before a network is built.
-
     Args:
-        source: what loads the dataset: a function or class that returns a ``TransitionDataset``.
+        dataset: the transitions. On the command line: the class path of a function or class that gives a
+            ``TransitionDataset``, with its arguments (``--data.dataset.task=3``).
         batch_size: transitions in one update, over all processes together.
         updates_per_step: K, updates in one step of the trainer; larger is faster, and what runs every N
             updates (evaluation, checkpoints) needs a multiple of K.
@@ -27,11 +25,12 @@ class OfflineDataModule(LightningDataModule):
 
     Raises:
         ValueError: ``batch_size`` or ``updates_per_step`` is below 1.
+        DatasetError: ``dataset`` is something else.
     """
 
     def __init__(
         self,
-        source: Callable[[], TransitionDataset],
+        dataset: TransitionDataset,
         batch_size: int = 256,
         updates_per_step: int = 10,
         seed: int = 0,
@@ -40,25 +39,15 @@ class OfflineDataModule(LightningDataModule):
         for name, value in {"batch_size": batch_size, "updates_per_step": updates_per_step}.items():
             if value < 1:
                 raise ValueError(f"data.{name}: expected at least 1, found {value}")
-        self.source = source
+        if not isinstance(dataset, TransitionDataset):
+            raise DatasetError(
+                f"data.dataset: expected a TransitionDataset, found {type(dataset).__name__}; build one with "
+                "TransitionDataset.from_arrays"
+            )
+        self.dataset = dataset
         self.batch_size = batch_size
         self.updates_per_step = updates_per_step
         self.seed = seed
-
-    @cached_property
-    def dataset(self) -> TransitionDataset:
-        """The loaded dataset.
-
-        Raises:
-            DatasetError: the source returned something else.
-        """
-        dataset = self.source()
-        if not isinstance(dataset, TransitionDataset):
-            raise DatasetError(
-                f"data.source: expected a function or class that returns a TransitionDataset, found one that "
-                f"returns {type(dataset).__name__}; build it with TransitionDataset.from_arrays"
-            )
-        return dataset
 
     @property
     def observation_dim(self) -> int:

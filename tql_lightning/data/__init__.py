@@ -1,0 +1,1 @@
+"""Offline datasets: loading and checking, sampling on the device, collecting."""

@@ -1,0 +1,88 @@
+"""The project's own dataset file: one npz of arrays, no pickle."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from tql_lightning.data.files import write_whole
+from tql_lightning.data.transitions import DatasetError, TransitionDataset
+
+REQUIRED = ("observations", "actions", "rewards", "terminations", "truncations")
+OPTIONAL = ("next_observations", "env_id", "action_low", "action_high")
+
+
+def load_npz(path: str, validation_fraction: float = 0.0) -> TransitionDataset:
+    """Loads an npz file of transitions in the order they were made.
+
+    Its arrays: observations (N, n_s), actions (N, n_a) in the environment's units, rewards, terminations
+    and truncations (N,); optional next_observations (N, n_s), env_id (a string), action_low and action_high
+    (n_a,), which are -1 and 1 if not given.
+
+    Args:
+        path: the file; relative to the working directory.
+        validation_fraction: share of the episodes, the last ones, held out for validation.
+
+    Raises:
+        DatasetError: the file is missing, damaged or pickled, or an array is missing, unknown or wrong.
+    """
+    if not 0.0 <= validation_fraction < 1.0:
+        raise DatasetError(f"validation_fraction: expected at least 0 and below 1, found {validation_fraction}")
+    arrays = read_npz(Path(path))
+    missing = [key for key in REQUIRED if key not in arrays]
+    unknown = [key for key in arrays if key not in REQUIRED + OPTIONAL]
+    if missing or unknown:
+        raise DatasetError(
+            f"{path}: expected arrays {', '.join(REQUIRED)} (and optionally {', '.join(OPTIONAL)}); "
+            f"missing: {', '.join(missing) or 'none'}; unknown: {', '.join(unknown) or 'none'}"
+        )
+    env_id = str(arrays.pop("env_id")) if "env_id" in arrays else None
+    common: dict[str, Any] = {
+        "name": Path(path).stem,
+        "env_id": env_id,
+        "action_low": arrays.pop("action_low", None),
+        "action_high": arrays.pop("action_high", None),
+    }
+    dataset = TransitionDataset.from_arrays(**arrays, **common)
+    return dataset.hold_out(validation_fraction) if validation_fraction else dataset
+
+
+def save_npz(path: Path | str, **arrays: ArrayLike) -> None:
+    """Writes arrays to an npz file that is whole or not there.
+
+    Args:
+        path: the file to make or replace.
+        **arrays: by the names that `load_npz` reads.
+    """
+    with write_whole(Path(path)) as file:
+        np.savez(file, allow_pickle=False, **{key: np.asarray(value) for key, value in arrays.items()})
+
+
+def read_npz(path: Path) -> dict[str, NDArray[Any]]:
+    """Every array of an npz file, opened without pickle.
+
+    Raises:
+        DatasetError: the file is missing, is no npz, is damaged, or holds pickled objects.
+    """
+    if not path.is_file():
+        raise DatasetError(
+            f"{path}: no such file; check the path, or make a dataset with: tql collect ENVIRONMENT --output {path}"
+        )
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise DatasetError(f"{path}: expected an npz archive of arrays, found a single array")
+            return {key: file[key] for key in file.files}
+    except (zipfile.BadZipFile, EOFError, OSError, KeyError) as error:
+        raise DatasetError(f"{path}: expected a whole npz file, found a damaged one ({error}); fetch it again") from error
+    except DatasetError:
+        raise
+    except ValueError as error:
+        raise DatasetError(
+            f"{path}: expected plain arrays, found something that numpy opens only with pickle or not at all "
+            f"({error}); save it again with numpy.savez and dtypes of numbers"
+        ) from error
