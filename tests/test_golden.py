@@ -159,7 +159,7 @@ class Case:
 
 
 @pytest.fixture(scope="session")
-def case(golden_case: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
+def case(golden_case: Path, tmp_path_factory: pytest.TempPathFactory) -> Case:
     torch.set_num_threads(1)
     settings = json.loads((golden_case / "config.json").read_text())
     core = read(golden_case / "core.npz")
@@ -181,7 +181,7 @@ def case(golden_case: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         default_root_dir=tmp_path_factory.mktemp("golden"),
     )
     trainer.fit(model, train_dataloaders=RecordedUpdates(case, num_updates))
-    yield case
+    return case
 
 
 def assert_close(name: str, ours: Any, release: Any, relative: float, absolute: float = 1e-7) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from tql_lightning.nn.temperature import AttentionTemperature
 from tql_lightning.tql import TQL
 
 Arrays = dict[str, np.ndarray]
-Read = Callable[[nn.Parameter], Tensor | None]
+Read = Callable[[Tensor], Tensor | None]
 
 
 def release_arrays(model: TQL, read: Read = lambda parameter: parameter.detach()) -> Arrays:
@@ -85,7 +86,7 @@ def save_release_params(model: TQL, path: Path | str) -> None:
         np.savez(file, allow_pickle=False, **release_arrays(model))
 
 
-Entry = tuple[str, nn.Parameter, Callable[[Tensor], Tensor], Callable[[nn.Parameter, Tensor], object]]
+Entry = tuple[str, Tensor, Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], object]]
 
 
 def _entries(model: TQL) -> Iterator[Entry]:
@@ -113,12 +114,13 @@ def _critic(prefix: str, critic: Critic) -> Iterator[Entry]:
     for index, block in enumerate(critic.transformer.blocks):
         yield from _block(f"{prefix}/transformer_block_{index}", block)
     yield from _norm(f"{prefix}/final_ln", critic.transformer.final_norm)
-    for index, head in enumerate(critic.heads):
-        yield from _linear(f"{prefix}/q_head_{index}_hidden", head[0])
-        yield from _linear(f"{prefix}/q_head_{index}_output", head[2])
+    heads: Any = critic.heads
+    for index, (hidden, _, output) in enumerate(heads):
+        yield from _linear(f"{prefix}/q_head_{index}_hidden", hidden)
+        yield from _linear(f"{prefix}/q_head_{index}_output", output)
 
 
-def _block(prefix: str, block: nn.Module) -> Iterator[Entry]:
+def _block(prefix: str, block: Any) -> Iterator[Entry]:
     yield from _norm(f"{prefix}/LayerNorm_0", block.attention_norm)
     yield from _norm(f"{prefix}/LayerNorm_1", block.feedforward_norm)
     attention = block.attention
@@ -136,7 +138,7 @@ def _mlp(prefix: str, mlp: MLP) -> Iterator[Entry]:
         yield from _norm(f"{prefix}/LayerNorm_{index}", norm)
 
 
-def _plain(name: str, parameter: nn.Parameter) -> Entry:
+def _plain(name: str, parameter: Tensor) -> Entry:
     return name, parameter, lambda ours: ours, lambda ours, release: ours.copy_(release)
 
 

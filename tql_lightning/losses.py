@@ -14,7 +14,7 @@ def td_target(
     discount: float,
     aggregation: Literal["mean", "min"],
 ) -> Tensor:
-    """y = r + discount * mask * aggregate_k Q_k(s', a'), spec section 4.
+    """TD target y = r + discount * mask * aggregate_k Q_k(s', a'), spec section 4.
 
     Args:
         rewards: (B,).

@@ -145,8 +145,8 @@ class TQL(LightningModule):
         self.manual_backward(total)
         self._gradient_norms = {} if with_metrics else None
         self.move_target()
-        optimizer.step()  # type: ignore[union-attr, call-arg]
-        schedule.step()  # type: ignore[union-attr, call-arg]
+        optimizer.step()  # type: ignore[union-attr]
+        schedule.step()  # type: ignore[union-attr]
         metrics |= self._gradient_norms or {}
         return {
             "loss": total.detach(),
@@ -173,9 +173,7 @@ class TQL(LightningModule):
         with torch.no_grad():
             next_actions = self.one_step_actions(batch.next_observations, noise.next_action)
             next_values = self.target_critic(batch.next_observations, next_actions).values.float()
-            target = losses.td_target(
-                batch.rewards, batch.masks, next_values, self.discount, self.target_aggregation
-            )
+            target = losses.td_target(batch.rewards, batch.masks, next_values, self.discount, self.target_aggregation)
 
         # Critic: TD loss, entropy loss (moves the critic), temperature loss (moves alpha)
         with_entropy = self.temperature is not None or with_metrics
@@ -283,7 +281,7 @@ class TQL(LightningModule):
             {"name": "actor", "params": policy_decaying, "lr": actor_lr, "weight_decay": self.weight_decay},
             {"name": "actor_no_decay", "params": policy_plain, "lr": actor_lr, "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.AdamW([group for group in groups if group["params"]], foreach=True)
+        optimizer = torch.optim.AdamW([group for group in groups if group["params"]], fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.learning_rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
@@ -325,8 +323,8 @@ class TQL(LightningModule):
 
         Returns:
             For callbacks, of the last update and without gradient: "loss", "metrics" (name -> scalar; empty
-            if the chunk was cut short), and "attention_entropy", "temperature", "target_entropy" (L, 2), or
-            None where there is no such thing.
+            if the chunk was cut short), "attention_entropy", "temperature", "target_entropy" (L, 2), or None
+            where there is no such thing, and "log_now", whether this update's metrics are written.
         """
         batches, noises = chunk
         num_updates = len(batches.rewards)
@@ -335,13 +333,14 @@ class TQL(LightningModule):
             outputs = self.update(batches.update(k), noises.update(k), with_metrics=k == num_updates - 1)
             if self.trainer.should_stop:
                 break
-        if outputs["metrics"] and self.crosses_log_interval(first):
+        outputs["log_now"] = bool(outputs["metrics"]) and self.crosses_log_interval(first)
+        if outputs["log_now"]:
             self.write_metrics(outputs["metrics"])
         return outputs
 
     def crosses_log_interval(self, first_update: int) -> bool:
         """Whether a multiple of the trainer's ``log_every_n_steps``, counted in updates, was passed."""
-        interval = self.trainer.log_every_n_steps
+        interval: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         return interval > 0 and self.global_step // interval > first_update // interval
 
     def write_metrics(self, metrics: dict[str, Tensor]) -> None:

@@ -16,7 +16,12 @@ MakeBehaviour = Callable[[Any, np.random.Generator], Behaviour]
 def random_behaviour(action_space: Any, rng: np.random.Generator) -> Behaviour:
     """Uniform actions within the bounds of a Box action space."""
     low, high = action_space.low, action_space.high
-    return lambda observation: rng.uniform(low, high).astype(np.float32)
+
+    def act(_: Array) -> Array:
+        action: Array = rng.uniform(low, high).astype(np.float32)
+        return action
+
+    return act
 
 
 def weak_swing_up(action_space: Any, rng: np.random.Generator) -> Behaviour:
@@ -36,7 +41,8 @@ def weak_swing_up(action_space: Any, rng: np.random.Generator) -> Behaviour:
         cosine, sine, speed = (float(value) for value in observation)
         near_top = cosine > 0.8 and braking > 0.0
         wanted = -braking * (sine + 0.3 * speed) if near_top else torque * np.sign(speed)
-        return np.clip([wanted + rng.normal() * noise], low, high).astype(np.float32)
+        action: Array = np.clip([wanted + rng.normal() * noise], low, high).astype(np.float32)
+        return action
 
     return act
 

@@ -115,7 +115,8 @@ def _collect_gymnasium(
     env.close()
     if not isinstance(actions, gymnasium.spaces.Box):
         raise DatasetError(f"environment: {env_id}: expected Box actions, found {actions}")
-    import_behaviour(behaviour) if behaviour else None  # a bad path fails here, before any process starts
+    if behaviour:
+        import_behaviour(behaviour)  # a bad path fails here, before any process starts
     arrays, episodes = _gather(
         partial(_gymnasium_collector, env_id, behaviour), lambda episode: (seed, episode), transitions, workers
     )
@@ -219,6 +220,7 @@ def _play_collector(environment: str, length: int) -> Callable[[tuple[int, ...]]
     if "button" in tasks:
         oracles["button"] = ButtonPlanOracle(**noise, gripper_always_closed=tasks == ("button",))
     stacks = "cube" in tasks
+    unwrapped: Any = env.unwrapped
 
     def episode(key: tuple[int, ...]) -> Arrays:
         rng = np.random.default_rng(key)
@@ -245,7 +247,7 @@ def _play_collector(environment: str, length: int) -> Callable[[tuple[int, ...]]
             for name, value in row.items():
                 rows.setdefault(name, []).append(value)
             if oracle.done:
-                target_observation, target_info = env.unwrapped.set_new_target(**target)
+                target_observation, target_info = unwrapped.set_new_target(**target)
                 oracle = oracles[target_info["privileged/target_task"]]
                 oracle.reset(target_observation, target_info)
             observation = following

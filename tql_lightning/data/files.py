@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+
 @contextmanager
 def write_whole(path: Path) -> Iterator[BinaryIO]:
     """A file beside ``path`` to write to, which takes its place once written and flushed to disk.
@@ -31,6 +32,7 @@ def write_whole(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
 
 def write_text_whole(path: Path, text: str) -> None:
     """Writes UTF-8 text through `write_whole`."""

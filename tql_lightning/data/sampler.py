@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -121,7 +122,7 @@ class ValidationPass:
 
     def __len__(self) -> int:
         """Batches in a pass."""
-        return -(-len(self.transitions.rewards) // self.batch_size)
+        return math.ceil(len(self.transitions.rewards) / self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Batch, Noise]]:
         """Yields (batch, noise) with leading dimension (B,)."""

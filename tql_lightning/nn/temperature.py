@@ -72,7 +72,8 @@ class AttentionTemperature(nn.Module):
         """The temperatures, (L, 2), not clipped."""
         if self.form == "exp":
             return self.raw.exp()
-        return self.raw.sign() * self.raw.abs().expm1()
+        magnitude: Tensor = self.raw.abs().expm1()
+        return self.raw.sign() * magnitude
 
     def entropy_weight(self) -> Tensor:
         """The temperatures as they weigh the entropy loss: clipped and without gradient, (L, 2)."""

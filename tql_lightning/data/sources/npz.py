@@ -47,7 +47,7 @@ def load_npz(path: str, validation_fraction: float = 0.0) -> TransitionDataset:
         "action_low": arrays.pop("action_low", None),
         "action_high": arrays.pop("action_high", None),
     }
-    dataset = TransitionDataset.from_arrays(**arrays, **common)
+    dataset = TransitionDataset.from_arrays(**{**arrays, **common})
     return dataset.hold_out(validation_fraction) if validation_fraction else dataset
 
 
@@ -78,7 +78,9 @@ def read_npz(path: Path) -> dict[str, NDArray[Any]]:
                 raise DatasetError(f"{path}: expected an npz archive of arrays, found a single array")
             return {key: file[key] for key in file.files}
     except (zipfile.BadZipFile, EOFError, OSError, KeyError) as error:
-        raise DatasetError(f"{path}: expected a whole npz file, found a damaged one ({error}); fetch it again") from error
+        raise DatasetError(
+            f"{path}: expected a whole npz file, found a damaged one ({error}); fetch it again"
+        ) from error
     except DatasetError:
         raise
     except ValueError as error:

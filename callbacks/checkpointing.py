@@ -1,0 +1,106 @@
+"""Checkpoints to continue from, also after Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Keeps ``last.ckpt``: written every N updates and whenever training ends, also by an interrupt.
+
+    Continue from it with ``--ckpt_path=last``.
+
+    Args:
+        dirpath: folder of the checkpoint.
+        every_n_updates: updates between two writes; a multiple of the data's ``updates_per_step``.
+    """
+
+    def __init__(self, dirpath: str | None = None, every_n_updates: int = 10_000) -> None:
+        if every_n_updates < 1:
+            raise ValueError(f"LastCheckpoint.every_n_updates: expected at least 1, found {every_n_updates}")
+        super().__init__(
+            dirpath=dirpath,
+            save_last=True,
+            save_top_k=0,
+            every_n_train_steps=every_n_updates,
+            enable_version_counter=False,
+        )
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Checks the interval before any training."""
+        datamodule: Any = getattr(trainer, "datamodule", None)
+        per_step = getattr(datamodule, "updates_per_step", 1)
+        if stage == "fit" and self._every_n_train_steps % per_step:
+            raise ValueError(
+                f"LastCheckpoint.every_n_updates: expected a multiple of data.updates_per_step={per_step}, found "
+                f"{self._every_n_train_steps}"
+            )
+        super().setup(trainer, pl_module, stage)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the checkpoint of the last update, whatever ended the run."""
+        if trainer.global_step > 0 and self._last_global_step_saved != trainer.global_step:
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+
+
+class GracefulInterrupt(Callback):
+    """Ctrl-C or SIGTERM ends training after the update in hand, with a checkpoint; a second Ctrl-C at once.
+
+    Attributes:
+        received: the signal that ended training, or None.
+    """
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._previous: dict[signal.Signals, Any] = {}
+        self._trainer: Trainer | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes over the two signals."""
+        self._trainer = trainer
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._handle)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """With several processes, stops all of them at the same update."""
+        if trainer.world_size > 1:
+            stop = trainer.strategy.reduce_boolean_decision(self.received is not None, all=False)
+            trainer.should_stop = trainer.should_stop or stop
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Says where the run stopped and how to continue it."""
+        if self.received is None or not trainer.is_global_zero:
+            return
+        paths = [
+            callback.last_model_path
+            for callback in trainer.checkpoint_callbacks
+            if isinstance(callback, ModelCheckpoint) and callback.last_model_path
+        ]
+        saved = f"saved {paths[0]}; continue with --ckpt_path=last" if paths else "no checkpoint was configured"
+        print(f"\nStopped by {self.received.name} after update {trainer.global_step}: {saved}", file=sys.stderr)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Gives the signals back."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous.clear()
+        self._trainer = None
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number)
+        print(
+            f"\n{self.received.name}: stopping after the update in hand (Ctrl-C again: at once, without saving)",
+            file=sys.stderr,
+        )
+        if self._trainer is not None and self._trainer.world_size == 1:
+            self._trainer.should_stop = True

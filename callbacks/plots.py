@@ -1,0 +1,26 @@
+"""Draws a run's curves when it ends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger
+
+
+class TrainingPlots(Callback):
+    """Writes return.png, attention_entropy.png and losses.png beside the CSV logger's metrics.csv."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Checks that there is something to draw from."""
+        if stage == "fit" and not any(isinstance(logger, CSVLogger) for logger in trainer.loggers):
+            raise ValueError("TrainingPlots: expected a CSVLogger in trainer.logger, found none; add one")
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draws on the first process."""
+        from tql_lightning.plots import plot_run
+
+        for logger in trainer.loggers:
+            if isinstance(logger, CSVLogger) and trainer.is_global_zero:
+                logger.save()
+                plot_run(Path(logger.log_dir))

@@ -1,0 +1,59 @@
+"""Transformer Q-Learning (TQL, arXiv 2602.01439) on PyTorch Lightning.
+
+The names below are loaded when first used, so that importing the package stays cheap.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tql_lightning.batch import Batch, Noise
+    from tql_lightning.data.datamodule import OfflineDataModule
+    from tql_lightning.data.transitions import DatasetError, TransitionDataset
+    from tql_lightning.nn.critic import Critic, CriticOutput, MLPCritic, TransformerCritic
+    from tql_lightning.nn.policy import Actor, FlowPolicy
+    from tql_lightning.nn.temperature import AttentionTemperature
+    from tql_lightning.rollout import RolloutResult, rollout
+    from tql_lightning.tql import TQL
+
+_HOMES = {
+    "batch": ("Batch", "Noise"),
+    "data.datamodule": ("OfflineDataModule",),
+    "data.transitions": ("DatasetError", "TransitionDataset"),
+    "nn.critic": ("Critic", "CriticOutput", "MLPCritic", "TransformerCritic"),
+    "nn.policy": ("Actor", "FlowPolicy"),
+    "nn.temperature": ("AttentionTemperature",),
+    "rollout": ("RolloutResult", "rollout"),
+    "tql": ("TQL",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "TQL",
+    "Actor",
+    "AttentionTemperature",
+    "Batch",
+    "Critic",
+    "CriticOutput",
+    "DatasetError",
+    "FlowPolicy",
+    "MLPCritic",
+    "Noise",
+    "OfflineDataModule",
+    "RolloutResult",
+    "TransformerCritic",
+    "TransitionDataset",
+    "rollout",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

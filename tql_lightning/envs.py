@@ -1,0 +1,51 @@
+"""Makes environments as the policy sees them: flat float32 observations, actions in [-1, 1]."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import gymnasium
+
+
+class EnvError(ValueError):
+    """An environment cannot be made or does not fit; the message says why and what to do."""
+
+
+def make_env(env_id: str, render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
+    """Makes a Gymnasium environment with flat float32 observations and actions in [-1, 1].
+
+    Args:
+        env_id: a Gymnasium id; "package:Env-v0" imports the package that registers it first.
+        render_mode: passed on to the environment.
+
+    Raises:
+        EnvError: unknown id, missing package, or spaces that are not Boxes.
+    """
+    import gymnasium
+    from gymnasium.wrappers import DtypeObservation, FlattenObservation, RescaleAction
+
+    try:
+        env = gymnasium.make(env_id, render_mode=render_mode)
+    except ModuleNotFoundError as error:
+        raise EnvError(f"environment {env_id}: {error}; install the package that registers it") from error
+    except gymnasium.error.Error as error:
+        close = difflib.get_close_matches(env_id.split(":")[-1], gymnasium.registry)
+        hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        raise EnvError(f"environment {env_id}: {error}{hint}") from error
+    box = gymnasium.spaces.Box
+    if not isinstance(env.action_space, box) or env.action_space.shape is None or len(env.action_space.shape) != 1:
+        raise EnvError(f"environment {env_id}: expected a Box of actions of rank 1, found {env.action_space}")
+    if not isinstance(env.observation_space, box):
+        raise EnvError(f"environment {env_id}: expected Box observations, found {env.observation_space}")
+    if len(env.observation_space.shape) != 1:
+        env = FlattenObservation(env)
+    if env.observation_space.dtype != "float32":
+        env = DtypeObservation(env, "float32")
+    low, high = env.action_space.low, env.action_space.high  # type: ignore[attr-defined]
+    if (low != -1.0).any() or (high != 1.0).any():
+        env = RescaleAction(env, np.float32(-1.0), np.float32(1.0))
+    return env

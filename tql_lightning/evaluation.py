@@ -1,0 +1,87 @@
+"""A checkpoint's policy, evaluated: checkpoint -> policy -> rollout -> figures."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tql_lightning.rollout import rollout
+from tql_lightning.tql import TQL, Extraction
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be used; the message says why."""
+
+
+def load_checkpoint(path: Path | str) -> tuple[TQL, dict[str, Any]]:
+    """A model in evaluation mode and the raw checkpoint it came from, loaded without executing code.
+
+    Args:
+        path: a checkpoint that `tql fit` wrote.
+
+    Raises:
+        CheckpointError: no such file, damaged, or not a checkpoint of TQL.
+    """
+    if not Path(path).is_file():
+        raise CheckpointError(f"checkpoint {path}: no such file")
+    try:
+        raw = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"checkpoint {path}: damaged, or holds more than weights ({first})") from error
+    if not isinstance(raw, dict) or not {"state_dict", "hyper_parameters", "global_step"} <= raw.keys():
+        raise CheckpointError(f"checkpoint {path}: expected one that tql fit wrote, found something else")
+    try:
+        model = TQL.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+    except (KeyError, TypeError, RuntimeError, ValueError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"checkpoint {path}: does not fit a TQL model ({first})") from error
+    return model.eval(), raw
+
+
+def evaluate_checkpoint(
+    path: Path | str,
+    episodes: int,
+    seed: int,
+    extraction: Extraction | None = None,
+    env_id: str | None = None,
+    num_envs: int = 10,
+    parallel: bool = False,
+) -> dict[str, Any]:
+    """Plays episodes with a checkpoint's policy.
+
+    Args:
+        path: the checkpoint.
+        episodes: how many.
+        seed: of episodes and noise.
+        extraction: how actions are chosen; None for the model's own setting.
+        env_id: environment; None for the one the checkpoint's dataset named.
+        num_envs: environments that play at once.
+        parallel: a process for each environment.
+
+    Returns:
+        Means, standard errors, every episode's figures, and what they were measured with; JSON types only.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be used, or names no environment.
+    """
+    model, raw = load_checkpoint(path)
+    env_id = env_id or raw.get("OfflineDataModule", {}).get("env_id")
+    if env_id is None:
+        raise CheckpointError(f"checkpoint {path}: its dataset names no environment; give one with --env")
+    result = rollout(model.actor(extraction), env_id, episodes, seed, num_envs, parallel)
+    return {
+        "checkpoint": str(path),
+        "updates": int(raw["global_step"]),
+        "env_id": env_id,
+        "extraction": extraction or model.extraction,
+        "episodes": episodes,
+        "seed": seed,
+        **result.summary(),
+        "returns": result.returns.tolist(),
+        "lengths": result.lengths.tolist(),
+        "successes": None if result.successes is None else result.successes.tolist(),
+    }

@@ -1,0 +1,225 @@
+"""The quickstart: a pendulum swung up by TQL from a dataset of bad behaviour, over several seeds."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from tql_lightning.data.collect import collect, datasets_folder
+from tql_lightning.data.files import write_text_whole
+from tql_lightning.data.sources.npz import load_npz
+from tql_lightning.evaluation import evaluate_checkpoint
+from tql_lightning.plots import plot_runs
+from tql_lightning.rollout import standard_error
+
+ENVIRONMENT = "Pendulum-v1"
+EPISODES = 20
+EVALUATION_SEED = 1000  # not the seed of the evaluations during training
+LABELS = {"data": "dataset", "behaviour_flow": "behaviour flow", "tql": "TQL"}
+PROGRESS = re.compile(r"(\d+)/(\d+) \[.*?(?:return=(-?[\d.e+]+))?\]")
+
+
+class QuickstartError(RuntimeError):
+    """A run failed; the message holds the end of its log."""
+
+
+@dataclass
+class Run:
+    """One seed's training, in a process of its own."""
+
+    seed: int
+    folder: Path
+    process: subprocess.Popen[bytes] | None = None
+    updates: int = 0
+    total: int = 0
+    last_return: str = ""
+    tail: deque[str] = field(default_factory=lambda: deque(maxlen=20))
+
+    @property
+    def log(self) -> Path:
+        """Everything the run printed."""
+        return self.folder / "train.log"
+
+
+def run_quickstart(seeds: Sequence[int], output: Path, parallel: int | None = None) -> dict[str, Any]:
+    """Collects the dataset if it is not there, trains each seed, evaluates, and prints a table.
+
+    Args:
+        seeds: one run each.
+        output: folder for the runs (``seed_0`` ...), result.json and the pictures over all seeds.
+        parallel: runs at once; None for one per core.
+
+    Returns:
+        What result.json holds.
+
+    Raises:
+        QuickstartError: a run failed.
+    """
+    dataset = datasets_folder() / f"{ENVIRONMENT}.npz"
+    if not dataset.exists():
+        collect(ENVIRONMENT, output=str(dataset))
+    returns = load_npz(str(dataset)).episode_returns()
+    print(f"dataset {dataset}: {len(returns)} episodes, mean return {returns.mean():.0f}, best {returns.max():.0f}")
+
+    start = time.monotonic()
+    runs = [Run(seed, output / f"seed_{seed}") for seed in seeds]
+    for run in runs:
+        shutil.rmtree(run.folder, ignore_errors=True)
+        run.folder.mkdir(parents=True)
+    _train(runs, parallel or os.cpu_count() or 1)
+
+    figures = _figures(runs, returns)
+    figures["seconds"] = round(time.monotonic() - start, 1)
+    figures["peak_memory_mb"] = _peak_memory_mb(min(len(runs), parallel or os.cpu_count() or 1))
+    result = output / "result.json"
+    write_text_whole(result, json.dumps(figures, indent=2) + "\n")
+    pictures = plot_runs({f"seed {run.seed}": run.folder for run in runs}, output)
+    _print_table(figures)
+    print("\nwrote:")
+    for path in (result, *pictures, *(run.folder for run in runs)):
+        print(f"  {path}")
+    print(f"\nlearning curves live: tensorboard --logdir {output}")
+    return figures
+
+
+# ---------------------------------------------------------------------- training
+
+
+def _train(runs: Sequence[Run], parallel: int) -> None:
+    waiting = deque(runs)
+    running: list[Run] = []
+    threads = max(1, (os.cpu_count() or 1) // min(parallel, len(runs)))
+    bar: tqdm[Any] | None = None
+    try:
+        while waiting or running:
+            while waiting and len(running) < parallel:
+                running.append(_start(waiting.popleft(), threads))
+            time.sleep(0.2)
+            if any(run.updates for run in runs):
+                if bar is None:
+                    bar = tqdm(total=0, desc="training", unit=" updates", smoothing=0.05)
+                _show(bar, runs)
+            for run in [run for run in running if run.process is not None and run.process.poll() is not None]:
+                running.remove(run)
+                if run.process is not None and run.process.returncode:
+                    end = "".join(run.tail)[-1500:]
+                    raise QuickstartError(f"training with seed {run.seed} failed; end of {run.log}:\n{end}")
+    except KeyboardInterrupt:
+        # Ctrl-C reaches the runs too: each saves a checkpoint after the update in hand.
+        for run in running:
+            if run.process is not None:
+                run.process.wait()
+        folders = ", ".join(str(run.folder) for run in runs if run.updates)
+        print(f"\nStopped; checkpoints in {folders}. Start again with: make quickstart", file=sys.stderr)
+        raise
+    finally:
+        for run in running:
+            if run.process is not None and run.process.poll() is None:
+                run.process.terminate()
+        if bar is not None:
+            _show(bar, runs)
+            bar.close()
+
+
+def _start(run: Run, threads: int) -> Run:
+    command = [sys.executable, "-m", "tql_lightning", "fit", "--config", "quickstart"]
+    command += [f"--seed_everything={run.seed}", f"--trainer.default_root_dir={run.folder}"]
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
+    run.process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    threading.Thread(target=_follow, args=(run,), daemon=True).start()
+    return run
+
+
+def _follow(run: Run) -> None:
+    """Keeps a run's log and reads its progress bar."""
+    assert run.process is not None
+    assert run.process.stdout is not None
+    line = ""
+    with run.log.open("w") as log:
+        while byte := run.process.stdout.read(1):
+            character = byte.decode(errors="replace")
+            line += character
+            if character not in "\r\n":
+                continue
+            progress = PROGRESS.search(line)
+            if progress and "Training" in line:
+                run.updates, run.last_return = int(progress[1]), progress[3] or run.last_return
+                run.total = int(progress[2])
+            log.write(line.replace("\r", "\n"))
+            run.tail.append(line.replace("\r", "\n"))
+            line = ""
+        log.write(line)
+        run.tail.append(line)
+
+
+def _show(bar: tqdm[Any], runs: Sequence[Run]) -> None:
+    bar.total = len(runs) * max(run.total for run in runs)
+    bar.set_postfix_str(", ".join(f"seed {run.seed}: {run.last_return}" for run in runs if run.last_return), False)
+    bar.update(sum(run.updates for run in runs) - bar.n)
+
+
+# ---------------------------------------------------------------------- figures
+
+
+def _figures(runs: Sequence[Run], data_returns: NDArray[np.float64]) -> dict[str, Any]:
+    figures: dict[str, Any] = {
+        "data": {
+            "mean_return": float(data_returns.mean()),
+            "stderr": standard_error(data_returns),
+            "best_return": float(data_returns.max()),
+            "episodes": len(data_returns),
+            "per_seed": [],
+        }
+    }
+    for name, extraction in (("behaviour_flow", "behaviour_flow"), ("tql", "fql")):
+        per_seed = [
+            evaluate_checkpoint(
+                run.folder / "checkpoints" / "last.ckpt",
+                EPISODES,
+                EVALUATION_SEED,
+                extraction,  # type: ignore[arg-type]
+                num_envs=EPISODES,
+            )["return"]
+            for run in runs
+        ]
+        figures[name] = {
+            "mean_return": float(np.mean(per_seed)),
+            "stderr": standard_error(np.asarray(per_seed)),
+            "per_seed": per_seed,
+        }
+    figures["seeds"] = [run.seed for run in runs]
+    figures["episodes_per_seed"] = EPISODES
+    return figures
+
+
+def _peak_memory_mb(parallel: int) -> float:
+    """Upper bound on the memory of all processes at once: this one, and the largest run times runs at once."""
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    largest_run = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return round((own + parallel * largest_run) / 1024, 1)
+
+
+def _print_table(figures: dict[str, Any]) -> None:
+    print(f"\n{ENVIRONMENT}: mean return, {EPISODES} episodes a seed ({figures['seconds']:.0f} s, ", end="")
+    print(f"at most {figures['peak_memory_mb']:.0f} MB)")
+    print(f"{'':16}{'mean':>10}{'stderr':>10}{'seeds':>8}")
+    for name, label in LABELS.items():
+        row = figures[name]
+        seeds = len(row["per_seed"]) or "-"
+        print(f"{label:16}{row['mean_return']:10.1f}{row['stderr']:10.1f}{seeds:>8}")
