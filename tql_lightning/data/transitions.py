@@ -120,8 +120,10 @@ class TransitionDataset:
             rewards: (N,).
             terminations: (N,), whether the MDP ended with this transition (bool, or 0 and 1).
             truncations: (N,), whether the episode was cut short here, e.g. by a time limit.
-            next_observations: (N, n_s). Without them the following row's observation is taken, and the last
-                transition of an episode that did not terminate is left out: nobody knows where it led.
+            next_observations: (N, n_s). Without them the following row's observation is taken within each
+                episode. The last transition of an episode that did not terminate is then left out, as nobody
+                knows where it led; one that terminated stays, with its own observation in the place that its
+                mask hides.
             name: what reports call the dataset.
             env_id: Gymnasium id of the environment.
             action_low: lower bounds of the actions, (n_a,) or a number; -1 if not given.
@@ -151,17 +153,23 @@ class TransitionDataset:
             )
         keep = np.ones(len(ends), dtype=bool)
         if next_observations is None:
-            fields["next_observations"] = np.roll(fields["observations"], -1, axis=0)
+            shifted = np.roll(fields["observations"], -1, axis=0)
+            shifted[terminated] = fields["observations"][terminated]
+            fields["next_observations"] = shifted
             keep = terminated | ~ends  # an unterminated last row leads nowhere known
             ends = ends & terminated | np.append(~keep[1:], False)
             if not keep.any():
                 raise DatasetError(f"{name}: every episode has one row and no next_observations; nothing is left")
         actions_scaled = _scale_actions(fields["actions"], low, high, name)
+
+        def kept(field: str) -> Floats:
+            return fields[field][keep].astype(np.float32, copy=False)  # the mask has copied already
+
         return cls(
-            observations=fields["observations"][keep].astype(np.float32),
+            observations=kept("observations"),
             actions=actions_scaled[keep].clip(-ACTION_LIMIT, ACTION_LIMIT),
-            rewards=fields["rewards"][keep].astype(np.float32),
-            next_observations=fields["next_observations"][keep].astype(np.float32),
+            rewards=kept("rewards"),
+            next_observations=kept("next_observations"),
             masks=(~terminated[keep]).astype(np.float32),
             episode_ends=ends[keep],
             action_low=low,
@@ -181,10 +189,13 @@ def _numbers(field: str, values: ArrayLike, rank: int, name: str) -> NDArray[np.
         raise DatasetError(f"{name}: {field}: expected shape {shape}, found {array.shape}; reshape it")
     if 0 in array.shape:
         raise DatasetError(f"{name}: {field}: expected at least one transition, found shape {array.shape}")
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        where = tuple(int(index) for index in np.argwhere(~np.isfinite(array))[0])
+    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and is refused
+        finite = np.isfinite(array.astype(np.float32, copy=False))
+    if not finite.all():
+        where = tuple(int(index) for index in np.argwhere(~finite)[0])
         raise DatasetError(
-            f"{name}: {field}: expected finite numbers, found {array[where]} at index {where}; remove that episode"
+            f"{name}: {field}: expected finite numbers of float32, found {array[where]} at index {where}; "
+            "remove that episode"
         )
     return array
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ def load_npz(path: str, validation_fraction: float = 0.0) -> TransitionDataset:
     """
     if not 0.0 <= validation_fraction < 1.0:
         raise DatasetError(f"validation_fraction: expected at least 0 and below 1, found {validation_fraction}")
-    arrays = read_npz(Path(path))
+    file = Path(path).expanduser()
+    arrays = read_npz(file)
     missing = [key for key in REQUIRED if key not in arrays]
     unknown = [key for key in arrays if key not in REQUIRED + OPTIONAL]
     if missing or unknown:
@@ -42,7 +44,7 @@ def load_npz(path: str, validation_fraction: float = 0.0) -> TransitionDataset:
         )
     env_id = str(arrays.pop("env_id")) if "env_id" in arrays else None
     common: dict[str, Any] = {
-        "name": Path(path).stem,
+        "name": file.stem,
         "env_id": env_id,
         "action_low": arrays.pop("action_low", None),
         "action_high": arrays.pop("action_high", None),
@@ -57,9 +59,16 @@ def save_npz(path: Path | str, **arrays: ArrayLike) -> None:
     Args:
         path: the file to make or replace.
         **arrays: by the names that `load_npz` reads.
+
+    Raises:
+        DatasetError: an array holds Python objects, which only pickle could store.
     """
+    plain = {key: np.asarray(value) for key, value in arrays.items()}
+    for key, array in plain.items():
+        if array.dtype.hasobject:
+            raise DatasetError(f"{path}: {key}: expected numbers or strings, found dtype {array.dtype}; convert it")
     with write_whole(Path(path)) as file:
-        np.savez(file, allow_pickle=False, **{key: np.asarray(value) for key, value in arrays.items()})
+        np.savez(file, **plain)  # type: ignore[arg-type]  # no array is called allow_pickle
 
 
 def read_npz(path: Path) -> dict[str, NDArray[Any]]:
@@ -73,11 +82,14 @@ def read_npz(path: Path) -> dict[str, NDArray[Any]]:
             f"{path}: no such file; check the path, or make a dataset with: tql collect ENVIRONMENT --output {path}"
         )
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # numpy leaves a file open that it cannot read, unless it is given an open one
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise DatasetError(f"{path}: expected an npz archive of arrays, found a single array")
             return {key: file[key] for key in file.files}
-    except (zipfile.BadZipFile, EOFError, OSError, KeyError) as error:
+    except MemoryError as error:
+        raise DatasetError(f"{path}: expected arrays that fit into memory ({error}); split the file") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, KeyError) as error:
         raise DatasetError(
             f"{path}: expected a whole npz file, found a damaged one ({error}); fetch it again"
         ) from error

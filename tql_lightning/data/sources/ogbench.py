@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import http.client
 import os
-import urllib.error
+import socket
+import warnings
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,19 @@ from tql_lightning.data.transitions import DatasetError, TransitionDataset
 DIRECTORY_VARIABLE = "OGBENCH_DATA_DIR"
 PACKAGE_DIRECTORY = "~/.ogbench/data"  # where the ogbench package keeps its files
 TASKS = (1, 2, 3, 4, 5)
+COLLECTABLE = ("cube-single", "cube-double", "cube-triple", "scene", "puzzle-3x3", "puzzle-4x4")  # by `tql collect`
+DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer
+
+# Kinds of data that OGBench offers, by the beginning of the environment's name.
+_KINDS = {
+    "antmaze": ("navigate", "stitch", "explore"),
+    "antsoccer": ("navigate", "stitch"),
+    "humanoidmaze": ("navigate", "stitch"),
+    "pointmaze": ("navigate", "stitch"),
+    "cube": ("play", "noisy"),
+    "scene": ("play", "noisy"),
+    "puzzle": ("play", "noisy"),
+}
 
 
 def dataset_file(domain: str, dataset_dir: str | None = None) -> Path:
@@ -32,7 +49,8 @@ def load_ogbench(domain: str, task: int = 1, dataset_dir: str | None = None) -> 
     """Loads OGBench's dataset of a domain with the rewards and masks of one of its tasks.
 
     The file is downloaded by the ogbench package if it is not there. A validation file beside it becomes the
-    held-out transitions.
+    held-out transitions; without one there are none. Rewards and masks are the package's own: the number of
+    reached goals minus the number of goals, and 0 where all are reached. Episodes end where the file says.
 
     Args:
         domain: environment and kind of data, e.g. "cube-double-play".
@@ -49,26 +67,39 @@ def load_ogbench(domain: str, task: int = 1, dataset_dir: str | None = None) -> 
         raise DatasetError("OGBench's datasets need its package; pip install 'tql-lightning[ogbench]'") from error
     if task not in TASKS:
         raise DatasetError(f"data.dataset.task: expected one of {', '.join(map(str, TASKS))}, found {task}")
-    environment, _, kind = domain.rpartition("-")
-    env_id = f"{environment}-singletask-task{task}-v0"
-    if env_id not in gymnasium.registry:
-        suffix = f"-singletask-task{task}-v0"
-        known = sorted(name.removesuffix(suffix) for name in gymnasium.registry if name.endswith(suffix))
-        close = difflib.get_close_matches(environment, known) or known
-        raise DatasetError(
-            f"data.dataset.domain: expected ENVIRONMENT-play or the like, found {domain!r}; environments: "
-            f"{', '.join(close[:8])}"
-        )
+    known = known_domains()
+    if domain not in known:
+        close = difflib.get_close_matches(domain, known, n=4)
+        examples = ", ".join(f"{environment}-play" for environment in COLLECTABLE)
+        remedy = f"did you mean {' or '.join(close)}?" if close else f"such as {examples}"
+        raise DatasetError(f"data.dataset.domain: expected a domain of OGBench, found {domain!r}; {remedy}")
     path = dataset_file(domain, dataset_dir)
     if not path.is_file():
-        _download(domain, environment, kind, path)
-    env = gymnasium.make(env_id)
-    try:
+        _download(domain, path)
+    env_id = f"{domain.rpartition('-')[0]}-singletask-task{task}-v0"
+    with without_display_warnings(), closing(gymnasium.make(env_id)) as env:
         held_out = path.with_name(f"{path.stem}-val.npz")
         validation = _labelled(held_out, env_id, env) if held_out.is_file() else None
         return _labelled(path, env_id, env, validation)
-    finally:
-        env.close()
+
+
+@contextmanager
+def without_display_warnings() -> Iterator[None]:
+    """Keeps quiet what making an OGBench environment warns of and nobody can mend: no display, float64 bounds."""
+    with warnings.catch_warnings():
+        for message in (".*DISPLAY environment variable is missing", ".*precision lowered by casting to float32"):
+            warnings.filterwarnings("ignore", message=message)
+        yield
+
+
+def known_domains() -> list[str]:
+    """OGBench's domains with single tasks and observations of state, as the installed package registers them."""
+    import gymnasium
+    import ogbench  # noqa: F401
+
+    suffix = f"-singletask-task{TASKS[0]}-v0"
+    environments = [name.removesuffix(suffix) for name in gymnasium.registry if name.endswith(suffix)]
+    return [f"{name}-{kind}" for name in sorted(environments) for kind in _KINDS.get(name.split("-")[0], ())]
 
 
 def _labelled(path: Path, env_id: str, env: Any, validation: TransitionDataset | None = None) -> TransitionDataset:
@@ -100,13 +131,20 @@ def _labelled(path: Path, env_id: str, env: Any, validation: TransitionDataset |
     return dataset.with_masks((~terminated).astype(np.float32))
 
 
-def _download(domain: str, environment: str, kind: str, path: Path) -> None:
+def _download(domain: str, path: Path) -> None:
     from ogbench.utils import download_datasets
 
+    patience = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
     try:
         download_datasets([f"{domain}-v0"], str(path.parent))
-    except (urllib.error.URLError, OSError) as error:
-        for part in path.parent.glob(f"{path.stem}*.tmp"):
+    except (OSError, http.client.HTTPException) as error:  # urllib's errors are OSErrors
+        environment, _, kind = domain.rpartition("-")
+        remedy = "fetch it where there is a network"
+        if kind == "play" and environment in COLLECTABLE:  # the command on its own line, to be copied
+            remedy += f", or collect one with:\ntql collect {environment} --transitions 100000 --output {path}"
+        raise DatasetError(f"{path}: no such file, and its download failed ({error}); {remedy}") from error
+    finally:
+        socket.setdefaulttimeout(patience)
+        for part in path.parent.glob(f"{path.stem}*.npz.tmp"):  # whatever ended the download
             part.unlink()
-        collect = f"; collect one with: tql collect {environment} --output {path}" if kind == "play" else ""
-        raise DatasetError(f"{path}: no such file, and its download failed ({error}){collect}") from error

@@ -1,0 +1,94 @@
+"""Episodes from several processes, the same whatever their number."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import closing, contextmanager
+from itertools import islice
+from typing import Any
+
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+Arrays = dict[str, NDArray[Any]]
+Key = tuple[int, ...]  # seeds one episode
+CollectEpisode = Callable[[Key], Arrays]
+MakeCollector = Callable[[], CollectEpisode]  # makes the environment; called once in each process
+
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def gather(make: MakeCollector, keys: Iterable[Key], workers: int, rows: int) -> list[Arrays]:
+    """Collects an episode for each key, in the keys' order, until there are so many rows.
+
+    Args:
+        make: makes what collects the episode of a key; has to be picklable if there are several workers.
+        keys: as many as there are to be episodes, or without end.
+        workers: processes; 1 collects in this one.
+        rows: when to stop, and what the progress bar on stderr counts to. An episode's rows are those of its
+            array ``actions``.
+    """
+    episodes: list[Arrays] = []
+    done = 0
+    bar = tqdm(total=rows, unit=" rows", desc="collecting", unit_scale=True, dynamic_ncols=True)
+    with bar, closing(_episodes(make, iter(keys), workers)) as stream:
+        for episode in stream:
+            size = len(episode["actions"])
+            episodes.append(episode)
+            bar.update(min(size, rows - done))
+            done += size
+            if done >= rows:
+                break
+    return episodes
+
+
+def _episodes(make: MakeCollector, keys: Iterator[Key], workers: int) -> Generator[Arrays, None, None]:
+    if workers == 1:
+        yield from map(make(), keys)
+        return
+    context = multiprocessing.get_context("spawn")
+    with (
+        _one_thread_in_new_processes(),
+        ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(make,)) as pool,
+    ):
+        try:
+            pending: deque[Future[Arrays]] = deque(pool.submit(_run, key) for key in islice(keys, 2 * workers))
+            while pending:
+                yield pending.popleft().result()
+                pending.extend(pool.submit(_run, key) for key in islice(keys, 1))
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _one_thread_in_new_processes() -> Iterator[None]:
+    """Workers share the cores already: threads within each would only wait for one another."""
+    before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+_collect_episode: CollectEpisode | None = None
+
+
+def _start(make: MakeCollector) -> None:
+    global _collect_episode  # noqa: PLW0603  (one environment per worker process)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a worker at once and without a traceback
+    _collect_episode = make()
+
+
+def _run(key: Key) -> Arrays:
+    assert _collect_episode is not None
+    return _collect_episode(key)
