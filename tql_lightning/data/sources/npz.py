@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,29 +74,38 @@ def save_npz(path: Path | str, **arrays: ArrayLike) -> None:
 
 
 def read_npz(path: Path) -> dict[str, NDArray[Any]]:
-    """Every array of an npz file, opened without pickle.
+    """Every array of an npz file; raises as `open_npz` does."""
+    with open_npz(path) as file:
+        return {key: file[key] for key in file.files}
+
+
+@contextmanager
+def open_npz(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
+    """An npz file opened without pickle, whose arrays are read on demand within the block.
 
     Raises:
-        DatasetError: the file is missing, is no npz, is damaged, or holds pickled objects.
+        DatasetError: the file is missing, is no npz, is damaged, holds pickled objects or outgrows the memory.
     """
     if not path.is_file():
         raise DatasetError(
             f"{path}: no such file; check the path, or make a dataset with: tql collect ENVIRONMENT --output {path}"
         )
     try:
-        # numpy leaves a file open that it cannot read, unless it is given an open one
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+        # numpy leaves a file open that it cannot read, unless it is given an open one.
+        with path.open("rb") as stream:
+            file = np.load(stream, allow_pickle=False)
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise DatasetError(f"{path}: expected an npz archive of arrays, found a single array")
-            return {key: file[key] for key in file.files}
+            with file:
+                yield file
+    except DatasetError:
+        raise
     except MemoryError as error:
         raise DatasetError(f"{path}: expected arrays that fit into memory ({error}); split the file") from error
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, KeyError) as error:
         raise DatasetError(
-            f"{path}: expected a whole npz file, found a damaged one ({error}); fetch it again"
+            f"{path}: expected a whole npz file, found a damaged one ({error}); remove it and fetch or make it again"
         ) from error
-    except DatasetError:
-        raise
     except ValueError as error:
         raise DatasetError(
             f"{path}: expected plain arrays, found something that numpy opens only with pickle or not at all "

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from tql_lightning.data.sources.npz import open_npz
 from tql_lightning.data.transitions import DatasetError, TransitionDataset
 
 DIRECTORY_VARIABLE = "OGBENCH_DATA_DIR"
@@ -106,6 +107,10 @@ def _labelled(path: Path, env_id: str, env: Any, validation: TransitionDataset |
     from ogbench.relabel_utils import relabel_dataset
     from ogbench.utils import load_dataset
 
+    with open_npz(path) as file:
+        missing = [name for name in ("observations", "actions", "terminals", "qpos") if name not in file.files]
+    if missing:
+        raise DatasetError(f"{path}: expected a dataset of OGBench, found no array {', '.join(missing)}")
     try:
         arrays = load_dataset(str(path), add_info=True)
         relabel_dataset(env_id, env, arrays)

@@ -1,0 +1,98 @@
+"""The project's own dataset file."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.data.test_transitions import arrays
+from tql_lightning.data.files import write_whole
+from tql_lightning.data.sources.npz import load_npz, save_npz
+from tql_lightning.data.transitions import DatasetError
+
+
+def saved(path: Path) -> Path:
+    columns = arrays()
+    del columns["name"]
+    save_npz(path, **columns, env_id=np.array("Pendulum-v1"), action_low=np.array([-1.0]), action_high=np.array([1.0]))
+    return path
+
+
+def test_what_is_saved_loads_again(tmp_path: Path) -> None:
+    dataset = load_npz(str(saved(tmp_path / "toy.npz")))
+    assert dataset.env_id == "Pendulum-v1"
+    assert dataset.name == "toy"
+    np.testing.assert_array_equal(dataset.next_observations, arrays()["next_observations"])
+    assert [path.name for path in tmp_path.iterdir()] == ["toy.npz"]
+
+
+def test_held_out_episodes_are_not_trained_on(tmp_path: Path) -> None:
+    dataset = load_npz(str(saved(tmp_path / "toy.npz")), validation_fraction=0.5)
+    assert dataset.validation is not None
+    assert (len(dataset), len(dataset.validation)) == (3, 2)
+    everything = load_npz(str(tmp_path / "toy.npz"))
+    assert everything.validation is None
+    joined = np.concatenate([dataset.rewards, dataset.validation.rewards])
+    np.testing.assert_array_equal(joined, everything.rewards)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = saved(tmp_path / "toy.npz")
+    before = path.read_bytes()
+    with pytest.raises(DatasetError, match="observations: expected numbers or strings, found dtype object"):
+        save_npz(path, observations=np.array([None, object()]))
+    with pytest.raises(TypeError), write_whole(path) as file:
+        file.writelines([b"half of it", None])  # type: ignore[list-item]
+    assert path.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["toy.npz"]
+
+
+def test_bad_files_are_refused_by_name(tmp_path: Path) -> None:
+    whole = saved(tmp_path / "whole.npz").read_bytes()
+    cut = tmp_path / "cut.npz"
+    cut.write_bytes(whole[: len(whole) // 2])
+    pickled = tmp_path / "pickled.npz"
+    np.savez(pickled, observations=np.array([{"a": 1}], dtype=object))
+    text = tmp_path / "text.npz"
+    text.write_text("not an archive")
+    single = tmp_path / "single.npz"
+    with single.open("wb") as file:
+        np.save(file, np.ones(3))
+    flipped = tmp_path / "flipped.npz"
+    flipped.write_bytes(whole.replace(np.float64(4.0).tobytes(), np.float64(5.0).tobytes(), 1))
+    huge = tmp_path / "huge.npz"
+    with zipfile.ZipFile(huge, "w") as archive, archive.open("observations.npy", "w") as member:
+        header = {"descr": "<f8", "fortran_order": False, "shape": (2**50, 2)}
+        np.lib.format.write_array_header_1_0(member, header)
+    lacking = tmp_path / "lacking.npz"
+    save_npz(lacking, observations=np.ones((2, 1)), reward=np.ones(2))
+    messages = {
+        tmp_path / "absent.npz": "no such file.*tql collect",
+        cut: "damaged",
+        pickled: "pickle",
+        text: "not at all",
+        single: "found a single array",
+        flipped: "damaged.*CRC",
+        huge: "fit into memory",
+        lacking: "missing: actions, rewards, terminations, truncations; unknown: reward",
+    }
+    for path, message in messages.items():
+        with pytest.raises(DatasetError, match=message) as caught:
+            load_npz(str(path))
+        assert str(path) in str(caught.value)
+
+
+def test_an_impossible_fraction_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="validation_fraction: expected at least 0 and below 1, found 1"):
+        load_npz(str(saved(tmp_path / "toy.npz")), validation_fraction=1.0)
+
+
+def test_actions_outside_the_stored_bounds_are_refused(tmp_path: Path) -> None:
+    columns = arrays(action_low=-0.5, action_high=0.5)
+    del columns["name"]
+    save_npz(tmp_path / "wide.npz", **columns)
+    with pytest.raises(DatasetError, match=r"wide: actions: expected values in \[-0.5, 0.5\], found 1 at index"):
+        load_npz(str(tmp_path / "wide.npz"))
