@@ -72,12 +72,12 @@ class AttentionTemperature(nn.Module):
         """The temperatures, (L, 2), not clipped."""
         if self.form == "exp":
             return self.raw.exp()
-        magnitude: Tensor = self.raw.abs().expm1()
-        return self.raw.sign() * magnitude
+        return self.raw.sign() * self.raw.abs().expm1()
 
     def entropy_weight(self) -> Tensor:
         """The temperatures as they weigh the entropy loss: clipped and without gradient, (L, 2)."""
-        return self().detach().clamp(self.minimum, self.maximum)
+        temperature: Tensor = self()
+        return temperature.detach().clamp(self.minimum, self.maximum)
 
 
 def check_targets(targets: list[tuple[float, float]], num_layers: int, num_tokens: int) -> Tensor:
