@@ -1,0 +1,123 @@
+"""What every critic promises: add a line to CRITICS for a new one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+
+from tql_lightning.nn.critic import Critic, MLPCritic, TransformerCritic
+
+OBSERVATIONS, ACTIONS, BATCH = 6, 2, 16
+CRITICS: dict[str, Callable[[int, int], Critic]] = {
+    "transformer": partial(TransformerCritic, hidden_dim=64),
+    "deep transformer": partial(TransformerCritic, hidden_dim=32, head_dim=8, num_layers=3, num_critics=3),
+    "without modalities": partial(TransformerCritic, hidden_dim=32, modality_embeddings=False),
+    "MLP": partial(MLPCritic, hidden_dims=(32, 32)),
+    "MLP without norm": partial(MLPCritic, hidden_dims=(32,), layer_norm=False, num_critics=1),
+}
+
+
+@pytest.fixture(params=CRITICS)
+def critic(request: pytest.FixtureRequest) -> Critic:
+    torch.manual_seed(0)
+    return CRITICS[request.param](OBSERVATIONS, ACTIONS)
+
+
+def inputs() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(BATCH, OBSERVATIONS, generator=generator), torch.rand(BATCH, ACTIONS, generator=generator) * 2 - 1
+
+
+def test_values_have_a_column_per_head_and_entropy_a_row_per_layer(critic: Critic) -> None:
+    values, entropy = critic(*inputs(), with_entropy=True)
+    assert values.shape[0] == BATCH
+    assert values.ndim == 2
+    if critic.num_layers:
+        assert entropy.shape == (critic.num_layers, 2)
+        assert critic.num_tokens == 1 + OBSERVATIONS + ACTIONS
+    else:
+        assert entropy is None
+
+
+def test_asking_for_entropy_does_not_change_the_values(critic: Critic) -> None:
+    values, entropy = critic(*inputs())
+    assert entropy is None
+    torch.testing.assert_close(values, critic(*inputs(), with_entropy=True).values)
+
+
+def test_rows_do_not_influence_each_other(critic: Critic) -> None:
+    observations, actions = inputs()
+    torch.testing.assert_close(critic(observations[:3], actions[:3]).values, critic(observations, actions).values[:3])
+
+
+def test_every_parameter_moves(critic: Critic) -> None:
+    before = {name: parameter.detach().clone() for name, parameter in critic.named_parameters()}
+    optimizer = torch.optim.SGD(critic.parameters(), lr=0.1)
+    for _ in range(3):  # a bias of the keys has no gradient, but shares its tensor with those that have
+        optimizer.zero_grad()
+        values, entropy = critic(*inputs(), with_entropy=True)
+        loss = (values - torch.arange(BATCH)[:, None]).square().mean()
+        (loss if entropy is None else loss + entropy.mean()).backward()
+        optimizer.step()
+    still = [name for name, parameter in critic.named_parameters() if torch.equal(parameter, before[name])]
+    assert still == []
+
+
+def test_values_depend_on_every_scalar(critic: Critic) -> None:
+    observations, actions = (tensor.requires_grad_() for tensor in inputs())
+    critic(observations, actions).values.square().sum().backward()
+    for tensor in (observations, actions):
+        assert tensor.grad is not None
+        assert (tensor.grad.abs().sum(0) > 0).all()
+
+
+def test_decay_spares_biases_norms_and_the_tokenizer(critic: Critic) -> None:
+    decaying = {name for name, parameter in critic.named_parameters() if critic.decays(name, parameter)}
+    assert decaying
+    assert all(name.endswith("weight") for name in decaying)
+    assert not any("norm" in name or name.startswith("tokenizer") for name in decaying)
+    assert all(critic.get_parameter(name).ndim == 2 for name in decaying)
+
+
+SIZES = {128: 419_714, 256: 1_658_626, 512: 6_594_050, 1024: 26_295_298}
+
+
+@pytest.mark.parametrize("hidden_dim", SIZES)
+def test_parameter_counts_are_the_papers(hidden_dim: int) -> None:
+    with torch.device("meta"):
+        critic = TransformerCritic(37, 5, hidden_dim=hidden_dim)
+    assert sum(parameter.numel() for parameter in critic.parameters()) == SIZES[hidden_dim]
+
+
+def test_initialisation_has_the_releases_spread() -> None:
+    torch.manual_seed(0)
+    critic = TransformerCritic(37, 5, hidden_dim=256)
+    expected = {
+        "transformer.blocks.0.attention.qkv.weight": 256**-0.5,
+        "transformer.blocks.1.feedforward.3.weight": 1024**-0.5,
+        "heads.1.0.weight": 256**-0.5,
+        "tokenizer.observation_projection.weight": 1.0,
+        "tokenizer.position": 0.02,
+    }
+    for name, deviation in expected.items():
+        assert critic.get_parameter(name).std().item() == pytest.approx(deviation, rel=0.15), name
+    biases = [value for name, value in critic.named_parameters() if name.endswith("bias")]
+    assert all((bias == 0).all() for bias in biases)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (partial(TransformerCritic, hidden_dim=100), "critic.hidden_dim: expected a multiple of head_dim=32.*try 96"),
+        (partial(TransformerCritic, num_layers=0), "critic.num_layers: expected at least 1, found 0"),
+        (partial(TransformerCritic, num_critics=0), "critic.num_critics"),
+        (partial(MLPCritic, num_critics=0), "critic.num_critics"),
+        (partial(MLPCritic, hidden_dims=()), "hidden_dims: expected one or more sizes"),
+    ],
+)
+def test_bad_sizes_are_refused_by_name(make: Callable[[int, int], Critic], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(OBSERVATIONS, ACTIONS)

@@ -1,0 +1,56 @@
+"""The flow policy."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tql_lightning.nn.policy import FlowPolicy
+
+
+@pytest.fixture
+def policy() -> FlowPolicy:
+    torch.manual_seed(0)
+    return FlowPolicy(3, 2, hidden_dims=(16, 16), flow_steps=4)
+
+
+def test_flow_actions_are_euler_steps_clipped_at_the_end(policy: FlowPolicy) -> None:
+    observations, noise = torch.randn(5, 3), 3 * torch.randn(5, 2)
+    expected = noise.clone()
+    for step in range(4):
+        time = torch.full((5, 1), step / 4)
+        expected = expected + policy.behaviour_flow(torch.cat([observations, expected, time], dim=-1)) / 4
+    assert expected.abs().max() > 1.0
+    torch.testing.assert_close(policy.flow_actions(observations, noise), expected.clamp(-1, 1))
+
+
+def test_the_flow_learns_a_distribution_with_two_modes(policy: FlowPolicy) -> None:
+    optimizer = torch.optim.Adam(policy.parameters(), lr=1e-2)
+    observations = torch.zeros(256, 3)
+    for _ in range(300):
+        actions = (torch.randint(0, 2, (256, 2)) * 2 - 1) * 0.7
+        x0, t = torch.randn(256, 2), torch.rand(256, 1)
+        velocity = policy.velocity(observations, (1 - t) * x0 + t * actions, t)
+        loss = (velocity - (actions - x0)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        sampled = policy.flow_actions(observations, torch.randn(256, 2))
+    assert (sampled.abs() - 0.7).abs().mean() < 0.25
+    assert 0.3 < (sampled > 0).float().mean() < 0.7
+
+
+def test_the_one_step_policy_is_not_clipped(policy: FlowPolicy) -> None:
+    with torch.no_grad():
+        policy.one_step_policy.linear_layers[-1].bias.fill_(5.0)
+    assert policy.one_step_actions(torch.zeros(1, 3), torch.zeros(1, 2)).min() > 1.0
+
+
+def test_layer_norm_can_be_left_out() -> None:
+    assert FlowPolicy(3, 2, hidden_dims=(8,), layer_norm=False).behaviour_flow.norm_layers == []
+
+
+def test_no_flow_steps_are_refused() -> None:
+    with pytest.raises(ValueError, match="policy.flow_steps: expected at least 1, found 0"):
+        FlowPolicy(3, 2, flow_steps=0)
