@@ -5,9 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from itertools import islice
 from typing import Any
@@ -32,6 +34,9 @@ def gather(make: MakeCollector, keys: Iterable[Key], workers: int, rows: int) ->
         workers: processes; 1 collects in this one.
         rows: when to stop, and what the progress bar on stderr counts to. An episode's rows are those of its
             array ``actions``.
+
+    Raises:
+        ChildProcessError: a process was killed, for instance for its memory.
     """
     episodes: list[Arrays] = []
     done = 0
@@ -61,6 +66,10 @@ def _episodes(make: MakeCollector, keys: Iterator[Key], workers: int) -> Generat
             while pending:
                 yield pending.popleft().result()
                 pending.extend(pool.submit(_run, key) for key in islice(keys, 1))
+        except BrokenProcessPool as error:
+            raise ChildProcessError(
+                f"one of {workers} collecting processes ended unasked; if memory is short, use fewer --workers"
+            ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -86,7 +95,16 @@ _collect_episode: CollectEpisode | None = None
 def _start(make: MakeCollector) -> None:
     global _collect_episode  # noqa: PLW0603  (one environment per worker process)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a worker at once and without a traceback
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _collect_episode = make()
+
+
+def _end_with_parent() -> None:
+    """However the collecting process ends, a kill included, its workers do not outlive it."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _run(key: Key) -> Arrays:

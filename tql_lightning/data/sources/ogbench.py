@@ -77,9 +77,11 @@ def load_ogbench(domain: str, task: int = 1, dataset_dir: str | None = None) -> 
     path = dataset_file(domain, dataset_dir)
     if not path.is_file():
         _download(domain, path)
+    held_out = path.with_name(f"{path.stem}-val.npz")
+    for file in (path, held_out) if held_out.is_file() else (path,):
+        _check_arrays(file)  # before the seconds that making the environment takes
     env_id = f"{domain.rpartition('-')[0]}-singletask-task{task}-v0"
     with without_display_warnings(), closing(gymnasium.make(env_id)) as env:
-        held_out = path.with_name(f"{path.stem}-val.npz")
         validation = _labelled(held_out, env_id, env) if held_out.is_file() else None
         return _labelled(path, env_id, env, validation)
 
@@ -103,14 +105,17 @@ def known_domains() -> list[str]:
     return [f"{name}-{kind}" for name in sorted(environments) for kind in _KINDS.get(name.split("-")[0], ())]
 
 
-def _labelled(path: Path, env_id: str, env: Any, validation: TransitionDataset | None = None) -> TransitionDataset:
-    from ogbench.relabel_utils import relabel_dataset
-    from ogbench.utils import load_dataset
-
+def _check_arrays(path: Path) -> None:
     with open_npz(path) as file:
         missing = [name for name in ("observations", "actions", "terminals", "qpos") if name not in file.files]
     if missing:
         raise DatasetError(f"{path}: expected a dataset of OGBench, found no array {', '.join(missing)}")
+
+
+def _labelled(path: Path, env_id: str, env: Any, validation: TransitionDataset | None = None) -> TransitionDataset:
+    from ogbench.relabel_utils import relabel_dataset
+    from ogbench.utils import load_dataset
+
     try:
         arrays = load_dataset(str(path), add_info=True)
         relabel_dataset(env_id, env, arrays)
