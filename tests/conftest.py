@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
 import torch
+
+logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
 GOLDEN = Path(__file__).parent / "golden"
 

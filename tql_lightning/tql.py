@@ -24,6 +24,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -371,6 +372,14 @@ class TQL(LightningModule):
         scalars = {f"{stage}/{name}": value for name, value in metrics.items()}
         self.log_dict(scalars, batch_size=len(batch.rewards), sync_dist=True)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Writes how critic, policy and entropy control are made as class path and arguments.
+
+        Then ``TQL.load_from_checkpoint(path)`` needs no arguments and no pickle, however the model was made; a
+        factory that is neither a class nor a ``functools.partial`` of one has to be given again on loading.
+        """
+        checkpoint["hyper_parameters"] = loadable(checkpoint["hyper_parameters"])
+
     def train(self, mode: bool = True) -> TQL:
         """Switches to training or evaluation; the target critic never drops out."""
         super().train(mode)
@@ -385,6 +394,18 @@ def _split(
     decaying = [parameter for name, parameter in module.named_parameters() if decays(name, parameter)]
     plain = [parameter for name, parameter in module.named_parameters() if not decays(name, parameter)]
     return decaying, plain
+
+
+def loadable(hyperparameters: dict[str, Any]) -> dict[str, Any]:
+    """Hyperparameters with factories as class path and arguments; other callables are left out."""
+    described: dict[str, Any] = {"_instantiator": "lightning.pytorch.cli.instantiate_module"}
+    for name, value in hyperparameters.items():
+        factory, arguments = (value.func, value.keywords) if isinstance(value, partial) else (value, {})
+        if isinstance(factory, type):
+            described[name] = {"class_path": f"{factory.__module__}.{factory.__qualname__}", "init_args": arguments}
+        elif not callable(value):
+            described[name] = value
+    return described
 
 
 def _require(name: str, condition: bool, expected: str, found: object) -> None:

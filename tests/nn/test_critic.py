@@ -28,7 +28,9 @@ def critic(request: pytest.FixtureRequest) -> Critic:
 
 def inputs() -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(BATCH, OBSERVATIONS, generator=generator), torch.rand(BATCH, ACTIONS, generator=generator) * 2 - 1
+    return torch.randn(BATCH, OBSERVATIONS, generator=generator), torch.rand(
+        BATCH, ACTIONS, generator=generator
+    ) * 2 - 1
 
 
 def test_values_have_a_column_per_head_and_entropy_a_row_per_layer(critic: Critic) -> None:

@@ -52,5 +52,5 @@ def test_layer_norm_can_be_left_out() -> None:
 
 
 def test_no_flow_steps_are_refused() -> None:
-    with pytest.raises(ValueError, match="policy.flow_steps: expected at least 1, found 0"):
+    with pytest.raises(ValueError, match=r"policy.flow_steps: expected at least 1, found 0"):
         FlowPolicy(3, 2, flow_steps=0)

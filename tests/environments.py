@@ -1,0 +1,45 @@
+"""Tiny real environments, registered by importing this module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
+
+
+class CountdownEnv(gymnasium.Env[Array, Array]):
+    """An episode of 1 to 9 steps, its length drawn at reset; reward 1 a step; success if it was even.
+
+    Args:
+        nan_at: step at which the reward becomes NaN; never if negative.
+    """
+
+    def __init__(self, nan_at: int = -1, render_mode: str | None = None) -> None:
+        self.observation_space = gymnasium.spaces.Box(-10.0, 10.0, (2,), np.float32)
+        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
+        self.nan_at = nan_at
+        self.render_mode = render_mode
+        self.length = self.steps = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.length, self.steps = int(self.np_random.integers(1, 10)), 0
+        return self._observe(), {}
+
+    def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        reward = float("nan") if self.steps == self.nan_at else 1.0
+        done = self.steps >= self.length
+        return self._observe(), reward, done, False, {"success": done and self.length % 2 == 0}
+
+    def _observe(self) -> Array:
+        return np.array([self.steps, self.length], dtype=np.float32)
+
+
+for name, arguments in (("Countdown-v0", {}), ("CountdownNaN-v0", {"nan_at": 2})):
+    if name not in gymnasium.registry:
+        gymnasium.register(name, "tests.environments:CountdownEnv", kwargs=arguments, disable_env_checker=True)

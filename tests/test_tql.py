@@ -1,0 +1,226 @@
+"""The module in Lightning's loops; the algorithm's numbers are pinned by test_golden.py."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger
+
+from tests.toy import fit, toy_model
+from tql_lightning.nn.critic import MLPCritic
+from tql_lightning.nn.policy import FlowPolicy
+from tql_lightning.nn.temperature import AttentionTemperature
+from tql_lightning.plots import read_metrics
+from tql_lightning.tql import TQL
+
+
+def state(model: TQL) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    different = [name for name in one if not torch.equal(one[name], other[name])]
+    assert different == []
+
+
+def test_a_step_of_the_trainer_counts_its_updates(tmp_path: Path) -> None:
+    trainer = fit(tmp_path, toy_model(), updates=12, updates_per_step=5)
+    assert trainer.global_step == 12
+
+
+def test_updates_are_the_same_however_they_are_chunked(tmp_path: Path) -> None:
+    states = []
+    for updates_per_step in (1, 4, 10):
+        model = toy_model()
+        fit(tmp_path, model, updates=10, updates_per_step=updates_per_step)
+        states.append(state(model))
+    assert_equal(states[0], states[1])
+    assert_equal(states[0], states[2])
+
+
+def test_every_parameter_moves_but_the_target_only_by_polyak(tmp_path: Path) -> None:
+    model = toy_model(tau=1.0)
+    before = state(model)
+    fit(tmp_path, model, updates=1, updates_per_step=1)
+    still = [name for name, value in state(model).items() if torch.equal(value, before[name])]
+    # The target took the critic as it was before the step (tau = 1): the initial one, which it already was.
+    assert still
+    assert all(name.startswith("target_critic.") for name in still)
+    assert {name for name, _ in model.named_parameters() if name.startswith("target_critic.")} == set(still)
+
+
+def test_the_target_trails_the_critic_by_one_update(tmp_path: Path) -> None:
+    one, two = toy_model(tau=1.0), toy_model(tau=1.0)
+    fit(tmp_path, one, updates=1)
+    fit(tmp_path, two, updates=2)
+    assert_equal(dict(one.critic.state_dict()), dict(two.target_critic.state_dict()))
+
+
+@pytest.mark.parametrize("stop", [5, 7, 10])
+def test_a_run_continued_from_a_checkpoint_equals_the_uninterrupted_one(tmp_path: Path, stop: int) -> None:
+    whole = toy_model()
+    fit(tmp_path, whole, updates=15)
+    first = toy_model()
+    fit(tmp_path, first, updates=stop).save_checkpoint(tmp_path / "stop.ckpt")
+    rest = toy_model()
+    fit(tmp_path, rest, updates=15, ckpt_path=tmp_path / "stop.ckpt")
+    assert_equal(state(whole), state(rest))
+
+
+def test_a_checkpoint_loads_without_arguments_or_pickle(tmp_path: Path) -> None:
+    model = toy_model(normalize_q_loss=True)
+    fit(tmp_path, model, updates=2).save_checkpoint(tmp_path / "model.ckpt")
+    loaded = TQL.load_from_checkpoint(tmp_path / "model.ckpt", weights_only=True)
+    assert loaded.normalize_q_loss
+    assert_equal(state(model), state(loaded))
+
+
+def test_a_factory_that_has_no_import_path_is_given_again_on_loading(tmp_path: Path) -> None:
+    def critic(observation_dim: int, action_dim: int) -> MLPCritic:
+        return MLPCritic(observation_dim, action_dim, hidden_dims=(8,))
+
+    with pytest.warns(UserWarning, match="'critic' removed from hparams"):
+        model = toy_model(critic=critic)
+    fit(tmp_path, model, updates=1).save_checkpoint(tmp_path / "model.ckpt")
+    with pytest.warns(UserWarning, match="'critic' removed from hparams"):
+        loaded = TQL.load_from_checkpoint(tmp_path / "model.ckpt", weights_only=True, critic=critic)
+    assert_equal(state(model), state(loaded))
+
+
+def test_only_matrices_decay_and_every_parameter_has_one_group() -> None:
+    model = toy_model()
+    optimizer = model.configure_optimizers()["optimizer"]  # type: ignore[index, call-overload]
+    groups = {group["name"]: group for group in optimizer.param_groups}
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    decaying = [names[p] for g in groups.values() if g["weight_decay"] > 0 for p in g["params"]]
+    assert all(name.endswith("weight") and "norm" not in name and "tokenizer" not in name for name in decaying)
+    assert any("qkv" in name for name in decaying)
+    grouped = [names[parameter] for group in groups.values() for parameter in group["params"]]
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert sorted(grouped) == sorted(trained)
+    assert "temperature.raw" in {names[p] for p in groups["critic_no_decay"]["params"]}
+
+
+def test_learning_rates_warm_up_fall_and_end_before_the_run_does() -> None:
+    model = toy_model(warmup_updates=10, schedule_updates=100)
+    factor = model.learning_rate_factor
+    assert factor(0) == pytest.approx(0.01)
+    assert factor(5) == pytest.approx(0.505)
+    assert factor(10) == pytest.approx(1.0)
+    assert factor(50) == pytest.approx(0.55)
+    assert factor(90) == pytest.approx(0.1)
+    assert factor(200) == pytest.approx(0.1)
+
+
+def test_a_run_shorter_than_the_warm_up_only_warms_up() -> None:
+    model = toy_model(warmup_updates=10_000, schedule_updates=50)
+    assert model.learning_rate_factor(49) == pytest.approx(0.01 + 0.99 * 49 / 10_000)
+    assert model.learning_rate_factor(10_000) == pytest.approx(0.1)
+
+
+def test_the_q_term_gives_the_critic_no_gradient() -> None:
+    model = toy_model()
+    actions = torch.zeros(4, 1, requires_grad=True)
+    model.frozen_critic_values(torch.randn(4, 3), actions).sum().backward()
+    assert actions.grad is not None
+    assert (actions.grad != 0).any()
+    assert all(parameter.grad is None for parameter in model.critic.parameters())
+
+
+def test_gradients_of_each_network_are_clipped_on_their_own(tmp_path: Path) -> None:
+    norms: list[dict[str, float]] = []
+
+    class Clipped(TQL):
+        def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+            super().on_before_optimizer_step(optimizer)
+            sides = {"critic": [self.critic, self.temperature], "actor": [self.policy]}
+            norms.append(
+                {
+                    name: float(
+                        torch.nn.utils.get_total_norm(
+                            [p.grad for part in parts for p in part.parameters() if p.grad is not None]  # type: ignore[union-attr]
+                        )
+                    )
+                    for name, parts in sides.items()
+                }
+            )
+
+    reference = toy_model()
+    model = Clipped(3, 1, critic=partial(type(reference.critic), hidden_dim=32), gradient_clip_norm=0.01)
+    fit(tmp_path, model, updates=2, updates_per_step=1)
+    assert all(value == pytest.approx(0.01, rel=1e-3) for row in norms for value in row.values())
+
+
+def test_implicit_extraction_takes_the_candidate_with_the_highest_smallest_head() -> None:
+    model = toy_model(extraction="implicit", num_samples=6)
+    observations, noise = torch.randn(4, 3), torch.randn(4, 6, 1)
+    assert model.actor().noise_shape == (6, 1)
+    chosen = model(observations, noise)
+    for row in range(4):
+        candidates = model.policy.flow_actions(observations[row].expand(6, 3), noise[row])
+        values = model.critic(observations[row].expand(6, 3), candidates).values.amin(-1)
+        torch.testing.assert_close(chosen[row], candidates[values.argmax()])
+
+
+def test_extractions_act_within_the_bounds() -> None:
+    model = toy_model()
+    for extraction in ("fql", "behaviour_flow", "implicit"):
+        actor = model.actor(extraction)  # type: ignore[arg-type]
+        actions = actor.act(torch.randn(8, 3), 5 * torch.randn(8, *actor.noise_shape))
+        assert actions.shape == (8, 1)
+        assert actions.abs().max() <= 1.0
+
+
+def test_metrics_are_written_at_updates_with_learning_rates(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path, name="", version="")
+    fit(tmp_path, toy_model(), updates=20, logger=logger, log_every_n_steps=10)
+    logger.save()
+    series = read_metrics(tmp_path / "metrics.csv")
+    assert series["train/critic_loss"][0] == [10, 20]
+    assert {"train/gradient_norm/critic", "train/learning_rate/actor", "train/q_mean"} <= series.keys()
+    assert any(name.startswith("val/td_loss") for name in series)
+
+
+def test_a_critic_without_attention_trains_without_entropy_control(tmp_path: Path) -> None:
+    model = toy_model(critic=partial(MLPCritic, hidden_dims=(16,)))
+    assert model.temperature is None
+    before = state(model)
+    fit(tmp_path, model, updates=2)
+    assert any(
+        not torch.equal(value, before[name]) for name, value in model.critic.state_dict(prefix="critic.").items()
+    )
+
+
+def test_entropy_control_moves_the_entropy_towards_its_target(tmp_path: Path) -> None:
+    measured = []
+    for target, initial in ((0.4, -1.0), (1.4, 1.0)):
+        control = partial(AttentionTemperature, targets=[(target, target)] * 2, form="sign", initial=initial)
+        model = toy_model(entropy_control=control, critic_learning_rate=1e-2, lr_schedule="constant")
+        fit(tmp_path, model, updates=200)
+        generator = torch.Generator().manual_seed(0)
+        observations = torch.randn(64, 3, generator=generator)
+        actions = torch.rand(64, 1, generator=generator) * 2 - 1
+        measured.append(model.critic(observations, actions, with_entropy=True).attention_entropy[0].mean().item())
+    assert measured[0] < measured[1] - 0.5
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"discount": 1.5}, "model.discount: expected between 0 and 1, found 1.5"),
+    ({"tau": 0.0}, "model.tau"),
+    ({"num_samples": 0}, "model.num_samples"),
+    ({"target_aggregation": "max"}, "model.target_aggregation: expected mean or min, found max"),
+    ({"gradient_clip_norm": 0.0}, "model.gradient_clip_norm"),
+    ({"schedule_updates": 0}, "model.schedule_updates"),
+    ({"policy": partial(FlowPolicy, flow_steps=0)}, "policy.flow_steps"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), BAD)
+def test_bad_settings_are_refused_by_name(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        toy_model(**settings)

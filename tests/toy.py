@@ -1,0 +1,79 @@
+"""A small real problem that tests train on: the data, the model and the trainer."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.pytorch import Callback, Trainer, seed_everything
+
+from tql_lightning.data.datamodule import OfflineDataModule
+from tql_lightning.data.transitions import TransitionDataset
+from tql_lightning.nn.critic import TransformerCritic
+from tql_lightning.nn.policy import FlowPolicy
+from tql_lightning.tql import TQL
+
+
+def toy_dataset(size: int = 200, env_id: str | None = None) -> TransitionDataset:
+    """Random transitions of Pendulum's sizes, in episodes of 20."""
+    rng = np.random.default_rng(0)
+    ends = np.arange(size) % 20 == 19
+    dataset = TransitionDataset.from_arrays(
+        rng.normal(size=(size, 3)),
+        rng.uniform(-1, 1, size=(size, 1)),
+        rng.normal(size=size),
+        ends & (np.arange(size) % 40 == 39),
+        ends,
+        rng.normal(size=(size, 3)),
+        name="toy",
+        env_id=env_id,
+    )
+    return dataset.hold_out(0.2)
+
+
+def toy_model(**settings: Any) -> TQL:
+    """A small TQL with its weights drawn from seed 0."""
+    seed_everything(0, verbose=False)
+    defaults: dict[str, Any] = {
+        "critic": partial(TransformerCritic, hidden_dim=16, head_dim=8),
+        "policy": partial(FlowPolicy, hidden_dims=(16,), flow_steps=2),
+        "warmup_updates": 3,
+        "schedule_updates": 40,
+        "critic_learning_rate": 1e-3,
+        "actor_learning_rate": 1e-3,
+    }
+    return TQL(3, 1, **(defaults | settings))
+
+
+def fit(
+    folder: Path,
+    model: TQL,
+    updates: int,
+    callbacks: list[Callback] | None = None,
+    ckpt_path: Path | None = None,
+    updates_per_step: int = 5,
+    env_id: str | None = None,
+    **settings: Any,
+) -> Trainer:
+    """Trains and returns the trainer."""
+    defaults: dict[str, Any] = {
+        "logger": False,
+        "enable_checkpointing": any("Checkpoint" in type(callback).__name__ for callback in callbacks or []),
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+    }
+    trainer = Trainer(
+        max_steps=updates,
+        max_epochs=-1,
+        accelerator="cpu",
+        devices=1,
+        callbacks=callbacks,
+        default_root_dir=folder,
+        **(defaults | settings),
+    )
+    data = OfflineDataModule(toy_dataset(env_id=env_id), batch_size=16, updates_per_step=updates_per_step)
+    trainer.fit(model, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+    return trainer
