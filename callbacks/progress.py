@@ -26,12 +26,16 @@ class UpdateProgressBar(TQDMProgressBar):
         bar.smoothing = 0.1
         return bar
 
-    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
+    def on_train_start(self, *_: Any) -> None:
         """Starts the bar at the update the run starts or continues from."""
-        bar = self.train_progress_bar
+        super().on_train_start()
+        trainer, bar = self.trainer, self.train_progress_bar
         bar.reset(total=trainer.max_steps if trainer.max_steps > 0 else None)
-        bar.initial = bar.n = trainer.global_step
+        bar.initial = bar.n = bar.last_print_n = trainer.global_step
         bar.set_description("Training")
+
+    def on_train_epoch_start(self, *_: Any) -> None:
+        """Keeps Lightning's from starting over: a resumed run goes on in the middle of its only epoch."""
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
+from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from tql_lightning.commands import collect_command, evaluate, quickstart
 from tql_lightning.configs import resolve_configs
 from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.data.transitions import TransitionDataset
-from tql_lightning.errors import exit_code_of, short_message
+from tql_lightning.errors import exit_code_of, name_close_options, short_message
 from tql_lightning.tql import TQL
 
 COMMANDS: dict[str, Callable[..., object]] = {
@@ -32,7 +34,14 @@ NEEDLESS_ADVICE = (
     r"`isinstance\(treespec, LeafSpec\)`",  # between Lightning and torch
     r".*does not have many workers",  # the sampler draws on the device
 )
+ADVERTISEMENT = "try installing ["
 CONFIG_FILE = "config.yaml"
+DESCRIPTION = "Transformer Q-Learning: offline reinforcement learning with a transformer critic"
+SUMMARIES = {
+    "fit": "Trains on a dataset; continues a run with --ckpt_path=last.",
+    "validate": "Computes the losses of a checkpoint on held-out transitions.",
+    "test": "Computes the losses of a checkpoint on held-out transitions and plays evaluation episodes.",
+}
 
 
 class TQLCLI(LightningCLI):
@@ -44,12 +53,13 @@ class TQLCLI(LightningCLI):
             omegaconf_absolute_to_relative_paths=True, subclasses_enabled=[TransitionDataset]
         )
         parser = {"parser_mode": "omegaconf+", "exit_on_error": False}
+        own = {name: parser | {"description": SUMMARIES[name]} for name in self.subcommands()}
         super().__init__(
             TQL,
             OfflineDataModule,
             save_config_callback=SaveFitConfig,
             save_config_kwargs={"overwrite": True, "config_filename": CONFIG_FILE},
-            parser_kwargs={**parser, **{name: dict(parser) for name in self.subcommands()}},
+            parser_kwargs={**parser, "description": DESCRIPTION, **own},
             auto_configure_optimizers=False,
         )
 
@@ -62,9 +72,21 @@ class TQLCLI(LightningCLI):
         """Lists our own commands in the help beside Lightning's; `main` runs them."""
         super()._add_subcommands(parser, **kwargs)
         (action,) = (action for action in parser._actions if hasattr(action, "add_subcommand"))
+        for choice in action._choices_actions:  # type: ignore[attr-defined]
+            choice.help = SUMMARIES[choice.dest]
         for name, function in COMMANDS.items():
             command = command_parser(name, function)
             action.add_subcommand(name, command, help=command.description)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Lightning's; an unknown option's error names those that are close."""
+        try:
+            super().parse_arguments(parser, args)
+        except ArgumentError as error:
+            name_close_options(
+                error, {name for command in self._subcommand_parsers.values() for name in flags(command)}
+            )
+            raise
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The model's sizes are the dataset's."""
@@ -89,6 +111,24 @@ class TQLCLI(LightningCLI):
                 "choose another folder with --trainer.default_root_dir, or remove it"
             )
 
+    def before_validate(self) -> None:
+        """Refuses to measure untrained weights, or on nothing.
+
+        Raises:
+            ValueError: no checkpoint is named, or the dataset holds nothing out.
+        """
+        if not self._get(self.config, "ckpt_path"):
+            raise ValueError(
+                "ckpt_path: expected the checkpoint to measure, found none; add --ckpt_path=last or a file"
+            )
+        if self.datamodule.dataset.validation is None:
+            raise ValueError(
+                f"data.dataset: {self.datamodule.dataset.name} holds no transitions out to measure on; for npz add "
+                "--data.dataset.validation_fraction=0.1 to fit and here; for episodes only use: tql evaluate CHECKPOINT"
+            )
+
+    before_test = before_validate
+
 
 class SaveFitConfig(SaveConfigCallback):
     """Writes the resolved configuration into the run's folder, when fitting only."""
@@ -107,6 +147,22 @@ def command_parser(name: str, function: Callable[..., object]) -> jsonargparse.A
     return parser
 
 
+def flags(parser: jsonargparse.ArgumentParser) -> set[str]:
+    """The options of a parser."""
+    return {name for action in parser._actions for name in action.option_strings}
+
+
+def run_command(name: str, arguments: Sequence[str]) -> None:
+    """Runs one of our own commands."""
+    parser = command_parser(name, COMMANDS[name])
+    try:
+        parsed = parser.parse_args(list(arguments))
+    except ArgumentError as error:
+        name_close_options(error, flags(parser))
+        raise
+    COMMANDS[name](**parsed.as_dict())
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line and returns its exit code.
 
@@ -117,13 +173,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     for advice in NEEDLESS_ADVICE:
         warnings.filterwarnings("ignore", message=advice)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: ADVERTISEMENT not in record.msg)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     sys.path.insert(0, str(Path.cwd()))  # users' own callbacks, critics and datasets
     try:
         if arguments and arguments[0] in COMMANDS:
-            function = COMMANDS[arguments[0]]
-            parsed = command_parser(arguments[0], function).parse_args(arguments[1:])
-            function(**parsed.as_dict())
+            run_command(arguments[0], arguments[1:])
             return 0
         sys.argv[1:] = resolve_configs(arguments, TQLCLI.subcommands())
         return exit_code_of(TQLCLI().trainer)

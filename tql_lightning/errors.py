@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,6 +12,19 @@ if TYPE_CHECKING:
 
 MOST_LINES = 8
 LINE_LENGTH = 240
+NEEDLESS = (  # how jsonargparse tells of the alternatives it tried
+    "Does not validate against any of the Union subtypes",
+    "Errors:",
+    "Given value type:",
+    "Not a valid subclass of",
+    "Subclass types expect one of",
+    "Subtypes:",
+    "a class path (str)",
+    "a dict with",
+    "Expected a <class 'NoneType'>",
+    "Expected a path but",
+)
+UNRECOGNIZED = "unrecognized arguments:"
 
 
 def short_message(error: BaseException) -> str | None:
@@ -35,11 +50,32 @@ def short_message(error: BaseException) -> str | None:
     )
     if not isinstance(error, known):
         return None
-    lines = [line.strip()[:LINE_LENGTH] for line in str(error).splitlines() if line.strip()]
+    lines = _essence("\n".join([str(error), *getattr(error, "__notes__", ())]))
     if len(lines) > MOST_LINES:
         lines = [*lines[: MOST_LINES // 2], "...", *lines[-MOST_LINES // 2 + 1 :]]
     lines[:1] = [f"tql: {lines[0] if lines else type(error).__name__}"]
     return "\n".join([*lines, "(tql --help lists the commands; TQL_TRACEBACK=1 shows where this was raised)"])
+
+
+def _essence(message: str) -> list[str]:
+    """The lines of a message that say something, each once."""
+    lines = [line.strip()[:LINE_LENGTH] for line in message.splitlines() if line.strip()]
+    telling = [line for line in lines if not line.removeprefix("- ").startswith(NEEDLESS)]
+    return list(dict.fromkeys(telling or lines))
+
+
+def name_close_options(error: Exception, options: Collection[str]) -> None:
+    """Adds to an error about an unknown option a note of those that are close.
+
+    Args:
+        error: what a parser raised.
+        options: every option there is.
+    """
+    if str(error).startswith(UNRECOGNIZED):
+        flags = [word.partition("=")[0] for word in str(error).split() if word.startswith("--")]
+        close = [match for flag in flags for match in difflib.get_close_matches(flag, options, n=2)]
+        if close:
+            error.add_note(f"did you mean {' or '.join(close)}?")
 
 
 def exit_code_of(trainer: Trainer) -> int:

@@ -18,16 +18,17 @@ METRICS_FILE = "metrics.csv"
 
 
 def read_metrics(path: Path) -> Series:
-    """The columns of a metrics.csv as (updates, values), without the empty cells."""
-    series: Series = {}
+    """The columns of a metrics.csv as (updates, values), without the empty cells.
+
+    Of rows for the same update the later counts: a run that was killed and resumed did it again.
+    """
+    columns: dict[str, dict[int, float]] = {}
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
             for name, value in row.items():
                 if name not in ("step", "epoch") and value:
-                    updates, values = series.setdefault(name, ([], []))
-                    updates.append(int(float(row["step"])))
-                    values.append(float(value))
-    return series
+                    columns.setdefault(name, {})[int(float(row["step"]))] = float(value)
+    return {name: (sorted(column), [column[update] for update in sorted(column)]) for name, column in columns.items()}
 
 
 def plot_run(folder: Path) -> list[Path]:
