@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tql_lightning.nn.critic import Critic, CriticOutput, MLPCritic, TransformerCritic
     from tql_lightning.nn.policy import Actor, FlowPolicy
     from tql_lightning.nn.temperature import AttentionTemperature
-    from tql_lightning.rollout import RolloutResult, rollout
+    from tql_lightning.rollout import RolloutResult
     from tql_lightning.tql import TQL
 
 _HOMES = {
@@ -25,7 +25,7 @@ _HOMES = {
     "nn.critic": ("Critic", "CriticOutput", "MLPCritic", "TransformerCritic"),
     "nn.policy": ("Actor", "FlowPolicy"),
     "nn.temperature": ("AttentionTemperature",),
-    "rollout": ("RolloutResult", "rollout"),
+    "rollout": ("RolloutResult",),  # the function `rollout` would hide behind the module of its name
     "tql": ("TQL",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -45,7 +45,6 @@ __all__ = [
     "RolloutResult",
     "TransformerCritic",
     "TransitionDataset",
-    "rollout",
 ]
 
 
