@@ -87,8 +87,7 @@ def test_a_factory_that_has_no_import_path_is_given_again_on_loading(tmp_path: P
     with pytest.warns(UserWarning, match="'critic' removed from hparams"):
         model = toy_model(critic=critic)
     fit(tmp_path, model, updates=1).save_checkpoint(tmp_path / "model.ckpt")
-    with pytest.warns(UserWarning, match="'critic' removed from hparams"):
-        loaded = TQL.load_from_checkpoint(tmp_path / "model.ckpt", weights_only=True, critic=critic)
+    loaded = TQL.load_from_checkpoint(tmp_path / "model.ckpt", weights_only=True, critic=critic)
     assert_equal(state(model), state(loaded))
 
 
