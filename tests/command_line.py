@@ -1,0 +1,73 @@
+"""Runs the command line as a user does, or only parses it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+import pytest
+
+from tql_lightning.cli import TQLCLI
+from tql_lightning.configs import resolve_configs
+from tql_lightning.tql import TQL
+
+TQL_COMMAND = str(Path(sys.executable).parent / "tql")
+TINY = """
+trainer:
+  accelerator: cpu
+  devices: 1
+  max_steps: 20
+  log_every_n_steps: 10
+  default_root_dir: run
+  callbacks:
+    - class_path: tql_lightning.callbacks.checkpointing.GracefulInterrupt
+    - class_path: tql_lightning.callbacks.checkpointing.LastCheckpoint
+      init_args:
+        dirpath: ${trainer.default_root_dir}/checkpoints
+        every_n_updates: 10
+model:
+  critic:
+    class_path: tql_lightning.nn.critic.TransformerCritic
+    init_args: {hidden_dim: 32}
+  policy:
+    class_path: tql_lightning.nn.policy.FlowPolicy
+    init_args: {hidden_dims: [16], flow_steps: 2}
+data:
+  batch_size: 8
+"""
+
+
+def run_tql(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs ``tql`` in a folder to its end."""
+    command = [TQL_COMMAND, *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=200)
+
+
+class _ParsedOnly(TQLCLI):
+    """The command line without what follows parsing."""
+
+    def instantiate_classes(self) -> None:
+        """Makes nothing."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Runs nothing."""
+
+
+def parse_fit(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> dict[str, Any]:
+    """The whole configuration of ``tql fit ARGUMENTS``, with its interpolations resolved."""
+    monkeypatch.setattr(sys, "argv", ["tql", *resolve_configs(["fit", *arguments], TQLCLI.subcommands())])
+    configuration: dict[str, Any] = _ParsedOnly().config["fit"].as_dict()
+    return configuration
+
+
+def make_model(configuration: dict[str, Any], observation_dim: int, action_dim: int) -> TQL:
+    """The model of a configuration for given sizes."""
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(TQL, "model")
+    sizes = {"observation_dim": observation_dim, "action_dim": action_dim}
+    model = parser.instantiate_classes(parser.parse_object({"model": configuration["model"] | sizes})).model
+    assert isinstance(model, TQL)
+    return model

@@ -1,0 +1,113 @@
+"""The packaged configurations: each instantiates, holds the paper's values, and follows overrides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.command_line import make_model, parse_fit
+from tql_lightning.configs import ConfigError, find_config, packaged_configs, resolve_configs
+from tql_lightning.data.sources.ogbench import known_domains
+
+PACKAGED = sorted(packaged_configs())
+PAPER = {  # observation size, targets of both layers, alpha_BC
+    "cube-double": (37, (3.0, 2.5), 300.0),
+    "cube-triple": (46, (3.5, 3.0), 300.0),
+    "scene": (40, (3.5, 3.0), 300.0),
+    "puzzle-3x3": (55, (3.5, 3.0), 1000.0),
+    "puzzle-4x4": (83, (3.5, 3.0), 1000.0),
+}
+PARAMETERS = {"0.4m": 419_714, "1m": 1_658_626, "7m": 6_594_050, "26m": 26_295_298}
+DATA = "--data.dataset=tests.toy.toy_dataset"  # for files that name no dataset
+
+
+@pytest.mark.parametrize("name", PACKAGED)
+def test_every_packaged_configuration_instantiates(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    names_data = name == "quickstart" or name.startswith("ogbench/")
+    configuration = parse_fit(monkeypatch, "--config", name, *(() if names_data else (DATA,)))
+    with torch.device("meta"):
+        model = make_model(configuration, 28, 5)
+    assert model.critic.num_tokens == 34
+
+
+@pytest.mark.parametrize(("domain", "values"), PAPER.items())
+def test_domains_hold_the_papers_values(
+    domain: str, values: tuple[int, tuple[float, float], float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observation_dim, targets, alpha = values
+    configuration = parse_fit(monkeypatch, "--config", f"ogbench/{domain}")
+    assert configuration["data"]["dataset"]["init_args"]["domain"] == f"{domain}-play"
+    model = make_model(configuration, observation_dim, 5)
+    assert model.temperature is not None
+    assert model.temperature.targets.tolist() == [[target, target] for target in targets]
+    assert model.bc_coefficient == alpha
+    defaults = (model.discount, model.tau, model.critic_learning_rate, model.actor_learning_rate, model.weight_decay)
+    assert defaults == (0.99, 0.005, 1e-4, 5e-4, 0.01)
+    assert (model.warmup_updates, model.schedule_updates) == (10_000, 1_000_000)
+    assert (configuration["data"]["batch_size"], configuration["trainer"]["max_steps"]) == (256, 1_000_000)
+    assert (model.target_aggregation, model.normalize_q_loss, model.gradient_clip_norm) == ("mean", False, None)
+
+
+def test_every_domain_is_one_of_ogbench(monkeypatch: pytest.MonkeyPatch) -> None:
+    domains = [name for name in PACKAGED if name.startswith("ogbench/")]
+    assert len(domains) == 6
+    for name in domains:
+        configuration = parse_fit(monkeypatch, "--config", name)
+        assert configuration["data"]["dataset"]["init_args"]["domain"] in known_domains()
+
+
+@pytest.mark.parametrize(("size", "parameters"), PARAMETERS.items())
+def test_sizes_have_the_releases_parameter_counts(size: str, parameters: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    configuration = parse_fit(monkeypatch, "--config", "ogbench/cube-double", "--config", f"size/{size}")
+    with torch.device("meta"):
+        model = make_model(configuration, 37, 5)
+    assert sum(parameter.numel() for parameter in model.critic.parameters()) == parameters
+
+
+def test_interpolations_follow_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
+    configuration = parse_fit(
+        monkeypatch,
+        *("--config", "ogbench/cube-double", "--config", "size/26m"),
+        *("--data.dataset.task=3", "--seed_everything=7", "--trainer.max_steps=500"),
+    )
+    folder = "runs/cube-double/task_3/seed_7"
+    assert configuration["trainer"]["default_root_dir"] == folder
+    assert [logger["init_args"]["save_dir"] for logger in configuration["trainer"]["logger"]] == [folder, folder]
+    assert configuration["model"]["schedule_updates"] == 500
+    assert configuration["data"]["seed"] == 7
+    assert configuration["data"]["dataset"]["init_args"]["task"] == 3
+    assert configuration["model"]["critic"]["init_args"]["hidden_dim"] == 1024
+
+
+def test_later_files_and_flags_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = ("--config", "ogbench/scene", "--config", "size/26m", "--config", "size/1m")
+    configuration = parse_fit(monkeypatch, *sizes, "--model.critic.num_layers=3", "--model.entropy_control=null")
+    assert configuration["model"]["critic"]["init_args"]["hidden_dim"] == 256
+    assert configuration["model"]["critic"]["init_args"]["num_layers"] == 3
+    assert configuration["model"]["entropy_control"] is None
+
+
+def test_environment_variables_reach_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TQL_DATASETS", "elsewhere")
+    configuration = parse_fit(monkeypatch, "--config", "quickstart")
+    assert configuration["data"]["dataset"]["init_args"]["path"] == "elsewhere/Pendulum-v1.npz"
+
+
+def test_a_file_of_the_users_comes_before_a_packaged_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_config("quickstart").endswith("conf/quickstart.yaml")
+    Path("quickstart").write_text("seed_everything: 3\n")
+    assert find_config("quickstart") == "quickstart"
+
+
+def test_an_unknown_configuration_names_the_close_ones() -> None:
+    with pytest.raises(ConfigError, match=r"cube-dubble.*ogbench/cube-double"):
+        find_config("ogbench/cube-dubble")
+
+
+def test_defaults_come_first_and_only_where_they_belong() -> None:
+    defaults, double = find_config("tql"), find_config("ogbench/cube-double")
+    assert resolve_configs(["fit", "-c", "ogbench/cube-double"], {"fit"}) == ["fit", "--config", defaults, "-c", double]
+    assert resolve_configs(["collect", "x"], {"fit"}) == ["collect", "x"]
