@@ -1,0 +1,49 @@
+"""What the entropy monitor writes."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+from lightning.pytorch.loggers import CSVLogger
+
+from tests.toy import fit, toy_model
+from tql_lightning.callbacks.attention_entropy import AttentionEntropyMonitor
+from tql_lightning.nn.critic import MLPCritic
+from tql_lightning.nn.temperature import AttentionTemperature
+from tql_lightning.plots import Series, read_metrics
+from tql_lightning.tql import TQL
+
+
+def written(folder: Path, model: TQL) -> Series:
+    logger = CSVLogger(folder, name="", version="")
+    fit(folder, model, updates=10, callbacks=[AttentionEntropyMonitor()], logger=logger, log_every_n_steps=5)
+    logger.save()
+    return read_metrics(folder / "metrics.csv")
+
+
+def test_every_layer_and_token_group_has_entropy_target_and_temperature(tmp_path: Path) -> None:
+    control = partial(AttentionTemperature, targets=[(1.0, 1.1), (0.8, 0.9)])
+    model = toy_model(entropy_control=control)
+    series = written(tmp_path, model)
+    for layer, targets in enumerate([(1.0, 1.1), (0.8, 0.9)]):
+        for group, target in zip(("value", "others"), targets, strict=True):
+            key = f"layer_{layer}/{group}"
+            assert series[f"train/attention_entropy/{key}"][0] == [5, 10]
+            assert all(0.0 < value < 1.61 for value in series[f"train/attention_entropy/{key}"][1])
+            assert series[f"train/target_entropy/{key}"][1] == pytest.approx([target, target])
+            expected = model.temperature()[layer, ("value", "others").index(group)].item()  # type: ignore[misc]
+            assert series[f"train/temperature/{key}"][1][-1] == pytest.approx(expected)
+
+
+def test_entropy_is_written_also_where_nothing_controls_it(tmp_path: Path) -> None:
+    series = written(tmp_path, toy_model(entropy_control=None))
+    assert "train/attention_entropy/layer_1/others" in series
+    assert not any(name.startswith(("train/temperature/", "train/target_entropy/")) for name in series)
+
+
+def test_a_critic_without_attention_has_nothing_to_write(tmp_path: Path) -> None:
+    series = written(tmp_path, toy_model(critic=partial(MLPCritic, hidden_dims=(8,))))
+    assert "train/td_loss" in series
+    assert not any("attention_entropy" in name for name in series)

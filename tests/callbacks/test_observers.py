@@ -1,0 +1,67 @@
+"""Callbacks only observe: training is bit for bit the same with and without them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers import CSVLogger
+
+from tests.toy import fit, toy_model
+from tql_lightning.callbacks.attention_entropy import AttentionEntropyMonitor
+from tql_lightning.callbacks.checkpointing import GracefulInterrupt, LastCheckpoint
+from tql_lightning.callbacks.plots import TrainingPlots
+from tql_lightning.callbacks.progress import UpdateProgressBar
+from tql_lightning.callbacks.rollout_evaluation import RolloutEvaluation
+
+CALLBACKS: dict[str, Callable[[], Callback]] = {
+    "AttentionEntropyMonitor": AttentionEntropyMonitor,
+    "RolloutEvaluation": lambda: RolloutEvaluation(episodes=2, every_n_updates=5, env_id="Pendulum-v1"),
+    "RolloutEvaluation, implicit": lambda: RolloutEvaluation(
+        episodes=2, every_n_updates=10, env_id="Pendulum-v1", extraction="implicit"
+    ),
+    "LastCheckpoint": lambda: LastCheckpoint(every_n_updates=5),
+    "GracefulInterrupt": GracefulInterrupt,
+    "TrainingPlots": TrainingPlots,
+    "UpdateProgressBar": UpdateProgressBar,
+}
+
+
+class Watch(Callback):
+    """Train modes and the random state at every step."""
+
+    def __init__(self) -> None:
+        self.modes: list[list[bool]] = []
+        self.states: list[torch.Tensor] = []
+
+    def on_train_batch_start(self, trainer, pl_module, *_) -> None:  # type: ignore[no-untyped-def]
+        self.modes.append([module.training for module in pl_module.modules()])
+        self.states.append(torch.get_rng_state())
+
+
+def train(folder: Path, callbacks: list[Callback]) -> tuple[dict[str, torch.Tensor], Watch]:
+    model, watch = toy_model(), Watch()
+    progress = any(isinstance(callback, UpdateProgressBar) for callback in callbacks)
+    logger = CSVLogger(folder, name="", version="")
+    fit(
+        folder,
+        model,
+        updates=12,
+        callbacks=[*callbacks, watch],
+        logger=logger,
+        enable_progress_bar=progress,
+        log_every_n_steps=5,
+    )
+    return model.state_dict(), watch
+
+
+@pytest.mark.parametrize("name", CALLBACKS)
+def test_training_is_the_same_with_and_without(name: str, tmp_path: Path) -> None:
+    expected, expected_watch = train(tmp_path / "without", [])
+    found, watch = train(tmp_path / "with", [CALLBACKS[name]()])
+    assert [key for key in expected if not torch.equal(expected[key], found[key])] == []
+    assert watch.modes == expected_watch.modes
+    assert all(torch.equal(one, other) for one, other in zip(watch.states, expected_watch.states, strict=True))
