@@ -55,7 +55,8 @@ def test_a_signal_stops_after_the_update_in_hand_and_the_run_continues_exactly(
     assert str(folder / "last.ckpt") in last_line
     assert "--ckpt_path=last" in last_line
     rest = toy_model()
-    fit(folder, rest, updates=20, ckpt_path=folder / "last.ckpt")
+    callbacks: list[Callback] = [LastCheckpoint(str(folder), every_n_updates=5)]
+    fit(folder, rest, updates=20, callbacks=callbacks, ckpt_path=folder / "last.ckpt")
     assert all(torch.equal(value, rest.state_dict()[name]) for name, value in whole.state_dict().items())
 
 
