@@ -1,0 +1,214 @@
+"""The command ``tql``: what it runs, and what it says when the user errs."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.command_line import TINY, TQL_COMMAND, run_tql
+from tql_lightning.cli import main
+
+PENDULUM = ("--config", "tiny.yaml", "--data.dataset=tql_lightning.data.sources.npz.load_npz")
+PENDULUM += ("--data.dataset.path=pendulum.npz", "--data.dataset.validation_fraction=0.5")
+TOY = "--data.dataset=tests.toy.toy_dataset"
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which a dataset was collected and a tiny run was trained, by the command line."""
+    folder = tmp_path_factory.mktemp("work")
+    (folder / "tiny.yaml").write_text(TINY)
+    collect = run_tql(folder, "collect", "Pendulum-v1", "--transitions", "800", "--output", "pendulum.npz")
+    assert collect.returncode == 0, collect.stderr
+    assert "wrote pendulum.npz: 800 transitions in 4 episodes" in collect.stdout
+    fit = run_tql(folder, "fit", *PENDULUM)
+    assert fit.returncode == 0, fit.stderr
+    return folder
+
+
+@pytest.fixture
+def in_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory of an in-process command line; what it changes is put back."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "argv", ["tql"])
+    return tmp_path
+
+
+MISTAKES = {
+    "unknown option": (
+        ["fit", TOY, "--trainer.max_stps=4"],
+        ["did you mean --trainer.max_steps"],
+    ),
+    "unknown option of collect": (["collect", "X-v0", "--transtions=3"], ["did you mean --transitions"]),
+    "wrong type": (["fit", TOY, "--trainer.max_steps=many"], ["trainer.max_steps", "int", "many"]),
+    "wrong choice": (["fit", TOY, "--model.extraction=fqll"], ["model.extraction", "'implicit'", "fqll"]),
+    "out of range": (["fit", TOY, "--model.discount=2"], ["model.discount", "between 0 and 1", "2.0"]),
+    "unknown module": (["fit", TOY, "--model.critic=nowhere.Critic"], ["model.critic", "No module named 'nowhere'"]),
+    "unknown class": (["fit", TOY, "--model.critic=tql_lightning.TQQ"], ["model.critic", "TQQ"]),
+    "unknown argument of a class": (["fit", TOY, "--model.critic.hiden_dim=3"], ["'hiden_dim' is not accepted"]),
+    "unknown callback": (["fit", TOY, "--trainer.callbacks+=tests.toy.Nope"], ["trainer.callbacks", "'Nope'"]),
+    "not a dataset": (["fit", "--data.dataset=json.loads"], ["data.dataset", "json.loads"]),
+    "no dataset": (["fit"], ["data.dataset", "required"]),
+    "missing dataset file": (["fit", "--config", "quickstart"], ["Pendulum-v1.npz: no such file", "tql collect"]),
+    "unknown task": (["fit", "--config", "ogbench/scene", "--data.dataset.task=6"], ["data.dataset.task", "found 6"]),
+    "unknown configuration": (["fit", "--config", "size/27m"], ["size/27m", "size/26m"]),
+    "unknown key in a file": (["fit", "--config", "unknown_key.yaml"], ["model.discont"]),
+    "unknown callback argument in a file": (["fit", TOY, "--config", "callback.yaml"], ["'epsodes' is not accepted"]),
+    "damaged file": (["fit", "--config", "damaged.yaml"], ["parsing"]),
+    "dangling interpolation": (["fit", TOY, "--config", "dangling.yaml"], ["nowhere.to_be_found", "model.discount"]),
+    "missing checkpoint of evaluate": (["evaluate", "nothing.ckpt"], ["nothing.ckpt: no such file"]),
+    "missing checkpoint of fit": (["fit", TOY, *PENDULUM[:2], "--ckpt_path=nothing.ckpt"], ["nothing.ckpt"]),
+    "validate without checkpoint": (["validate", TOY, *PENDULUM[:2]], ["ckpt_path", "--ckpt_path=last"]),
+    "unknown environment": (["collect", "Pendulm-v1", "--output=x.npz"], ["Pendulm", "Pendulum"]),
+    "unknown command": (["fitt"], ["fitt", "evaluate"]),
+    "no command": ([], ["fit", "collect"]),
+}
+FILES = {
+    "tiny.yaml": TINY,
+    "unknown_key.yaml": "model:\n  discont: 0.9\ndata:\n  dataset: tests.toy.toy_dataset\n",
+    "callback.yaml": (
+        "trainer:\n  callbacks:\n    - class_path: tql_lightning.callbacks.rollout_evaluation.RolloutEvaluation\n"
+        "      init_args:\n        epsodes: 3\n"
+    ),
+    "damaged.yaml": "model:\n  discount: [\n",
+    "dangling.yaml": "model:\n  discount: ${nowhere.to_be_found}\n",
+}
+
+
+@pytest.mark.parametrize(("arguments", "expected"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_ends_in_a_few_lines_that_say_what_to_mend(
+    arguments: list[str], expected: list[str], in_temporary_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, text in FILES.items():
+        (in_temporary_folder / name).write_text(text)
+    code = main(arguments)
+    message = capsys.readouterr().err[-3000:]
+    message = message[message.index("tql: ") :]
+    assert code == 2
+    assert len(message.splitlines()) <= 10
+    assert "Traceback" not in message
+    assert [word for word in expected if word not in message] == [], message
+
+
+def test_a_mistake_in_a_new_process_prints_no_traceback(tmp_path: Path) -> None:
+    finished = run_tql(tmp_path, "fit", "--config", "quickstart", "--trainer.max_steps=ten")
+    assert finished.returncode == 2
+    assert len(finished.stderr.splitlines()) <= 10
+    assert "Traceback" not in finished.stderr
+
+
+@pytest.mark.usefixtures("in_temporary_folder")
+def test_the_traceback_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TQL_TRACEBACK", "1")
+    with pytest.raises(ValueError, match=r"nothing\.ckpt: no such file"):
+        main(["evaluate", "nothing.ckpt"])
+
+
+@pytest.mark.usefixtures("in_temporary_folder")
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "collect", "evaluate", "quickstart"])
+def test_help_describes_every_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    overview = capsys.readouterr().out
+    assert f"\n    {command} " in overview
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
+    own = capsys.readouterr().out
+    assert f"tql {command}" in own.replace("[options] ", "")
+    assert "--seed" in own
+
+
+@pytest.mark.usefixtures("in_temporary_folder")
+def test_help_of_fit_explains_each_of_the_models_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["fit", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for explained in ("--model.tau TAU share of the critic", "--data.batch_size BATCH_SIZE transitions in one update"):
+        assert explained in text
+
+
+def test_a_run_leaves_configuration_metrics_and_checkpoint(run_folder: Path) -> None:
+    files = {str(path.relative_to(run_folder / "run")) for path in (run_folder / "run").rglob("*") if path.is_file()}
+    assert {"config.yaml", "metrics.csv", "checkpoints/last.ckpt"} <= files
+    assert any(name.startswith("tensorboard/events") for name in files)
+
+
+def test_evaluate_prints_a_table_and_writes_the_same_as_json(run_folder: Path) -> None:
+    checkpoint = "run/checkpoints/last.ckpt"
+    finished = run_tql(run_folder, "evaluate", checkpoint, "--episodes", "2", "--json", "figures.json")
+    assert finished.returncode == 0, finished.stderr
+    figures = json.loads((run_folder / "figures.json").read_text())
+    assert (figures["env_id"], figures["updates"], figures["episodes"]) == ("Pendulum-v1", 20, 2)
+    assert figures["return"] == pytest.approx(sum(figures["returns"]) / 2)
+    assert figures["lengths"] == [200.0, 200.0]
+    assert f"{figures['return']:.3f}" in finished.stdout
+
+
+def test_validate_measures_held_out_losses_and_keeps_the_runs_files(run_folder: Path) -> None:
+    configuration = (run_folder / "run" / "config.yaml").read_text()
+    before = (run_folder / "run" / "metrics.csv").read_text().splitlines()
+    finished = run_tql(run_folder, "validate", *PENDULUM, "--ckpt_path=last", "--model.discount=0.5")
+    assert finished.returncode == 0, finished.stderr
+    assert "val/td_loss" in finished.stdout
+    assert (run_folder / "run" / "config.yaml").read_text() == configuration
+    assert len((run_folder / "run" / "metrics.csv").read_text().splitlines()) > len(before)
+
+
+def test_a_run_is_not_overwritten_but_continued_with_the_settings_given(run_folder: Path) -> None:
+    metrics = run_folder / "run" / "metrics.csv"
+    refused = run_tql(run_folder, "fit", *PENDULUM)
+    assert refused.returncode == 2
+    assert "--ckpt_path=last" in refused.stderr
+    continued = run_tql(run_folder, "fit", *PENDULUM, "--ckpt_path=last", "--trainer.max_steps=40", "--model.tau=0.5")
+    assert continued.returncode == 0, continued.stderr
+    checkpoint = torch.load(run_folder / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 40
+    assert checkpoint["hyper_parameters"]["tau"] == 0.5
+    header, *rows = metrics.read_text().splitlines()
+    step = header.split(",").index("step")
+    assert {10, 20, 30, 40} <= {int(row.split(",")[step]) for row in rows}
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_a_checkpoint_that_a_new_run_continues(
+    number: signal.Signals, code: int, run_folder: Path
+) -> None:
+    folder = f"stopped_{code}"
+    arguments = [*PENDULUM, f"--trainer.default_root_dir={folder}"]
+    checkpoint = run_folder / folder / "checkpoints" / "last.ckpt"
+    process = subprocess.Popen(
+        [TQL_COMMAND, "fit", *arguments, "--trainer.max_steps=1000000"],
+        cwd=run_folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 100
+    while not checkpoint.exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert f"Stopped by {number.name}" in errors.splitlines()[-1]
+    updates = torch.load(checkpoint, weights_only=True)["global_step"]
+    assert str(updates) in errors.splitlines()[-1]
+
+    continued = run_tql(run_folder, "fit", *arguments, "--ckpt_path=last", f"--trainer.max_steps={updates + 5}")
+    assert continued.returncode == 0, continued.stderr
+    assert torch.load(checkpoint, weights_only=True)["global_step"] == updates + 5
+
+
+def test_the_module_runs_as_the_command(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tql_lightning", "collect", "--help"]
+    finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert finished.stdout.startswith("usage: tql collect")
