@@ -46,6 +46,7 @@ class Run:
     seed: int
     folder: Path
     process: subprocess.Popen[bytes] | None = None
+    follower: threading.Thread | None = None
     updates: int = 0
     total: int = 0
     last_return: str = ""
@@ -117,6 +118,8 @@ def _train(runs: Sequence[Run], parallel: int) -> None:
                 _show(bar, runs)
             for run in [run for run in running if run.process is not None and run.process.poll() is not None]:
                 running.remove(run)
+                if run.follower is not None:
+                    run.follower.join()  # until its log is whole
                 if run.process is not None and run.process.returncode:
                     end = "".join(run.tail)[-1500:]
                     raise QuickstartError(f"training with seed {run.seed} failed; end of {run.log}:\n{end}")
@@ -142,7 +145,8 @@ def _start(run: Run, threads: int) -> Run:
     command += [f"--seed_everything={run.seed}", f"--trainer.default_root_dir={run.folder}"]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
     run.process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    threading.Thread(target=_follow, args=(run,), daemon=True).start()
+    run.follower = threading.Thread(target=_follow, args=(run,), daemon=True)
+    run.follower.start()
     return run
 
 
@@ -151,8 +155,8 @@ def _follow(run: Run) -> None:
     assert run.process is not None
     assert run.process.stdout is not None
     line = ""
-    with run.log.open("w") as log:
-        while byte := run.process.stdout.read(1):
+    with run.process.stdout as printed, run.log.open("w") as log:
+        while byte := printed.read(1):
             character = byte.decode(errors="replace")
             line += character
             if character not in "\r\n":

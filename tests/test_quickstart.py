@@ -1,0 +1,50 @@
+"""The quickstart: its bars on the real problem (slow), and what it tells of its runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tql_lightning.quickstart import PROGRESS, QuickstartError, run_quickstart
+
+
+def test_a_runs_progress_is_read_from_its_bar() -> None:
+    line = "Training:  60%|######    | 750/1250 [00:20<00:13, 36.77 updates/s, return=-1.2e+03]"
+    found = PROGRESS.search(line)
+    assert found is not None
+    assert found.groups() == ("750", "1250", "-1.2e+03")
+    started = PROGRESS.search("Training:   0%|          | 0/1250 [00:00<?, ? updates/s]")
+    assert started is not None
+    assert started.groups() == ("0", "1250", None)
+
+
+def test_a_run_that_fails_ends_the_quickstart_with_the_end_of_its_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TQL_DATASETS", str(tmp_path / "datasets"))
+    from tql_lightning.data.collect import collect
+
+    collect("Pendulum-v1", transitions=400, workers=1, output=str(tmp_path / "datasets" / "Pendulum-v1.npz"))
+    with pytest.raises(QuickstartError, match=r"seed -1 failed; end of .*train\.log"):
+        run_quickstart([-1], tmp_path / "runs")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_tql_learns_from_bad_data_and_cloning_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TQL_DATASETS", str(tmp_path / "datasets"))
+    run_quickstart([0, 1, 2], tmp_path / "runs")
+    result = json.loads((tmp_path / "runs" / "result.json").read_text())
+    assert all(value >= -200 for value in result["tql"]["per_seed"])
+    assert result["behaviour_flow"]["mean_return"] <= -800
+    assert -1150 < result["data"]["mean_return"] < -1050
+    assert result["peak_memory_mb"] <= 1536
+    for name in ("return", "attention_entropy", "losses"):
+        assert (tmp_path / "runs" / f"{name}.png").is_file()
+    for seed in (0, 1, 2):
+        folder = tmp_path / "runs" / f"seed_{seed}"
+        assert (folder / "config.yaml").is_file()
+        assert (folder / "checkpoints" / "last.ckpt").is_file()
+        assert list(folder.glob("tensorboard/events*"))

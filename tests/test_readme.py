@@ -1,0 +1,152 @@
+"""The README holds: its commands and code run, its tree is the tree, and CI runs what it tells users to."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.command_line import TQL_COMMAND, parse_fit, run_tql
+from tests.test_layers import MODULES, imported
+from tests.toy import toy_dataset
+from tql_lightning.cli import COMMANDS, command_parser
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
+CONSOLE = [line[2:].partition("   #")[0] for kind, text in BLOCKS if kind == "console" for line in text.splitlines()]
+PYTHON = [text for kind, text in BLOCKS if kind == "python"]
+TREE = next(text for kind, text in BLOCKS if kind == "text")
+GLOSSARY = ROOT / "docs" / "metrics.md"
+
+
+def commands(name: str) -> list[list[str]]:
+    """The arguments of every shown command of this name."""
+    split = [shlex.split(line) for line in CONSOLE]
+    return [words[1:] for words in split if words and words[0] == name]
+
+
+def listed_modules() -> list[str]:
+    """Modules in the order of the README's tree, by dotted name without the package's."""
+    names: list[str] = []
+    section = ""
+    for line in TREE.splitlines():
+        section = line.partition("/")[0] if line[:1].strip() else section
+        entry = line[2:].split("   ")[0].split("  ")[0] if section == "tql_lightning" and line.startswith("  ") else ""
+        folder = ""
+        for item in re.findall(r"[\w/]+\.py|[\w/]+/(?= )", f"{line[2:] if entry else ''} "):
+            folder = str(Path(item).parent) if "/" in item else folder
+            if item.endswith("/"):
+                folder = item.rstrip("/")
+            else:
+                names.append(str(Path(folder) / Path(item).name).removesuffix(".py").replace("/", "."))
+    return names
+
+
+def test_ci_runs_the_readmes_test_command_and_nothing_else() -> None:
+    script = [line.strip() for line in (ROOT / ".ci" / "run").read_text().splitlines()]
+    work = [line for line in script if line and not line.startswith(("#", "set ", "cd "))]
+    assert work == ["make test"]
+    assert "make test" in CONSOLE
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+def test_every_make_command_shown_exists() -> None:
+    targets = [arguments[0] for arguments in commands("make")] + re.findall(r"`make ([\w-]+)`", README)
+    assert {"quickstart", "test", "help"} <= set(targets)
+    for target in targets:
+        subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_every_tql_command_shown_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = commands("tql")
+    assert {arguments[0] for arguments in shown} >= {"fit", "evaluate", "collect"}
+    for name, *arguments in shown:
+        if name in COMMANDS:
+            command_parser(name, COMMANDS[name]).parse_args(arguments)
+        elif "--help" not in arguments and "mine." not in " ".join(arguments):
+            assert name == "fit"
+            parse_fit(monkeypatch, *arguments)
+
+
+def test_the_python_example_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (example,) = [text for text in PYTHON if not text.startswith("# mine.py")]
+    namespace: dict[str, object] = {}
+    exec(example, namespace)  # the README's own code
+    train = namespace["train"]
+    assert callable(train)
+    assert train(toy_dataset(), 10).trainer.global_step == 10
+
+
+def test_the_users_parts_shown_run_and_every_logged_metric_is_in_the_glossary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TQL_DATASETS", str(tmp_path))
+    parts = [text for text in PYTHON if text.startswith("# mine.py")]
+    (tmp_path / "mine.py").write_text("\n".join(parts))
+    shown = [arguments[3:] for arguments in commands("tql") if "mine." in " ".join(arguments)]
+    assert len(parts) == len(shown) == 3
+    critic = [arguments for arguments in shown if "--model.critic=" in arguments[0]]
+    others = [argument for arguments in shown if arguments not in critic for argument in arguments]
+    # Interpolation of the path needs no file, as the README's own dataset takes its place.
+    fit = ["fit", "--config", "quickstart", "--config", "smoke"]
+    trained = run_tql(tmp_path, *fit, *others)
+    assert trained.returncode == 0, trained.stderr
+    assert re.search(r"^50 -?\d+\.\d+", trained.stdout.replace("\r", "\n"), flags=re.MULTILINE)
+
+    with_critic = [*fit, *others, *critic[0], "--trainer.default_root_dir=with_critic"]
+    assert run_tql(tmp_path, *with_critic).returncode == 0
+
+    header = (tmp_path / "runs" / "quickstart" / "seed_0" / "metrics.csv").read_text().partition("\n")[0]
+    logged = [key for key in header.strip().split(",") if key not in ("step", "epoch")]
+    patterns = glossary_patterns()
+    assert [key for key in logged if not any(re.fullmatch(pattern, key) for pattern in patterns)] == []
+    explained = [pattern for pattern in patterns if pattern.startswith("train/")]
+    assert [pattern for pattern in explained if not any(re.fullmatch(pattern, key) for key in logged)] == []
+
+
+def glossary_patterns() -> list[str]:
+    """A pattern for every key in the first column of the glossary."""
+    patterns: list[str] = []
+    for line in GLOSSARY.read_text().splitlines():
+        first = ""
+        for key in re.findall(r"`([^`]+)`", line.split("|")[1]) if line.startswith("| `") else ():
+            first = first or key
+            whole = key if key == first or key.startswith(("train/", "val/", "test/", "eval/")) else None
+            whole = whole or f"{first.rpartition('/')[0]}/{key.lstrip('/')}"
+            pattern = re.escape(whole).replace(re.escape("..."), ".+")
+            patterns.append(re.sub(r"<\w+>", r"\\w+", pattern))
+    return patterns
+
+
+def test_the_tree_lists_every_module_once() -> None:
+    listed = listed_modules()
+    sources = {name for name in MODULES if name.startswith("data.sources.")}
+    assert sorted(set(listed) | sources | {"__main__"}) == sorted(MODULES)
+    assert len(listed) == len(set(listed))
+
+
+def test_the_trees_order_is_that_of_imports() -> None:
+    listed = listed_modules()
+    for name in listed:
+        below = {
+            other for other in imported(MODULES[name]) if other in listed and listed.index(other) > listed.index(name)
+        }
+        assert not below, f"the README lists {below} under {name}, which imports it"
+
+
+def test_every_folder_and_link_shown_exists() -> None:
+    for folder in re.findall(r"^(\w+)/", TREE, flags=re.MULTILINE):
+        assert (ROOT / folder).is_dir()
+    for document in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"):
+        for target in re.findall(r"\]\(([^)]+)\)", document.read_text()):
+            assert target.startswith("https://") or (ROOT / target).is_file(), target
+
+
+def test_the_command_is_installed() -> None:
+    assert Path(TQL_COMMAND).is_file()
