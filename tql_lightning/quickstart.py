@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -155,9 +156,9 @@ def _follow(run: Run) -> None:
     assert run.process is not None
     assert run.process.stdout is not None
     line = ""
-    with run.process.stdout as printed, run.log.open("w") as log:
-        while byte := printed.read(1):
-            character = byte.decode(errors="replace")
+    printed = io.TextIOWrapper(run.process.stdout, encoding="utf-8", errors="replace", newline="")
+    with printed, run.log.open("w") as log:
+        while character := printed.read(1):
             line += character
             if character not in "\r\n":
                 continue
