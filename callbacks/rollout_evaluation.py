@@ -108,6 +108,7 @@ class RolloutEvaluation(Callback):
                     self.num_envs,
                     self.parallel,
                     model.device,
+                    next(model.parameters()).dtype,
                 )
             finally:
                 for module, training in modes.items():

@@ -55,7 +55,7 @@ def test_returns_equal_a_plain_loop() -> None:
         observation, _ = env.reset(seed=reset_seed)
         total, step, done = 0.0, 0, False
         while not done:
-            noise = step_noise(seed, np.full(episodes, step), (1,), "cpu")[episode : episode + 1]
+            noise = step_noise(seed, np.full(episodes, step), (1,))[episode : episode + 1]
             with torch.inference_mode():
                 action = actor.act(torch.as_tensor(observation)[None], noise)[0].numpy()
             observation, reward, terminated, truncated, _ = env.step(action)
@@ -92,18 +92,19 @@ def test_the_policy_sees_each_observation_in_the_row_of_its_episode() -> None:
 
 def test_noise_depends_on_seed_episode_and_step_alone() -> None:
     steps = np.array([4.0, 0.0, 4.0])
-    noise = step_noise(1, steps, (2, 3), "cpu")
+    noise = step_noise(1, steps, (2, 3))
     assert noise.shape == (3, 2, 3)
-    torch.testing.assert_close(step_noise(1, np.array([9.0, 0.0, 4.0]), (2, 3), "cpu")[1:], noise[1:])
+    torch.testing.assert_close(step_noise(1, np.array([9.0, 0.0, 4.0]), (2, 3))[1:], noise[1:])
     assert not torch.equal(noise[0], noise[2])
-    assert not torch.equal(step_noise(2, steps, (2, 3), "cpu"), noise)
+    assert not torch.equal(step_noise(2, steps, (2, 3)), noise)
 
 
 def test_random_states_are_left_as_found() -> None:
+    actor = flow_actor()
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002
     before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # type: ignore[index] # noqa: NPY002
-    rollout(flow_actor(), "Pendulum-v1", 2, seed=0)
+    rollout(actor, "Pendulum-v1", 2, seed=0)
     after = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # type: ignore[index] # noqa: NPY002
     assert torch.equal(before[0], after[0])
     assert before[1:] == after[1:]

@@ -80,12 +80,12 @@ def test_a_checkpoint_loads_without_arguments_or_pickle(tmp_path: Path) -> None:
     assert_equal(state(model), state(loaded))
 
 
+@pytest.mark.filterwarnings("ignore:Attribute 'critic' removed from hparams")
 def test_a_factory_that_has_no_import_path_is_given_again_on_loading(tmp_path: Path) -> None:
     def critic(observation_dim: int, action_dim: int) -> MLPCritic:
         return MLPCritic(observation_dim, action_dim, hidden_dims=(8,))
 
-    with pytest.warns(UserWarning, match="'critic' removed from hparams"):
-        model = toy_model(critic=critic)
+    model = toy_model(critic=critic)
     fit(tmp_path, model, updates=1).save_checkpoint(tmp_path / "model.ckpt")
     loaded = TQL.load_from_checkpoint(tmp_path / "model.ckpt", weights_only=True, critic=critic)
     assert_equal(state(model), state(loaded))

@@ -58,6 +58,7 @@ def rollout(
     num_envs: int = 10,
     parallel: bool = False,
     device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> RolloutResult:
     """Plays a fixed set of episodes with a policy.
 
@@ -74,6 +75,7 @@ def rollout(
         num_envs: environments that play at once.
         parallel: a process for each environment, for environments slower than their communication.
         device: where the policy computes.
+        dtype: floating type that the policy computes in.
 
     Returns:
         Return, length and success of every episode.
@@ -95,12 +97,18 @@ def rollout(
     else:
         envs = SyncVectorEnv(makers, autoreset_mode=AutoresetMode.DISABLED)
     try:
-        return _play(actor, envs, env_id, episodes, seed, device)
+        moved = Actor(
+            actor.noise_shape,
+            lambda observations, noise: (
+                actor.act(observations.to(device, dtype), noise.to(device, dtype)).float().cpu()
+            ),
+        )
+        return _play(moved, envs, env_id, episodes, seed)
     finally:
         envs.close()
 
 
-def _play(actor: Actor, envs: Any, env_id: str, episodes: int, seed: int, device: torch.device | str) -> RolloutResult:
+def _play(actor: Actor, envs: Any, env_id: str, episodes: int, seed: int) -> RolloutResult:
     num_envs: int = envs.num_envs
     seeds = reset_seeds(seed, episodes)
     playing = np.arange(num_envs)  # the episode that each environment plays; `episodes` and above: none
@@ -113,9 +121,8 @@ def _play(actor: Actor, envs: Any, env_id: str, episodes: int, seed: int, device
         active = playing < episodes
         current = playing[active]
         inputs[current] = observations[active]
-        noise = step_noise(seed, lengths, actor.noise_shape, device)
-        chosen = actor.act(torch.as_tensor(inputs, device=device), noise).float().cpu().numpy()
-        actions[active] = chosen[current]
+        noise = step_noise(seed, lengths, actor.noise_shape)
+        actions[active] = actor.act(torch.as_tensor(inputs), noise).numpy()[current]
         observations, rewards, terminations, truncations, info = envs.step(actions)
         _require_finite(env_id, rewards[active], observations[active])
         returns[current] += rewards[active]
@@ -140,14 +147,13 @@ def reset_seeds(seed: int, episodes: int) -> list[int]:
     return [int(number) for number in (numbers.flatten() * 2**31)]
 
 
-def step_noise(seed: int, steps: Floats, shape: tuple[int, ...], device: torch.device | str) -> Tensor:
+def step_noise(seed: int, steps: Floats, shape: tuple[int, ...]) -> Tensor:
     """Standard normal noise of each episode at its own step, a function of (seed, episode, step).
 
     Args:
         seed: of the evaluation.
         steps: steps that each episode has taken, (episodes,).
         shape: of the noise of one observation.
-        device: where the noise is wanted.
 
     Returns:
         (episodes, *shape) float32.
@@ -158,7 +164,7 @@ def step_noise(seed: int, steps: Floats, shape: tuple[int, ...], device: torch.d
     unique, where = np.unique(steps, return_inverse=True)
     numbers = uniform(seed, torch.as_tensor(unique).long() + 1, torch.arange(episodes), columns)
     own = numbers[torch.as_tensor(where), torch.arange(episodes)]
-    return normal(own)[:, : math.prod(shape)].reshape(episodes, *shape).to(device=device, dtype=torch.float32)
+    return normal(own)[:, : math.prod(shape)].reshape(episodes, *shape).float()
 
 
 def _require_finite(env_id: str, rewards: Floats, observations: NDArray[Any]) -> None:

@@ -282,7 +282,9 @@ class TQL(LightningModule):
             {"name": "actor", "params": policy_decaying, "lr": actor_lr, "weight_decay": self.weight_decay},
             {"name": "actor_no_decay", "params": policy_plain, "lr": actor_lr, "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.AdamW([group for group in groups if group["params"]], fused=True)
+        # The fused step unscales float16 gradients itself, too late for measuring and clipping them.
+        scaled = self._trainer is not None and getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        optimizer = torch.optim.AdamW([group for group in groups if group["params"]], fused=not scaled)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.learning_rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
