@@ -22,7 +22,7 @@ ORDER = [
     *("data.behaviours", "data.gather", "data.collect_ogbench", "data.collect"),
     *("nn.initialisation", "nn.attention", "nn.temperature", "nn.tokenizer", "nn.transformer", "nn.mlp"),
     *("nn.critic", "nn.policy", "losses", "tql"),
-    *("envs", "rollout", "interop", "evaluation", "plots", "loggers"),
+    *("metrics", "envs", "rollout", "interop", "evaluation", "plots", "loggers"),
     *("quickstart", "commands", "configs", "errors", "cli", "__main__"),
 ]
 

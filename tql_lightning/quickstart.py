@@ -8,6 +8,7 @@ import os
 import re
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -27,7 +28,7 @@ from tql_lightning.data.files import write_text_whole
 from tql_lightning.data.sources.npz import load_npz
 from tql_lightning.evaluation import evaluate_checkpoint
 from tql_lightning.plots import plot_runs
-from tql_lightning.rollout import standard_error
+from tql_lightning.rollout import mean_with_error
 
 ENVIRONMENT = "Pendulum-v1"
 EPISODES = 20
@@ -125,7 +126,9 @@ def _train(runs: Sequence[Run], parallel: int) -> None:
                     end = "".join(run.tail)[-1500:]
                     raise QuickstartError(f"training with seed {run.seed} failed; end of {run.log}:\n{end}")
     except KeyboardInterrupt:
-        # Ctrl-C reaches the runs too: each saves a checkpoint after the update in hand.
+        for run in running:  # each saves a checkpoint after the update in hand
+            if run.process is not None:
+                run.process.send_signal(signal.SIGINT)
         for run in running:
             if run.process is not None:
                 run.process.wait()
@@ -145,7 +148,9 @@ def _start(run: Run, threads: int) -> Run:
     command = [sys.executable, "-m", "tql_lightning", "fit", "--config", "quickstart"]
     command += [f"--seed_everything={run.seed}", f"--trainer.default_root_dir={run.folder}"]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
-    run.process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    run.process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
     run.follower = threading.Thread(target=_follow, args=(run,), daemon=True)
     run.follower.start()
     return run
@@ -157,7 +162,7 @@ def _follow(run: Run) -> None:
     assert run.process.stdout is not None
     line = ""
     printed = io.TextIOWrapper(run.process.stdout, encoding="utf-8", errors="replace", newline="")
-    with printed, run.log.open("w") as log:
+    with printed, run.log.open("w", buffering=1) as log:
         while character := printed.read(1):
             line += character
             if character not in "\r\n":
@@ -185,8 +190,7 @@ def _show(bar: tqdm[Any], runs: Sequence[Run]) -> None:
 def _figures(runs: Sequence[Run], data_returns: NDArray[np.float64]) -> dict[str, Any]:
     figures: dict[str, Any] = {
         "data": {
-            "mean_return": float(data_returns.mean()),
-            "stderr": standard_error(data_returns),
+            **_mean(data_returns),
             "best_return": float(data_returns.max()),
             "episodes": len(data_returns),
             "per_seed": [],
@@ -204,13 +208,16 @@ def _figures(runs: Sequence[Run], data_returns: NDArray[np.float64]) -> dict[str
             for run in runs
         ]
         figures[name] = {
-            "mean_return": float(np.mean(per_seed)),
-            "stderr": standard_error(np.asarray(per_seed)),
+            **_mean(np.asarray(per_seed)),
             "per_seed": per_seed,
         }
     figures["seeds"] = [run.seed for run in runs]
     figures["episodes_per_seed"] = EPISODES
     return figures
+
+
+def _mean(returns: NDArray[np.float64]) -> dict[str, float]:
+    return dict(zip(("mean_return", "stderr"), mean_with_error(returns), strict=True))
 
 
 def _peak_memory_mb(parallel: int) -> float:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tql_lightning.data.counter_random import normal, uniform
 from tql_lightning.envs import EnvError, make_env
+from tql_lightning.metrics import MeanWithError
 from tql_lightning.nn.policy import Actor
 
 Floats = NDArray[np.float64]
@@ -39,14 +40,18 @@ class RolloutResult:
         columns = {"return": self.returns, "length": self.lengths}
         if self.successes is not None:
             columns["success_rate"] = self.successes
-        means = {name: float(values.mean()) for name, values in columns.items()}
-        errors = {f"{name}_stderr": standard_error(values) for name, values in columns.items()}
-        return means | errors
+        summary: dict[str, float] = {}
+        for name, values in columns.items():
+            summary[name], summary[f"{name}_stderr"] = mean_with_error(values)
+        return summary
 
 
-def standard_error(values: Floats) -> float:
-    """Standard error of the mean; 0 for a single value."""
-    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
+def mean_with_error(values: Floats) -> tuple[float, float]:
+    """Mean of values and its standard error; see `MeanWithError`."""
+    metric = MeanWithError()
+    metric.update(torch.as_tensor(values))
+    mean, error = metric.compute()
+    return float(mean), float(error)
 
 
 @torch.inference_mode()
