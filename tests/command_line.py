@@ -10,8 +10,8 @@ from typing import Any
 import jsonargparse
 import pytest
 
-from tql_lightning.cli import TQLCLI
 from tql_lightning.configs import resolve_configs
+from tql_lightning.lightning_cli import TQLCLI
 from tql_lightning.tql import TQL
 
 TQL_COMMAND = str(Path(sys.executable).parent / "tql")

@@ -23,7 +23,7 @@ ORDER = [
     *("nn.initialisation", "nn.attention", "nn.temperature", "nn.tokenizer", "nn.transformer", "nn.mlp"),
     *("nn.critic", "nn.policy", "losses", "tql"),
     *("metrics", "envs", "rollout", "interop", "evaluation", "plots", "loggers"),
-    *("quickstart", "commands", "configs", "errors", "cli", "__main__"),
+    *("quickstart", "commands", "configs", "errors", "lightning_cli", "cli", "__main__"),
 ]
 
 

@@ -13,7 +13,7 @@ import pytest
 from tests.command_line import TQL_COMMAND, parse_fit, run_tql
 from tests.test_layers import MODULES, imported
 from tests.toy import toy_dataset
-from tql_lightning.cli import COMMANDS, command_parser
+from tql_lightning.commands import COMMANDS, command_parser
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from json import dumps
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tql_lightning.tql import Extraction
+import jsonargparse
+
+if TYPE_CHECKING:
+    from tql_lightning.tql import Extraction
 
 
 def collect_command(
@@ -87,3 +92,23 @@ def quickstart(seeds: list[int] | None = None, output: str = "runs/quickstart", 
     from tql_lightning.quickstart import run_quickstart
 
     run_quickstart(seeds or [0, 1, 2], Path(output), parallel)
+
+
+COMMANDS: dict[str, Callable[..., object]] = {
+    "collect": collect_command,
+    "evaluate": evaluate,
+    "quickstart": quickstart,
+}
+
+
+def command_parser(name: str, function: Callable[..., object]) -> jsonargparse.ArgumentParser:
+    """A parser of a function's arguments; their docstrings are its help."""
+    summary = (function.__doc__ or "").strip().split("\n")[0]
+    parser = jsonargparse.ArgumentParser(prog=f"tql {name}", description=summary, exit_on_error=False)
+    parser.add_function_arguments(function, as_positional=True)
+    return parser
+
+
+def flags(parser: jsonargparse.ArgumentParser) -> set[str]:
+    """The options of a parser."""
+    return {name for action in parser._actions for name in action.option_strings}

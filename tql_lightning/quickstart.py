@@ -26,9 +26,7 @@ from tqdm import tqdm
 from tql_lightning.data.collect import collect, datasets_folder
 from tql_lightning.data.files import write_text_whole
 from tql_lightning.data.sources.npz import load_npz
-from tql_lightning.evaluation import evaluate_checkpoint
 from tql_lightning.plots import plot_runs
-from tql_lightning.rollout import mean_with_error
 
 ENVIRONMENT = "Pendulum-v1"
 EPISODES = 20
@@ -188,6 +186,8 @@ def _show(bar: tqdm[Any], runs: Sequence[Run]) -> None:
 
 
 def _figures(runs: Sequence[Run], data_returns: NDArray[np.float64]) -> dict[str, Any]:
+    from tql_lightning.evaluation import evaluate_checkpoint  # imports torch, which training need not wait for
+
     figures: dict[str, Any] = {
         "data": {
             **_mean(data_returns),
@@ -217,6 +217,8 @@ def _figures(runs: Sequence[Run], data_returns: NDArray[np.float64]) -> dict[str
 
 
 def _mean(returns: NDArray[np.float64]) -> dict[str, float]:
+    from tql_lightning.rollout import mean_with_error
+
     return dict(zip(("mean_return", "stderr"), mean_with_error(returns), strict=True))
 
 

@@ -1,0 +1,119 @@
+"""Lightning's CLI with TQL, its data and its defaults: fit, validate and test."""
+
+from __future__ import annotations
+
+from argparse import ArgumentError
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+from tql_lightning.commands import COMMANDS, command_parser, flags
+from tql_lightning.data.datamodule import OfflineDataModule
+from tql_lightning.data.transitions import TransitionDataset
+from tql_lightning.errors import name_close_options
+from tql_lightning.tql import TQL
+
+CONFIG_FILE = "config.yaml"
+DESCRIPTION = "Transformer Q-Learning: offline reinforcement learning with a transformer critic"
+SUMMARIES = {
+    "fit": "Trains on a dataset; continues a run with --ckpt_path=last.",
+    "validate": "Computes the losses of a checkpoint on held-out transitions.",
+    "test": "Computes the losses of a checkpoint on held-out transitions and plays evaluation episodes.",
+}
+
+
+class TQLCLI(LightningCLI):
+    """Lightning's CLI with TQL, its data and its defaults; see `cli.main`."""
+
+    def __init__(self) -> None:
+        # A whole configuration may refer to other parts of itself, also after overrides.
+        jsonargparse.set_parsing_settings(
+            omegaconf_absolute_to_relative_paths=True, subclasses_enabled=[TransitionDataset]
+        )
+        parser = {"parser_mode": "omegaconf+", "exit_on_error": False}
+        own = {name: parser | {"description": SUMMARIES[name]} for name in self.subcommands()}
+        super().__init__(
+            TQL,
+            OfflineDataModule,
+            save_config_callback=SaveFitConfig,
+            save_config_kwargs={"overwrite": True, "config_filename": CONFIG_FILE},
+            parser_kwargs={**parser, "description": DESCRIPTION, **own},
+            auto_configure_optimizers=False,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's subcommands that make sense here, with the arguments to leave out of each."""
+        return {name: skip for name, skip in LightningCLI.subcommands().items() if name != "predict"}
+
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        """Lists our own commands in the help beside Lightning's; `cli.main` runs them."""
+        super()._add_subcommands(parser, **kwargs)
+        (action,) = (action for action in parser._actions if hasattr(action, "add_subcommand"))
+        for choice in action._choices_actions:  # type: ignore[attr-defined]
+            choice.help = SUMMARIES[choice.dest]
+        for name, function in COMMANDS.items():
+            command = command_parser(name, function)
+            action.add_subcommand(name, command, help=command.description)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Lightning's; an unknown option's error names those that are close."""
+        try:
+            super().parse_arguments(parser, args)
+        except ArgumentError as error:
+            name_close_options(
+                error, {name for command in self._subcommand_parsers.values() for name in flags(command)}
+            )
+            raise
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The model's sizes are the dataset's."""
+        for size in ("observation_dim", "action_dim"):
+            parser.link_arguments(f"data.{size}", f"model.{size}", apply_on="instantiate")
+
+    def _parse_ckpt_path(self) -> None:
+        """Keeps fit's own settings when it continues a run; Lightning would put the checkpoint's over them."""
+        if self.config["subcommand"] != "fit":
+            super()._parse_ckpt_path()
+
+    def before_fit(self) -> None:
+        """Refuses to train into a folder that holds another run.
+
+        Raises:
+            ValueError: the folder has a configuration, and no checkpoint to continue from is named.
+        """
+        folder = Path(self.trainer.default_root_dir)
+        if (folder / CONFIG_FILE).exists() and not self._get(self.config, "ckpt_path"):
+            raise ValueError(
+                f"trainer.default_root_dir: {folder} holds an earlier run; continue it with --ckpt_path=last, "
+                "choose another folder with --trainer.default_root_dir, or remove it"
+            )
+
+    def before_validate(self) -> None:
+        """Refuses to measure untrained weights, or on nothing.
+
+        Raises:
+            ValueError: no checkpoint is named, or the dataset holds nothing out.
+        """
+        if not self._get(self.config, "ckpt_path"):
+            raise ValueError(
+                "ckpt_path: expected the checkpoint to measure, found none; add --ckpt_path=last or a file"
+            )
+        if self.datamodule.dataset.validation is None:
+            raise ValueError(
+                f"data.dataset: {self.datamodule.dataset.name} holds no transitions out to measure on; for npz add "
+                "--data.dataset.validation_fraction=0.1 to fit and here; for episodes only use: tql evaluate CHECKPOINT"
+            )
+
+    before_test = before_validate
+
+
+class SaveFitConfig(SaveConfigCallback):
+    """Writes the resolved configuration into the run's folder, when fitting only."""
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Lightning's, for the stage that a run is made by."""
+        if stage == "fit":
+            super().setup(trainer, pl_module, stage)
