@@ -109,7 +109,8 @@ def _train(runs: Sequence[Run], parallel: int) -> None:
     bar: tqdm[Any] | None = None
     try:
         while waiting or running:
-            while waiting and len(running) < parallel:
+            # One after the other: two imports at once would make the first wait for both.
+            if waiting and len(running) < parallel and all(run.updates for run in running):
                 running.append(_start(waiting.popleft(), threads))
             time.sleep(0.2)
             if any(run.updates for run in runs):
