@@ -6,8 +6,9 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from tql_lightning.extraction import Extraction
 from tql_lightning.rollout import RolloutResult, rollout
-from tql_lightning.tql import TQL, Extraction
+from tql_lightning.tql import TQL
 
 
 class RolloutEvaluation(Callback):

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import jsonargparse
 
-if TYPE_CHECKING:
-    from tql_lightning.tql import Extraction
+from tql_lightning.extraction import Extraction
 
 
 def collect_command(

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from tql_lightning.extraction import Extraction
 from tql_lightning.rollout import rollout
-from tql_lightning.tql import TQL, Extraction
+from tql_lightning.tql import TQL
 
 
 class CheckpointError(ValueError):

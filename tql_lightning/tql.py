@@ -35,11 +35,10 @@ from torch.func import functional_call
 
 from tql_lightning import losses
 from tql_lightning.batch import Batch, Noise
+from tql_lightning.extraction import Extraction
 from tql_lightning.nn.critic import Critic, TransformerCritic
 from tql_lightning.nn.policy import Actor, FlowPolicy
 from tql_lightning.nn.temperature import TOKEN_GROUPS, AttentionTemperature
-
-Extraction = Literal["fql", "implicit", "behaviour_flow"]
 
 
 class TQL(LightningModule):
