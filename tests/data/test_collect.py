@@ -244,7 +244,6 @@ def test_a_killed_worker_is_reported() -> None:
         gather(kill_worker, [(0,), (1,)], workers=2, rows=2)
 
 
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="asks /proc whether a process still runs")
 def test_workers_do_not_outlive_a_killed_collection(tmp_path: Path) -> None:
     code = (
         "from functools import partial; from itertools import count; from pathlib import Path\n"
