@@ -67,7 +67,7 @@ def make_model(configuration: dict[str, Any], observation_dim: int, action_dim: 
     """The model of a configuration for given sizes."""
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(TQL, "model")
-    sizes = {"observation_dim": observation_dim, "action_dim": action_dim}
-    model = parser.instantiate_classes(parser.parse_object({"model": configuration["model"] | sizes})).model
+    of_the_data = {"observation_dim": observation_dim, "action_dim": action_dim, "reward_range": (-2.0, 0.0)}
+    model = parser.instantiate_classes(parser.parse_object({"model": configuration["model"] | of_the_data})).model
     assert isinstance(model, TQL)
     return model

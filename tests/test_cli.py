@@ -14,6 +14,8 @@ import torch
 
 from tests.command_line import TINY, TQL_COMMAND, run_tql
 from tql_lightning.cli import main
+from tql_lightning.evaluation import load_checkpoint
+from tql_lightning.nn.value_loss import HLGauss
 
 PENDULUM = ("--config", "tiny.yaml", "--data.dataset=tql_lightning.data.sources.npz.load_npz")
 PENDULUM += ("--data.dataset.path=pendulum.npz", "--data.dataset.validation_fraction=0.5")
@@ -212,3 +214,15 @@ def test_the_module_runs_as_the_command(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tql_lightning", "collect", "--help"]
     finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert finished.stdout.startswith("usage: tql collect")
+
+
+def test_variants_train_by_configuration_and_their_checkpoint_loads(run_folder: Path) -> None:
+    variants = [f"--config=variant/{name}" for name in ("modern", "sigma_reparam", "hl_gauss", "single_temperature")]
+    fit = run_tql(run_folder, "fit", *PENDULUM, *variants, "--trainer.default_root_dir=variants")
+    assert fit.returncode == 0, fit.stderr
+    model, _ = load_checkpoint(run_folder / "variants" / "checkpoints" / "last.ckpt")
+    kinds = {type(module).__name__ for module in model.modules()}
+    assert kinds >= {"SandwichBlock", "SwiGLU", "RMSNorm", "SigmaReparam", "HLGauss", "SingleTemperature"}
+    assert isinstance(model.value_loss, HLGauss)
+    assert model.value_loss.high == pytest.approx(0.0, abs=1e-2)  # Pendulum's rewards are at most 0
+    assert model.value_loss.low < -500.0

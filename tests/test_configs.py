@@ -10,6 +10,9 @@ import torch
 from tests.command_line import make_model, parse_fit
 from tql_lightning.configs import ConfigError, find_config, packaged_configs, resolve_configs
 from tql_lightning.data.sources.ogbench import known_domains
+from tql_lightning.nn.attention import EntropyAttention
+from tql_lightning.nn.temperature import AttentionTemperature
+from tql_lightning.tql import TQL
 
 PACKAGED = sorted(packaged_configs())
 PAPER = {  # observation size, targets of both layers, alpha_BC
@@ -64,6 +67,28 @@ def test_sizes_have_the_releases_parameter_counts(size: str, parameters: int, mo
     with torch.device("meta"):
         model = make_model(configuration, 37, 5)
     assert sum(parameter.numel() for parameter in model.critic.parameters()) == parameters
+
+
+VARIANTS = [name for name in PACKAGED if name.startswith("variant/")]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants_change_what_they_name_and_keep_size_and_targets(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = ("--config", "ogbench/cube-double", "--config", "size/0.4m")
+    plain = make_model(parse_fit(monkeypatch, *base), 37, 5)
+    model = make_model(parse_fit(monkeypatch, *base, "--config", name), 37, 5)
+
+    def parts(model: TQL) -> list[object]:
+        attentions = [module for module in model.modules() if isinstance(module, EntropyAttention)]
+        functions = [(attention.score_transform, attention.weight_transform) for attention in attentions]
+        return [[type(module) for module in model.modules()], functions]
+
+    assert parts(model) != parts(plain)
+    assert model.critic.tokenizer.position.shape == (42, 128)
+    if isinstance(model.temperature, AttentionTemperature):
+        assert model.temperature.targets.tolist() == [[3.0, 3.0], [2.5, 2.5]]
+    else:
+        assert name in ("variant/no_control", "variant/fixed_penalty")
 
 
 def test_interpolations_follow_overrides(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -202,7 +202,7 @@ def test_initial_forward_equals_the_release(case: Case) -> None:
     load_release_params(fresh, start_of(case.folder, fresh))
     batch = case.batch(0)
     with torch.no_grad():
-        values, entropy = fresh.critic(batch.observations, batch.actions, with_entropy=True)
+        values, entropy, _ = fresh.critic(batch.observations, batch.actions, with_entropy=True)
         tokens = fresh.critic.tokenizer(batch.observations, batch.actions)
         _, per_query = fresh.critic.transformer(tokens, with_entropy=True)
         without_entropy = fresh.critic(batch.observations, batch.actions).values

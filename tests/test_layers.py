@@ -20,8 +20,9 @@ ORDER = [
     *("data.files", "data.transitions", "data.sources.npz", "data.sources.ogbench"),
     *("data.counter_random", "data.sampler", "data.datamodule"),
     *("data.behaviours", "data.gather", "data.collect_ogbench", "data.collect"),
-    *("nn.initialisation", "nn.attention", "nn.temperature", "nn.tokenizer", "nn.transformer", "nn.mlp"),
-    *("nn.critic", "nn.policy", "losses", "tql"),
+    *("losses", "nn.initialisation", "nn.attention_components", "nn.attention", "nn.temperature", "nn.tokenizer"),
+    *("nn.feedforward", "nn.transformer", "nn.sigma_reparam", "nn.mlp", "nn.value_loss", "nn.critic", "nn.policy"),
+    *("tql",),
     *("metrics", "envs", "rollout", "interop", "evaluation", "plots", "loggers"),
     *("quickstart", "commands", "configs", "errors", "lightning_cli", "cli", "__main__"),
 ]

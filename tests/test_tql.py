@@ -8,14 +8,29 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.loggers import CSVLogger
 
 from tests.toy import fit, toy_model
-from tql_lightning.nn.critic import MLPCritic
+from tql_lightning.nn.attention import EntropyAttention
+from tql_lightning.nn.attention_components import HeadGate, SoftCap
+from tql_lightning.nn.critic import MLPCritic, TransformerCritic
 from tql_lightning.nn.policy import FlowPolicy
-from tql_lightning.nn.temperature import AttentionTemperature
+from tql_lightning.nn.sigma_reparam import SigmaReparam
+from tql_lightning.nn.temperature import AttentionTemperature, FixedPenalty, SingleTemperature, TargetSchedule
+from tql_lightning.nn.transformer import TransformerBlock
 from tql_lightning.plots import read_metrics
 from tql_lightning.tql import TQL
+
+
+class KeepOutputs(Callback):
+    """Keeps what every step returned."""
+
+    def __init__(self) -> None:
+        self.kept: list[dict[str, Any]] = []
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any) -> None:
+        self.kept.append(outputs)
 
 
 def state(model: TQL) -> dict[str, torch.Tensor]:
@@ -89,6 +104,44 @@ def test_a_factory_that_has_no_import_path_is_given_again_on_loading(tmp_path: P
     fit(tmp_path, model, updates=1).save_checkpoint(tmp_path / "model.ckpt")
     loaded = TQL.load_from_checkpoint(tmp_path / "model.ckpt", weights_only=True, critic=critic)
     assert_equal(state(model), state(loaded))
+
+
+CAPPED = partial(TransformerBlock, attention=partial(EntropyAttention, score_transform=SoftCap(20.0), gate=HeadGate))
+VARIANTS: dict[str, dict[str, Any]] = {
+    "parts": {"critic": partial(TransformerCritic, hidden_dim=16, head_dim=8, block=CAPPED)},
+    "sigma-Reparam": {
+        "critic": partial(TransformerCritic, hidden_dim=16, head_dim=8, weight_parametrisation=SigmaReparam)
+    },
+    "single temperature": {"entropy_control": SingleTemperature},
+    "fixed penalty": {"entropy_control": partial(FixedPenalty, weight=0.1)},
+    "schedule": {"entropy_control": partial(AttentionTemperature, schedule=TargetSchedule(0.1, 10))},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants_train_resume_exactly_and_load_without_arguments(name: str, tmp_path: Path) -> None:
+    whole, first, rest = (toy_model(**VARIANTS[name]) for _ in range(3))
+    before = state(whole)
+    fit(tmp_path, whole, updates=10).save_checkpoint(tmp_path / "whole.ckpt")
+    moved = state(whole)
+    trained = [name for name, parameter in whole.named_parameters() if parameter.requires_grad]
+    assert [name for name in trained if torch.equal(before[name], moved[name])] == []
+    fit(tmp_path, first, updates=5).save_checkpoint(tmp_path / "stop.ckpt")
+    fit(tmp_path, rest, updates=10, ckpt_path=tmp_path / "stop.ckpt")
+    assert_equal(moved, state(rest))
+    loaded = TQL.load_from_checkpoint(tmp_path / "whole.ckpt", weights_only=True)
+    assert_equal(moved, state(loaded))
+    assert str(loaded) == str(whole)
+    if whole.temperature is not None:
+        assert vars(loaded.temperature).get("schedule") == vars(whole.temperature).get("schedule")
+
+
+def test_targets_move_with_the_updates_of_the_run(tmp_path: Path) -> None:
+    control = partial(AttentionTemperature, targets=[(1.0, 1.0), (0.5, 0.5)], schedule=TargetSchedule(0.2, 10))
+    model, outputs = toy_model(entropy_control=control), KeepOutputs()
+    fit(tmp_path, model, updates=12, updates_per_step=1, callbacks=[outputs])
+    first = [float(output["target_entropy"][0, 0]) for output in outputs.kept]
+    assert first == pytest.approx([1.0 + 0.2 * max(0.0, 1 - update / 10) for update in range(12)])
 
 
 def test_only_matrices_decay_and_every_parameter_has_one_group() -> None:

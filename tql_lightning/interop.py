@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tql_lightning.nn.attention import EntropyAttention
 from tql_lightning.nn.critic import Critic, TransformerCritic
 from tql_lightning.nn.mlp import MLP
 from tql_lightning.nn.temperature import AttentionTemperature
@@ -95,7 +96,12 @@ def _entries(model: TQL) -> Iterator[Entry]:
     yield from _critic("target_critic", model.target_critic)
     yield from _mlp("actor_bc_flow/mlp", model.policy.behaviour_flow)
     yield from _mlp("actor_onestep_flow/mlp", model.policy.one_step_policy)
-    if isinstance(model.temperature, AttentionTemperature):
+    if model.temperature is not None:
+        if type(model.temperature) is not AttentionTemperature:
+            raise ValueError(
+                "the release's temperatures are one per layer and token group; expected AttentionTemperature or none, "
+                f"found {type(model.temperature).__name__}"
+            )
         leaf = "log_value" if model.temperature.form == "exp" else "raw"
         yield _plain(f"attention_entropy_temperature/{leaf}", model.temperature.raw)
 
@@ -103,6 +109,7 @@ def _entries(model: TQL) -> Iterator[Entry]:
 def _critic(prefix: str, critic: Critic) -> Iterator[Entry]:
     if not isinstance(critic, TransformerCritic):
         raise ValueError(f"the release has a transformer critic; expected TransformerCritic, found {type(critic)}")
+    _require_plain(critic)
     tokenizer = critic.tokenizer
     yield from _linear(f"{prefix}/obs_projection", tokenizer.observation_projection)
     yield from _linear(f"{prefix}/action_projection", tokenizer.action_projection)
@@ -118,6 +125,21 @@ def _critic(prefix: str, critic: Critic) -> Iterator[Entry]:
     for index, (hidden, _, output) in enumerate(heads):
         yield from _linear(f"{prefix}/q_head_{index}_hidden", hidden)
         yield from _linear(f"{prefix}/q_head_{index}_output", output)
+
+
+def _require_plain(critic: TransformerCritic) -> None:
+    """Refuses parts that the release does not have, whose weights it could not hold."""
+    plain = TransformerCritic(1, 1, hidden_dim=32, num_layers=1)
+    known = {type(module) for module in plain.modules()}
+    parts: list[object] = [module for module in critic.modules() if type(module) not in known]
+    for module in critic.modules():
+        if isinstance(module, EntropyAttention):
+            parts += [part for part in (module.score_transform, module.weight_transform) if part is not None]
+    if critic.bins.centres is not None:
+        parts.append(critic.bins)
+    if parts:
+        found = ", ".join(sorted({type(part).__name__ for part in parts}))
+        raise ValueError(f"the release has a plain transformer critic of values; expected no other part, found {found}")
 
 
 def _block(prefix: str, block: Any) -> Iterator[Entry]:
@@ -147,7 +169,7 @@ def _linear(prefix: str, layer: nn.Linear) -> Iterator[Entry]:
     yield _plain(f"{prefix}/bias", layer.bias)
 
 
-def _norm(prefix: str, norm: nn.LayerNorm) -> Iterator[Entry]:
+def _norm(prefix: str, norm: Any) -> Iterator[Entry]:
     yield _plain(f"{prefix}/scale", norm.weight)
     yield _plain(f"{prefix}/bias", norm.bias)
 

@@ -69,9 +69,9 @@ class TQLCLI(LightningCLI):
             raise
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The model's sizes are the dataset's."""
-        for size in ("observation_dim", "action_dim"):
-            parser.link_arguments(f"data.{size}", f"model.{size}", apply_on="instantiate")
+        """The model's sizes and the range of its rewards are the dataset's."""
+        for name in ("observation_dim", "action_dim", "reward_range"):
+            parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
 
     def _parse_ckpt_path(self) -> None:
         """Keeps fit's own settings when it continues a run; Lightning would put the checkpoint's over them."""

@@ -17,6 +17,10 @@ Deviations from paper and release, and why:
 - Evaluation episodes and their noise are seeded; the release draws them afresh.
 - Logged gradient norms are 2-norms over each network, not the release's sum of per-array norms.
 - Query, key and value are one matrix; their weights, decay and initialisation are the release's.
+
+Beyond paper and release, and off by default: targets that move over training (`nn.temperature.TargetSchedule`), values
+learned by classification (`nn.value_loss.HLGauss`), soft cap, clipped softmax and gated attention. What the paper
+compares with is not in its release; `docs/variants.md` says how each is read here.
 """
 
 from __future__ import annotations
@@ -24,7 +28,9 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import fields, is_dataclass
 from functools import partial
+from inspect import signature
 from typing import Any, Literal
 
 import torch
@@ -38,7 +44,8 @@ from tql_lightning.batch import Batch, Noise
 from tql_lightning.extraction import Extraction
 from tql_lightning.nn.critic import Critic, TransformerCritic
 from tql_lightning.nn.policy import Actor, FlowPolicy
-from tql_lightning.nn.temperature import TOKEN_GROUPS, AttentionTemperature
+from tql_lightning.nn.temperature import TOKEN_GROUPS, AttentionTemperature, EntropyControl
+from tql_lightning.nn.value_loss import SquaredError, ValueLoss
 
 
 class TQL(LightningModule):
@@ -49,8 +56,12 @@ class TQL(LightningModule):
         action_dim: n_a (taken from the dataset by the CLI).
         critic: what makes the critic from (observation_dim, action_dim).
         policy: what makes the flow policy from (observation_dim, action_dim).
-        entropy_control: what makes the attention temperatures from (num_layers, num_tokens) of the critic;
-            null leaves the entropy alone. Without effect for a critic that has no attention.
+        entropy_control: what makes the attention temperatures from (num_layers, num_tokens) of the critic:
+            ``AttentionTemperature`` (TQL), ``SingleTemperature`` or ``FixedPenalty``; null leaves the entropy
+            alone. Without effect for a critic that has no attention.
+        value_loss: what makes the TD loss from the range of discounted returns: ``SquaredError`` (TQL) or
+            ``HLGauss``.
+        reward_range: smallest and largest reward of the data (taken from the dataset by the CLI).
         discount: gamma.
         tau: share of the critic that moves into the target critic at each update.
         target_aggregation: over the heads of the target critic, in the TD target.
@@ -78,7 +89,9 @@ class TQL(LightningModule):
         action_dim: int,
         critic: Callable[[int, int], Critic] = TransformerCritic,
         policy: Callable[[int, int], FlowPolicy] = FlowPolicy,
-        entropy_control: Callable[[int, int], AttentionTemperature] | None = AttentionTemperature,
+        entropy_control: Callable[[int, int], EntropyControl] | None = AttentionTemperature,
+        value_loss: Callable[[tuple[float, float] | None], ValueLoss] = SquaredError,
+        reward_range: tuple[float, float] | None = None,
         discount: float = 0.99,
         tau: float = 0.005,
         target_aggregation: Literal["mean", "min"] = "mean",
@@ -106,10 +119,11 @@ class TQL(LightningModule):
         self.save_hyperparameters()
         self.automatic_optimization = False
 
-        self.critic = critic(observation_dim, action_dim)
+        self.value_loss = value_loss(return_range(reward_range, discount))
+        self.critic = make_critic(critic, observation_dim, action_dim, self.value_loss)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.policy = policy(observation_dim, action_dim)
-        self.temperature: AttentionTemperature | None = None
+        self.temperature: EntropyControl | None = None
         if entropy_control is not None and self.critic.num_layers > 0:
             self.temperature = entropy_control(self.critic.num_layers, self.critic.num_tokens)
 
@@ -140,6 +154,7 @@ class TQL(LightningModule):
             What `training_step` returns to callbacks.
         """
         optimizer, schedule = self.optimizers(), self.lr_schedulers()
+        target_entropy = self.target_entropy
         optimizer.zero_grad()  # type: ignore[union-attr]
         total, entropy, metrics = self.losses(batch, noise, with_metrics)
         self.manual_backward(total)
@@ -153,13 +168,13 @@ class TQL(LightningModule):
             "metrics": metrics,
             "attention_entropy": None if entropy is None else entropy.detach(),
             "temperature": None if self.temperature is None else self.temperature().detach(),
-            "target_entropy": None if self.temperature is None else self.temperature.targets,
+            "target_entropy": target_entropy,
         }
 
     def losses(
         self, batch: Batch, noise: Noise, with_metrics: bool = True
     ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
-        """Everything TQL minimises, as a pure function of parameters, batch and noise.
+        """Everything TQL minimises, as a pure function of parameters, batch, noise and (for targets that move) update.
 
         Args:
             batch: transitions, leading dimension (B,).
@@ -177,12 +192,13 @@ class TQL(LightningModule):
 
         # Critic: TD loss, entropy loss (moves the critic), temperature loss (moves alpha)
         with_entropy = self.temperature is not None or with_metrics
-        values, entropy = self.critic(batch.observations, batch.actions, with_entropy=with_entropy)
-        td_loss = losses.td_loss(values.float(), target)
+        values, entropy, logits = self.critic(batch.observations, batch.actions, with_entropy=with_entropy)
+        td_loss = self.value_loss(values.float(), None if logits is None else logits.float(), target)
         entropy_loss = temperature_loss = torch.zeros_like(td_loss)
         if self.temperature is not None:
             entropy_loss = losses.entropy_loss(entropy, self.temperature.entropy_weight())
-            temperature_loss = losses.temperature_loss(entropy, self.temperature(), self.temperature.targets)
+            if self.target_entropy is not None:
+                temperature_loss = losses.temperature_loss(entropy, self.temperature(), self.target_entropy)
         critic_loss = td_loss + entropy_loss + temperature_loss
 
         # Behaviour flow: v(s, x_t, t) regresses onto x_1 - x_0
@@ -230,10 +246,20 @@ class TQL(LightningModule):
         values: Tensor = functional_call(self.critic, frozen, (observations, actions)).values
         return values
 
+    @property
+    def target_entropy(self) -> Tensor | None:
+        """Entropy targets at the current update, (L, 2); None without control or for control without a target."""
+        return None if self.temperature is None else self.temperature.target_entropy(self.global_step)
+
     @torch.no_grad()
     def move_target(self) -> None:
-        """Target <- tau * critic + (1 - tau) * target, called before the critic's gradient step."""
+        """Target <- tau * critic + (1 - tau) * target, called before the critic's gradient step.
+
+        Buffers (sigma-Reparam's singular vectors) are taken over whole: their mean is none.
+        """
         torch._foreach_lerp_(list(self.target_critic.parameters()), list(self.critic.parameters()), self.tau)
+        for target_buffer, buffer in zip(self.target_critic.buffers(), self.critic.buffers(), strict=True):
+            target_buffer.copy_(buffer)
 
     # ------------------------------------------------------------------ acting (spec section 5)
 
@@ -388,6 +414,35 @@ class TQL(LightningModule):
         return self
 
 
+def make_critic(critic: Callable[..., Critic], observation_dim: int, action_dim: int, value_loss: ValueLoss) -> Critic:
+    """The critic for a value loss; only one of bins is told of them, so that others need just two arguments.
+
+    Raises:
+        ValueError: the value loss needs bins, and the critic does not take them.
+    """
+    if value_loss.support is None:
+        return critic(observation_dim, action_dim)
+    parameters = signature(critic).parameters
+    if "support" not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        name = getattr(critic, "__qualname__", repr(critic))
+        raise ValueError(
+            f"model.critic: value_loss {type(value_loss).__name__} needs a critic that takes support; {name} does not"
+        )
+    return critic(observation_dim, action_dim, support=value_loss.support)
+
+
+def return_range(reward_range: tuple[float, float] | None, discount: float) -> tuple[float, float] | None:
+    """Smallest and largest discounted return of episodes of any length with rewards in a range.
+
+    Returns:
+        None where the rewards are unknown, or undiscounted and so without bound.
+    """
+    if reward_range is None or discount == 1.0:
+        return None
+    low, high = reward_range
+    return min(low, low / (1.0 - discount)), max(high, high / (1.0 - discount))
+
+
 def _split(
     module: nn.Module, decays: Callable[[str, nn.Parameter], bool]
 ) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -398,15 +453,24 @@ def _split(
 
 
 def loadable(hyperparameters: dict[str, Any]) -> dict[str, Any]:
-    """Hyperparameters with factories as class path and arguments; other callables are left out."""
-    described: dict[str, Any] = {"_instantiator": "lightning.pytorch.cli.instantiate_module"}
-    for name, value in hyperparameters.items():
-        factory, arguments = (value.func, value.keywords) if isinstance(value, partial) else (value, {})
-        if isinstance(factory, type):
-            described[name] = {"class_path": f"{factory.__module__}.{factory.__qualname__}", "init_args": arguments}
-        elif not callable(value):
-            described[name] = value
-    return described
+    """Hyperparameters with their parts as class path and arguments; callables without one are left out."""
+    described = {name: describe(value) for name, value in hyperparameters.items()}
+    kept = {name: value for name, value in described.items() if not callable(value)}
+    return {"_instantiator": "lightning.pytorch.cli.instantiate_module", **kept}
+
+
+def describe(value: Any) -> Any:
+    """A class, a partial of one, or a dataclass as class path and arguments, and so its arguments; else the value."""
+    factory: object = value
+    arguments: dict[str, Any] = {}
+    if isinstance(value, partial):
+        factory, arguments = value.func, value.keywords
+    elif is_dataclass(value) and not isinstance(value, type):
+        factory, arguments = type(value), {part.name: getattr(value, part.name) for part in fields(value)}
+    if not isinstance(factory, type):
+        return value
+    described = {name: describe(argument) for name, argument in arguments.items()}
+    return {"class_path": f"{factory.__module__}.{factory.__qualname__}", "init_args": described}
 
 
 def _require(name: str, condition: bool, expected: str, found: object) -> None:

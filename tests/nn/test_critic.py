@@ -4,17 +4,64 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 
+from tql_lightning.nn.attention import EntropyAttention
+from tql_lightning.nn.attention_components import ClippedSoftmax, HeadGate, SoftCap
 from tql_lightning.nn.critic import Critic, MLPCritic, TransformerCritic
+from tql_lightning.nn.feedforward import FeedForward, SwiGLU
+from tql_lightning.nn.initialisation import LayerNorm
+from tql_lightning.nn.sigma_reparam import SigmaReparam
+from tql_lightning.nn.transformer import Block, SandwichBlock, TransformerBlock
 
 OBSERVATIONS, ACTIONS, BATCH = 6, 2, 16
+RMS_NORM = partial(torch.nn.RMSNorm, eps=1e-6)
+
+
+def with_attention(
+    block: type[TransformerBlock] = TransformerBlock,
+    feedforward: Callable[[int, int, float], torch.nn.Module] = FeedForward,
+    **parts: Any,
+) -> Block:
+    return partial(block, attention=partial(EntropyAttention, **parts), feedforward=feedforward)
+
+
 CRITICS: dict[str, Callable[[int, int], Critic]] = {
     "transformer": partial(TransformerCritic, hidden_dim=64),
     "deep transformer": partial(TransformerCritic, hidden_dim=32, head_dim=8, num_layers=3, num_critics=3),
     "without modalities": partial(TransformerCritic, hidden_dim=32, modality_embeddings=False),
+    "sigma-Reparam": partial(TransformerCritic, hidden_dim=32, weight_parametrisation=SigmaReparam),
+    "QK-norm": partial(TransformerCritic, hidden_dim=32, block=with_attention(query_key_norm=RMS_NORM)),
+    "RMSNorm, sandwich, QK-norm, SwiGLU": partial(
+        TransformerCritic,
+        hidden_dim=32,
+        norm=RMS_NORM,
+        block=with_attention(SandwichBlock, query_key_norm=RMS_NORM, feedforward=SwiGLU),
+    ),
+    "soft cap": partial(TransformerCritic, hidden_dim=32, block=with_attention(score_transform=SoftCap(5.0))),
+    "clipped softmax": partial(
+        TransformerCritic, hidden_dim=32, block=with_attention(weight_transform=ClippedSoftmax())
+    ),
+    "gated": partial(TransformerCritic, hidden_dim=32, block=with_attention(gate=HeadGate)),
+    "everything": partial(
+        TransformerCritic,
+        hidden_dim=32,
+        norm=RMS_NORM,
+        block=with_attention(
+            SandwichBlock,
+            feedforward=SwiGLU,
+            query_key_norm=LayerNorm,
+            score_transform=SoftCap(5.0),
+            weight_transform=ClippedSoftmax(),
+            gate=HeadGate,
+        ),
+        weight_parametrisation=SigmaReparam,
+        support=[-2.0, -1.0, 0.0, 1.0],
+    ),
+    "MLP of bins": partial(MLPCritic, hidden_dims=(32, 32), support=[-2.0, -1.0, 0.0, 1.0]),
     "MLP": partial(MLPCritic, hidden_dims=(32, 32)),
     "MLP without norm": partial(MLPCritic, hidden_dims=(32,), layer_norm=False, num_critics=1),
 }
@@ -34,7 +81,7 @@ def inputs() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_values_have_a_column_per_head_and_entropy_a_row_per_layer(critic: Critic) -> None:
-    values, entropy = critic(*inputs(), with_entropy=True)
+    values, entropy, _ = critic(*inputs(), with_entropy=True)
     assert values.shape[0] == BATCH
     assert values.ndim == 2
     if critic.num_layers:
@@ -45,13 +92,15 @@ def test_values_have_a_column_per_head_and_entropy_a_row_per_layer(critic: Criti
 
 
 def test_asking_for_entropy_does_not_change_the_values(critic: Critic) -> None:
-    values, entropy = critic(*inputs())
+    critic.eval()  # sigma-Reparam takes a step of power iteration at every pass in training
+    values, entropy, _ = critic(*inputs())
     assert entropy is None
     torch.testing.assert_close(values, critic(*inputs(), with_entropy=True).values)
 
 
 def test_rows_do_not_influence_each_other(critic: Critic) -> None:
     observations, actions = inputs()
+    critic.eval()
     torch.testing.assert_close(critic(observations[:3], actions[:3]).values, critic(observations, actions).values[:3])
 
 
@@ -60,7 +109,7 @@ def test_every_parameter_moves(critic: Critic) -> None:
     optimizer = torch.optim.SGD(critic.parameters(), lr=0.1)
     for _ in range(3):  # a bias of the keys has no gradient, but shares its tensor with those that have
         optimizer.zero_grad()
-        values, entropy = critic(*inputs(), with_entropy=True)
+        values, entropy, _ = critic(*inputs(), with_entropy=True)
         loss = (values - torch.arange(BATCH)[:, None]).square().mean()
         (loss if entropy is None else loss + entropy.mean()).backward()
         optimizer.step()
@@ -79,7 +128,7 @@ def test_values_depend_on_every_scalar(critic: Critic) -> None:
 def test_decay_spares_biases_norms_and_the_tokenizer(critic: Critic) -> None:
     decaying = {name for name, parameter in critic.named_parameters() if critic.decays(name, parameter)}
     assert decaying
-    assert all(name.endswith("weight") for name in decaying)
+    assert all(name.endswith(("weight", "weight.original")) for name in decaying)
     assert not any("norm" in name or name.startswith("tokenizer") for name in decaying)
     assert all(critic.get_parameter(name).ndim == 2 for name in decaying)
 

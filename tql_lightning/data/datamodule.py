@@ -60,6 +60,11 @@ class OfflineDataModule(LightningDataModule):
         return self.dataset.action_dim
 
     @property
+    def reward_range(self) -> tuple[float, float]:
+        """Smallest and largest reward."""
+        return self.dataset.reward_range
+
+    @property
     def env_id(self) -> str | None:
         """Gymnasium id of the environment that the data come from, or None if the dataset names none."""
         return self.dataset.env_id

@@ -62,6 +62,11 @@ class TransitionDataset:
         """n_a."""
         return int(self.actions.shape[1])
 
+    @property
+    def reward_range(self) -> tuple[float, float]:
+        """Smallest and largest reward."""
+        return float(self.rewards.min()), float(self.rewards.max())
+
     def episode_returns(self) -> NDArray[np.float64]:
         """Undiscounted return of every whole episode, (episodes,)."""
         ends = np.flatnonzero(self.episode_ends)

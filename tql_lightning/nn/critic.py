@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from tql_lightning.nn.initialisation import lecun_normal_
+from tql_lightning.nn.initialisation import LayerNorm, lecun_normal_
 from tql_lightning.nn.mlp import MLP
 from tql_lightning.nn.tokenizer import ScalarTokenizer
-from tql_lightning.nn.transformer import Transformer
+from tql_lightning.nn.transformer import Block, Norm, Transformer, TransformerBlock
 
 
 class CriticOutput(NamedTuple):
@@ -22,17 +22,20 @@ class CriticOutput(NamedTuple):
         values: Q_k(s, a) of every ensemble member, (B, E).
         attention_entropy: mean entropy in nats per layer (rows) of the [VALUE] query (column 0) and of the
             other queries (column 1), (L, 2); None if not asked for, or if the critic has no attention.
+        logits: of the bins whose mean the values are, (B, E, M); None from a critic that gives values directly.
     """
 
     values: Tensor
     attention_entropy: Tensor | None
+    logits: Tensor | None = None
 
 
 class Critic(nn.Module, ABC):
     """A value function Q(s, a). Subclass it to plug in your own: ``--model.critic=your_module.YourCritic``.
 
     The constructor's first two arguments are ``observation_dim`` and ``action_dim``. Weight decay applies
-    to the parameters for which ``decays`` is true.
+    to the parameters for which ``decays`` is true. A critic that can also be trained by classification takes
+    ``support``, the centres of the bins to give logits for, as a keyword.
 
     Attributes:
         num_layers: L, attention layers whose entropy is reported; 0 for a critic without attention.
@@ -57,6 +60,29 @@ class Critic(nn.Module, ABC):
         return parameter.ndim > 1
 
 
+class Bins(nn.Module):
+    """What heads give, as values: themselves, or the mean of the bins that they are the logits of.
+
+    Args:
+        support: centres of M bins; None for heads that give values.
+    """
+
+    centres: Tensor | None
+
+    def __init__(self, support: list[float] | None) -> None:
+        super().__init__()
+        self.num_outputs = 1 if support is None else len(support)
+        centres = None if support is None else torch.tensor(support, dtype=torch.float32)
+        self.register_buffer("centres", centres, persistent=False)
+
+    def forward(self, outputs: Tensor, attention_entropy: Tensor | None) -> CriticOutput:
+        """Outputs of the heads (B, E, M) or (B, E, 1) -> what the critic returns."""
+        if self.centres is None:
+            return CriticOutput(outputs.squeeze(-1), attention_entropy)
+        values = outputs.float().softmax(dim=-1) @ self.centres.float()
+        return CriticOutput(values, attention_entropy, outputs)
+
+
 class TransformerCritic(Critic):
     """Transformer over one token per scalar of (s, a); E heads read the [VALUE] token from a shared trunk.
 
@@ -72,6 +98,12 @@ class TransformerCritic(Critic):
         num_critics: E, heads of the value ensemble.
         dropout: probability of dropout inside the blocks.
         modality_embeddings: whether state and action tokens carry a learned embedding of their kind.
+        norm: what makes every normalisation of tokens, e.g. ``torch.nn.RMSNorm``.
+        block: what makes a block from (hidden_dim, num_heads, inner width, dropout, norm).
+        weight_parametrisation: what makes, from a linear layer of a block, the map from the stored weight to
+            the one that is used, e.g. ``SigmaReparam``; null for the weight itself.
+        support: centres of the bins whose mean the values are (given by the model's ``value_loss``); null for
+            values without bins.
 
     Raises:
         ValueError: a size is not positive, or ``hidden_dim`` is no multiple of ``head_dim``.
@@ -88,6 +120,10 @@ class TransformerCritic(Critic):
         num_critics: int = 2,
         dropout: float = 0.0,
         modality_embeddings: bool = True,
+        norm: Norm = LayerNorm,
+        block: Block = TransformerBlock,
+        weight_parametrisation: Callable[[nn.Linear], nn.Module] | None = None,
+        support: list[float] | None = None,
     ) -> None:
         super().__init__()
         _require_positive(
@@ -107,12 +143,22 @@ class TransformerCritic(Critic):
         self.num_layers = num_layers
         self.tokenizer = ScalarTokenizer(observation_dim, action_dim, hidden_dim, modality_embeddings)
         self.num_tokens = self.tokenizer.num_tokens
-        self.transformer = Transformer(hidden_dim, hidden_dim // head_dim, num_layers, mlp_ratio, dropout)
+        self.transformer = Transformer(
+            hidden_dim,
+            hidden_dim // head_dim,
+            num_layers,
+            mlp_ratio * hidden_dim,
+            dropout,
+            norm,
+            block,
+            weight_parametrisation,
+        )
+        self.bins = Bins(support)
         self.heads = nn.ModuleList(
             nn.Sequential(
                 lecun_normal_(nn.Linear(hidden_dim, hidden_dim // 2)),
                 nn.ReLU(),
-                lecun_normal_(nn.Linear(hidden_dim // 2, 1)),
+                lecun_normal_(nn.Linear(hidden_dim // 2, self.bins.num_outputs)),
             )
             for _ in range(num_critics)
         )
@@ -120,8 +166,9 @@ class TransformerCritic(Critic):
     def forward(self, observations: Tensor, actions: Tensor, *, with_entropy: bool = False) -> CriticOutput:
         """See `Critic.forward`; values (B, E), attention entropy (L, 2)."""
         value, entropy = self.transformer(self.tokenizer(observations, actions), with_entropy=with_entropy)
-        values = torch.cat([head(value) for head in self.heads], dim=-1)
-        return CriticOutput(values, None if entropy is None else token_group_means(entropy))
+        outputs = torch.stack([head(value) for head in self.heads], dim=1)
+        output: CriticOutput = self.bins(outputs, None if entropy is None else token_group_means(entropy))
+        return output
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
         """Matrices decay, but nothing of the tokenizer: input projections, positions, embeddings, [VALUE]."""
@@ -137,6 +184,8 @@ class MLPCritic(Critic):
         hidden_dims: sizes of the hidden layers.
         num_critics: E, members of the ensemble.
         layer_norm: whether hidden layers end in a LayerNorm.
+        support: centres of the bins whose mean the values are (given by the model's ``value_loss``); null for
+            values without bins.
     """
 
     def __init__(
@@ -146,17 +195,21 @@ class MLPCritic(Critic):
         hidden_dims: Sequence[int] = (512, 512, 512, 512),
         num_critics: int = 2,
         layer_norm: bool = True,
+        support: list[float] | None = None,
     ) -> None:
         super().__init__()
         _require_positive(observation_dim=observation_dim, action_dim=action_dim, num_critics=num_critics)
+        self.bins = Bins(support)
         self.members = nn.ModuleList(
-            MLP(observation_dim + action_dim, hidden_dims, 1, layer_norm) for _ in range(num_critics)
+            MLP(observation_dim + action_dim, hidden_dims, self.bins.num_outputs, layer_norm)
+            for _ in range(num_critics)
         )
 
     def forward(self, observations: Tensor, actions: Tensor, *, with_entropy: bool = False) -> CriticOutput:
         """See `Critic.forward`; an MLP has no attention, so its entropy is always None."""
         inputs = torch.cat([observations, actions], dim=-1)
-        return CriticOutput(torch.cat([member(inputs) for member in self.members], dim=-1), None)
+        output: CriticOutput = self.bins(torch.stack([member(inputs) for member in self.members], dim=1), None)
+        return output
 
 
 def token_group_means(entropy: Tensor) -> Tensor:

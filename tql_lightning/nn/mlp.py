@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from tql_lightning.nn.initialisation import LAYER_NORM_EPS
+from tql_lightning.nn.initialisation import LayerNorm
 
 
 class MLP(nn.Sequential):
@@ -28,7 +28,7 @@ class MLP(nn.Sequential):
         for size in hidden_dims:
             layers += [nn.Linear(in_dim, size), nn.GELU(approximate="tanh")]
             if layer_norm:
-                layers.append(nn.LayerNorm(size, eps=LAYER_NORM_EPS))
+                layers.append(LayerNorm(size))
             in_dim = size
         layers.append(nn.Linear(in_dim, out_dim))
         super().__init__(*layers)

@@ -1,4 +1,4 @@
-"""Learned temperatures that hold the attention entropy near its targets (spec section 3).
+"""Forms of entropy control: what weighs the attention entropy in the critic's loss (spec section 3).
 
 The *attention* temperature is a loss weight: it rises while the entropy is under its target and falls
 while it is over. It is neither a softmax temperature nor SAC's policy temperature.
@@ -7,6 +7,9 @@ while it is over. It is neither a softmax temperature nor SAC's policy temperatu
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -15,7 +18,64 @@ from torch import Tensor, nn
 TOKEN_GROUPS = ("value", "others")
 
 
-class AttentionTemperature(nn.Module):
+class EntropyControl(nn.Module, ABC):
+    """What weighs the attention entropy of each layer and token group. Subclass it to plug in your own.
+
+    The constructor's first two arguments are ``num_layers`` and ``num_tokens``, taken from the critic.
+    """
+
+    @abstractmethod
+    def forward(self) -> Tensor:
+        """The temperatures alpha as the temperature loss sees them, with gradient where learned, (L, 2)."""
+
+    @abstractmethod
+    def entropy_weight(self) -> Tensor:
+        """The temperatures as they weigh the entropy loss, without gradient, (L, 2)."""
+
+    @abstractmethod
+    def target_entropy(self, update: int) -> Tensor | None:
+        """The targets at an update, counted from 0, in nats, (L, 2); None for control without a target."""
+
+
+@dataclass(frozen=True)
+class TargetSchedule:
+    """Moves the targets over training: they start ``start_offset`` away and arrive after ``updates``.
+
+    A step beyond the paper, whose targets are constant.
+
+    Args:
+        start_offset: nats added to every target at update 0.
+        updates: after so many updates the targets are what they are without a schedule.
+        form: how the offset goes to zero: "linear", "cosine" (half a wave), or "constant": not before the end.
+
+    Raises:
+        ValueError: ``updates`` is below 1 or ``form`` is none of the three.
+    """
+
+    start_offset: float
+    updates: int
+    form: Literal["constant", "linear", "cosine"] = "linear"
+
+    def __post_init__(self) -> None:
+        if self.updates < 1:
+            raise ValueError(f"schedule.updates: expected at least 1, found {self.updates}")
+        if self.form not in ("constant", "linear", "cosine"):
+            raise ValueError(f"schedule.form: expected 'constant', 'linear' or 'cosine', found {self.form!r}")
+
+    def offset(self, update: int) -> float:
+        """What is added to the targets at an update, in nats."""
+        progress = min(update / self.updates, 1.0)
+        match self.form:
+            case "linear":
+                share = 1.0 - progress
+            case "cosine":
+                share = 0.5 * (1.0 + math.cos(math.pi * progress))
+            case "constant":
+                share = float(progress < 1.0)
+        return self.start_offset * share
+
+
+class AttentionTemperature(EntropyControl):
     """One learned temperature per layer and token group, with the entropy each is to reach.
 
     Targets are either given, or follow the paper's recipe: ``target_scale`` times the largest entropy ln n
@@ -31,12 +91,14 @@ class AttentionTemperature(nn.Module):
         form: "exp": exp(x), or "sign": sign(x) (exp|x| - 1), which may become negative.
         minimum: lower clip of the temperature where it weighs the entropy loss.
         maximum: upper clip of the temperature where it weighs the entropy loss.
+        schedule: moves the targets over training; null for constant targets.
 
     Raises:
         ValueError: targets of the wrong shape or outside (0, ln n), or an initial value the form cannot take.
     """
 
     targets: Tensor
+    shared = False
 
     def __init__(
         self,
@@ -49,6 +111,7 @@ class AttentionTemperature(nn.Module):
         form: Literal["exp", "sign"] = "exp",
         minimum: float = -100.0,
         maximum: float = 100.0,
+        schedule: TargetSchedule | None = None,
     ) -> None:
         super().__init__()
         if minimum >= maximum:
@@ -63,30 +126,80 @@ class AttentionTemperature(nn.Module):
             highest = target_scale * math.log(num_tokens)
             targets = [(highest, highest)] * (num_layers - 1) + [(highest + last_layer_offset,) * 2]
         self.register_buffer("targets", check_targets(targets, num_layers, num_tokens), persistent=False)
+        if schedule is not None:
+            start = [[target + schedule.start_offset for target in row] for row in targets]
+            check_targets(start, num_layers, num_tokens, at="at the start of the schedule, ")
         raw = math.log(initial) if form == "exp" else math.copysign(math.log1p(abs(initial)), initial)
-        self.raw = nn.Parameter(torch.full((num_layers, 2), raw))
+        self.raw = nn.Parameter(torch.full((1, 1) if self.shared else (num_layers, 2), raw))
         self.form = form
         self.minimum, self.maximum = minimum, maximum
+        self.schedule = schedule
 
     def forward(self) -> Tensor:
         """The temperatures, (L, 2), not clipped."""
-        if self.form == "exp":
-            return self.raw.exp()
-        return self.raw.sign() * self.raw.abs().expm1()
+        temperature = self.raw.exp() if self.form == "exp" else self.raw.sign() * self.raw.abs().expm1()
+        return temperature.expand_as(self.targets)
 
     def entropy_weight(self) -> Tensor:
         """The temperatures as they weigh the entropy loss: clipped and without gradient, (L, 2)."""
         temperature: Tensor = self()
         return temperature.detach().clamp(self.minimum, self.maximum)
 
+    def target_entropy(self, update: int) -> Tensor:
+        """See `EntropyControl.target_entropy`."""
+        return self.targets if self.schedule is None else self.targets + self.schedule.offset(update)
 
-def check_targets(targets: list[tuple[float, float]], num_layers: int, num_tokens: int) -> Tensor:
+
+class SingleTemperature(AttentionTemperature):
+    """One learned temperature for all layers and token groups, an ablation of the paper; see `AttentionTemperature`."""
+
+    shared = True
+
+
+class FixedPenalty(EntropyControl):
+    """A constant weight on the attention entropy, nothing learned and no target: an ablation of the paper.
+
+    Args:
+        num_layers: L (taken from the critic).
+        num_tokens: n (taken from the critic; without a target nothing depends on it).
+        weight: alpha; above 0 entropy is pushed up, below 0 down.
+
+    Raises:
+        ValueError: ``weight`` is 0 (give null as the model's entropy control instead) or not finite.
+    """
+
+    weight: Tensor
+
+    def __init__(self, num_layers: int, num_tokens: int, weight: float = 1.0) -> None:
+        del num_tokens
+        super().__init__()
+        if weight == 0.0 or not math.isfinite(weight):
+            raise ValueError(
+                f"FixedPenalty.weight: expected a finite number other than 0, found {weight}; "
+                "for no control set entropy_control to null"
+            )
+        self.register_buffer("weight", torch.full((num_layers, 2), weight), persistent=False)
+
+    def forward(self) -> Tensor:
+        """The constant weight, (L, 2)."""
+        return self.weight
+
+    def entropy_weight(self) -> Tensor:
+        """The constant weight, (L, 2)."""
+        return self.weight
+
+    def target_entropy(self, update: int) -> None:
+        """None: there is no target."""
+
+
+def check_targets(targets: Sequence[Sequence[float]], num_layers: int, num_tokens: int, at: str = "") -> Tensor:
     """Entropy targets as a tensor (L, 2).
 
     Args:
         targets: one row (value, others) in nats per layer.
         num_layers: L.
         num_tokens: n.
+        at: which targets these are, for the message.
 
     Raises:
         ValueError: a target that no attention over n tokens can hold; the message gives the range.
@@ -102,7 +215,7 @@ def check_targets(targets: list[tuple[float, float]], num_layers: int, num_token
         for group, target in zip(TOKEN_GROUPS, row, strict=True):
             if not 0.0 < target < largest:
                 raise ValueError(
-                    f"targets: layer {layer}, {group}: expected {reachable}, found {target}; lower "
+                    f"targets: {at}layer {layer}, {group}: expected {reachable}, found {target}; lower "
                     "target_scale, raise last_layer_offset, or give targets for this dataset's token count"
                 )
     return torch.tensor(targets, dtype=torch.float32)

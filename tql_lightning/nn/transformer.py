@@ -1,37 +1,49 @@
-"""Pre-LayerNorm transformer whose last block computes only what the [VALUE] token needs (spec section 2)."""
+"""Pre-norm transformer whose last block computes only what the [VALUE] token needs (spec section 2)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from tql_lightning.nn.attention import EntropyAttention
-from tql_lightning.nn.initialisation import LAYER_NORM_EPS, lecun_normal_
+from tql_lightning.nn.feedforward import FeedForward
+from tql_lightning.nn.initialisation import LayerNorm
+
+Norm = Callable[[int], nn.Module]
 
 
 class TransformerBlock(nn.Module):
-    """x + Drop(attention(LN x)), then x + Drop(W2 Drop(gelu(W1 LN x))); gelu in its tanh form.
+    """x + Drop(attention(norm x)), then x + feedforward(norm x).
 
     Args:
         hidden_dim: H.
         num_heads: h.
-        mlp_ratio: width of the feed-forward layer over H.
-        dropout: probability of the three dropouts.
+        inner_dim: width of the feed-forward layer.
+        dropout: probability of every dropout.
+        norm: what makes a normalisation of H-sized tokens.
+        attention: what makes the attention from (hidden_dim, num_heads).
+        feedforward: what makes the feed-forward layer from (hidden_dim, inner_dim, dropout).
     """
 
-    def __init__(self, hidden_dim: int, num_heads: int, mlp_ratio: int, dropout: float) -> None:
+    def __init__(
+        self,
+        hidden_dim: int,
+        num_heads: int,
+        inner_dim: int,
+        dropout: float,
+        norm: Norm = LayerNorm,
+        attention: Callable[[int, int], EntropyAttention] = EntropyAttention,
+        feedforward: Callable[[int, int, float], nn.Module] = FeedForward,
+    ) -> None:
         super().__init__()
-        self.attention_norm = nn.LayerNorm(hidden_dim, eps=LAYER_NORM_EPS)
-        self.attention = EntropyAttention(hidden_dim, num_heads)
+        self.attention_norm = norm(hidden_dim)
+        self.attention = attention(hidden_dim, num_heads)
         self.attention_dropout = nn.Dropout(dropout)
-        self.feedforward_norm = nn.LayerNorm(hidden_dim, eps=LAYER_NORM_EPS)
-        self.feedforward = nn.Sequential(
-            lecun_normal_(nn.Linear(hidden_dim, mlp_ratio * hidden_dim)),
-            nn.GELU(approximate="tanh"),
-            nn.Dropout(dropout),
-            lecun_normal_(nn.Linear(mlp_ratio * hidden_dim, hidden_dim)),
-            nn.Dropout(dropout),
-        )
+        self.feedforward_norm = norm(hidden_dim)
+        self.feedforward = feedforward(hidden_dim, inner_dim, dropout)
 
     def forward(self, tokens: Tensor, *, value_only: bool, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
         """(B, n, H) -> (B, n, H), or (B, 1, H) with ``value_only``; entropies (B, h, n) or None."""
@@ -39,27 +51,93 @@ class TransformerBlock(nn.Module):
             self.attention_norm(tokens), value_only=value_only, with_entropy=with_entropy
         )
         residual = tokens[:, :1] if value_only else tokens
-        tokens = residual + self.attention_dropout(attended)
-        return tokens + self.feedforward(self.feedforward_norm(tokens)), entropy
+        tokens = residual + self.attention_dropout(self.after_attention(attended))
+        return tokens + self.after_feedforward(self.feedforward(self.feedforward_norm(tokens))), entropy
+
+    def after_attention(self, attended: Tensor) -> Tensor:
+        """What the attention's output goes through before it is added; here nothing."""
+        return attended
+
+    def after_feedforward(self, output: Tensor) -> Tensor:
+        """What the feed-forward output goes through before it is added; here nothing."""
+        return output
+
+
+class SandwichBlock(TransformerBlock):
+    """A block that normalises also what attention and feed-forward layer give (sandwich norm, arXiv 2105.13290).
+
+    x + Drop(norm(attention(norm x))), then x + norm(feedforward(norm x)).
+
+    Args:
+        hidden_dim: H.
+        num_heads: h.
+        inner_dim: width of the feed-forward layer.
+        dropout: probability of every dropout.
+        norm: what makes a normalisation of H-sized tokens.
+        attention: what makes the attention from (hidden_dim, num_heads).
+        feedforward: what makes the feed-forward layer from (hidden_dim, inner_dim, dropout).
+    """
+
+    def __init__(
+        self,
+        hidden_dim: int,
+        num_heads: int,
+        inner_dim: int,
+        dropout: float,
+        norm: Norm = LayerNorm,
+        attention: Callable[[int, int], EntropyAttention] = EntropyAttention,
+        feedforward: Callable[[int, int, float], nn.Module] = FeedForward,
+    ) -> None:
+        super().__init__(hidden_dim, num_heads, inner_dim, dropout, norm, attention, feedforward)
+        self.attention_output_norm = norm(hidden_dim)
+        self.feedforward_output_norm = norm(hidden_dim)
+
+    def after_attention(self, attended: Tensor) -> Tensor:
+        """Normalises (B, n, H)."""
+        normalised: Tensor = self.attention_output_norm(attended)
+        return normalised
+
+    def after_feedforward(self, output: Tensor) -> Tensor:
+        """Normalises (B, n, H)."""
+        normalised: Tensor = self.feedforward_output_norm(output)
+        return normalised
+
+
+Block = Callable[[int, int, int, float, Norm], TransformerBlock]
 
 
 class Transformer(nn.Module):
-    """L blocks over the tokens and a final LayerNorm; returns the [VALUE] token.
+    """L blocks over the tokens and a final norm; returns the [VALUE] token.
 
     Args:
         hidden_dim: H.
         num_heads: h.
         num_layers: L.
-        mlp_ratio: width of the feed-forward layers over H.
+        inner_dim: width of the feed-forward layers.
         dropout: probability of every dropout.
+        norm: what makes every normalisation of tokens.
+        block: what makes a block from (hidden_dim, num_heads, inner_dim, dropout, norm).
+        weight_parametrisation: what makes, from a linear layer of a block, the map from the stored weight to
+            the one that is used; None for the weight itself.
     """
 
-    def __init__(self, hidden_dim: int, num_heads: int, num_layers: int, mlp_ratio: int, dropout: float) -> None:
+    def __init__(
+        self,
+        hidden_dim: int,
+        num_heads: int,
+        num_layers: int,
+        inner_dim: int,
+        dropout: float,
+        norm: Norm = LayerNorm,
+        block: Block = TransformerBlock,
+        weight_parametrisation: Callable[[nn.Linear], nn.Module] | None = None,
+    ) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(
-            TransformerBlock(hidden_dim, num_heads, mlp_ratio, dropout) for _ in range(num_layers)
-        )
-        self.final_norm = nn.LayerNorm(hidden_dim, eps=LAYER_NORM_EPS)
+        self.blocks = nn.ModuleList(block(hidden_dim, num_heads, inner_dim, dropout, norm) for _ in range(num_layers))
+        self.final_norm = norm(hidden_dim)
+        if weight_parametrisation is not None:
+            for layer in [module for module in self.blocks.modules() if isinstance(module, nn.Linear)]:
+                parametrize.register_parametrization(layer, "weight", weight_parametrisation(layer))
 
     def forward(self, tokens: Tensor, *, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
         """(B, n, H) -> the [VALUE] token (B, H) and the entropy of every query (L, B, h, n) or None."""

@@ -1,0 +1,129 @@
+"""Squared error and HL-Gauss: the same targets, the same scale of Q."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.toy import fit, toy_model
+from tql_lightning import losses
+from tql_lightning.nn.critic import Critic, CriticOutput, MLPCritic, TransformerCritic
+from tql_lightning.nn.value_loss import HLGauss, SquaredError
+from tql_lightning.tql import TQL, return_range
+
+RANGE = (-200.0, 0.0)
+
+
+def normal_cdf(x: float) -> float:
+    return 0.5 * (1.0 + math.erf(x / math.sqrt(2.0)))
+
+
+def test_bin_probabilities_are_the_gaussians_mass_between_edges() -> None:
+    edges, target, sigma = [0.0, 1.0, 2.0, 4.0], 1.3, 0.75
+    mass = [normal_cdf((edge - target) / sigma) for edge in edges]
+    expected = [(high - low) / (mass[-1] - mass[0]) for low, high in pairwise(mass)]
+    ours = losses.gaussian_bins(torch.tensor([target]), torch.tensor(edges), sigma)
+    torch.testing.assert_close(ours, torch.tensor([expected]))
+
+
+def test_the_loss_is_torchs_cross_entropy_to_those_probabilities() -> None:
+    loss = HLGauss(RANGE, num_bins=20)
+    logits, target = torch.randn(5, 2, 20), torch.rand(5) * -200.0
+    probabilities = losses.gaussian_bins(target, loss.edges, loss.sigma)
+    expected = torch.stack([torch.nn.functional.cross_entropy(logits[:, k], probabilities) for k in range(2)]).mean()
+    torch.testing.assert_close(loss(torch.zeros(5, 2), logits, target), expected)
+
+
+@pytest.mark.parametrize("num_bins", [21, 101])
+def test_the_mean_of_the_bins_is_the_target_also_at_the_ends_of_the_range(num_bins: int) -> None:
+    loss = HLGauss(RANGE, num_bins)
+    targets = torch.linspace(*RANGE, 41)
+    means = losses.gaussian_bins(targets, loss.edges, loss.sigma) @ torch.tensor(loss.support)
+    width = 200.0 / (num_bins - 6)
+    assert loss.sigma == pytest.approx(0.75 * width)
+    assert (means - targets).abs().max() < 2e-3 * width
+
+
+@pytest.mark.parametrize(
+    "critic",
+    [partial(TransformerCritic, hidden_dim=16, head_dim=8), partial(MLPCritic, hidden_dims=(32,))],
+    ids=["transformer", "MLP"],
+)
+def test_both_losses_lead_both_critics_to_the_same_q(critic: partial[Critic]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    observations, actions = torch.randn(64, 3, generator=generator), torch.rand(64, 1, generator=generator)
+    target = -100.0 + 60.0 * torch.tanh(observations[:, 0])
+    for value_loss in (SquaredError(RANGE), HLGauss(RANGE)):
+        torch.manual_seed(0)
+        bins = {} if value_loss.support is None else {"support": value_loss.support}
+        model = critic(3, 1, **bins)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+        for _ in range(400):
+            values, _, logits = model(observations, actions)
+            optimizer.zero_grad()
+            value_loss(values, logits, target).backward()
+            optimizer.step()
+        error = (model(observations, actions).values - target[:, None]).abs().mean()
+        assert error < 5.0, f"{type(value_loss).__name__}: Q is {error:.1f} off targets between -160 and -40"
+
+
+def test_targets_beyond_the_range_are_clipped_to_it() -> None:
+    loss, logits = HLGauss(RANGE), torch.randn(1, 2, 101)
+    values = torch.zeros(1, 2)
+    assert loss(values, logits, torch.tensor([500.0])) == loss(values, logits, torch.tensor([0.0]))
+
+
+def test_the_support_covers_every_return_the_rewards_allow() -> None:
+    assert return_range((-2.0, 0.0), 0.99) == pytest.approx((-200.0, 0.0))
+    assert return_range((0.5, 1.0), 0.9) == pytest.approx((0.5, 10.0))
+    assert return_range((0.0, 1.0), 1.0) is None
+    assert return_range(None, 0.9) is None
+    model = toy_model(value_loss=HLGauss, reward_range=(-1.0, 3.0), discount=0.9)
+    assert isinstance(model.value_loss, HLGauss)
+    assert (model.value_loss.low, model.value_loss.high) == pytest.approx((-10.0, 30.0))
+
+
+def test_a_run_with_bins_trains_and_its_checkpoint_loads(tmp_path: Path) -> None:
+    model = toy_model(value_loss=partial(HLGauss, num_bins=31), reward_range=(-3.0, 3.0), discount=0.9)
+    before = {name: parameter.clone() for name, parameter in model.critic.named_parameters()}
+    fit(tmp_path, model, updates=5).save_checkpoint(tmp_path / "bins.ckpt")
+    assert [name for name, parameter in model.critic.named_parameters() if torch.equal(parameter, before[name])] == []
+    loaded = TQL.load_from_checkpoint(tmp_path / "bins.ckpt", weights_only=True)
+    inputs = (torch.randn(4, 3), torch.zeros(4, 1))
+    torch.testing.assert_close(loaded.critic(*inputs).values, model.critic(*inputs).values)
+
+
+class ValuesOnly(Critic):
+    """A user's critic that knows nothing of bins."""
+
+    def __init__(self, observation_dim: int, action_dim: int) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(observation_dim + action_dim, 2)
+
+    def forward(self, observations: torch.Tensor, actions: torch.Tensor, *, with_entropy: bool = False) -> CriticOutput:
+        return CriticOutput(self.linear(torch.cat([observations, actions], dim=-1)), None)
+
+
+def test_a_critic_of_two_arguments_works_with_squared_error_and_is_refused_with_bins() -> None:
+    assert toy_model(critic=ValuesOnly).value_loss.support is None
+    with pytest.raises(ValueError, match="value_loss HLGauss needs a critic that takes support; ValuesOnly does not"):
+        toy_model(critic=ValuesOnly, value_loss=HLGauss, reward_range=(0.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"return_range": None}, "HLGauss: expected the range of returns, found none; give low and high"),
+        ({"num_bins": 7}, r"HLGauss.num_bins: expected at least 8, found 7"),
+        ({"sigma": 0.0}, r"HLGauss.sigma: expected above 0"),
+        ({"low": 1.0}, "HLGauss: expected low below high, found 1.0 and 0.0"),
+    ],
+)
+def test_bad_settings_are_refused_by_name(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        HLGauss(**{"return_range": RANGE, **settings})  # type: ignore[arg-type]

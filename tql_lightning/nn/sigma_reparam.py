@@ -1,0 +1,55 @@
+"""Spectral reparametrisation of linear layers (sigma-Reparam, arXiv 2303.06296)."""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+POWER_ITERATIONS_AT_START = 20
+
+
+class SigmaReparam(nn.Module):
+    """W -> (gamma / sigma(W)) W with sigma(W) the largest singular value and gamma a learned scalar, at first 1.
+
+    The singular vectors are followed by one step of power iteration per forward pass in training; they are
+    buffers, so checkpoints hold them. The gradient flows through sigma.
+
+    Args:
+        layer: whose weight is reparametrised. One that stacks several maps (``stacked`` of them, as the fused
+            query, key and value do) has a sigma and a gamma for each.
+    """
+
+    left: Tensor
+    right: Tensor
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.stacked: int = getattr(layer, "stacked", 1)
+        matrices = self.matrices(layer.weight.detach())
+        self.gamma = nn.Parameter(torch.ones(self.stacked))
+        self.register_buffer("left", torch.zeros_like(matrices[:, :, 0]))
+        self.register_buffer("right", nn.functional.normalize(torch.ones_like(matrices[:, 0]), dim=-1))
+        for _ in range(POWER_ITERATIONS_AT_START):
+            self.power_iteration(matrices)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """(stacked * out, in) -> the same shape, each stacked matrix with the spectral norm |gamma|."""
+        matrices = self.matrices(weight)
+        if self.training:
+            self.power_iteration(matrices.detach())
+        # Copies: the next forward pass changes the buffers before this one's gradient is taken.
+        left, right = self.left.clone(), self.right.clone()
+        sigma = torch.einsum("so,soi,si->s", left, matrices, right)
+        scaled: Tensor = (self.gamma / sigma)[:, None, None] * matrices
+        return scaled.flatten(0, 1)
+
+    def matrices(self, weight: Tensor) -> Tensor:
+        """(stacked * out, in) -> (stacked, out, in)."""
+        return rearrange(weight, "(s o) i -> s o i", s=self.stacked)
+
+    @torch.no_grad()
+    def power_iteration(self, matrices: Tensor) -> None:
+        """One step towards the leading singular vectors of (stacked, out, in)."""
+        self.left.copy_(nn.functional.normalize(torch.einsum("soi,si->so", matrices, self.right), dim=-1))
+        self.right.copy_(nn.functional.normalize(torch.einsum("soi,so->si", matrices, self.left), dim=-1))

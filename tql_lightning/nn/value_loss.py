@@ -1,0 +1,105 @@
+"""How a critic's values are learned: by squared error, or as a classification over bins (HL-Gauss)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from tql_lightning import losses
+
+PADDING_BINS = 3  # beyond each end of the returns: 4 standard deviations at the default sigma of 0.75 bins
+
+
+class ValueLoss(nn.Module, ABC):
+    """What turns a critic's output and TD targets into the TD loss.
+
+    Attributes:
+        support: centres of the bins that the critic is to give logits for, or None if it gives values.
+    """
+
+    support: list[float] | None = None
+
+    @abstractmethod
+    def forward(self, values: Tensor, logits: Tensor | None, target: Tensor) -> Tensor:
+        """The TD loss.
+
+        Args:
+            values: Q_k(s, a), (B, E).
+            logits: of the bins, (B, E, M), or None from a critic of values.
+            target: y, (B,).
+
+        Returns:
+            A scalar.
+        """
+
+
+class SquaredError(ValueLoss):
+    """Mean over batch and heads of (Q_k(s, a) - y)^2, TQL's own (spec section 4).
+
+    Args:
+        return_range: of the data; a regression does not need it.
+    """
+
+    def __init__(self, return_range: tuple[float, float] | None) -> None:
+        del return_range
+        super().__init__()
+
+    def forward(self, values: Tensor, logits: Tensor | None, target: Tensor) -> Tensor:
+        """See `ValueLoss.forward`."""
+        return losses.td_loss(values, target)
+
+
+class HLGauss(ValueLoss):
+    """Cross-entropy between a Gaussian around y, spread over bins, and the critic's bins (arXiv 2403.03950).
+
+    Values remain expected returns, the probabilities' mean over the centres of the bins. Three bins beyond each
+    end of the returns keep that mean true for targets at the very end; targets further out are clipped to it.
+
+    Args:
+        return_range: smallest and largest discounted return (taken from the dataset's rewards by `TQL`).
+        num_bins: M, padding included.
+        sigma: standard deviation of the Gaussian, in bins.
+        low: smallest return, null for that of the data.
+        high: largest return, null for that of the data.
+
+    Raises:
+        ValueError: the range is unknown or empty, or an argument is out of its range.
+    """
+
+    edges: Tensor
+
+    def __init__(
+        self,
+        return_range: tuple[float, float] | None,
+        num_bins: int = 101,
+        sigma: float = 0.75,
+        low: float | None = None,
+        high: float | None = None,
+    ) -> None:
+        super().__init__()
+        if num_bins < 2 * PADDING_BINS + 2:
+            raise ValueError(f"HLGauss.num_bins: expected at least {2 * PADDING_BINS + 2}, found {num_bins}")
+        if sigma <= 0.0:
+            raise ValueError(f"HLGauss.sigma: expected above 0, found {sigma}")
+        if (low is None or high is None) and return_range is None:
+            raise ValueError(
+                "HLGauss: expected the range of returns, found none; give low and high, or the model a reward_range "
+                "and a discount below 1 (the command line takes the range from the dataset)"
+            )
+        self.low = return_range[0] if low is None else low  # type: ignore[index]
+        self.high = return_range[1] if high is None else high  # type: ignore[index]
+        if not self.low < self.high:
+            raise ValueError(f"HLGauss: expected low below high, found {self.low} and {self.high}")
+        width = (self.high - self.low) / (num_bins - 2 * PADDING_BINS)
+        self.sigma = sigma * width
+        self.support = [self.low + width * (index + 0.5 - PADDING_BINS) for index in range(num_bins)]
+        edges = [self.low + width * (index - PADDING_BINS) for index in range(num_bins + 1)]
+        self.register_buffer("edges", torch.tensor(edges), persistent=False)
+
+    def forward(self, values: Tensor, logits: Tensor | None, target: Tensor) -> Tensor:
+        """See `ValueLoss.forward`."""
+        if logits is None:
+            raise ValueError("HLGauss: expected a critic that gives logits of the bins, found only values")
+        return losses.hl_gauss_loss(logits, target.clamp(self.low, self.high), self.edges, self.sigma)
