@@ -41,9 +41,11 @@ class TransformerBlock(nn.Module):
         super().__init__()
         self.attention_norm = norm(hidden_dim)
         self.attention = attention(hidden_dim, num_heads)
+        self.attention_output = self.branch_output(norm, hidden_dim)
         self.attention_dropout = nn.Dropout(dropout)
         self.feedforward_norm = norm(hidden_dim)
         self.feedforward = feedforward(hidden_dim, inner_dim, dropout)
+        self.feedforward_output = self.branch_output(norm, hidden_dim)
 
     def forward(self, tokens: Tensor, *, value_only: bool, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
         """(B, n, H) -> (B, n, H), or (B, 1, H) with ``value_only``; entropies (B, h, n) or None."""
@@ -51,56 +53,23 @@ class TransformerBlock(nn.Module):
             self.attention_norm(tokens), value_only=value_only, with_entropy=with_entropy
         )
         residual = tokens[:, :1] if value_only else tokens
-        tokens = residual + self.attention_dropout(self.after_attention(attended))
-        return tokens + self.after_feedforward(self.feedforward(self.feedforward_norm(tokens))), entropy
+        tokens = residual + self.attention_dropout(self.attention_output(attended))
+        return tokens + self.feedforward_output(self.feedforward(self.feedforward_norm(tokens))), entropy
 
-    def after_attention(self, attended: Tensor) -> Tensor:
-        """What the attention's output goes through before it is added; here nothing."""
-        return attended
-
-    def after_feedforward(self, output: Tensor) -> Tensor:
-        """What the feed-forward output goes through before it is added; here nothing."""
-        return output
+    def branch_output(self, norm: Norm, hidden_dim: int) -> nn.Module:
+        """What a branch's output (B, n, H) goes through before it is added; here nothing."""
+        return nn.Identity()
 
 
 class SandwichBlock(TransformerBlock):
     """A block that normalises also what attention and feed-forward layer give (sandwich norm, arXiv 2105.13290).
 
-    x + Drop(norm(attention(norm x))), then x + norm(feedforward(norm x)).
-
-    Args:
-        hidden_dim: H.
-        num_heads: h.
-        inner_dim: width of the feed-forward layer.
-        dropout: probability of every dropout.
-        norm: what makes a normalisation of H-sized tokens.
-        attention: what makes the attention from (hidden_dim, num_heads).
-        feedforward: what makes the feed-forward layer from (hidden_dim, inner_dim, dropout).
+    x + Drop(norm(attention(norm x))), then x + norm(feedforward(norm x)); arguments as of `TransformerBlock`.
     """
 
-    def __init__(
-        self,
-        hidden_dim: int,
-        num_heads: int,
-        inner_dim: int,
-        dropout: float,
-        norm: Norm = LayerNorm,
-        attention: Callable[[int, int], EntropyAttention] = EntropyAttention,
-        feedforward: Callable[[int, int, float], nn.Module] = FeedForward,
-    ) -> None:
-        super().__init__(hidden_dim, num_heads, inner_dim, dropout, norm, attention, feedforward)
-        self.attention_output_norm = norm(hidden_dim)
-        self.feedforward_output_norm = norm(hidden_dim)
-
-    def after_attention(self, attended: Tensor) -> Tensor:
-        """Normalises (B, n, H)."""
-        normalised: Tensor = self.attention_output_norm(attended)
-        return normalised
-
-    def after_feedforward(self, output: Tensor) -> Tensor:
-        """Normalises (B, n, H)."""
-        normalised: Tensor = self.feedforward_output_norm(output)
-        return normalised
+    def branch_output(self, norm: Norm, hidden_dim: int) -> nn.Module:
+        """A norm of its own for each branch."""
+        return norm(hidden_dim)
 
 
 Block = Callable[[int, int, int, float, Norm], TransformerBlock]
