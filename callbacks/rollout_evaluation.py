@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from tql_lightning.envs import check_sizes
 from tql_lightning.extraction import Extraction
 from tql_lightning.rollout import RolloutResult, rollout
 from tql_lightning.tql import TQL
@@ -69,7 +70,7 @@ class RolloutEvaluation(Callback):
                 "this callback out"
             )
         if trainer.is_global_zero:
-            check_sizes(self.env_id, _tql(pl_module))
+            check_sizes(self.env_id, _tql(pl_module).observation_dim, _tql(pl_module).action_dim)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluates the policy as it was initialised, not when a run is resumed."""
@@ -118,24 +119,6 @@ class RolloutEvaluation(Callback):
             for logger in trainer.loggers if to_loggers else ():
                 logger.log_metrics(scalars, step=trainer.global_step)
         return dict(trainer.strategy.broadcast(scalars))
-
-
-def check_sizes(env_id: str, model: TQL) -> None:
-    """Makes the environment once and compares its sizes with the model's.
-
-    Raises:
-        ValueError: they differ.
-    """
-    from tql_lightning.envs import make_env
-
-    env = make_env(env_id)
-    try:
-        sizes = {"observation": env.observation_space.shape, "action": env.action_space.shape}
-    finally:
-        env.close()
-    expected = {"observation": (model.observation_dim,), "action": (model.action_dim,)}
-    if sizes != expected:
-        raise ValueError(f"environment {env_id}: expected sizes {expected} as in the dataset, found {sizes}")
 
 
 def _tql(pl_module: LightningModule) -> TQL:

@@ -216,6 +216,29 @@ def test_the_module_runs_as_the_command(tmp_path: Path) -> None:
     assert finished.stdout.startswith("usage: tql collect")
 
 
+@pytest.mark.parametrize("command", ["fit", "validate", "test"])
+def test_a_last_checkpoint_that_is_not_there_is_refused(command: str, run_folder: Path) -> None:
+    arguments = ["--ckpt_path=last", "--trainer.default_root_dir=nothing_here"]
+    refused = run_tql(run_folder, command, *PENDULUM, *arguments)
+    assert refused.returncode == 2
+    assert "ckpt_path: there is no last checkpoint" in refused.stderr
+    assert not (run_folder / "nothing_here" / "config.yaml").exists()
+
+
+def test_another_environment_than_the_checkpoints_is_refused_by_its_sizes(run_folder: Path) -> None:
+    checkpoint = "run/checkpoints/last.ckpt"
+    refused = run_tql(run_folder, "evaluate", checkpoint, "--env", "MountainCarContinuous-v0", "--episodes", "1")
+    assert refused.returncode == 2
+    assert "MountainCarContinuous-v0: expected sizes" in refused.stderr
+
+
+def test_a_place_that_cannot_be_written_to_is_refused_before_collecting(run_folder: Path) -> None:
+    refused = run_tql(run_folder, "collect", "Pendulum-v1", "--output", "/proc/nowhere/x.npz")
+    assert refused.returncode == 2
+    assert "/proc/nowhere/x.npz: its folder cannot be written to" in refused.stderr
+    assert "rows" not in refused.stderr
+
+
 def test_variants_train_by_configuration_and_their_checkpoint_loads(run_folder: Path) -> None:
     variants = [f"--config=variant/{name}" for name in ("modern", "sigma_reparam", "hl_gauss", "single_temperature")]
     fit = run_tql(run_folder, "fit", *PENDULUM, *variants, "--trainer.default_root_dir=variants")

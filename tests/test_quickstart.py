@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tql_lightning.quickstart import PROGRESS, QuickstartError, run_quickstart
+from tql_lightning.quickstart import PROGRESS, QuickstartError, Run, _train, run_quickstart
 
 
 def test_a_runs_progress_is_read_from_its_bar() -> None:
@@ -27,8 +27,32 @@ def test_a_run_that_fails_ends_the_quickstart_with_the_end_of_its_log(
     from tql_lightning.data.collect import collect
 
     collect("Pendulum-v1", transitions=400, workers=1, output=str(tmp_path / "datasets" / "Pendulum-v1.npz"))
-    with pytest.raises(QuickstartError, match=r"seed -1 failed; end of .*train\.log"):
-        run_quickstart([-1], tmp_path / "runs")
+    (tmp_path / "datasets" / "Pendulum-v1.npz").write_bytes(b"damaged after the check")
+    run = Run(0, tmp_path / "runs" / "seed_0")
+    run.folder.mkdir(parents=True)
+    with pytest.raises(QuickstartError, match=r"seed 0 failed; end of .*train\.log"):
+        _train([run], parallel=1)
+
+
+def test_a_run_that_the_quickstart_did_not_make_is_never_replaced(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "seed_1" / "checkpoints" / "last.ckpt"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_text("weeks of work")
+    with pytest.raises(QuickstartError, match=r"seed_1 holds what the quickstart did not make"):
+        run_quickstart([0, 1], tmp_path)
+    assert checkpoint.read_text() == "weeks of work"
+    assert not (tmp_path / "seed_0").exists()
+
+
+@pytest.mark.parametrize(
+    ("seeds", "parallel", "message"), [([-1], 1, "seeds"), ([0, 0], 1, "seeds"), ([0], 0, "parallel")]
+)
+def test_bad_arguments_are_refused_before_anything_starts(
+    seeds: list[int], parallel: int, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(QuickstartError, match=f"{message}: expected"):
+        run_quickstart(seeds, tmp_path / "runs", parallel)
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.slow
@@ -41,6 +65,7 @@ def test_tql_learns_from_bad_data_and_cloning_does_not(tmp_path: Path, monkeypat
     assert result["behaviour_flow"]["mean_return"] <= -800
     assert -1150 < result["data"]["mean_return"] < -1050
     assert result["peak_memory_mb"] <= 1536
+    assert result["seconds"] <= 180
     for name in ("return", "attention_entropy", "losses"):
         assert (tmp_path / "runs" / f"{name}.png").is_file()
     for seed in (0, 1, 2):

@@ -103,7 +103,7 @@ def test_the_users_parts_shown_run_and_every_logged_metric_is_in_the_glossary(
     with_critic = [*fit, *others, *critic[0], "--trainer.default_root_dir=with_critic"]
     assert run_tql(tmp_path, *with_critic).returncode == 0
 
-    header = (tmp_path / "runs" / "quickstart" / "seed_0" / "metrics.csv").read_text().partition("\n")[0]
+    header = (tmp_path / "runs" / "mine" / "metrics.csv").read_text().partition("\n")[0]
     logged = [key for key in header.strip().split(",") if key not in ("step", "epoch")]
     patterns = glossary_patterns()
     assert [key for key in logged if not any(re.fullmatch(pattern, key) for pattern in patterns)] == []

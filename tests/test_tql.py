@@ -20,7 +20,7 @@ from tql_lightning.nn.sigma_reparam import SigmaReparam
 from tql_lightning.nn.temperature import AttentionTemperature, FixedPenalty, SingleTemperature, TargetSchedule
 from tql_lightning.nn.transformer import TransformerBlock
 from tql_lightning.plots import read_metrics
-from tql_lightning.tql import TQL
+from tql_lightning.tql import TQL, TrainingDivergedError
 
 
 class KeepOutputs(Callback):
@@ -85,6 +85,26 @@ def test_a_run_continued_from_a_checkpoint_equals_the_uninterrupted_one(tmp_path
     rest = toy_model()
     fit(tmp_path, rest, updates=15, ckpt_path=tmp_path / "stop.ckpt")
     assert_equal(state(whole), state(rest))
+
+
+def test_a_continued_run_follows_its_own_learning_rates_and_weight_decay(tmp_path: Path) -> None:
+    fit(tmp_path, toy_model(), updates=5).save_checkpoint(tmp_path / "stop.ckpt")
+    changed = toy_model(critic_learning_rate=1e-5, actor_learning_rate=2e-5, weight_decay=0.5)
+    before = torch.load(tmp_path / "stop.ckpt", weights_only=True)["state_dict"]
+    trainer = fit(tmp_path, changed, updates=6, ckpt_path=tmp_path / "stop.ckpt")
+    groups = {group["name"]: group for group in trainer.optimizers[0].param_groups}
+    factor = changed.learning_rate_factor(6)
+    assert groups["critic"]["lr"] == pytest.approx(1e-5 * factor)
+    assert groups["actor_no_decay"]["lr"] == pytest.approx(2e-5 * factor)
+    assert (groups["critic"]["weight_decay"], groups["critic_no_decay"]["weight_decay"]) == (0.5, 0.0)
+    name = "critic.heads.0.0.weight"
+    assert (changed.state_dict()[name] - before[name]).abs().max() < 5e-5
+
+
+def test_a_run_that_diverges_stops_and_names_what_is_not_finite(tmp_path: Path) -> None:
+    model = toy_model(critic_learning_rate=1e30, lr_schedule="constant")
+    with pytest.raises(TrainingDivergedError, match=r"training diverged: after update \d+ .*train/td_loss"):
+        fit(tmp_path, model, updates=20, log_every_n_steps=5)
 
 
 def test_a_checkpoint_loads_without_arguments_or_pickle(tmp_path: Path) -> None:

@@ -65,9 +65,11 @@ def evaluate(
         parallel: a process for each environment, for slow environments.
         json: file to write the figures to as well.
     """
-    from tql_lightning.data.files import write_text_whole
+    from tql_lightning.data.files import require_writable, write_text_whole
     from tql_lightning.evaluation import evaluate_checkpoint
 
+    if json:
+        require_writable(Path(json))
     figures = evaluate_checkpoint(checkpoint, episodes, seed, extraction, env, num_envs, parallel)
     print(f"{figures['checkpoint']} after {figures['updates']:,} updates, {figures['env_id']}, {episodes} episodes")
     print(f"{'':14}{'mean':>12}{'stderr':>12}")
@@ -85,11 +87,11 @@ def quickstart(seeds: list[int] | None = None, output: str = "runs/quickstart", 
     Args:
         seeds: one run each; default 0, 1 and 2.
         output: folder of the runs and of result.json; an earlier quickstart there is replaced.
-        parallel: runs at once; default: one per core.
+        parallel: runs at once; default: two, or one on a single core.
     """
     from tql_lightning.quickstart import run_quickstart
 
-    run_quickstart(seeds or [0, 1, 2], Path(output), parallel)
+    run_quickstart([0, 1, 2] if seeds is None else seeds, Path(output), parallel)
 
 
 COMMANDS: dict[str, Callable[..., object]] = {

@@ -49,3 +49,24 @@ def make_env(env_id: str, render_mode: str | None = None) -> gymnasium.Env[Any, 
     if (low != -1.0).any() or (high != 1.0).any():
         env = RescaleAction(env, np.float32(-1.0), np.float32(1.0))
     return env
+
+
+def check_sizes(env_id: str, observation_dim: int, action_dim: int) -> None:
+    """Makes the environment once and compares its sizes with a model's.
+
+    Args:
+        env_id: a Gymnasium id.
+        observation_dim: n_s.
+        action_dim: n_a.
+
+    Raises:
+        EnvError: they differ, or the environment cannot be made.
+    """
+    env = make_env(env_id)
+    try:
+        found = {"observation": env.observation_space.shape, "action": env.action_space.shape}
+    finally:
+        env.close()
+    expected = {"observation": (observation_dim,), "action": (action_dim,)}
+    if found != expected:
+        raise EnvError(f"environment {env_id}: expected sizes {expected} as in the dataset, found {found}")

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from tql_lightning.envs import check_sizes
 from tql_lightning.extraction import Extraction
 from tql_lightning.rollout import rollout
 from tql_lightning.tql import TQL
@@ -18,7 +19,9 @@ class CheckpointError(ValueError):
 
 
 def load_checkpoint(path: Path | str) -> tuple[TQL, dict[str, Any]]:
-    """A model in evaluation mode and the raw checkpoint it came from, loaded without executing code.
+    """A model in evaluation mode and the raw checkpoint it came from, loaded without pickle.
+
+    The modules of the classes that the checkpoint names are imported.
 
     Args:
         path: a checkpoint that `tql fit` wrote.
@@ -68,11 +71,13 @@ def evaluate_checkpoint(
 
     Raises:
         CheckpointError: the checkpoint cannot be used, or names no environment.
+        EnvError: the environment cannot be made, or its sizes are not the model's.
     """
     model, raw = load_checkpoint(path)
     env_id = env_id or raw.get("OfflineDataModule", {}).get("env_id")
     if env_id is None:
         raise CheckpointError(f"checkpoint {path}: its dataset names no environment; give one with --env")
+    check_sizes(env_id, model.observation_dim, model.action_dim)
     result = rollout(model.actor(extraction), env_id, episodes, seed, num_envs, parallel)
     return {
         "checkpoint": str(path),

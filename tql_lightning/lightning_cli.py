@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonargparse
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from tql_lightning.commands import COMMANDS, command_parser, flags
@@ -84,6 +85,7 @@ class TQLCLI(LightningCLI):
         Raises:
             ValueError: the folder has a configuration, and no checkpoint to continue from is named.
         """
+        self._require_checkpoint()
         folder = Path(self.trainer.default_root_dir)
         if (folder / CONFIG_FILE).exists() and not self._get(self.config, "ckpt_path"):
             raise ValueError(
@@ -101,6 +103,7 @@ class TQLCLI(LightningCLI):
             raise ValueError(
                 "ckpt_path: expected the checkpoint to measure, found none; add --ckpt_path=last or a file"
             )
+        self._require_checkpoint()
         if self.datamodule.dataset.validation is None:
             raise ValueError(
                 f"data.dataset: {self.datamodule.dataset.name} holds no transitions out to measure on; for npz add "
@@ -108,6 +111,20 @@ class TQLCLI(LightningCLI):
             )
 
     before_test = before_validate
+
+    def _require_checkpoint(self) -> None:
+        """Lightning only warns of a last checkpoint that is not there, and goes on with fresh weights."""
+        if self._get(self.config, "ckpt_path") != "last":
+            return
+        callbacks = [
+            callback for callback in self.trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)
+        ]
+        if not any(callback._find_last_checkpoints(self.trainer) for callback in callbacks):
+            folders = ", ".join(str(callback.dirpath) for callback in callbacks) or "no callback that writes any"
+            raise ValueError(
+                f"ckpt_path: there is no last checkpoint ({folders}); leave ckpt_path out to start a run, or give "
+                "the file or the run's --trainer.default_root_dir"
+            )
 
 
 class SaveFitConfig(SaveConfigCallback):

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
 
 
 class ContinuedCSVLogger(CSVLogger):
@@ -18,11 +22,31 @@ class ContinuedCSVLogger(CSVLogger):
 
     Args:
         save_dir: folder of metrics.csv.
-        flush_logs_every_n_steps: log calls between writes to the file.
+        flush_logs_every_n_steps: log calls between writes to the file; it is also written with every checkpoint.
     """
 
     def __init__(self, save_dir: str, flush_logs_every_n_steps: int = 100) -> None:
         super().__init__(save_dir, name="", version="", flush_logs_every_n_steps=flush_logs_every_n_steps)
+        self._unwritten = 0
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Tensor | float], step: int | None = None) -> None:
+        """Keeps metrics until there are enough to write; Lightning's counts steps, which here jump over its own."""
+        super().log_metrics(dict(metrics), step)
+        self._unwritten += 1
+        if self._unwritten >= self._flush_logs_every_n_steps:
+            self.save()
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Writes what was logged since the last time."""
+        super().save()
+        self._unwritten = 0
+
+    @rank_zero_only
+    def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
+        """Writes, so that a run that is killed has the metrics of what it can continue from."""
+        self.save()
 
     @property
     @rank_zero_experiment

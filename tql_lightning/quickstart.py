@@ -35,8 +35,8 @@ LABELS = {"data": "dataset", "behaviour_flow": "behaviour flow", "tql": "TQL"}
 PROGRESS = re.compile(r"(\d+)/(\d+) \[.*?(?:return=(-?[\d.e+]+))?\]")
 
 
-class QuickstartError(RuntimeError):
-    """A run failed; the message holds the end of its log."""
+class QuickstartError(ValueError):
+    """A run failed, or may not start; the message says why."""
 
 
 @dataclass
@@ -64,14 +64,18 @@ def run_quickstart(seeds: Sequence[int], output: Path, parallel: int | None = No
     Args:
         seeds: one run each.
         output: folder for the runs (``seed_0`` ...), result.json and the pictures over all seeds.
-        parallel: runs at once; None for one per core.
+        parallel: runs at once; None for two, or one on a single core.
 
     Returns:
         What result.json holds.
 
     Raises:
-        QuickstartError: a run failed.
+        QuickstartError: a run failed, an argument is out of its range, or a folder holds a run that the
+            quickstart did not make and so will not replace.
     """
+    parallel = min(2, len(os.sched_getaffinity(0))) if parallel is None else parallel
+    runs = [Run(seed, output / f"seed_{seed}") for seed in seeds]
+    _check(runs, parallel)
     dataset = datasets_folder() / f"{ENVIRONMENT}.npz"
     if not dataset.exists():
         collect(ENVIRONMENT, output=str(dataset))
@@ -79,15 +83,14 @@ def run_quickstart(seeds: Sequence[int], output: Path, parallel: int | None = No
     print(f"dataset {dataset}: {len(returns)} episodes, mean return {returns.mean():.0f}, best {returns.max():.0f}")
 
     start = time.monotonic()
-    runs = [Run(seed, output / f"seed_{seed}") for seed in seeds]
     for run in runs:
         shutil.rmtree(run.folder, ignore_errors=True)
         run.folder.mkdir(parents=True)
-    _train(runs, parallel or os.cpu_count() or 1)
+    _train(runs, parallel)
 
     figures = _figures(runs, returns)
     figures["seconds"] = round(time.monotonic() - start, 1)
-    figures["peak_memory_mb"] = _peak_memory_mb(min(len(runs), parallel or os.cpu_count() or 1))
+    figures["peak_memory_mb"] = _peak_memory_mb(min(len(runs), parallel))
     result = output / "result.json"
     write_text_whole(result, json.dumps(figures, indent=2) + "\n")
     pictures = plot_runs({f"seed {run.seed}": run.folder for run in runs}, output)
@@ -97,6 +100,20 @@ def run_quickstart(seeds: Sequence[int], output: Path, parallel: int | None = No
         print(f"  {path}")
     print(f"\nlearning curves live: tensorboard --logdir {output}")
     return figures
+
+
+def _check(runs: Sequence[Run], parallel: int) -> None:
+    seeds = [run.seed for run in runs]
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise QuickstartError(f"seeds: expected one or more different numbers of at least 0, found {seeds}")
+    if parallel < 1:
+        raise QuickstartError(f"parallel: expected at least 1, found {parallel}")
+    for run in runs:
+        if run.folder.exists() and any(run.folder.iterdir()) and not run.log.exists():
+            raise QuickstartError(
+                f"output: {run.folder} holds what the quickstart did not make, and would replace; "
+                "remove it, or choose another --output"
+            )
 
 
 # ---------------------------------------------------------------------- training
@@ -132,7 +149,11 @@ def _train(runs: Sequence[Run], parallel: int) -> None:
             if run.process is not None:
                 run.process.wait()
         folders = ", ".join(str(run.folder) for run in runs if run.updates)
-        print(f"\nStopped; checkpoints in {folders}. Start again with: make quickstart", file=sys.stderr)
+        print(
+            f"\nStopped; checkpoints in {folders}. Continue one with: tql fit --config quickstart "
+            "--ckpt_path=last --trainer.default_root_dir=FOLDER (make quickstart would replace them)",
+            file=sys.stderr,
+        )
         raise
     finally:
         for run in running:
@@ -146,7 +167,7 @@ def _train(runs: Sequence[Run], parallel: int) -> None:
 def _start(run: Run, threads: int) -> Run:
     command = [sys.executable, "-m", "tql_lightning", "fit", "--config", "quickstart"]
     command += [f"--seed_everything={run.seed}", f"--trainer.default_root_dir={run.folder}"]
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
+    environment = {"OMP_NUM_THREADS": str(threads)} | os.environ | {"PYTHONUNBUFFERED": "1"}
     run.process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
     )

@@ -48,6 +48,10 @@ from tql_lightning.nn.temperature import TOKEN_GROUPS, AttentionTemperature, Ent
 from tql_lightning.nn.value_loss import SquaredError, ValueLoss
 
 
+class TrainingDivergedError(ValueError):
+    """A loss or another metric of an update is NaN or infinite."""
+
+
 class TQL(LightningModule):
     """Transformer Q-Learning: flow actor, transformer critic, attention entropy held near a target.
 
@@ -342,6 +346,17 @@ class TQL(LightningModule):
 
     # ------------------------------------------------------------------ Lightning's loops
 
+    def on_train_start(self) -> None:
+        """Gives a continued run its own learning rates and weight decay, where the checkpoint's were restored."""
+        optimizer: torch.optim.Optimizer = self.optimizers().optimizer  # type: ignore[union-attr]
+        schedule: Any = self.lr_schedulers()
+        factor = self.learning_rate_factor(self.global_step)
+        for index, group in enumerate(optimizer.param_groups):
+            peak = self.critic_learning_rate if group["name"].startswith("critic") else self.actor_learning_rate
+            decay = 0.0 if group["name"].endswith("no_decay") else self.weight_decay
+            group |= {"initial_lr": peak, "lr": peak * factor, "weight_decay": decay}
+            schedule.base_lrs[index] = peak
+
     def training_step(self, chunk: tuple[Batch, Noise], batch_idx: int) -> dict[str, Any]:
         """K updates on a chunk of K minibatches; stops between two of them when the trainer is to stop.
 
@@ -372,7 +387,11 @@ class TQL(LightningModule):
         return interval > 0 and self.global_step // interval > first_update // interval
 
     def write_metrics(self, metrics: dict[str, Tensor]) -> None:
-        """Writes an update's metrics and learning rates to the loggers, averaged over the processes."""
+        """Writes an update's metrics and learning rates to the loggers, averaged over the processes.
+
+        Raises:
+            TrainingDivergedError: a metric is NaN or infinite.
+        """
         values = torch.stack([value.float() for value in metrics.values()])
         averaged = self.trainer.strategy.reduce(values, reduce_op="mean").tolist()
         scalars = {f"train/{name}": value for name, value in zip(metrics, averaged, strict=True)}
@@ -381,6 +400,12 @@ class TQL(LightningModule):
                 scalars[f"train/learning_rate/{group['name']}"] = float(group["lr"])
         for logger in self.loggers:
             logger.log_metrics(scalars, step=self.global_step)
+        broken = [name for name, value in scalars.items() if not math.isfinite(value)]
+        if broken:
+            raise TrainingDivergedError(
+                f"training diverged: after update {self.global_step} these are not finite: {', '.join(broken)}; lower "
+                "the learning rates or set model.gradient_clip_norm, and start again or from an earlier checkpoint"
+            )
 
     def validation_step(self, batch_and_noise: tuple[Batch, Noise], batch_idx: int) -> None:
         """Logs the losses on held-out transitions as ``val/...``; leading dimension (B,)."""

@@ -14,6 +14,7 @@ import numpy as np
 
 from tql_lightning.data.behaviours import DEFAULTS, MakeBehaviour, random_behaviour
 from tql_lightning.data.collect_ogbench import ORACLES, collect_play, validation_file
+from tql_lightning.data.files import require_writable
 from tql_lightning.data.gather import Arrays, CollectEpisode, Key, gather
 from tql_lightning.data.sources.npz import save_npz
 from tql_lightning.data.sources.ogbench import dataset_file
@@ -97,6 +98,7 @@ def collect(
     for file in (path, validation_file(path)) if play else (path,):
         if file.exists() and not overwrite:
             raise DatasetError(f"output: {file} exists already; pass --overwrite=true, or another --output")
+    require_writable(path)
     if play:
         held_out = validation_transitions or max(1, transitions // 10)
         return Collected(path, *collect_play(environment, transitions, held_out, seed, workers, path))

@@ -34,6 +34,20 @@ def write_whole(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
+def require_writable(path: Path) -> None:
+    """Makes a file's folder and tries to write there, so that long work does not end in a file that cannot be.
+
+    Raises:
+        ValueError: the folder cannot be made or written to; the message names it.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ValueError(f"{path}: its folder cannot be written to ({error}); choose another place") from error
+
+
 def write_text_whole(path: Path, text: str) -> None:
     """Writes UTF-8 text through `write_whole`."""
     with write_whole(path) as file:
