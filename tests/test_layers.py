@@ -22,7 +22,7 @@ ORDER = [
     *("data.behaviours", "data.gather", "data.collect_ogbench", "data.collect"),
     *("losses", "nn.initialisation", "nn.attention_components", "nn.attention", "nn.temperature", "nn.tokenizer"),
     *("nn.feedforward", "nn.transformer", "nn.sigma_reparam", "nn.mlp", "nn.value_loss", "nn.critic", "nn.policy"),
-    *("tql",),
+    *("hyperparameters", "loops", "tql"),
     *("metrics", "envs", "rollout", "interop", "evaluation", "plots", "loggers"),
     *("quickstart", "commands", "configs", "errors", "lightning_cli", "cli", "__main__"),
 ]

@@ -12,6 +12,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers import CSVLogger
 
 from tests.toy import fit, toy_model
+from tql_lightning.loops import TrainingDivergedError
 from tql_lightning.nn.attention import EntropyAttention
 from tql_lightning.nn.attention_components import HeadGate, SoftCap
 from tql_lightning.nn.critic import MLPCritic, TransformerCritic
@@ -20,7 +21,7 @@ from tql_lightning.nn.sigma_reparam import SigmaReparam
 from tql_lightning.nn.temperature import AttentionTemperature, FixedPenalty, SingleTemperature, TargetSchedule
 from tql_lightning.nn.transformer import TransformerBlock
 from tql_lightning.plots import read_metrics
-from tql_lightning.tql import TQL, TrainingDivergedError
+from tql_lightning.tql import TQL
 
 
 class KeepOutputs(Callback):

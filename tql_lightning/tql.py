@@ -28,13 +28,9 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
-from functools import partial
-from inspect import signature
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -42,17 +38,14 @@ from torch.func import functional_call
 from tql_lightning import losses
 from tql_lightning.batch import Batch, Noise
 from tql_lightning.extraction import Extraction
-from tql_lightning.nn.critic import Critic, TransformerCritic
+from tql_lightning.loops import UpdateLoop
+from tql_lightning.nn.critic import Critic, TransformerCritic, make_critic
 from tql_lightning.nn.policy import Actor, FlowPolicy
-from tql_lightning.nn.temperature import TOKEN_GROUPS, AttentionTemperature, EntropyControl
-from tql_lightning.nn.value_loss import SquaredError, ValueLoss
+from tql_lightning.nn.temperature import AttentionTemperature, EntropyControl
+from tql_lightning.nn.value_loss import SquaredError, ValueLoss, return_range
 
 
-class TrainingDivergedError(ValueError):
-    """A loss or another metric of an update is NaN or infinite."""
-
-
-class TQL(LightningModule):
+class TQL(UpdateLoop):
     """Transformer Q-Learning: flow actor, transformer critic, attention entropy held near a target.
 
     Args:
@@ -121,7 +114,6 @@ class TQL(LightningModule):
         _require("target_aggregation", target_aggregation in ("mean", "min"), "mean or min", target_aggregation)
         _require("gradient_clip_norm", gradient_clip_norm is None or gradient_clip_norm > 0, "> 0", gradient_clip_norm)
         self.save_hyperparameters()
-        self.automatic_optimization = False
 
         self.value_loss = value_loss(return_range(reward_range, discount))
         self.critic = make_critic(critic, observation_dim, action_dim, self.value_loss)
@@ -155,7 +147,7 @@ class TQL(LightningModule):
             with_metrics: whether to compute what is only logged.
 
         Returns:
-            What `training_step` returns to callbacks.
+            What `UpdateLoop.training_step` returns to callbacks.
         """
         optimizer, schedule = self.optimizers(), self.lr_schedulers()
         target_entropy = self.target_entropy
@@ -344,8 +336,6 @@ class TQL(LightningModule):
             if self.gradient_clip_norm is not None:
                 nn.utils.clip_grads_with_norm_(parameters, self.gradient_clip_norm, norm)
 
-    # ------------------------------------------------------------------ Lightning's loops
-
     def on_train_start(self) -> None:
         """Gives a continued run its own learning rates and weight decay, where the checkpoint's were restored."""
         optimizer: torch.optim.Optimizer = self.optimizers().optimizer  # type: ignore[union-attr]
@@ -357,115 +347,11 @@ class TQL(LightningModule):
             group |= {"initial_lr": peak, "lr": peak * factor, "weight_decay": decay}
             schedule.base_lrs[index] = peak
 
-    def training_step(self, chunk: tuple[Batch, Noise], batch_idx: int) -> dict[str, Any]:
-        """K updates on a chunk of K minibatches; stops between two of them when the trainer is to stop.
-
-        Args:
-            chunk: batches and noise with leading dimensions (K, B).
-            batch_idx: number of the chunk.
-
-        Returns:
-            For callbacks, of the last update and without gradient: "loss", "metrics" (name -> scalar; empty
-            if the chunk was cut short), "attention_entropy", "temperature", "target_entropy" (L, 2), or None
-            where there is no such thing, and "log_now", whether this update's metrics are written.
-        """
-        batches, noises = chunk
-        num_updates = len(batches.rewards)
-        first = self.global_step
-        for k in range(num_updates):
-            outputs = self.update(batches.update(k), noises.update(k), with_metrics=k == num_updates - 1)
-            if self.trainer.should_stop:
-                break
-        outputs["log_now"] = bool(outputs["metrics"]) and self.crosses_log_interval(first)
-        if outputs["log_now"]:
-            self.write_metrics(outputs["metrics"])
-        return outputs
-
-    def crosses_log_interval(self, first_update: int) -> bool:
-        """Whether a multiple of the trainer's ``log_every_n_steps``, counted in updates, was passed."""
-        interval: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        return interval > 0 and self.global_step // interval > first_update // interval
-
-    def write_metrics(self, metrics: dict[str, Tensor]) -> None:
-        """Writes an update's metrics and learning rates to the loggers, averaged over the processes.
-
-        Raises:
-            TrainingDivergedError: a metric is NaN or infinite.
-        """
-        values = torch.stack([value.float() for value in metrics.values()])
-        averaged = self.trainer.strategy.reduce(values, reduce_op="mean").tolist()
-        scalars = {f"train/{name}": value for name, value in zip(metrics, averaged, strict=True)}
-        for group in self.optimizers().optimizer.param_groups:  # type: ignore[union-attr]
-            if not group["name"].endswith("no_decay"):
-                scalars[f"train/learning_rate/{group['name']}"] = float(group["lr"])
-        for logger in self.loggers:
-            logger.log_metrics(scalars, step=self.global_step)
-        broken = [name for name, value in scalars.items() if not math.isfinite(value)]
-        if broken:
-            raise TrainingDivergedError(
-                f"training diverged: after update {self.global_step} these are not finite: {', '.join(broken)}; lower "
-                "the learning rates or set model.gradient_clip_norm, and start again or from an earlier checkpoint"
-            )
-
-    def validation_step(self, batch_and_noise: tuple[Batch, Noise], batch_idx: int) -> None:
-        """Logs the losses on held-out transitions as ``val/...``; leading dimension (B,)."""
-        self._log_held_out("val", *batch_and_noise)
-
-    def test_step(self, batch_and_noise: tuple[Batch, Noise], batch_idx: int) -> None:
-        """Logs the losses on held-out transitions as ``test/...``; leading dimension (B,)."""
-        self._log_held_out("test", *batch_and_noise)
-
-    def _log_held_out(self, stage: str, batch: Batch, noise: Noise) -> None:
-        _, entropy, metrics = self.losses(batch, noise)
-        if entropy is not None:
-            for layer, row in enumerate(entropy):
-                for group, value in zip(TOKEN_GROUPS, row, strict=True):
-                    metrics[f"attention_entropy/layer_{layer}/{group}"] = value
-        scalars = {f"{stage}/{name}": value for name, value in metrics.items()}
-        self.log_dict(scalars, batch_size=len(batch.rewards), sync_dist=True)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Writes how critic, policy and entropy control are made as class path and arguments.
-
-        Then ``TQL.load_from_checkpoint(path)`` needs no arguments and no pickle, however the model was made; a
-        factory that is neither a class nor a ``functools.partial`` of one has to be given again on loading.
-        """
-        checkpoint["hyper_parameters"] = loadable(checkpoint["hyper_parameters"])
-
     def train(self, mode: bool = True) -> TQL:
         """Switches to training or evaluation; the target critic never drops out."""
         super().train(mode)
         self.target_critic.eval()
         return self
-
-
-def make_critic(critic: Callable[..., Critic], observation_dim: int, action_dim: int, value_loss: ValueLoss) -> Critic:
-    """The critic for a value loss; only one of bins is told of them, so that others need just two arguments.
-
-    Raises:
-        ValueError: the value loss needs bins, and the critic does not take them.
-    """
-    if value_loss.support is None:
-        return critic(observation_dim, action_dim)
-    parameters = signature(critic).parameters
-    if "support" not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        name = getattr(critic, "__qualname__", repr(critic))
-        raise ValueError(
-            f"model.critic: value_loss {type(value_loss).__name__} needs a critic that takes support; {name} does not"
-        )
-    return critic(observation_dim, action_dim, support=value_loss.support)
-
-
-def return_range(reward_range: tuple[float, float] | None, discount: float) -> tuple[float, float] | None:
-    """Smallest and largest discounted return of episodes of any length with rewards in a range.
-
-    Returns:
-        None where the rewards are unknown, or undiscounted and so without bound.
-    """
-    if reward_range is None or discount == 1.0:
-        return None
-    low, high = reward_range
-    return min(low, low / (1.0 - discount)), max(high, high / (1.0 - discount))
 
 
 def _split(
@@ -475,27 +361,6 @@ def _split(
     decaying = [parameter for name, parameter in module.named_parameters() if decays(name, parameter)]
     plain = [parameter for name, parameter in module.named_parameters() if not decays(name, parameter)]
     return decaying, plain
-
-
-def loadable(hyperparameters: dict[str, Any]) -> dict[str, Any]:
-    """Hyperparameters with their parts as class path and arguments; callables without one are left out."""
-    described = {name: describe(value) for name, value in hyperparameters.items()}
-    kept = {name: value for name, value in described.items() if not callable(value)}
-    return {"_instantiator": "lightning.pytorch.cli.instantiate_module", **kept}
-
-
-def describe(value: Any) -> Any:
-    """A class, a partial of one, or a dataclass as class path and arguments, and so its arguments; else the value."""
-    factory: object = value
-    arguments: dict[str, Any] = {}
-    if isinstance(value, partial):
-        factory, arguments = value.func, value.keywords
-    elif is_dataclass(value) and not isinstance(value, type):
-        factory, arguments = type(value), {part.name: getattr(value, part.name) for part in fields(value)}
-    if not isinstance(factory, type):
-        return value
-    described = {name: describe(argument) for name, argument in arguments.items()}
-    return {"class_path": f"{factory.__module__}.{factory.__qualname__}", "init_args": described}
 
 
 def _require(name: str, condition: bool, expected: str, found: object) -> None:

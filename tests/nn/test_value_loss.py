@@ -13,8 +13,8 @@ import torch
 from tests.toy import fit, toy_model
 from tql_lightning import losses
 from tql_lightning.nn.critic import Critic, CriticOutput, MLPCritic, TransformerCritic
-from tql_lightning.nn.value_loss import HLGauss, SquaredError
-from tql_lightning.tql import TQL, return_range
+from tql_lightning.nn.value_loss import HLGauss, SquaredError, return_range
+from tql_lightning.tql import TQL
 
 RANGE = (-200.0, 0.0)
 

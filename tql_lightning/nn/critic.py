@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from inspect import signature
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from tql_lightning.nn.initialisation import LayerNorm, lecun_normal_
 from tql_lightning.nn.mlp import MLP
 from tql_lightning.nn.tokenizer import ScalarTokenizer
 from tql_lightning.nn.transformer import Block, Norm, Transformer, TransformerBlock
+from tql_lightning.nn.value_loss import ValueLoss
 
 
 class CriticOutput(NamedTuple):
@@ -210,6 +212,23 @@ class MLPCritic(Critic):
         inputs = torch.cat([observations, actions], dim=-1)
         output: CriticOutput = self.bins(torch.stack([member(inputs) for member in self.members], dim=1), None)
         return output
+
+
+def make_critic(critic: Callable[..., Critic], observation_dim: int, action_dim: int, value_loss: ValueLoss) -> Critic:
+    """The critic for a value loss; only one of bins is told of them, so that others need just two arguments.
+
+    Raises:
+        ValueError: the value loss needs bins, and the critic does not take them.
+    """
+    if value_loss.support is None:
+        return critic(observation_dim, action_dim)
+    parameters = signature(critic).parameters
+    if "support" not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        name = getattr(critic, "__qualname__", repr(critic))
+        raise ValueError(
+            f"model.critic: value_loss {type(value_loss).__name__} needs a critic that takes support; {name} does not"
+        )
+    return critic(observation_dim, action_dim, support=value_loss.support)
 
 
 def token_group_means(entropy: Tensor) -> Tensor:

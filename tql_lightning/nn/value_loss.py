@@ -103,3 +103,15 @@ class HLGauss(ValueLoss):
         if logits is None:
             raise ValueError("HLGauss: expected a critic that gives logits of the bins, found only values")
         return losses.hl_gauss_loss(logits, target.clamp(self.low, self.high), self.edges, self.sigma)
+
+
+def return_range(reward_range: tuple[float, float] | None, discount: float) -> tuple[float, float] | None:
+    """Smallest and largest discounted return of episodes of any length with rewards in a range.
+
+    Returns:
+        None where the rewards are unknown, or undiscounted and so without bound.
+    """
+    if reward_range is None or discount == 1.0:
+        return None
+    low, high = reward_range
+    return min(low, low / (1.0 - discount)), max(high, high / (1.0 - discount))

@@ -1,0 +1,28 @@
+"""A model's settings in a form that its checkpoint can be loaded from without pickle."""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass
+from functools import partial
+from typing import Any
+
+
+def loadable(hyperparameters: dict[str, Any]) -> dict[str, Any]:
+    """Hyperparameters with their parts as class path and arguments; callables without one are left out."""
+    described = {name: describe(value) for name, value in hyperparameters.items()}
+    kept = {name: value for name, value in described.items() if not callable(value)}
+    return {"_instantiator": "lightning.pytorch.cli.instantiate_module", **kept}
+
+
+def describe(value: Any) -> Any:
+    """A class, a partial of one, or a dataclass as class path and arguments, and so its arguments; else the value."""
+    factory: object = value
+    arguments: dict[str, Any] = {}
+    if isinstance(value, partial):
+        factory, arguments = value.func, value.keywords
+    elif is_dataclass(value) and not isinstance(value, type):
+        factory, arguments = type(value), {part.name: getattr(value, part.name) for part in fields(value)}
+    if not isinstance(factory, type):
+        return value
+    described = {name: describe(argument) for name, argument in arguments.items()}
+    return {"class_path": f"{factory.__module__}.{factory.__qualname__}", "init_args": described}
