@@ -10,6 +10,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from tql_lightning.callbacks.intervals import require_multiple
+
 
 class LastCheckpoint(ModelCheckpoint):
     """Keeps ``last.ckpt``: written every N updates and whenever training ends, also by an interrupt.
@@ -34,13 +36,8 @@ class LastCheckpoint(ModelCheckpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Checks the interval before any training."""
-        datamodule: Any = getattr(trainer, "datamodule", None)
-        per_step = getattr(datamodule, "updates_per_step", 1)
-        if stage == "fit" and self._every_n_train_steps % per_step:
-            raise ValueError(
-                f"LastCheckpoint.every_n_updates: expected a multiple of data.updates_per_step={per_step}, found "
-                f"{self._every_n_train_steps}"
-            )
+        if stage == "fit":
+            require_multiple(trainer, "LastCheckpoint.every_n_updates", self._every_n_train_steps)
         super().setup(trainer, pl_module, stage)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

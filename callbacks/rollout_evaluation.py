@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from tql_lightning.callbacks.intervals import require_multiple
 from tql_lightning.envs import check_sizes
 from tql_lightning.extraction import Extraction
 from tql_lightning.rollout import RolloutResult, rollout
@@ -56,13 +57,9 @@ class RolloutEvaluation(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Checks interval and environment before any training."""
+        if stage == "fit":
+            require_multiple(trainer, "RolloutEvaluation.every_n_updates", self.every_n_updates)
         datamodule: Any = getattr(trainer, "datamodule", None)
-        per_step = getattr(datamodule, "updates_per_step", 1)
-        if stage == "fit" and self.every_n_updates % per_step:
-            raise ValueError(
-                f"RolloutEvaluation.every_n_updates: expected a multiple of data.updates_per_step={per_step}, found "
-                f"{self.every_n_updates}"
-            )
         self.env_id = self.env_id or getattr(datamodule, "env_id", None)
         if self.env_id is None:
             raise ValueError(
