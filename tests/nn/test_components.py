@@ -182,6 +182,15 @@ def test_sigma_reparams_gradient_is_that_of_the_exact_norm() -> None:
     torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-5)
 
 
+def test_sigma_reparam_is_exact_under_autocast() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(6, 8)
+    reparam = SigmaReparam(layer).eval()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = reparam(layer.weight)
+    assert torch.equal(mixed, reparam(layer.weight))
+
+
 def test_sigma_reparam_follows_singular_vectors_in_training_only() -> None:
     torch.manual_seed(0)
     layer = nn.Linear(6, 8)

@@ -72,6 +72,17 @@ def test_both_losses_lead_both_critics_to_the_same_q(critic: partial[Critic]) ->
         assert error < 5.0, f"{type(value_loss).__name__}: Q is {error:.1f} off targets between -160 and -40"
 
 
+def test_values_of_bins_are_float32_under_autocast() -> None:
+    torch.manual_seed(0)
+    critic = MLPCritic(3, 1, hidden_dims=(8,), support=HLGauss(RANGE).support)
+    inputs = (torch.randn(4, 3), torch.zeros(4, 1))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        values, _, logits = critic(*inputs)
+    assert values.dtype == torch.float32
+    expected = (logits.float().softmax(-1).double() @ torch.tensor(HLGauss(RANGE).support, dtype=torch.float64)).float()
+    torch.testing.assert_close(values, expected)
+
+
 def test_targets_beyond_the_range_are_clipped_to_it() -> None:
     loss, logits = HLGauss(RANGE), torch.randn(1, 2, 101)
     values = torch.zeros(1, 2)

@@ -81,7 +81,8 @@ class Bins(nn.Module):
         """Outputs of the heads (B, E, M) or (B, E, 1) -> what the critic returns."""
         if self.centres is None:
             return CriticOutput(outputs.squeeze(-1), attention_entropy)
-        values = outputs.float().softmax(dim=-1) @ self.centres.float()
+        # No matrix product: autocast would round values to bfloat16.
+        values = (outputs.float().softmax(dim=-1) * self.centres).sum(dim=-1)
         return CriticOutput(values, attention_entropy, outputs)
 
 

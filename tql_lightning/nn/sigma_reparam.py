@@ -36,11 +36,12 @@ class SigmaReparam(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         """(stacked * out, in) -> the same shape, each stacked matrix with the spectral norm |gamma|."""
         matrices = self.matrices(weight)
-        if self.training:
-            self.power_iteration(matrices.detach())
-        # Copies: the next forward pass changes the buffers before this one's gradient is taken.
-        left, right = self.left.clone(), self.right.clone()
-        sigma = torch.einsum("so,soi,si->s", left, matrices, right)
+        with torch.autocast(weight.device.type, enabled=False):  # a norm to three digits would jump from pass to pass
+            if self.training:
+                self.power_iteration(matrices.detach())
+            # Copies: the next forward pass changes the buffers before this one's gradient is taken.
+            left, right = self.left.clone(), self.right.clone()
+            sigma = torch.einsum("so,soi,si->s", left, matrices, right)
         scaled: Tensor = (self.gamma / sigma)[:, None, None] * matrices
         return scaled.flatten(0, 1)
 

@@ -1,0 +1,227 @@
+"""Does attention collapse as the critic widens, and does entropy control hold it? Trains, measures, draws, tabulates.
+
+    python benchmarks/collapse.py pendulum cube-single --output runs/collapse
+
+Each run is `tql fit` in a process of its own; a run that is complete is not trained again, so the command can be
+stopped and repeated. It writes ``collapse.md`` and one ``collapse_<dataset>.png`` per dataset.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tql_lightning import TransitionDataset
+from tql_lightning.data.files import write_text_whole
+from tql_lightning.data.sources.npz import load_npz
+from tql_lightning.data.sources.ogbench import load_ogbench
+from tql_lightning.evaluation import evaluate_checkpoint, load_checkpoint
+from tql_lightning.plots import METRICS_FILE, Series, read_metrics
+from tql_lightning.tql import TQL
+
+HERE = Path(__file__).parent
+PAIRS = 2_048  # dataset pairs that smoothness is measured at
+STEP = 0.1  # length of the step in action space, whose coordinates lie in [-1, 1]
+TEMPERATURE = "tql_lightning.nn.temperature.AttentionTemperature"
+CONTROLS = {
+    "none": ["--model.entropy_control=null"],
+    "exp": [f"--model.entropy_control={TEMPERATURE}", "--model.entropy_control.init_args.form=exp"],
+    "sign": [f"--model.entropy_control={TEMPERATURE}", "--model.entropy_control.init_args.form=sign"],
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A dataset and what differs in training on it."""
+
+    config: str
+    dataset: str
+    batch_size: int
+    episodes: int
+
+    def load(self) -> TransitionDataset:
+        """The transitions."""
+        if self.config == "quickstart":
+            return load_npz(self.dataset)
+        return load_ogbench(self.dataset)
+
+
+PROBLEMS = {
+    "pendulum": Problem("quickstart", "datasets/Pendulum-v1.npz", batch_size=256, episodes=20),
+    "cube-single": Problem("ogbench/cube-single", "cube-single-play", batch_size=64, episodes=10),
+    "cube-double": Problem("ogbench/cube-double", "cube-double-play", batch_size=64, episodes=10),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One critic: a width, a control and a seed on a dataset."""
+
+    problem: str
+    width: int
+    control: str
+    seed: int
+    updates: int
+    output: Path
+
+    @property
+    def folder(self) -> Path:
+        """Where it trains."""
+        return self.output / self.problem / f"width_{self.width}_{self.control}_seed_{self.seed}_{self.updates}"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The last one."""
+        return self.folder / "checkpoints" / "last.ckpt"
+
+    def train(self) -> None:
+        """Runs `tql fit` unless it already reached its end; what it prints goes to train.log."""
+        if self.checkpoint.exists() and load_checkpoint(self.checkpoint)[1]["global_step"] >= self.updates:
+            return
+        problem = PROBLEMS[self.problem]
+        command = [sys.executable, "-m", "tql_lightning", "fit", "--config", problem.config]
+        command += ["--config", str(HERE / "collapse.yaml"), f"--trainer.max_steps={self.updates}"]
+        command += [f"--trainer.default_root_dir={self.folder}", f"--seed_everything={self.seed}"]
+        command += ["--model.critic=tql_lightning.nn.critic.TransformerCritic"]
+        command += [f"--model.critic.init_args.hidden_dim={self.width}", *CONTROLS[self.control]]
+        command += [f"--data.batch_size={problem.batch_size}"]
+        command += ["--ckpt_path=last"] if self.checkpoint.exists() else []
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "train.log").open("a") as log:
+            environment = os.environ | {"OMP_NUM_THREADS": "1"}
+            subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT, env=environment)
+
+
+@torch.no_grad()
+def smoothness(model: TQL, dataset: TransitionDataset) -> tuple[float, float]:
+    """How steep and how jagged Q is around the dataset's actions, in units of Q's spread over the dataset.
+
+    With d a random direction of length `STEP` and S the standard deviation of Q(s, a) over the pairs: slope is
+    the mean of |Q(s, a + d) - Q(s, a - d)| / (2 S), roughness the mean of |Q(s, a + d) + Q(s, a - d) - 2 Q(s, a)| / S.
+
+    Args:
+        model: whose critic is measured, mean over its heads.
+        dataset: the pairs are evenly spaced transitions of it.
+
+    Returns:
+        Slope and roughness.
+    """
+    rows = torch.linspace(0, len(dataset) - 1, min(PAIRS, len(dataset))).long()
+    observations = torch.as_tensor(dataset.observations)[rows]
+    actions = torch.as_tensor(dataset.actions)[rows].clamp(STEP - 1.0, 1.0 - STEP)
+    direction = torch.randn(actions.shape, generator=torch.Generator().manual_seed(0))
+    step = STEP * direction / direction.norm(dim=-1, keepdim=True)
+
+    def q(at: Tensor) -> Tensor:
+        return model.critic(observations, at).values.mean(dim=-1)
+
+    here, up, down = q(actions), q(actions + step), q(actions - step)
+    slope = (up - down).abs().mean() / (2.0 * here.std())
+    roughness = (up + down - 2.0 * here).abs().mean() / here.std()
+    return float(slope), float(roughness)
+
+
+def table_row(run: Run) -> str:
+    """A finished run's line of the table."""
+    series = read_metrics(run.folder / METRICS_FILE)
+    model, _ = load_checkpoint(run.checkpoint)
+    slope, roughness = smoothness(model, PROBLEMS[run.problem].load())
+    figures = evaluate_checkpoint(run.checkpoint, PROBLEMS[run.problem].episodes, seed=1000, num_envs=10)
+    entropies = []
+    for name in entropy_names(series):
+        entropy = tail(series, f"train/attention_entropy/{name}")
+        target = f"train/target_entropy/{name}"
+        entropies.append(f"{entropy:.2f}" + (f" ({entropy - tail(series, target):+.2f})" if target in series else ""))
+    q = tail(series, "train/q_mean")
+    cells = [run.problem, run.width, run.control, run.seed, run.updates, *entropies]
+    cells += [f"{slope:.3f}", f"{roughness:.3f}", f"{q:.1f}"]
+    cells += [f"{figures['return']:.1f} +- {figures['return_stderr']:.1f}"]
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def entropy_names(series: Series) -> list[str]:
+    """Layers and token groups ("layer_0/value") whose entropy was logged."""
+    prefix = "train/attention_entropy/"
+    return sorted(name.removeprefix(prefix) for name in series if name.startswith(prefix))
+
+
+def tail(series: Series, name: str, share: float = 0.1) -> float:
+    """Mean over the last tenth of what was logged: one minibatch's entropy is noisy."""
+    values = series[name][1]
+    last = values[-max(1, round(share * len(values))) :]
+    return sum(last) / len(last)
+
+
+def draw(problem: str, runs: Sequence[Run], path: Path) -> None:
+    """Attention entropy against updates: a row per control, a column per layer and token group, a colour per width."""
+    from matplotlib.figure import Figure
+
+    series = {run: read_metrics(run.folder / METRICS_FILE) for run in runs}
+    names = entropy_names(next(iter(series.values())))
+    controls = [control for control in CONTROLS if any(run.control == control for run in runs)]
+    widths = sorted({run.width for run in runs})
+    figure = Figure(figsize=(3.4 * len(names), 2.6 * len(controls)), layout="constrained")
+    axes = figure.subplots(len(controls), len(names), squeeze=False, sharex=True, sharey=True)
+    for run, curves in series.items():
+        for column, name in enumerate(names):
+            axis = axes[controls.index(run.control), column]
+            colour = f"C{widths.index(run.width)}"
+            axis.plot(*curves[f"train/attention_entropy/{name}"], color=colour, linewidth=1, label=f"width {run.width}")
+            if f"train/target_entropy/{name}" in curves:
+                axis.plot(*curves[f"train/target_entropy/{name}"], "k--", linewidth=0.8)
+            axis.set_title(f"{name.replace('/', ', ').replace('_', ' ')}; control: {run.control}", fontsize=9)
+            axis.grid(alpha=0.3)
+    for axis in axes[-1]:
+        axis.set_xlabel("updates")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("entropy (nats)")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))
+    axes[0, 0].legend(unique.values(), unique.keys(), fontsize=7)
+    figure.suptitle(f"{problem}: attention entropy; dashed: target")
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Trains what is missing, then measures and reports everything."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("problems", nargs="+", choices=PROBLEMS)
+    parser.add_argument("--widths", type=int, nargs="+", default=[64, 128, 256])
+    parser.add_argument("--controls", nargs="+", choices=CONTROLS, default=list(CONTROLS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--updates", type=int, default=3_000)
+    parser.add_argument("--parallel", type=int, default=os.cpu_count() or 1, help="runs at once, one thread each")
+    parser.add_argument("--output", type=Path, default=Path("runs/collapse"))
+    arguments = parser.parse_args()
+    runs = [
+        Run(problem, width, control, seed, arguments.updates, arguments.output)
+        for problem in arguments.problems
+        for width in arguments.widths
+        for seed in arguments.seeds
+        for control in arguments.controls
+    ]
+    with ThreadPoolExecutor(arguments.parallel) as pool:
+        for run, _ in zip(runs, pool.map(Run.train, runs), strict=True):
+            print(f"trained {run.folder}", flush=True)
+    series = read_metrics(runs[0].folder / METRICS_FILE)
+    heads = ["dataset", "width", "control", "seed", "updates", *entropy_names(series), "slope", "roughness", "Q"]
+    heads.append("evaluation return")
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads), *map(table_row, runs)]
+    write_text_whole(arguments.output / "collapse.md", "\n".join(lines) + "\n")
+    for problem in arguments.problems:
+        own = [run for run in runs if run.problem == problem]
+        draw(problem, own, arguments.output / f"collapse_{problem}.png")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
