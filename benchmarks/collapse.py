@@ -122,7 +122,8 @@ def smoothness(model: TQL, dataset: TransitionDataset) -> tuple[float, float]:
     step = STEP * direction / direction.norm(dim=-1, keepdim=True)
 
     def q(at: Tensor) -> Tensor:
-        return model.critic(observations, at).values.mean(dim=-1)
+        values: Tensor = model.critic(observations, at).values
+        return values.mean(dim=-1)
 
     here, up, down = q(actions), q(actions + step), q(actions - step)
     slope = (up - down).abs().mean() / (2.0 * here.std())

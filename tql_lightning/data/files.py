@@ -35,14 +35,14 @@ def write_whole(path: Path) -> Iterator[BinaryIO]:
 
 
 def require_writable(path: Path) -> None:
-    """Makes a file's folder and tries to write there, so that long work does not end in a file that cannot be.
+    """Tries to write where a file's folder is or is to be made, so that long work does not end in vain; leaves nothing.
 
     Raises:
-        ValueError: the folder cannot be made or written to; the message names it.
+        ValueError: the folder cannot be made or written to; the message names the file.
     """
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
+        with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise ValueError(f"{path}: its folder cannot be written to ({error}); choose another place") from error

@@ -36,12 +36,12 @@ class SigmaReparam(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         """(stacked * out, in) -> the same shape, each stacked matrix with the spectral norm |gamma|."""
         matrices = self.matrices(weight)
-        with torch.autocast(weight.device.type, enabled=False):  # a norm to three digits would jump from pass to pass
-            if self.training:
-                self.power_iteration(matrices.detach())
-            # Copies: the next forward pass changes the buffers before this one's gradient is taken.
-            left, right = self.left.clone(), self.right.clone()
-            sigma = torch.einsum("so,soi,si->s", left, matrices, right)
+        if self.training:
+            self.power_iteration(matrices.detach())
+        # Copies: the next forward pass changes the buffers before this one's gradient is taken.
+        left, right = self.left.clone(), self.right.clone()
+        # No matrix products, here and below: autocast would round the norm to three digits.
+        sigma = (left * (matrices * right[:, None, :]).sum(dim=2)).sum(dim=1)
         scaled: Tensor = (self.gamma / sigma)[:, None, None] * matrices
         return scaled.flatten(0, 1)
 
@@ -52,5 +52,5 @@ class SigmaReparam(nn.Module):
     @torch.no_grad()
     def power_iteration(self, matrices: Tensor) -> None:
         """One step towards the leading singular vectors of (stacked, out, in)."""
-        self.left.copy_(nn.functional.normalize(torch.einsum("soi,si->so", matrices, self.right), dim=-1))
-        self.right.copy_(nn.functional.normalize(torch.einsum("soi,so->si", matrices, self.left), dim=-1))
+        self.left.copy_(nn.functional.normalize((matrices * self.right[:, None, :]).sum(dim=2), dim=-1))
+        self.right.copy_(nn.functional.normalize((matrices * self.left[:, :, None]).sum(dim=1), dim=-1))
