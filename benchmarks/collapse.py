@@ -72,6 +72,7 @@ class Run:
     seed: int
     updates: int
     output: Path
+    options: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -94,6 +95,7 @@ class Run:
         command += ["--model.critic=tql_lightning.nn.critic.TransformerCritic"]
         command += [f"--model.critic.init_args.hidden_dim={self.width}", *CONTROLS[self.control]]
         command += [f"--data.batch_size={problem.batch_size}"]
+        command += self.options
         command += ["--ckpt_path=last"] if self.checkpoint.exists() else []
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "train.log").open("a") as log:
@@ -202,9 +204,12 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=3_000)
     parser.add_argument("--parallel", type=int, default=os.cpu_count() or 1, help="runs at once, one thread each")
     parser.add_argument("--output", type=Path, default=Path("runs/collapse"))
+    parser.add_argument(
+        "--options", nargs="*", default=[], help="for every tql fit, in quotes; with an --output of its own"
+    )
     arguments = parser.parse_args()
     runs = [
-        Run(problem, width, control, seed, arguments.updates, arguments.output)
+        Run(problem, width, control, seed, arguments.updates, arguments.output, tuple(arguments.options))
         for problem in arguments.problems
         for width in arguments.widths
         for seed in arguments.seeds
