@@ -18,7 +18,7 @@ PACKAGE = "tql_lightning"
 ORDER = [
     *("batch", "extraction"),
     *("data.files", "data.transitions", "data.sources.npz", "data.sources.ogbench"),
-    *("data.counter_random", "data.sampler", "data.datamodule"),
+    *("data.storage", "data.windows", "data.counter_random", "data.sampler", "data.datamodule"),
     *("data.behaviours", "data.gather", "data.collect_ogbench", "data.collect"),
     *("losses", "nn.initialisation", "nn.attention_components", "nn.attention", "nn.temperature", "nn.tokenizer"),
     *("nn.feedforward", "nn.transformer", "nn.sigma_reparam", "nn.mlp", "nn.value_loss", "nn.critic", "nn.policy"),
