@@ -40,6 +40,15 @@ class CountdownEnv(gymnasium.Env[Array, Array]):
         return np.array([self.steps, self.length], dtype=np.float32)
 
 
-for name, arguments in (("Countdown-v0", {}), ("CountdownNaN-v0", {"nan_at": 2})):
+def square_countdown(**arguments: Any) -> gymnasium.Env[Array, Array]:
+    """The same with observations of rank 2."""
+    return gymnasium.wrappers.ReshapeObservation(CountdownEnv(**arguments), (2, 1))
+
+
+for name, maker, arguments in (
+    ("Countdown-v0", "CountdownEnv", {}),
+    ("CountdownNaN-v0", "CountdownEnv", {"nan_at": 2}),
+    ("SquareCountdown-v0", "square_countdown", {}),
+):
     if name not in gymnasium.registry:
-        gymnasium.register(name, "tests.environments:CountdownEnv", kwargs=arguments, disable_env_checker=True)
+        gymnasium.register(name, f"tests.environments:{maker}", kwargs=arguments, disable_env_checker=True)

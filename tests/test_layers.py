@@ -19,7 +19,7 @@ ORDER = [
     *("batch", "extraction"),
     *("data.files", "data.transitions", "data.sources.npz", "data.sources.ogbench"),
     *("data.storage", "data.windows", "data.counter_random", "data.sampler", "data.datamodule"),
-    *("data.behaviours", "data.gather", "data.collect_ogbench", "data.collect"),
+    *("data.behaviours", "data.partial", "data.gather", "data.pointmaze", "data.collect_ogbench", "data.collect"),
     *("losses", "nn.initialisation", "nn.attention_components", "nn.attention", "nn.temperature", "nn.tokenizer"),
     *("nn.feedforward", "nn.transformer", "nn.sigma_reparam", "nn.mlp", "nn.value_loss", "nn.critic", "nn.policy"),
     *("hyperparameters", "loops", "tql"),

@@ -20,20 +20,22 @@ def collect_command(
     behaviour: str | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Makes an offline dataset from a real environment with scripted behaviour.
+    """Makes an offline dataset from a real environment with scripted behaviour; an interrupted one is continued.
 
     Args:
         environment: "cube-single", "cube-double", "cube-triple", "scene", "puzzle-3x3" or "puzzle-4x4" for an
-            OGBench play dataset in its official format (with a validation file of a tenth beside it), or the id of
-            any Gymnasium environment with Box actions ("Pendulum-v1").
+            OGBench play dataset, "pointmaze-medium", "-large", "-giant" or "-teleport" for a navigate dataset, in the
+            official format (with a validation file of a tenth beside it); or the id of any Gymnasium environment
+            with Box observations and actions ("Pendulum-v1", "MountainCarContinuous-v0", "Reacher-v5").
         transitions: at least so many, in whole episodes.
         seed: of environments and behaviour.
         workers: processes that collect; no influence on the data.
         output: file to write (.npz). Default: where OGBench keeps its datasets, or for others
             $TQL_DATASETS/ENVIRONMENT.npz (datasets/ if that variable is not set).
         behaviour: import path of a function (action_space, rng) that returns a function from observation to
-            action. Default: weak swing-up for Pendulum-v1, random actions elsewhere.
-        overwrite: replace an existing file.
+            action. Default: weak swing-up for Pendulum-v1, clumsy climbing for MountainCarContinuous-v0, random
+            actions elsewhere.
+        overwrite: replace an existing file, and episodes that an interrupted call kept with other settings.
     """
     from tql_lightning.data.collect import collect
 
