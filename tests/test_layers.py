@@ -17,7 +17,8 @@ PACKAGE = "tql_lightning"
 # A file imports only from files above it. `callbacks` stands apart: it observes, and nothing imports it.
 ORDER = [
     *("batch", "extraction"),
-    *("data.files", "data.transitions", "data.sources.npz", "data.sources.ogbench"),
+    *("data.files", "data.mapped", "data.checks", "data.transitions"),
+    *("data.sources.schema", "data.sources.npz", "data.sources.npy_folder", "data.sources.ogbench"),
     *("data.storage", "data.windows", "data.counter_random", "data.sampler", "data.datamodule"),
     *("data.behaviours", "data.partial", "data.gather", "data.pointmaze", "data.collect_ogbench", "data.collect"),
     *("losses", "nn.initialisation", "nn.attention_components", "nn.attention", "nn.temperature", "nn.tokenizer"),

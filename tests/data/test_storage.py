@@ -16,8 +16,9 @@ import torch
 from tests.toy import toy_dataset
 from tql_lightning.batch import Batch
 from tql_lightning.data.datamodule import OfflineDataModule
+from tql_lightning.data.mapped import mapping_of
 from tql_lightning.data.sampler import TransitionSampler
-from tql_lightning.data.storage import MappedStorage, StorageChoice, TensorStorage, mapping_of, store
+from tql_lightning.data.storage import MappedStorage, StorageChoice, TensorStorage, store
 from tql_lightning.data.transitions import TransitionDataset
 from tql_lightning.data.windows import Span
 

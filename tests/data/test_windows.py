@@ -29,7 +29,8 @@ def episodes(seed: int = 0, goals: bool = True) -> TransitionDataset:
     terminations, truncations = np.zeros(size), np.zeros(size)
     terminations[ends[::3]] = 1
     truncations[ends] = 1
-    dataset = TransitionDataset.from_arrays(
+    reached = (rng.random(size) < 0.15) & goals
+    return TransitionDataset.from_arrays(
         np.arange(size * 2.0).reshape(size, 2),
         rng.uniform(-0.9, 0.9, size=(size, 2)),
         rng.normal(size=size),
@@ -37,9 +38,8 @@ def episodes(seed: int = 0, goals: bool = True) -> TransitionDataset:
         truncations,
         np.arange(size * 2.0).reshape(size, 2) + 0.5,
         name="episodes",
+        masks=~(reached | (terminations > 0)),
     )
-    reached = rng.random(size) < 0.15
-    return dataset.with_masks(np.where(reached, 0, dataset.masks).astype(np.float32)) if goals else dataset
 
 
 def obvious_rows(dataset: TransitionDataset, span: Span) -> list[dict[str, np.ndarray]]:

@@ -121,12 +121,13 @@ class OfflineDataModule(LightningDataModule):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """What whoever loads a checkpoint must know of the data: environment and the bounds of its actions."""
+        """What whoever loads a checkpoint must know of the data: environment, bounds of actions, reference scores."""
         return {
             "name": self.dataset.name,
             "env_id": self.dataset.env_id,
             "action_low": self.dataset.action_low.tolist(),
             "action_high": self.dataset.action_high.tolist(),
+            "reference_scores": self.dataset.reference_scores,
         }
 
     def _check_model(self, model: Any) -> None:

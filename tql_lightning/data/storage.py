@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 from abc import ABC, abstractmethod
 from typing import Any, Literal
 
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tql_lightning.batch import Batch
+from tql_lightning.data.mapped import advise, mapping_of
 from tql_lightning.data.transitions import TransitionDataset
 
 StorageChoice = Literal["auto", "trainer", "cpu"]
@@ -99,8 +99,8 @@ class MappedStorage(Storage):
         super().__init__(torch.device("cpu"), target)
         self.dtype = dtype
         self.fields: dict[str, NDArray[Any]] = {name: getattr(dataset, name) for name in Batch._fields}
-        self._mappings = {name: mapping for name, array in self.fields.items() if (mapping := mapping_of(array))}
-        self._may_outgrow = sum(self.fields[name].nbytes for name in self._mappings) > RESIDENT_BYTES
+        self._mapped = {name: array for name, array in self.fields.items() if mapping_of(array)}
+        self._may_outgrow = sum(array.nbytes for array in self._mapped.values()) > RESIDENT_BYTES
         self._touched = 0
         if self._may_outgrow:
             self._advise("MADV_RANDOM")  # reading ahead of a random row would read thirty times as much
@@ -114,7 +114,7 @@ class MappedStorage(Storage):
         out.numpy()[order] = np.take(
             source, flat[order], axis=0, mode="clip"
         )  # rows are within; "clip" reads unbuffered
-        if self._may_outgrow and field in self._mappings:
+        if self._may_outgrow and field in self._mapped:
             self._release(len(flat) * (FAULT_BYTES + source.nbytes // len(source)))
         return out.view((*rows.shape, *source.shape[1:]))
 
@@ -126,9 +126,8 @@ class MappedStorage(Storage):
             self._touched = 0
 
     def _advise(self, advice: str) -> None:
-        for mapping in self._mappings.values():
-            if hasattr(mapping, "madvise") and hasattr(mmap, advice):  # not on every system
-                mapping.madvise(getattr(mmap, advice))
+        for array in self._mapped.values():
+            advise(array, advice)
 
 
 def store(
@@ -154,14 +153,6 @@ def store(
     if any(mapping_of(getattr(dataset, name)) for name in Batch._fields):
         return MappedStorage(dataset, target, dtype)
     return TensorStorage(dataset, torch.device("cpu"), target, dtype)
-
-
-def mapping_of(array: NDArray[Any]) -> mmap.mmap | None:
-    """The mapped file that an array is a view of, or None."""
-    base: Any = array
-    while isinstance(base, np.ndarray):
-        base = base.base
-    return base if isinstance(base, mmap.mmap) else None
 
 
 def _fits(dataset: TransitionDataset, target: torch.device) -> bool:

@@ -124,9 +124,8 @@ def _labelled(path: Path, env_id: str, env: Any, validation: TransitionDataset |
             f"{path}: expected a dataset of OGBench for {env_id}, found one that its loader refuses "
             f"({type(error).__name__}: {error}); remove the file and fetch or collect it again"
         ) from error
-    terminated = arrays["masks"] == 0.0
     ends = arrays["terminals"] > 0
-    dataset = TransitionDataset.from_arrays(
+    return TransitionDataset.from_arrays(
         arrays["observations"],
         arrays["actions"],
         arrays["rewards"],
@@ -136,9 +135,9 @@ def _labelled(path: Path, env_id: str, env: Any, validation: TransitionDataset |
         arrays["next_observations"],
         name=f"{path.stem} ({env_id})",
         env_id=f"ogbench:{env_id}",
+        masks=arrays["masks"],
         validation=validation,
     )
-    return dataset.with_masks((~terminated).astype(np.float32))
 
 
 def _download(domain: str, path: Path) -> None:
