@@ -22,7 +22,7 @@ from tql_lightning.data.gather import gather
 from tql_lightning.data.partial import KeptEpisodes
 from tql_lightning.data.pointmaze import maze_cells
 from tql_lightning.data.sources.npz import load_npz, read_npz
-from tql_lightning.data.sources.ogbench import COLLECTABLE, dataset_file, load_ogbench
+from tql_lightning.data.sources.ogbench import COLLECTABLE, dataset_file, load_ogbench, without_display_warnings
 from tql_lightning.data.transitions import DatasetError
 
 # What making an OGBench environment warns of where there is no display.
@@ -150,9 +150,10 @@ def test_statistics_are_those_that_ogbench_publishes(environment: str, tmp_path:
         assert (arrays["terminals"].dtype, np.flatnonzero(arrays["terminals"]).tolist()) == (bool, [steps])
         assert np.abs(arrays["actions"]).max() <= 1.0
     for compact in (False, True):
-        env, train, held_out = make_env_and_datasets(
-            f"{domain}-singletask-v0", dataset_path=str(path), compact_dataset=compact
-        )
+        with without_display_warnings():
+            env, train, held_out = make_env_and_datasets(
+                f"{domain}-singletask-v0", dataset_path=str(path), compact_dataset=compact
+            )
         env.close()
         for part in (train, held_out):
             assert part["observations"].shape == (steps + compact, observation)
