@@ -11,13 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tql_lightning.batch import Batch
-from tql_lightning.data.mapped import advise, mapping_of
+from tql_lightning.data.mapped import RowReader, can_be_read, mapping_of
 from tql_lightning.data.transitions import TransitionDataset
 
 StorageChoice = Literal["auto", "trainer", "cpu"]
 FITTING_SHARE = 0.5  # of the free memory of a device; the rest is for networks and activations
-RESIDENT_BYTES = 256 * 2**20  # of mapped files, in this process's memory at once
-FAULT_BYTES = 64 * 2**10  # that the kernel maps around a page that is read
+RESIDENT_BYTES = 512 * 2**20  # of mapped files, in this process's memory
 
 
 class Storage(ABC):
@@ -42,8 +41,7 @@ class Storage(ABC):
             rows: int64 of any shape, on ``device``.
 
         Returns:
-            The shape of ``rows``, and after it the field's own columns if it has any; on ``device``, in page-locked
-            memory where it is to be copied to a GPU.
+            The shape of ``rows``, and after it the field's own columns if it has any; on ``device``.
         """
 
     def deliver(self, batch: Batch) -> Batch:
@@ -52,9 +50,6 @@ class Storage(ABC):
             return batch
         fields = (field.pin_memory() if self.pinned and not field.is_pinned() else field for field in batch)
         return Batch(*(field.to(self.target, non_blocking=True) for field in fields))
-
-    def _empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=self.device, pin_memory=self.pinned)
 
 
 class TensorStorage(Storage):
@@ -74,20 +69,21 @@ class TensorStorage(Storage):
         self.fields = {name: _tensor(getattr(dataset, name)).to(device, dtype) for name in Batch._fields}
 
     def take(self, field: str, rows: Tensor) -> Tensor:
-        """One gather; see `Storage.take`."""
-        source = self.fields[field]
+        """One gather, into page-locked memory where it is to be copied to a GPU; see `Storage.take`."""
+        source, flat = self.fields[field], rows.flatten()
         shape = (*rows.shape, *source.shape[1:])
         if not self.pinned:
-            return source.index_select(0, rows.flatten()).view(shape)
-        out = self._empty((rows.numel(), *source.shape[1:]), source.dtype)
-        return torch.index_select(source, 0, rows.flatten(), out=out).view(shape)
+            return source.index_select(0, flat).view(shape)
+        out = torch.empty((len(flat), *source.shape[1:]), dtype=source.dtype, pin_memory=True)
+        return torch.index_select(source, 0, flat, out=out).view(shape)
 
 
 class MappedStorage(Storage):
     """Files mapped into memory and read in place, so that a dataset may be larger than memory.
 
-    Rows are read in the order of the file. Pages stay in the kernel's cache, which all processes that map the same
-    file share and which shrinks when memory is needed; of them this process keeps ``RESIDENT_BYTES`` at most.
+    Small fields are looked up in the mapping, ``RESIDENT_BYTES`` of them at most; of larger ones rows are read from
+    the file. Either way pages stay in the kernel's cache, which all processes share that use the file, and which
+    shrinks when memory is needed.
 
     Args:
         dataset: transitions whose arrays are, at least in part, memory-mapped.
@@ -99,35 +95,19 @@ class MappedStorage(Storage):
         super().__init__(torch.device("cpu"), target)
         self.dtype = dtype
         self.fields: dict[str, NDArray[Any]] = {name: getattr(dataset, name) for name in Batch._fields}
-        self._mapped = {name: array for name, array in self.fields.items() if mapping_of(array)}
-        self._may_outgrow = sum(array.nbytes for array in self._mapped.values()) > RESIDENT_BYTES
-        self._touched = 0
-        if self._may_outgrow:
-            self._advise("MADV_RANDOM")  # reading ahead of a random row would read thirty times as much
+        self.readers: dict[str, RowReader] = {}
+        resident = 0
+        for name, array in sorted(self.fields.items(), key=lambda item: item[1].nbytes):
+            resident += array.nbytes if mapping_of(array) else 0
+            if resident > RESIDENT_BYTES and can_be_read(array):
+                self.readers[name] = RowReader(array)
 
     def take(self, field: str, rows: Tensor) -> Tensor:
-        """Reads the rows in ascending order; see `Storage.take`."""
-        source = self.fields[field]
-        flat = rows.flatten().numpy()
-        order = np.argsort(flat)
-        out = self._empty((len(flat), *source.shape[1:]), self.dtype)
-        out.numpy()[order] = np.take(
-            source, flat[order], axis=0, mode="clip"
-        )  # rows are within; "clip" reads unbuffered
-        if self._may_outgrow and field in self._mapped:
-            self._release(len(flat) * (FAULT_BYTES + source.nbytes // len(source)))
-        return out.view((*rows.shape, *source.shape[1:]))
-
-    def _release(self, touched: int) -> None:
-        """Hands pages back once so many bytes may have become resident."""
-        self._touched += touched
-        if self._touched > RESIDENT_BYTES:
-            self._advise("MADV_DONTNEED")
-            self._touched = 0
-
-    def _advise(self, advice: str) -> None:
-        for array in self._mapped.values():
-            advise(array, advice)
+        """Looks the rows up or reads them; see `Storage.take`."""
+        source, flat = self.fields[field], rows.flatten().numpy()
+        reader = self.readers.get(field)
+        found = reader.read(flat) if reader else np.take(source, flat, axis=0, mode="clip")
+        return torch.from_numpy(found).to(self.dtype).view((*rows.shape, *source.shape[1:]))
 
 
 def store(
