@@ -150,6 +150,18 @@ def scale_actions(actions: Array, low: Floats, high: Floats, name: str) -> Float
     return result
 
 
+def check_fraction(validation_fraction: float) -> None:
+    """A share of episodes to hold out lies in [0, 1).
+
+    Raises:
+        DatasetError: it does not.
+    """
+    if not 0.0 <= validation_fraction < 1.0:
+        raise DatasetError(
+            f"validation_fraction: expected at least 0 and below 1, found {validation_fraction}; 0.1 is usual"
+        )
+
+
 def check_reference_scores(scores: ArrayLike | None, name: str) -> tuple[float, float] | None:
     """Returns of a random and of an expert policy, or None.
 

@@ -13,6 +13,7 @@ from tql_lightning.data.checks import DatasetError as DatasetError
 from tql_lightning.data.checks import (
     action_bounds,
     check_flags,
+    check_fraction,
     check_lengths,
     check_numbers,
     check_reference_scores,
@@ -98,11 +99,14 @@ class TransitionDataset:
         """The same dataset with its last episodes held out as ``validation``.
 
         Args:
-            fraction: share of the episodes to hold out, above 0 and below 1; at least one is.
+            fraction: share of the episodes to hold out, below 1; at least one is, but none at all for 0.
 
         Raises:
-            DatasetError: no episode would be left to train on.
+            DatasetError: an impossible share, or no episode would be left to train on.
         """
+        check_fraction(fraction)
+        if not fraction:
+            return self
         ends = np.flatnonzero(self.episode_ends) + 1
         held_out = max(1, round(len(ends) * fraction))
         if held_out >= len(ends):

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tql_lightning.data.checks import check_fraction
 from tql_lightning.data.files import validation_path
 from tql_lightning.data.transitions import DatasetError, TransitionDataset
 
@@ -78,14 +79,11 @@ def with_held_out(
     Raises:
         DatasetError: an impossible share, both ways at once, or held-out transitions of other sizes.
     """
-    if not 0.0 <= validation_fraction < 1.0:
-        raise DatasetError(
-            f"validation_fraction: expected at least 0 and below 1, found {validation_fraction}; 0.1 is usual"
-        )
+    check_fraction(validation_fraction)
     dataset = load(path)
     beside = validation_path(path)
     if not beside.exists():
-        return dataset.hold_out(validation_fraction) if validation_fraction else dataset
+        return dataset.hold_out(validation_fraction)
     if validation_fraction:
         raise DatasetError(
             f"validation_fraction: expected 0 where {beside} holds transitions out already, found "
