@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tql_lightning.data.environment import environment_spec
 from tql_lightning.data.flatten import flat_space, flatten
 
 if TYPE_CHECKING:
@@ -35,8 +36,7 @@ def make_env(env_id: str, render_mode: str | None = None) -> gymnasium.Env[Any, 
     from gymnasium.wrappers import DtypeObservation, FlattenObservation, RescaleAction, TransformObservation
 
     try:
-        spec = gymnasium.envs.registration.EnvSpec.from_json(env_id) if env_id.startswith("{") else env_id
-        env = gymnasium.make(spec, render_mode=render_mode)
+        env = gymnasium.make(environment_spec(env_id), render_mode=render_mode)
     except ModuleNotFoundError as error:
         raise EnvError(f"environment {env_id}: {error}; install the package that registers it") from error
     except gymnasium.error.Error as error:

@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch import LightningDataModule
 
 from tql_lightning.batch import Batch, Noise
+from tql_lightning.data.environment import check_environment
 from tql_lightning.data.sampler import TrainingStream, TransitionSampler, ValidationPass
 from tql_lightning.data.transitions import DatasetError, TransitionDataset
 
@@ -48,6 +49,10 @@ class OfflineDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.updates_per_step = updates_per_step
         self.seed = seed
+
+    def setup(self, stage: str) -> None:  # noqa: ARG002
+        """Refuses a dataset that does not fit the environment it names; see `check_environment`."""
+        check_environment(self.dataset)
 
     @property
     def observation_dim(self) -> int:
