@@ -19,14 +19,14 @@ ORDER = [
     *("batch", "extraction"),
     *("data.files", "data.checks", "data.flatten", "data.transitions", "data.environment"),
     *("data.sources.schema", "data.sources.npz", "data.sources.npy_folder", "data.sources.ogbench"),
-    *("data.sources.d4rl_scores", "data.sources.d4rl", "data.sources.minari"),
+    *("data.sources.d4rl_scores", "data.sources.d4rl", "data.sources.minari", "data.named", "data.summary"),
     *("data.counter_random", "data.sampler", "data.datamodule"),
     *("data.behaviours", "data.gather", "data.collect_ogbench", "data.collect"),
     *("losses", "nn.initialisation", "nn.attention_components", "nn.attention", "nn.temperature", "nn.tokenizer"),
     *("nn.feedforward", "nn.transformer", "nn.sigma_reparam", "nn.mlp", "nn.value_loss", "nn.critic", "nn.policy"),
     *("hyperparameters", "loops", "tql"),
     *("metrics", "envs", "rollout", "interop", "evaluation", "plots", "loggers"),
-    *("quickstart", "commands", "configs", "errors", "lightning_cli", "cli", "__main__"),
+    *("quickstart", "data_commands", "commands", "configs", "errors", "lightning_cli", "cli", "__main__"),
 ]
 
 

@@ -30,13 +30,17 @@ ADVERTISEMENT = "try installing ["
 
 def run_command(name: str, arguments: Sequence[str]) -> None:
     """Runs one of our own commands."""
-    parser = command_parser(name, COMMANDS[name])
+    command = COMMANDS[name]
+    parser = command_parser(name, command)
     try:
         parsed = parser.parse_args(list(arguments))
     except ArgumentError as error:
         name_close_options(error, flags(parser))
         raise
-    COMMANDS[name](**parsed.as_dict())
+    given = parsed.as_dict()
+    if isinstance(command, dict):
+        command, given = command[given["command"]], given[given["command"]]
+    command(**given)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

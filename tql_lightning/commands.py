@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jsonargparse
 
+from tql_lightning.data_commands import convert_command, inspect_command
 from tql_lightning.extraction import Extraction
 
 
@@ -94,15 +95,25 @@ def quickstart(seeds: list[int] | None = None, output: str = "runs/quickstart", 
     run_quickstart([0, 1, 2] if seeds is None else seeds, Path(output), parallel)
 
 
-COMMANDS: dict[str, Callable[..., object]] = {
+GROUPS = {"data": "Looks into datasets, and converts them."}
+Command = Callable[..., object]
+COMMANDS: dict[str, Command | dict[str, Command]] = {
     "collect": collect_command,
+    "data": {"inspect": inspect_command, "convert": convert_command},
     "evaluate": evaluate,
     "quickstart": quickstart,
 }
 
 
-def command_parser(name: str, function: Callable[..., object]) -> jsonargparse.ArgumentParser:
-    """A parser of a function's arguments; their docstrings are its help."""
+def command_parser(name: str, function: Command | dict[str, Command]) -> jsonargparse.ArgumentParser:
+    """A parser of a function's arguments, or of a group of commands; their docstrings are its help."""
+    if isinstance(function, dict):
+        group = jsonargparse.ArgumentParser(prog=f"tql {name}", description=GROUPS[name], exit_on_error=False)
+        commands = group.add_subcommands(dest="command")
+        for part, command in function.items():
+            parser = command_parser(f"{name} {part}", command)
+            commands.add_subcommand(part, parser, help=parser.description)
+        return group
     summary = (function.__doc__ or "").strip().split("\n")[0]
     parser = jsonargparse.ArgumentParser(prog=f"tql {name}", description=summary, exit_on_error=False)
     parser.add_function_arguments(function, as_positional=True)
