@@ -105,19 +105,29 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
 }
 
 
-def command_parser(name: str, function: Command | dict[str, Command]) -> jsonargparse.ArgumentParser:
-    """A parser of a function's arguments, or of a group of commands; their docstrings are its help."""
-    if isinstance(function, dict):
-        group = jsonargparse.ArgumentParser(prog=f"tql {name}", description=GROUPS[name], exit_on_error=False)
-        commands = group.add_subcommands(dest="command")
-        for part, command in function.items():
-            parser = command_parser(f"{name} {part}", command)
-            commands.add_subcommand(part, parser, help=parser.description)
-        return group
-    summary = (function.__doc__ or "").strip().split("\n")[0]
+def command_parser(name: str, command: Command | dict[str, Command], whole: bool = True) -> jsonargparse.ArgumentParser:
+    """A parser of a function's arguments, or of a group of commands; their docstrings are its help.
+
+    Args:
+        name: of the command.
+        command: what it runs, or a group's commands by name.
+        whole: add a group's commands; otherwise `add_group` must, once the parser has its place under another.
+    """
+    summary = GROUPS[name] if isinstance(command, dict) else (command.__doc__ or "").strip().split("\n")[0]
     parser = jsonargparse.ArgumentParser(prog=f"tql {name}", description=summary, exit_on_error=False)
-    parser.add_function_arguments(function, as_positional=True)
+    if not isinstance(command, dict):
+        parser.add_function_arguments(command, as_positional=True)
+    elif whole:
+        add_group(parser, name, command)
     return parser
+
+
+def add_group(parser: jsonargparse.ArgumentParser, name: str, commands: dict[str, Command]) -> None:
+    """Adds a group's commands to its parser."""
+    action = parser.add_subcommands(dest="command")
+    for part, command in commands.items():
+        below = command_parser(f"{name} {part}", command)
+        action.add_subcommand(part, below, help=below.description)
 
 
 def flags(parser: jsonargparse.ArgumentParser) -> set[str]:

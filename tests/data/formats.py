@@ -48,7 +48,7 @@ def record(env: gymnasium.Env[Any, Any], episodes: int, steps: int, seed: int = 
     return buffers
 
 
-def write_minari(name: str, env: gymnasium.Env[Any, Any], buffers: list[Any], **settings: Any) -> Any:
+def write_minari(name: str, env: gymnasium.Env[Any, Any] | None, buffers: list[Any], **settings: Any) -> Any:
     """A Minari dataset in its cache, made by the package itself."""
     import minari
 

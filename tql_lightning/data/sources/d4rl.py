@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tql_lightning.data.checks import check_flags
 from tql_lightning.data.sources.d4rl_scores import REFERENCE_SCORES, dataset_name
 from tql_lightning.data.sources.schema import with_held_out
 from tql_lightning.data.transitions import DatasetError, TransitionDataset
@@ -102,9 +103,9 @@ def read_hdf5(path: Path) -> dict[str, NDArray[Any]]:
 
 def _truncations(path: Path, arrays: dict[str, NDArray[Any]], max_episode_steps: int | None) -> NDArray[Any]:
     """Where episodes are cut: as the file says, or else by the time limit; and at the end of the file."""
-    terminals = np.asarray(arrays["terminals"])
+    terminals = check_flags("terminals", arrays["terminals"], path.stem)
     if "timeouts" in arrays:
-        truncations = np.array(arrays["timeouts"])
+        truncations = np.array(check_flags("timeouts", arrays["timeouts"], path.stem))
     elif max_episode_steps is None:
         raise DatasetError(
             f"{path}: expected an array timeouts, found none; give the environment's time limit as max_episode_steps "
@@ -116,6 +117,6 @@ def _truncations(path: Path, arrays: dict[str, NDArray[Any]], max_episode_steps:
         for end in [*np.flatnonzero(terminals == 1), len(terminals) - 1]:
             truncations[start + max_episode_steps - 1 : end : max_episode_steps] = True
             start = end + 1
-    if truncations.ndim == 1 and len(truncations) == len(terminals) > 0 and terminals.ravel()[-1] == 0:
+    if not terminals[-1]:
         truncations[-1] = 1
     return truncations

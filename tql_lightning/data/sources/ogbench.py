@@ -108,7 +108,9 @@ def _domain_and_suffix(name: str, task: int | None) -> tuple[str, str]:
     number = int(named) if named is not None else task
     number = TASKS[0] if number is None else number
     if number not in TASKS:
-        raise DatasetError(f"data.dataset.task: expected one of {', '.join(map(str, TASKS))}, found {number}")
+        raise DatasetError(
+            f"data.dataset.task: expected one of {', '.join(map(str, TASKS))}, found {number}; choose one of these"
+        )
     return domain, f"singletask-task{number}-v0"
 
 
