@@ -97,20 +97,29 @@ def is_single_task(name: str) -> bool:
     return SINGLE_TASK.fullmatch(name) is not None
 
 
+def split_name(name: str) -> tuple[str, int | None]:
+    """A single-task dataset's domain and task; no task where the name means OGBench's default one.
+
+    Raises:
+        DatasetError: it has not the form of such a name.
+    """
+    match = SINGLE_TASK.fullmatch(name)
+    if match is None:
+        raise DatasetError(f"{name}: expected a name such as cube-double-play-singletask-task2-v0; check it")
+    return match["domain"], int(match["task"]) if match["task"] else None
+
+
 def _domain_and_suffix(name: str, task: int | None) -> tuple[str, str]:
     """A domain, or a single task's dataset -> the domain, and the end of its environment's name."""
-    match = SINGLE_TASK.fullmatch(name)
-    domain, named = (match["domain"], match["task"]) if match else (name, None)
-    if named is not None and task is not None and int(named) != task:
+    domain, named = split_name(name) if is_single_task(name) else (name, TASKS[0] if task is None else task)
+    if task is not None and named not in (None, task):
         raise DatasetError(f"data.dataset.task: expected {named} as in {name}, found {task}; leave out one of them")
-    if match and named is None and task is None:
+    number = named if task is None else task
+    if number is None:
         return domain, "singletask-v0"
-    number = int(named) if named is not None else task
-    number = TASKS[0] if number is None else number
     if number not in TASKS:
-        raise DatasetError(
-            f"data.dataset.task: expected one of {', '.join(map(str, TASKS))}, found {number}; choose one of these"
-        )
+        listed = ", ".join(map(str, TASKS))
+        raise DatasetError(f"data.dataset.task: expected one of {listed}, found {number}; choose one of these")
     return domain, f"singletask-task{number}-v0"
 
 
