@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tql_lightning.data.transitions import ACTION_LIMIT, DatasetError, TransitionDataset
+from tql_lightning.data.transitions import ACTION_LIMIT, DatasetError, TransitionDataset, normalised_score
 
 
 def arrays(**changes: Any) -> dict[str, Any]:
@@ -62,6 +62,26 @@ def test_actions_are_scaled_by_the_bounds_and_kept_inside_one() -> None:
     expected = [-ACTION_LIMIT, 0.0, ACTION_LIMIT, -0.5, 0.5]
     np.testing.assert_allclose(dataset.actions[:, 0], expected, atol=1e-7)
     assert dataset.action_low.tolist() == [0.0]
+
+
+def test_arrays_that_need_no_change_are_not_copied() -> None:
+    values = arrays(actions=np.zeros((5, 1), np.float32), rewards=np.arange(5.0)[::-1].astype(np.float32)[::-1])
+    values["observations"] = values["observations"].astype(np.float32)
+    dataset = TransitionDataset.from_arrays(**values)
+    assert dataset.observations is values["observations"]
+    assert dataset.actions is values["actions"]
+    assert dataset.rewards.flags.c_contiguous, "tensors cannot be made of rows that run backwards"
+    assert dataset.rewards.tolist() == list(range(5))
+
+
+def test_scores_lie_between_random_and_expert_and_reach_the_checkpoint() -> None:
+    from tql_lightning.data.datamodule import OfflineDataModule
+
+    dataset = TransitionDataset.from_arrays(**arrays(reference_scores=(-10.0, 30.0)))
+    assert dataset.reference_scores is not None
+    assert normalised_score([-10.0, 10.0, 30.0, 50.0], dataset.reference_scores).tolist() == [0.0, 50.0, 100.0, 150.0]
+    assert OfflineDataModule(dataset).state_dict()["reference_scores"] == (-10.0, 30.0)
+    assert OfflineDataModule(TransitionDataset.from_arrays(**arrays())).state_dict()["reference_scores"] is None
 
 
 def test_holding_out_keeps_whole_last_episodes() -> None:

@@ -153,7 +153,7 @@ def scale_actions(actions: Array, low: Floats, high: Floats, name: str, allocate
     Raises:
         DatasetError: an action lies outside the bounds; they are never silently clipped.
     """
-    same = actions.dtype == np.float32 and (low == -1.0).all() and (high == 1.0).all()
+    same = _usable(actions) and (low == -1.0).all() and (high == 1.0).all()
     if same and all((np.abs(block) <= np.float32(ACTION_LIMIT)).all() for _, block in blocks(actions)):
         return actions
     result = allocate("actions", actions.shape)
@@ -173,6 +173,11 @@ def scale_actions(actions: Array, low: Floats, high: Floats, name: str, allocate
     return result
 
 
+def _usable(array: Array) -> bool:
+    """Whether tensors can be made of an array as it lies."""
+    return array.dtype == np.float32 and array.flags.c_contiguous
+
+
 def select_rows(field: str, array: Array, keep: Bools | None, allocate: Allocate = in_memory) -> Floats:
     """The rows of an array where ``keep`` (N,) holds, as float32; the very array where nothing changes.
 
@@ -182,7 +187,7 @@ def select_rows(field: str, array: Array, keep: Bools | None, allocate: Allocate
         keep: None for all rows.
         allocate: gives the array for a changed one.
     """
-    if array.dtype == np.float32 and (keep is None or keep.all()):
+    if _usable(array) and (keep is None or keep.all()):
         return array
     result = allocate(field, array.shape if keep is None else (int(keep.sum()), *array.shape[1:]))
     place = 0
