@@ -192,6 +192,16 @@ def test_inspect_shows_the_figures_of_what_does_not_fit_its_environment(
     assert "tql: mine: observations: expected 3 columns as in Pendulum-v1, found 2" in printed.err
 
 
+def test_a_wrong_command_line_names_what_is_close(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, message in (
+        (["data", "inspect", "mine.npz", "--plott=x.png"], "did you mean --plot?"),
+        (["data", "inspekt", "mine.npz"], "choose from 'inspect', 'convert'"),
+        (["data"], 'expected "command" to be one of {inspect,convert}'),
+    ):
+        assert main(words) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_convert_says_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write_d4rl(tmp_path / "pen-human-v1.hdf5", **columns())
     assert main(["data", "convert", str(source), str(tmp_path / "pen")]) == 0
