@@ -82,7 +82,7 @@ class Summary:
         lines += [
             f"terminals         {self.terminals:,} ({self.terminals / len(dataset):.3%} of transitions)",
             f"cut by time       {self.cut_episodes:,} of {len(self.lengths):,} episodes",
-            f"action bounds     {_vector(dataset.action_low)} to {_vector(dataset.action_high)} (below scaled to -1 to 1)",
+            f"action bounds     {_vector(dataset.action_low)} to {_vector(dataset.action_high)} (scaled to ±1 below)",
             "",
             f"{'array':20}{'shape':>18}{'dtype':>10}{'where':>9}{'min':>12}{'max':>12}  constant columns",
         ]
