@@ -267,7 +267,8 @@ BAD: dict[str, tuple[Write, tuple[str, ...]]] = {
         ("actions: expected values in [-1, 1], found -2 at index (0, 0) and a range of [-2, 2]",),
     ),
     # Names.
-    "unknown name": (named("hopper-medium-v2"), ("hopper-medium-v2: expected minari:ID, an OGBench name", "check the")),
+    "unknown name": (named("cartpole"), ("cartpole: expected minari:ID, an OGBench name", "; check the name")),
+    "D4RL's name": (named("hopper-medium-v2"), ("hopper-medium-v2: expected", "give the path of this D4RL dataset's")),
     "no such folder": (named("FOLDER/absent"), ("absent: expected minari:ID", "found none of these")),
     "unknown OGBench domain": (
         named("cube-singel-play-singletask-task1-v0"),

@@ -10,6 +10,7 @@ from typing import Literal
 from tql_lightning.data.checks import DatasetError, check_fraction
 from tql_lightning.data.files import require_writable, validation_path
 from tql_lightning.data.sources.d4rl import load_d4rl
+from tql_lightning.data.sources.d4rl_scores import REFERENCE_SCORES
 from tql_lightning.data.sources.minari import load_minari
 from tql_lightning.data.sources.npy_folder import load_npy_folder, prepare_npy_folder, save_npy_folder
 from tql_lightning.data.sources.npz import load_npz, save_npz
@@ -43,9 +44,10 @@ def kind_of(name: str) -> Kind:
         return kinds[path.suffix]
     if path.is_dir():
         return "folder"
+    hint = "give the path of this D4RL dataset's .hdf5 file" if name in REFERENCE_SCORES else "check the name"
     raise DatasetError(
         f"{name}: expected minari:ID, an OGBench name such as cube-double-play-singletask-task2-v0, a path ending in "
-        ".npz or .hdf5, or a folder of .npy files, found none of these; check the name"
+        f".npz or .hdf5, or a folder of .npy files, found none of these; {hint}"
     )
 
 
