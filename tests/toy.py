@@ -22,13 +22,15 @@ def toy_dataset(size: int = 200, env_id: str | None = None) -> TransitionDataset
     ends = np.arange(size) % 20 == 19
     dataset = TransitionDataset.from_arrays(
         rng.normal(size=(size, 3)),
-        rng.uniform(-1, 1, size=(size, 1)),
+        rng.uniform(-2, 2, size=(size, 1)),
         rng.normal(size=size),
         ends & (np.arange(size) % 40 == 39),
         ends,
         rng.normal(size=(size, 3)),
         name="toy",
         env_id=env_id,
+        action_low=-2.0,
+        action_high=2.0,
     )
     return dataset.hold_out(0.2)
 

@@ -17,7 +17,7 @@ import pytest
 
 from tql_lightning.data.behaviours import random_behaviour
 from tql_lightning.data.collect import collect
-from tql_lightning.data.collect_ogbench import KINDS, ORACLES, _cube_stays_visible, validation_file
+from tql_lightning.data.collect_ogbench import KINDS, _cube_stays_visible, validation_file
 from tql_lightning.data.gather import gather
 from tql_lightning.data.partial import KeptEpisodes
 from tql_lightning.data.pointmaze import maze_cells
@@ -193,7 +193,11 @@ def test_the_default_climbs_the_hill_that_random_actions_never_do(tmp_path: Path
 
 @pytest.mark.parametrize(
     ("environment", "sizes", "steps"),
-    [("Reacher-v5", (10, 2), 50), ("tests.environments:SquareCountdown-v0", (2, 1), None)],
+    [
+        ("Reacher-v5", (10, 2), 50),
+        ("tests.environments:SquareCountdown-v0", (2, 1), None),
+        ("tests.environments:Reach-v0", (5, 2), None),
+    ],
 )
 def test_any_environment_with_box_actions_can_be_collected(
     environment: str, sizes: tuple[int, int], steps: int | None, tmp_path: Path
@@ -298,7 +302,7 @@ def test_scenes_in_which_the_cube_gets_lost_are_dropped(y: float, z: float, kept
 
 
 def test_what_the_loader_advises_to_collect_can_be() -> None:
-    assert set(COLLECTABLE) == set(ORACLES)
+    assert COLLECTABLE == KINDS
 
 
 def test_default_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

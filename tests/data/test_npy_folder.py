@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -125,46 +124,6 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "toy").mkdir()
     with pytest.raises(FileExistsError, match="toy: expected nothing there"):
         save_npy_folder(tmp_path / "toy", TransitionDataset.from_arrays(**arrays()))
-
-
-def test_bad_folders_are_refused_with_file_and_remedy(tmp_path: Path) -> None:
-    def folder(name: str, **files: Any) -> Path:
-        path = tmp_path / name
-        save_npy_folder(path, TransitionDataset.from_arrays(**arrays()))
-        for file, content in files.items():
-            target = path / (f"{file}.npy" if file != "metadata" else "metadata.json")
-            if content is None:
-                target.unlink()
-            elif isinstance(content, bytes):
-                target.write_bytes(content)
-            else:
-                np.save(target, content)
-        return path
-
-    whole = (folder("whole") / "observations.npy").read_bytes()
-    (tmp_path / "empty").mkdir()
-    messages = {
-        tmp_path / "absent": "absent: no such folder; check the path, or make one",
-        tmp_path / "empty": "empty: expected a folder of observations.npy, .* found no .npy file",
-        folder("cut", observations=whole[:-8]): r"observations.npy: expected a whole .npy file .*cannot be mapped",
-        folder("text", rewards=b"text"): r"rewards.npy: expected a whole .npy file",
-        folder("void", rewards=b""): r"rewards.npy: expected a whole .npy file",
-        folder("pickled", rewards=np.array([None] * 5)): r"rewards.npy: expected a whole .npy file .*object",
-        folder("double", observations=np.ones((5, 2))): r"observations.npy: expected float32 in C order, found float64",
-        folder("order", observations=np.ones((5, 2), np.float32, order="F")): "float32 in Fortran order; write it so",
-        folder("shift", next_observations=None): "expected next_observations.npy, found none; write it so with: tql",
-        folder("lacking", rewards=None): "missing: rewards; unknown: none",
-        folder("unknown", reward=np.ones(5)): "missing: none; unknown: reward",
-        folder("setting", env_id=np.array("A-v0")): "env_id.npy: expected env_id in metadata.json",
-        folder("json", metadata=b"{"): "metadata.json: expected JSON",
-        folder("list", metadata=b"[1]"): "metadata.json: expected an object of env_id, .* found list",
-        folder("key", metadata=json.dumps({"env": "A"}).encode()): "metadata.json: expected an object of .* found env;",
-        folder("type", metadata=b'{"env_id": 3}'): "type: env_id: expected a string, found 3",
-        folder("scaled", metadata=b'{"actions_scaled": 1}'): "actions_scaled: expected true or false, found 1",
-    }
-    for path, message in messages.items():
-        with pytest.raises(DatasetError, match=message):
-            load_npy_folder(str(path))
 
 
 def test_masks_and_scores_pass_through_npz(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,14 +12,23 @@ from tql_lightning.data.mapped import advise
 
 Array = NDArray[Any]
 Floats = NDArray[np.float32]
+Bools = NDArray[np.bool_]
 
 ACTION_LIMIT = 1.0 - 1e-5  # where the authors' release clips dataset actions, so that the flow stays inside
 BLOCK_BYTES = 1 << 24  # what is looked at in one go
 OUTSIDE = 1e-4  # of the scaled range: what rounding may put an action outside its bounds
 
 
+Allocate = Callable[[str, tuple[int, ...]], Floats]
+
+
 class DatasetError(ValueError):
     """A dataset cannot be used; the message names the field, what was expected, what was found, the remedy."""
+
+
+def in_memory(_: str, shape: tuple[int, ...]) -> Floats:
+    """An array for float32 of a shape."""
+    return np.empty(shape, dtype=np.float32)
 
 
 def blocks(array: Array) -> Iterator[tuple[int, Array]]:
@@ -60,15 +69,29 @@ def check_numbers(field: str, values: ArrayLike, rank: int, name: str) -> Array:
             f"{name}: {field}: expected at least one transition, found shape {array.shape}; check what wrote it"
         )
     for start, block in blocks(array):
-        with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and is refused
-            finite = np.isfinite(block.astype(np.float32, copy=False))
+        finite = _finite(block)
         if not finite.all():
             row, *column = (int(index) for index in np.argwhere(~finite)[0])
             raise DatasetError(
                 f"{name}: {field}: expected finite numbers of float32, found {block[row, *column]} at index "
-                f"{(start + row, *column)}; remove that episode"
+                f"{(start + row, *column)}{_where_not_finite(array)}; remove such episodes"
             )
     return array
+
+
+def _finite(block: Array) -> Bools:
+    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and is refused
+        return np.isfinite(block.astype(np.float32, copy=False))
+
+
+def _where_not_finite(array: Array) -> str:
+    rows, columns = 0, np.zeros(array.shape[1:], dtype=bool)
+    for _, block in blocks(array):
+        wrong = ~_finite(block)
+        rows += int(wrong.reshape(len(block), -1).any(axis=1).sum())
+        columns |= wrong.any(axis=0)
+    named = f", columns {', '.join(map(str, np.flatnonzero(columns)))}" if columns.ndim else ""
+    return f" ({rows} rows in all{named})"
 
 
 def check_flags(field: str, values: ArrayLike, name: str) -> Array:
@@ -128,7 +151,7 @@ def action_bounds(low: ArrayLike | None, high: ArrayLike | None, action_dim: int
     return lower, upper
 
 
-def scale_actions(actions: Array, low: Floats, high: Floats, name: str) -> Floats:
+def scale_actions(actions: Array, low: Floats, high: Floats, name: str, allocate: Allocate = in_memory) -> Floats:
     """Actions (N, n_a) in the environment's units -> float32 in [-1, 1], clipped to ``ACTION_LIMIT``.
 
     The very array comes back, mapped or not, where it holds such actions already.
@@ -136,10 +159,10 @@ def scale_actions(actions: Array, low: Floats, high: Floats, name: str) -> Float
     Raises:
         DatasetError: an action lies outside the bounds; they are never silently clipped.
     """
-    same = actions.dtype == np.float32 and (low == -1.0).all() and (high == 1.0).all()
+    same = _usable(actions) and (low == -1.0).all() and (high == 1.0).all()
     if same and all((np.abs(block) <= np.float32(ACTION_LIMIT)).all() for _, block in blocks(actions)):
         return actions
-    result = np.empty(actions.shape, dtype=np.float32)
+    result = allocate("actions", actions.shape)
     for start, block in blocks(actions):
         scaled = (2.0 * (block.astype(np.float64) - low) / (high - low) - 1.0).astype(np.float32)
         outside = np.argwhere(np.abs(scaled) > 1.0 + OUTSIDE)
@@ -154,6 +177,63 @@ def scale_actions(actions: Array, low: Floats, high: Floats, name: str) -> Float
             )
         result[start : start + len(block)] = scaled.clip(-ACTION_LIMIT, ACTION_LIMIT)
     return result
+
+
+def _usable(array: Array) -> bool:
+    """Whether tensors can be made of an array as it lies."""
+    return array.dtype == np.float32 and array.flags.c_contiguous
+
+
+def select_rows(field: str, array: Array, keep: Bools | None, allocate: Allocate = in_memory) -> Floats:
+    """The rows of an array where ``keep`` (N,) holds, as float32; the very array where nothing changes.
+
+    Args:
+        field: what ``allocate`` is told.
+        array: (N, ...).
+        keep: None for all rows.
+        allocate: gives the array for a changed one.
+    """
+    if _usable(array) and (keep is None or keep.all()):
+        return array
+    result = allocate(field, array.shape if keep is None else (int(keep.sum()), *array.shape[1:]))
+    place = 0
+    for start, block in blocks(array):
+        kept = block if keep is None else block[keep[start : start + len(block)]]
+        result[place : place + len(kept)] = kept
+        place += len(kept)
+    return result
+
+
+def shift_within_episodes(
+    observations: Array, terminated: Bools, keep: Bools, allocate: Allocate = in_memory
+) -> Floats:
+    """Next observations of the rows to keep: the row below, or its own where the MDP terminated.
+
+    Args:
+        observations: (N, n_s).
+        terminated: (N,).
+        keep: (N,), which never holds where an episode was cut, as the row below is another's.
+        allocate: gives the array for the result.
+    """
+    result = allocate("next_observations", (int(keep.sum()), observations.shape[1]))
+    place = 0
+    for start, block in blocks(observations):
+        rows = np.arange(start, start + len(block))[keep[start : start + len(block)]]
+        result[place : place + len(rows)] = observations[np.where(terminated[rows], rows, rows + 1)]
+        place += len(rows)
+    return result
+
+
+def check_fraction(validation_fraction: float) -> None:
+    """A share of episodes to hold out lies in [0, 1).
+
+    Raises:
+        DatasetError: it does not.
+    """
+    if not 0.0 <= validation_fraction < 1.0:
+        raise DatasetError(
+            f"validation_fraction: expected at least 0 and below 1, found {validation_fraction}; 0.1 is usual"
+        )
 
 
 def check_reference_scores(scores: ArrayLike | None, name: str) -> tuple[float, float] | None:

@@ -20,6 +20,7 @@ import numpy as np
 from tql_lightning.data.behaviours import DEFAULTS, MakeBehaviour, random_behaviour
 from tql_lightning.data.collect_ogbench import KINDS, collect_official, validation_file
 from tql_lightning.data.files import require_writable
+from tql_lightning.data.flatten import flat_space, flatten
 from tql_lightning.data.gather import CollectEpisode, Key, gather
 from tql_lightning.data.partial import Arrays, KeptEpisodes, joined
 from tql_lightning.data.sources.npz import save_npz
@@ -73,7 +74,7 @@ def collect(
         environment: "cube-single", "cube-double", "cube-triple", "scene", "puzzle-3x3" or "puzzle-4x4" for an
             OGBench play dataset, "pointmaze-medium", "-large", "-giant" or "-teleport" for a navigate dataset, in the
             official format (with a validation file beside it); or the id of any Gymnasium environment with Box
-            observations and actions ("Pendulum-v1", "MountainCarContinuous-v0", "Reacher-v5").
+            actions, and observations in a Box or a Dict of them ("Pendulum-v1", "Reacher-v5").
         transitions: at least so many, in whole episodes. OGBench's episodes have 1,000 (pointmaze-giant's 2,000), or
             so many if that is less; a Gymnasium episode is cut short (a truncation) if it alone comes to so many.
         seed: of environments and behaviour.
@@ -165,8 +166,10 @@ def _action_bounds(env_id: str) -> tuple[Any, Any]:
         raise DatasetError(f"environment: {error}; OGBench's are {', '.join(KINDS)}") from error
     observations, actions = env.observation_space, env.action_space
     env.close()
-    if not isinstance(observations, gymnasium.spaces.Box):
-        raise DatasetError(f"environment: {env_id}: expected observations in a Box, found {observations}")
+    if flat_space(observations) is None:
+        raise DatasetError(
+            f"environment: {env_id}: expected observations in a Box or a Dict of them, found {observations}"
+        )
     if not isinstance(actions, gymnasium.spaces.Box) or len(actions.shape) != 1:
         raise DatasetError(f"environment: {env_id}: expected actions in a Box of rank 1, found {actions}")
     low, high = actions.low, actions.high
@@ -197,6 +200,7 @@ def _collector(env_id: str, make_behaviour: MakeBehaviour, longest: int) -> Coll
     env = gymnasium.make(env_id)
     fields = ("observations", "actions", "rewards", "terminations", "truncations", "next_observations")
     flags = {"terminations": bool, "truncations": bool}
+    columns = partial(flatten, env.observation_space)
 
     def collect_episode(key: Key) -> Arrays:
         rng = np.random.default_rng(key)
@@ -208,7 +212,7 @@ def _collector(env_id: str, make_behaviour: MakeBehaviour, longest: int) -> Coll
             action = act(observation)
             following, reward, terminated, truncated, _ = env.step(action)
             truncated = truncated or len(rows["rewards"]) + 1 == longest
-            row = (np.ravel(observation), action, reward, terminated, truncated, np.ravel(following))
+            row = (columns(observation), action, reward, terminated, truncated, columns(following))
             for name, value in zip(fields, row, strict=True):
                 rows[name].append(np.array(value))  # some environments return the same array again
             observation, done = following, terminated or truncated

@@ -8,6 +8,7 @@ from typing import Any, get_args
 from lightning.pytorch import LightningDataModule
 
 from tql_lightning.batch import Batch, Noise
+from tql_lightning.data.environment import check_environment
 from tql_lightning.data.sampler import TrainingStream, TransitionSampler, ValidationPass
 from tql_lightning.data.storage import StorageChoice
 from tql_lightning.data.transitions import DatasetError, TransitionDataset
@@ -65,6 +66,10 @@ class OfflineDataModule(LightningDataModule):
         if storage not in get_args(StorageChoice):
             raise ValueError(f"data.storage: expected {', '.join(get_args(StorageChoice))}, found {storage}")
         self.storage: StorageChoice = storage
+
+    def setup(self, stage: str) -> None:  # noqa: ARG002
+        """Refuses a dataset that does not fit the environment it names; see `check_environment`."""
+        check_environment(self.dataset)
 
     @property
     def observation_dim(self) -> int:

@@ -9,15 +9,20 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tql_lightning.data.checks import ACTION_LIMIT as ACTION_LIMIT
-from tql_lightning.data.checks import DatasetError as DatasetError
 from tql_lightning.data.checks import (
+    Allocate,
     action_bounds,
     check_flags,
+    check_fraction,
     check_lengths,
     check_numbers,
     check_reference_scores,
+    in_memory,
     scale_actions,
+    select_rows,
+    shift_within_episodes,
 )
+from tql_lightning.data.checks import DatasetError as DatasetError
 
 Array = NDArray[Any]
 Floats = NDArray[np.float32]
@@ -98,11 +103,14 @@ class TransitionDataset:
         """The same dataset with its last episodes held out as ``validation``.
 
         Args:
-            fraction: share of the episodes to hold out, above 0 and below 1; at least one is.
+            fraction: share of the episodes to hold out, below 1; at least one is, but none at all for 0.
 
         Raises:
-            DatasetError: no episode would be left to train on.
+            DatasetError: an impossible share, or no episode would be left to train on.
         """
+        check_fraction(fraction)
+        if not fraction:
+            return self
         ends = np.flatnonzero(self.episode_ends) + 1
         held_out = max(1, round(len(ends) * fraction))
         if held_out >= len(ends):
@@ -134,6 +142,7 @@ class TransitionDataset:
         actions_scaled: bool = False,
         validation: TransitionDataset | None = None,
         reference_scores: ArrayLike | None = None,
+        allocate: Allocate = in_memory,
     ) -> TransitionDataset:
         """Checks arrays of transitions, in the order they were made, and scales the actions.
 
@@ -159,6 +168,7 @@ class TransitionDataset:
             actions_scaled: whether the actions were already scaled from these bounds to [-1, 1].
             validation: held-out transitions.
             reference_scores: returns of a random and of an expert policy, (2,).
+            allocate: gives the array for one that must be changed, by its name and shape; default: in memory.
 
         Raises:
             DatasetError: something is wrong with an array; the message says what and where.
@@ -187,13 +197,26 @@ class TransitionDataset:
         low, high = action_bounds(action_low, action_high, fields["actions"].shape[1], name)
         scores = check_reference_scores(reference_scores, name)
         scale_from = (-np.ones_like(low), np.ones_like(high)) if actions_scaled else (low, high)
-        fields["actions"] = scale_actions(fields["actions"], *scale_from, name)
-        fields.setdefault("masks", ~terminated)
-        if next_observations is None:
-            fields, ends = _shift_observations(fields, terminated, ends, name)
-        names = ("observations", "actions", "rewards", "next_observations", "masks")
+        columns = {
+            "observations": fields["observations"],
+            "actions": scale_actions(fields["actions"], *scale_from, name, allocate),
+            "rewards": fields["rewards"],
+            "masks": fields.get("masks", ~terminated),
+        }
+        if next_observations is not None:
+            columns["next_observations"] = fields["next_observations"]
+            kept = {field: select_rows(field, array, None, allocate) for field, array in columns.items()}
+        else:
+            keep = terminated | ~ends  # an unterminated last row leads nowhere known
+            if not keep.any():
+                raise DatasetError(
+                    f"{name}: every episode has one row and no next_observations; nothing is left. Add them"
+                )
+            kept = {field: select_rows(field, array, keep, allocate) for field, array in columns.items()}
+            kept["next_observations"] = shift_within_episodes(fields["observations"], terminated, keep, allocate)
+            ends = (ends & terminated | np.append(~keep[1:], False))[keep]
         return cls(
-            **{field: fields[field].astype(np.float32, copy=False) for field in names},
+            **kept,
             episode_ends=ends,
             action_low=low,
             action_high=high,
@@ -211,18 +234,3 @@ def _check_masks(fields: dict[str, Array], terminated: Bools, name: str) -> None
             f"{name}: masks: expected 0 where terminations are 1, found 1 at index {int(wrong[0])}; no value follows "
             "a termination, and a time limit is a truncation"
         )
-
-
-def _shift_observations(
-    fields: dict[str, Array], terminated: Bools, ends: Bools, name: str
-) -> tuple[dict[str, Array], Bools]:
-    """Adds next observations, each from the row below, and leaves out what led nowhere known."""
-    shifted = np.roll(fields["observations"], -1, axis=0)
-    shifted[terminated] = fields["observations"][terminated]
-    keep = terminated | ~ends
-    ends = ends & terminated | np.append(~keep[1:], False)
-    if not keep.any():
-        raise DatasetError(
-            f"{name}: every episode has one row and no next_observations; nothing is left. Add next_observations"
-        )
-    return {field: array[keep] for field, array in (fields | {"next_observations": shifted}).items()}, ends[keep]

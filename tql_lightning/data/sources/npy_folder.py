@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import tempfile
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,26 @@ def load_npy_folder(path: str, validation_fraction: float = 0.0, in_memory: bool
         return dataset_from(folder, fields)
 
     return with_held_out(load, Path(path).expanduser(), validation_fraction)
+
+
+def prepare_npy_folder(path: Path, scratch: Path) -> TransitionDataset:
+    """Loads a folder of any numeric dtypes, with or without next observations, in bounded memory.
+
+    Args:
+        path: the folder; what lies beside it is left out.
+        scratch: folder for mapped files of what cannot be used as it lies; they are needed as long as the dataset is.
+
+    Raises:
+        DatasetError: as `load_npy_folder`.
+    """
+    folder = Path(tempfile.mkdtemp(dir=scratch))
+    numbers = count()  # an array may be changed twice
+
+    def allocate(name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        file = folder / f"{next(numbers)}_{name}.npy"
+        return np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=shape)
+
+    return dataset_from(path, read_npy_folder(path), allocate)
 
 
 def save_npy_folder(path: Path | str, dataset: TransitionDataset) -> None:

@@ -77,7 +77,9 @@ def open_npz(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
         with path.open("rb") as stream:
             file = np.load(stream, allow_pickle=False)
             if not isinstance(file, np.lib.npyio.NpzFile):
-                raise DatasetError(f"{path}: expected an npz archive of arrays, found a single array")
+                raise DatasetError(
+                    f"{path}: expected an npz archive of arrays, found a single array; save it with numpy.savez"
+                )
             with file:
                 yield file
     except DatasetError:

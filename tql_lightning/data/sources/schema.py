@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tql_lightning.data.checks import Allocate, check_fraction, in_memory
 from tql_lightning.data.files import validation_path
 from tql_lightning.data.transitions import DatasetError, TransitionDataset
 
@@ -17,12 +18,13 @@ OPTIONAL = ("next_observations", "masks")
 SETTINGS = ("env_id", "action_low", "action_high", "actions_scaled", "reference_scores")
 
 
-def dataset_from(path: Path, fields: Mapping[str, Any]) -> TransitionDataset:
+def dataset_from(path: Path, fields: Mapping[str, Any], allocate: Allocate = in_memory) -> TransitionDataset:
     """Checks what a file or folder holds and makes a dataset of it.
 
     Args:
         path: the file or folder, for the dataset's name and for errors.
         fields: arrays and settings by name.
+        allocate: see `TransitionDataset.from_arrays`.
 
     Raises:
         DatasetError: one is missing, unknown or wrong.
@@ -30,9 +32,12 @@ def dataset_from(path: Path, fields: Mapping[str, Any]) -> TransitionDataset:
     missing = [key for key in REQUIRED if key not in fields]
     unknown = [key for key in fields if key not in REQUIRED + OPTIONAL + SETTINGS]
     if missing or unknown:
+        hint = (
+            "; one of OGBench's files is loaded by its dataset's name" if {"terminals", "qpos"} <= set(unknown) else ""
+        )
         raise DatasetError(
             f"{path}: expected arrays {', '.join(REQUIRED)} (and optionally {', '.join(OPTIONAL + SETTINGS)}); "
-            f"missing: {', '.join(missing) or 'none'}; unknown: {', '.join(unknown) or 'none'}"
+            f"missing: {', '.join(missing) or 'none'}; unknown: {', '.join(unknown) or 'none'}{hint}"
         )
     plain = dict(fields)
     for key, kind, expected in (("env_id", str, "a string"), ("actions_scaled", bool, "true or false")):
@@ -40,7 +45,7 @@ def dataset_from(path: Path, fields: Mapping[str, Any]) -> TransitionDataset:
             plain[key] = np.asarray(plain[key]).tolist()
             if not isinstance(plain[key], kind):
                 raise DatasetError(f"{path}: {key}: expected {expected}, found {plain[key]!r}; write it so")
-    return TransitionDataset.from_arrays(**plain, name=path.stem)
+    return TransitionDataset.from_arrays(**plain, name=path.stem, allocate=allocate)
 
 
 def fields_of(dataset: TransitionDataset) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -78,14 +83,11 @@ def with_held_out(
     Raises:
         DatasetError: an impossible share, both ways at once, or held-out transitions of other sizes.
     """
-    if not 0.0 <= validation_fraction < 1.0:
-        raise DatasetError(
-            f"validation_fraction: expected at least 0 and below 1, found {validation_fraction}; 0.1 is usual"
-        )
+    check_fraction(validation_fraction)
     dataset = load(path)
     beside = validation_path(path)
     if not beside.exists():
-        return dataset.hold_out(validation_fraction) if validation_fraction else dataset
+        return dataset.hold_out(validation_fraction)
     if validation_fraction:
         raise DatasetError(
             f"validation_fraction: expected 0 where {beside} holds transitions out already, found "
