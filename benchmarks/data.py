@@ -5,8 +5,9 @@
 
 The plain DataLoader draws as many rows by a RandomSampler and collates them by default. It gives batches alone, and so
 do "memory", "mapped", "n_step" and "action_chunk"; "..._and_noise" is what training gets: batches with all the random
-numbers that the losses use. "gathers" are the five gathers on rows drawn beforehand: what the hardware could do. The
-update is one of the 0.4m model at batch 256. On the CPU seconds are those of this process, not those of the clock.
+numbers that the losses use. "gathers" are the five gathers on rows drawn beforehand: what the hardware could do;
+"indexing" are the same as ``field[rows]``. The update is one of the 0.4m model at batch 256. On the CPU seconds are
+those of this process, not those of the clock.
 """
 
 from __future__ import annotations
@@ -127,12 +128,18 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     sampler = partial(TransitionSampler, batch_size=BATCH, seed=0, device=device)
     memory = sampler(dataset, storage=options.storage)
     place = memory.windows.storage.device
+    fields = [field.to(place) for field in rows.fields]
     drawn = cycle([torch.randint(len(dataset), (updates * BATCH,), device=place) for _ in range(50)])
 
     def gathers() -> None:
         rows = next(drawn)
         for name in Batch._fields:
             memory.windows.storage.take(name, rows)
+
+    def indexing() -> None:
+        rows = next(drawn).view(updates, BATCH)
+        for field in fields:
+            field[rows]
 
     sources = {
         "memory": memory,
@@ -144,6 +151,7 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         **{name: batches(source, updates) for name, source in sources.items()},
         **{f"{name}_and_noise": chunks(source, updates) for name, source in sources.items()},
         "gathers": gathers,
+        "indexing": indexing,
         "dataloader": lambda: [tuple(field.to(device) for field in next(loader)) for _ in range(updates)],
         "update": updater(device),
     }
