@@ -67,7 +67,7 @@ class RolloutEvaluation(Callback):
                 "this callback out"
             )
         if trainer.is_global_zero:
-            check_sizes(self.env_id, _tql(pl_module).observation_dim, _tql(pl_module).action_dim)
+            check_sizes(self.env_id, _tql(pl_module).observation_dim, _tql(pl_module).env_action_dim)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluates the policy as it was initialised, not when a run is resumed."""

@@ -127,3 +127,36 @@ def test_the_summary_has_standard_errors() -> None:
     assert summary["return_stderr"] == pytest.approx(1.0)
     assert summary["success_rate"] == 0.5
     assert summary["length_stderr"] == 0.0
+
+
+def test_a_chunk_of_actions_is_played_to_its_end_before_the_policy_is_asked_again() -> None:
+    def act(observations: Tensor, noise: Tensor) -> Tensor:
+        return (observations + 0.1 * noise).clamp(-1, 1)  # three actions of one dimension
+
+    result = rollout(Actor((3,), act, action_chunk=3), "Pendulum-v1", 2, seed=4)
+    for episode, reset_seed in enumerate(reset_seeds(4, 2)):
+        env = make_env("Pendulum-v1")
+        observation, _ = env.reset(seed=reset_seed)
+        total = 0.0
+        for step in range(200):
+            if step % 3 == 0:
+                noise = step_noise(4, np.full(2, float(step)), (3,))[episode]
+                chunk = act(torch.as_tensor(observation), noise).numpy()
+            observation, reward, *_ = env.step(chunk[step % 3 : step % 3 + 1])
+            total += float(reward)
+        env.close()
+        assert result.lengths[episode] == 200
+        assert result.returns[episode] == pytest.approx(total, rel=1e-5)
+
+
+def test_a_new_episode_decides_anew_wherever_the_last_one_stopped() -> None:
+    asked: list[tuple[float, ...]] = []
+
+    def act(observations: Tensor, _: Tensor) -> Tensor:
+        asked.append(tuple(observations[:, 0].tolist()))
+        return torch.zeros(len(observations), 4)
+
+    rollout(Actor((4,), act, action_chunk=4), COUNTDOWN, 3, seed=0, num_envs=1)
+    lengths = [int(gymnasium.make(COUNTDOWN).reset(seed=seed)[0][1]) for seed in reset_seeds(0, 3)]
+    steps = [step for length in lengths for step in range(0, length, 4)]
+    assert [sum(row) for row in asked] == steps

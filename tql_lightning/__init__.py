@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tql_lightning.batch import Batch, Noise
     from tql_lightning.data.datamodule import OfflineDataModule
+    from tql_lightning.data.named import load_dataset
     from tql_lightning.data.transitions import DatasetError, TransitionDataset
     from tql_lightning.nn.critic import Critic, CriticOutput, MLPCritic, TransformerCritic
     from tql_lightning.nn.policy import Actor, FlowPolicy
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "batch": ("Batch", "Noise"),
     "data.datamodule": ("OfflineDataModule",),
+    "data.named": ("load_dataset",),
     "data.transitions": ("DatasetError", "TransitionDataset"),
     "nn.critic": ("Critic", "CriticOutput", "MLPCritic", "TransformerCritic"),
     "nn.policy": ("Actor", "FlowPolicy"),
@@ -45,6 +47,7 @@ __all__ = [
     "RolloutResult",
     "TransformerCritic",
     "TransitionDataset",
+    "load_dataset",
 ]
 
 

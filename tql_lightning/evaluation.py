@@ -77,7 +77,7 @@ def evaluate_checkpoint(
     env_id = env_id or raw.get("OfflineDataModule", {}).get("env_id")
     if env_id is None:
         raise CheckpointError(f"checkpoint {path}: its dataset names no environment; give one with --env")
-    check_sizes(env_id, model.observation_dim, model.action_dim)
+    check_sizes(env_id, model.observation_dim, model.env_action_dim)
     result = rollout(model.actor(extraction), env_id, episodes, seed, num_envs, parallel)
     return {
         "checkpoint": str(path),

@@ -10,7 +10,7 @@ import jsonargparse
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-from tql_lightning.commands import COMMANDS, command_parser, flags
+from tql_lightning.commands import COMMANDS, add_group, command_parser, flags
 from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.data.transitions import TransitionDataset
 from tql_lightning.errors import name_close_options
@@ -55,9 +55,11 @@ class TQLCLI(LightningCLI):
         (action,) = (action for action in parser._actions if hasattr(action, "add_subcommand"))
         for choice in action._choices_actions:  # type: ignore[attr-defined]
             choice.help = SUMMARIES[choice.dest]
-        for name, function in COMMANDS.items():
-            command = command_parser(name, function)
-            action.add_subcommand(name, command, help=command.description)
+        for name, command in COMMANDS.items():
+            below = command_parser(name, command, whole=False)
+            action.add_subcommand(name, below, help=below.description)
+            if isinstance(command, dict):
+                add_group(below, name, command)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Lightning's; an unknown option's error names those that are close."""
@@ -70,9 +72,11 @@ class TQLCLI(LightningCLI):
             raise
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The model's sizes and the range of its rewards are the dataset's."""
+        """The model's sizes and the range of its rewards are the dataset's; what both need is set once."""
         for name in ("observation_dim", "action_dim", "reward_range"):
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
+        parser.link_arguments("data.action_chunk", "model.action_chunk")
+        parser.link_arguments("model.discount", "data.discount")
 
     def _parse_ckpt_path(self) -> None:
         """Keeps fit's own settings when it continues a run; Lightning would put the checkpoint's over them."""

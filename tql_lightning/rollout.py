@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -70,7 +70,8 @@ def rollout(
     Episode i, its reset seed and all its noise are functions of (seed, i), and environment j plays episodes
     j, j + num_envs, ...; nothing depends on which episode ends first, so short ones are not favoured. The
     policy always sees one row per episode, since sums in a matrix product depend on the number of rows:
-    results are the same whatever ``num_envs`` and ``parallel``. Global random states are left alone.
+    results are the same whatever ``num_envs`` and ``parallel``. A chunk of actions is taken to its end before the
+    policy is asked again. Global random states are left alone.
 
     Args:
         actor: the policy.
@@ -102,9 +103,9 @@ def rollout(
     else:
         envs = SyncVectorEnv(makers, autoreset_mode=AutoresetMode.DISABLED)
     try:
-        moved = Actor(
-            actor.noise_shape,
-            lambda observations, noise: (
+        moved = replace(
+            actor,
+            act=lambda observations, noise: (
                 actor.act(observations.to(device, dtype), noise.to(device, dtype)).float().cpu()
             ),
         )
@@ -121,13 +122,19 @@ def _play(actor: Actor, envs: Any, env_id: str, episodes: int, seed: int) -> Rol
     successes: Floats | None = None
     observations, _ = envs.reset(seed=[seeds[int(episode)] for episode in playing])
     actions = np.zeros(envs.action_space.shape, dtype=np.float32)
+    chunks = np.zeros((episodes, actor.action_chunk, actions.shape[1]), dtype=np.float32)  # what each episode decided
     inputs = np.zeros((episodes, observations.shape[1]), dtype=np.float32)
     while (playing < episodes).any():
         active = playing < episodes
         current = playing[active]
         inputs[current] = observations[active]
-        noise = step_noise(seed, lengths, actor.noise_shape)
-        actions[active] = actor.act(torch.as_tensor(inputs), noise).numpy()[current]
+        position = lengths[current].astype(int) % actor.action_chunk
+        deciding = current[position == 0]
+        if len(deciding):
+            noise = step_noise(seed, lengths, actor.noise_shape)
+            decided = actor.act(torch.as_tensor(inputs), noise).numpy()[deciding]
+            chunks[deciding] = decided.reshape(len(deciding), *chunks.shape[1:])
+        actions[active] = chunks[current, position]
         observations, rewards, terminations, truncations, info = envs.step(actions)
         _require_finite(env_id, rewards[active], observations[active])
         returns[current] += rewards[active]

@@ -50,7 +50,7 @@ class TQL(UpdateLoop):
 
     Args:
         observation_dim: n_s (taken from the dataset by the CLI).
-        action_dim: n_a (taken from the dataset by the CLI).
+        action_dim: n_a of one decision (taken from the dataset by the CLI): ``action_chunk`` times the environment's.
         critic: what makes the critic from (observation_dim, action_dim).
         policy: what makes the flow policy from (observation_dim, action_dim).
         entropy_control: what makes the attention temperatures from (num_layers, num_tokens) of the critic:
@@ -59,6 +59,7 @@ class TQL(UpdateLoop):
         value_loss: what makes the TD loss from the range of discounted returns: ``SquaredError`` (TQL) or
             ``HLGauss``.
         reward_range: smallest and largest reward of the data (taken from the dataset by the CLI).
+        action_chunk: h, steps of the environment that one decision is made of (taken from the data by the CLI).
         discount: gamma.
         tau: share of the critic that moves into the target critic at each update.
         target_aggregation: over the heads of the target critic, in the TD target.
@@ -91,6 +92,7 @@ class TQL(UpdateLoop):
         entropy_control: Callable[[int, int], EntropyControl] | None = AttentionTemperature,
         value_loss: Callable[[tuple[float, float] | None], ValueLoss] = SquaredError,
         reward_range: tuple[float, float] | None = None,
+        action_chunk: int = 1,
         discount: float = 0.99,
         tau: float = 0.005,
         target_aggregation: Literal["mean", "min"] = "mean",
@@ -108,6 +110,8 @@ class TQL(UpdateLoop):
         gradient_clip_norm: float | None = None,
     ) -> None:
         super().__init__()
+        divides = action_chunk >= 1 and action_dim % action_chunk == 0
+        _require("action_chunk", divides, f"a divisor of action_dim={action_dim}", action_chunk)
         _require("discount", 0.0 <= discount <= 1.0, "between 0 and 1", discount)
         _require("tau", 0.0 < tau <= 1.0, "above 0 and at most 1", tau)
         _require("num_samples", num_samples >= 1, "at least 1", num_samples)
@@ -126,7 +130,7 @@ class TQL(UpdateLoop):
         if entropy_control is not None and self.critic.num_layers > 0:
             self.temperature = entropy_control(self.critic.num_layers, self.critic.num_tokens)
 
-        self.observation_dim, self.action_dim = observation_dim, action_dim
+        self.observation_dim, self.action_dim, self.action_chunk = observation_dim, action_dim, action_chunk
         self.discount, self.tau = discount, tau
         self.target_aggregation: Literal["mean", "min"] = target_aggregation
         self.bc_coefficient, self.normalize_q_loss = bc_coefficient, normalize_q_loss
@@ -265,6 +269,11 @@ class TQL(UpdateLoop):
 
     # ------------------------------------------------------------------ acting (spec section 5)
 
+    @property
+    def env_action_dim(self) -> int:
+        """Size of one action of the environment; a decision of the policy is ``action_chunk`` of them."""
+        return self.action_dim // self.action_chunk
+
     def actor(self, extraction: Extraction | None = None) -> Actor:
         """The policy as a pure function of observations and noise.
 
@@ -273,11 +282,11 @@ class TQL(UpdateLoop):
         """
         match extraction or self.extraction:
             case "fql":
-                return Actor((self.action_dim,), self.one_step_actions)
+                return Actor((self.action_dim,), self.one_step_actions, self.action_chunk)
             case "implicit":
-                return Actor((self.num_samples, self.action_dim), self.implicit_actions)
+                return Actor((self.num_samples, self.action_dim), self.implicit_actions, self.action_chunk)
             case "behaviour_flow":
-                return Actor((self.action_dim,), self.policy.flow_actions)
+                return Actor((self.action_dim,), self.policy.flow_actions, self.action_chunk)
 
     def one_step_actions(self, observations: Tensor, noise: Tensor) -> Tensor:
         """clip(mu(s, z), -1, 1): (B, n_s), (B, n_a) -> (B, n_a)."""

@@ -18,10 +18,13 @@ class Actor:
     Attributes:
         noise_shape: shape of the standard normal noise one observation needs.
         act: maps (B, n_s) observations and (B, *noise_shape) noise to (B, n_a) actions in [-1, 1].
+        action_chunk: h, steps of the environment that one action of ``act`` is made of, one after the other; they
+            are taken without looking again. The environment's actions have n_a / h columns.
     """
 
     noise_shape: tuple[int, ...]
     act: Callable[[Tensor, Tensor], Tensor]
+    action_chunk: int = 1
 
 
 class FlowPolicy(nn.Module):
