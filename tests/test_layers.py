@@ -16,7 +16,7 @@ PACKAGE = "tql_lightning"
 
 # A file imports only from files above it. `callbacks` stands apart: it observes, and nothing imports it.
 ORDER = [
-    *("batch", "extraction"),
+    *("batch", "extraction", "run_folder"),
     *("data.files", "data.transitions", "data.sources.npz", "data.sources.ogbench"),
     *("data.counter_random", "data.sampler", "data.datamodule"),
     *("data.behaviours", "data.gather", "data.collect_ogbench", "data.collect"),

@@ -14,9 +14,9 @@ from tql_lightning.commands import COMMANDS, command_parser, flags
 from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.data.transitions import TransitionDataset
 from tql_lightning.errors import name_close_options
+from tql_lightning.run_folder import CONFIG_FILE
 from tql_lightning.tql import TQL
 
-CONFIG_FILE = "config.yaml"
 DESCRIPTION = "Transformer Q-Learning: offline reinforcement learning with a transformer critic"
 SUMMARIES = {
     "fit": "Trains on a dataset; continues a run with --ckpt_path=last.",
