@@ -17,14 +17,16 @@ PACKAGE = "tql_lightning"
 # A file imports only from files above it. `callbacks` stands apart: it observes, and nothing imports it.
 ORDER = [
     *("batch", "extraction", "run_folder"),
-    *("data.files", "data.transitions", "data.sources.npz", "data.sources.ogbench"),
+    *("data.files", "provenance", "data.transitions", "data.sources.npz", "data.sources.ogbench"),
     *("data.counter_random", "data.sampler", "data.datamodule"),
     *("data.behaviours", "data.gather", "data.collect_ogbench", "data.collect"),
     *("losses", "nn.initialisation", "nn.attention_components", "nn.attention", "nn.temperature", "nn.tokenizer"),
     *("nn.feedforward", "nn.transformer", "nn.sigma_reparam", "nn.mlp", "nn.value_loss", "nn.critic", "nn.policy"),
-    *("hyperparameters", "loops", "tql"),
+    *("policy", "hyperparameters", "loops", "tql"),
     *("metrics", "envs", "rollout", "interop", "evaluation", "plots", "loggers"),
-    *("quickstart", "commands", "configs", "errors", "lightning_cli", "cli", "__main__"),
+    *("observations", "export", "statistics"),
+    *("report.runs", "report.methods", "report.charts", "report.media", "report.page"),
+    *("quickstart", "sharing_commands", "commands", "configs", "errors", "lightning_cli", "cli", "__main__"),
 ]
 
 

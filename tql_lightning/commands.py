@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import signature
 from json import dumps
 from pathlib import Path
 
 import jsonargparse
 
 from tql_lightning.extraction import Extraction
+from tql_lightning.sharing_commands import export, report
 
 
 def collect_command(
@@ -97,7 +99,9 @@ def quickstart(seeds: list[int] | None = None, output: str = "runs/quickstart", 
 COMMANDS: dict[str, Callable[..., object]] = {
     "collect": collect_command,
     "evaluate": evaluate,
+    "export": export,
     "quickstart": quickstart,
+    "report": report,
 }
 
 
@@ -105,8 +109,26 @@ def command_parser(name: str, function: Callable[..., object]) -> jsonargparse.A
     """A parser of a function's arguments; their docstrings are its help."""
     summary = (function.__doc__ or "").strip().split("\n")[0]
     parser = jsonargparse.ArgumentParser(prog=f"tql {name}", description=summary, exit_on_error=False)
-    parser.add_function_arguments(function, as_positional=True)
+    lists = _positional_lists(function)
+    for argument, explanation in lists.items():  # jsonargparse takes a list as one word
+        parser.add_argument(argument, nargs="+", type=str, metavar=argument.upper(), help=explanation)
+    parser.add_function_arguments(function, as_positional=True, skip=set(lists))
     return parser
+
+
+def _positional_lists(function: Callable[..., object]) -> dict[str, str]:
+    """A function's arguments that are lists of words and have to be given, with what its docstring says of them."""
+    import docstring_parser
+
+    explained = {
+        each.arg_name: each.description or "" for each in docstring_parser.parse(function.__doc__ or "").params
+    }
+    parameters = signature(function, eval_str=True).parameters.values()
+    return {
+        each.name: explained[each.name]
+        for each in parameters
+        if each.annotation == list[str] and each.default is each.empty
+    }
 
 
 def flags(parser: jsonargparse.ArgumentParser) -> set[str]:
