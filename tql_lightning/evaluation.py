@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from tql_lightning.data.files import write_text_whole
 from tql_lightning.envs import check_sizes
 from tql_lightning.extraction import Extraction
-from tql_lightning.rollout import rollout
+from tql_lightning.rollout import RolloutResult, rollout
+from tql_lightning.run_folder import evaluation_file
 from tql_lightning.tql import TQL
 
 
@@ -46,6 +49,15 @@ def load_checkpoint(path: Path | str) -> tuple[TQL, dict[str, Any]]:
     return model.eval(), raw
 
 
+def write_evaluation(
+    folder: Path, update: int, env_id: str, seed: int, result: RolloutResult, summary: dict[str, float]
+) -> None:
+    """Writes an evaluation of a run into its folder; see `run_folder`."""
+    record = {"update": update, "env_id": env_id, "seed": seed, "episodes": len(result.returns)}
+    text = json.dumps(record | result.as_lists() | {"summary": summary}, indent=2)
+    write_text_whole(evaluation_file(folder, update), text + "\n")
+
+
 def evaluate_checkpoint(
     path: Path | str,
     episodes: int,
@@ -67,7 +79,7 @@ def evaluate_checkpoint(
         parallel: a process for each environment.
 
     Returns:
-        Means, standard errors, every episode's figures, and what they were measured with; JSON types only.
+        Means, standard errors, intervals, every episode's figures, and what they were measured with; JSON types only.
 
     Raises:
         CheckpointError: the checkpoint cannot be used, or names no environment.
@@ -78,6 +90,7 @@ def evaluate_checkpoint(
     if env_id is None:
         raise CheckpointError(f"checkpoint {path}: its dataset names no environment; give one with --env")
     check_sizes(env_id, model.observation_dim, model.action_dim)
+    reference_scores = raw.get("OfflineDataModule", {}).get("reference_scores")
     result = rollout(model.actor(extraction), env_id, episodes, seed, num_envs, parallel)
     return {
         "checkpoint": str(path),
@@ -86,8 +99,6 @@ def evaluate_checkpoint(
         "extraction": extraction or model.extraction,
         "episodes": episodes,
         "seed": seed,
-        **result.summary(),
-        "returns": result.returns.tolist(),
-        "lengths": result.lengths.tolist(),
-        "successes": None if result.successes is None else result.successes.tolist(),
+        **result.summary(reference_scores),
+        **result.as_lists(),
     }
