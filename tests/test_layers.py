@@ -24,9 +24,9 @@ ORDER = [
     *("nn.temperature", "nn.tokenizer"),
     *("nn.feedforward", "nn.transformer", "nn.sigma_reparam", "nn.mlp", "nn.value_loss", "nn.critic", "nn.policy"),
     *("hyperparameters", "loops", "tql", "landscape"),
-    *("metrics", "envs", "rollout", "watched_rollout", "interop", "evaluation", "background_evaluation"),
+    *("metrics", "envs", "rollout", "watched_rollout", "videos", "interop", "evaluation", "background_evaluation"),
     *("plots", "pictures", "media", "loggers"),
-    *("quickstart", "commands", "configs", "errors", "lightning_cli", "cli", "__main__"),
+    *("quickstart", "evaluate_command", "commands", "configs", "errors", "lightning_cli", "cli", "__main__"),
 ]
 
 

@@ -16,6 +16,8 @@ from tql_lightning.rollout import RolloutResult, rollout
 from tql_lightning.run_folder import evaluation_file
 from tql_lightning.tql import TQL
 
+NOT_IN_NAMES = ("/", ".", "..", "checkpoints")  # parts of a checkpoint's path that do not tell it from others
+
 
 class CheckpointError(ValueError):
     """A checkpoint cannot be used; the message says why."""
@@ -66,6 +68,8 @@ def evaluate_checkpoint(
     env_id: str | None = None,
     num_envs: int = 10,
     parallel: bool = False,
+    video_folder: Path | None = None,
+    video_episodes: int = 1,
 ) -> dict[str, Any]:
     """Plays episodes with a checkpoint's policy.
 
@@ -77,6 +81,8 @@ def evaluate_checkpoint(
         env_id: environment; None for the one the checkpoint's dataset named.
         num_envs: environments that play at once.
         parallel: a process for each environment.
+        video_folder: to film the first episodes into; None for no videos. `videos.require_video` comes first.
+        video_episodes: how many of them to film.
 
     Returns:
         Means, standard errors, intervals, every episode's figures, and what they were measured with; JSON types only.
@@ -91,6 +97,12 @@ def evaluate_checkpoint(
         raise CheckpointError(f"checkpoint {path}: its dataset names no environment; give one with --env")
     check_sizes(env_id, model.observation_dim, model.action_dim)
     reference_scores = raw.get("OfflineDataModule", {}).get("reference_scores")
+    videos: list[Path] = []
+    if video_folder is not None:
+        from tql_lightning.videos import film_episodes
+
+        name = "_".join(part for part in Path(path).with_suffix("").parts if part not in NOT_IN_NAMES)
+        videos = film_episodes(model.actor(extraction), env_id, video_episodes, seed, video_folder, name)
     result = rollout(model.actor(extraction), env_id, episodes, seed, num_envs, parallel)
     return {
         "checkpoint": str(path),
@@ -101,4 +113,5 @@ def evaluate_checkpoint(
         "seed": seed,
         **result.summary(reference_scores),
         **result.as_lists(),
+        "videos": [str(video) for video in videos],
     }
