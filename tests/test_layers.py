@@ -20,13 +20,16 @@ ORDER = [
     *("data.files", "provenance", "data.transitions", "data.sources.npz", "data.sources.ogbench"),
     *("data.counter_random", "data.sampler", "data.datamodule"),
     *("data.behaviours", "data.gather", "data.collect_ogbench", "data.collect"),
-    *("losses", "nn.initialisation", "nn.attention_components", "nn.attention", "nn.temperature", "nn.tokenizer"),
+    *("losses", "nn.initialisation", "nn.attention_components", "nn.attention", "nn.attention_weights"),
+    *("nn.temperature", "nn.tokenizer"),
     *("nn.feedforward", "nn.transformer", "nn.sigma_reparam", "nn.mlp", "nn.value_loss", "nn.critic", "nn.policy"),
-    *("policy", "hyperparameters", "loops", "tql"),
-    *("metrics", "envs", "rollout", "interop", "evaluation", "plots", "loggers"),
+    *("policy", "hyperparameters", "loops", "tql", "landscape"),
+    *("metrics", "envs", "rollout", "watched_rollout", "videos", "interop", "evaluation", "background_evaluation"),
+    *("plots", "pictures", "media", "loggers"),
     *("observations", "export", "statistics"),
     *("report.runs", "report.methods", "report.charts", "report.media", "report.page"),
-    *("quickstart", "sharing_commands", "commands", "configs", "errors", "lightning_cli", "cli", "__main__"),
+    *("quickstart", "evaluate_command", "sharing_commands", "commands"),
+    *("configs", "errors", "lightning_cli", "cli", "__main__"),
 ]
 
 

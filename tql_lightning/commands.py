@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from inspect import signature
-from json import dumps
 from pathlib import Path
 
 import jsonargparse
 
-from tql_lightning.extraction import Extraction
+from tql_lightning.evaluate_command import evaluate
 from tql_lightning.sharing_commands import export, report
 
 
@@ -45,44 +43,6 @@ def collect_command(
         print(f"mean episode return {collected.mean_return:.1f}, best {collected.best_return:.1f}")
 
 
-def evaluate(
-    checkpoint: str,
-    episodes: int = 50,
-    seed: int = 0,
-    extraction: Extraction | None = None,
-    env: str | None = None,
-    num_envs: int = 10,
-    parallel: bool = False,
-    json: str | None = None,
-) -> None:
-    """Plays evaluation episodes with a checkpoint's policy and prints a table.
-
-    Args:
-        checkpoint: a .ckpt file.
-        episodes: how many to play.
-        seed: of the episodes and their noise.
-        extraction: "fql", "implicit" or "behaviour_flow"; default: the model's own.
-        env: Gymnasium id of the environment; default: the one that the dataset named.
-        num_envs: environments that play at once; no influence on the result.
-        parallel: a process for each environment, for slow environments.
-        json: file to write the figures to as well.
-    """
-    from tql_lightning.data.files import require_writable, write_text_whole
-    from tql_lightning.evaluation import evaluate_checkpoint
-
-    if json:
-        require_writable(Path(json))
-    figures = evaluate_checkpoint(checkpoint, episodes, seed, extraction, env, num_envs, parallel)
-    print(f"{figures['checkpoint']} after {figures['updates']:,} updates, {figures['env_id']}, {episodes} episodes")
-    print(f"{'':14}{'mean':>12}{'stderr':>12}")
-    for name in ("return", "success_rate", "length"):
-        if name in figures:
-            print(f"{name:14}{figures[name]:12.3f}{figures[f'{name}_stderr']:12.3f}")
-    if json:
-        write_text_whole(Path(json), dumps(figures, indent=2) + "\n")
-        print(f"wrote {json}")
-
-
 def quickstart(seeds: list[int] | None = None, output: str = "runs/quickstart", parallel: int | None = None) -> None:
     """Learns to swing up a pendulum from bad data: dataset, training, evaluation, table.
 
@@ -109,26 +69,11 @@ def command_parser(name: str, function: Callable[..., object]) -> jsonargparse.A
     """A parser of a function's arguments; their docstrings are its help."""
     summary = (function.__doc__ or "").strip().split("\n")[0]
     parser = jsonargparse.ArgumentParser(prog=f"tql {name}", description=summary, exit_on_error=False)
-    lists = _positional_lists(function)
-    for argument, explanation in lists.items():  # jsonargparse takes a list as one word
-        parser.add_argument(argument, nargs="+", type=str, metavar=argument.upper(), help=explanation)
-    parser.add_function_arguments(function, as_positional=True, skip=set(lists))
+    parser.add_function_arguments(function, as_positional=True)
+    for action in parser._actions:
+        if not action.option_strings and getattr(action, "_typehint", None) == list[str]:  # given one after the other
+            action.nargs, action._typehint = "+", str  # type: ignore[attr-defined]
     return parser
-
-
-def _positional_lists(function: Callable[..., object]) -> dict[str, str]:
-    """A function's arguments that are lists of words and have to be given, with what its docstring says of them."""
-    import docstring_parser
-
-    explained = {
-        each.arg_name: each.description or "" for each in docstring_parser.parse(function.__doc__ or "").params
-    }
-    parameters = signature(function, eval_str=True).parameters.values()
-    return {
-        each.name: explained[each.name]
-        for each in parameters
-        if each.annotation == list[str] and each.default is each.empty
-    }
 
 
 def flags(parser: jsonargparse.ArgumentParser) -> set[str]:

@@ -251,9 +251,9 @@ def _compare(
                 largest = max(largest, difference)
                 if not difference <= TOLERANCE:
                     raise ExportError(
-                        f"the exported policy {'(deterministic) ' if deterministic else ''}differs from the checkpoint's by "
-                        f"{difference:.2g} at batch {batch_size} (expected at most {TOLERANCE:g}, observations: "
-                        f"{source}); nothing was written"
+                        f"the exported policy {'(deterministic) ' if deterministic else ''}differs from the "
+                        f"checkpoint's by {difference:.2g} at batch {batch_size} (expected at most {TOLERANCE:g}, "
+                        f"observations: {source}); nothing was written"
                     )
     return {
         "observations": source,

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
+
+RESAMPLES = 10_000
 
 
 class MeanWithError(Metric):
@@ -36,3 +40,20 @@ class MeanWithError(Metric):
         mean = self.total / self.count
         deviations = (self.squares - self.count * mean.square()).clamp(min=0.0)
         return mean, (deviations / (self.count - 1).clamp(min=1.0) / self.count).sqrt()
+
+
+def bootstrap_interval(values: NDArray[np.float64], level: float = 0.95) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean of independent values (Efron 1979), the same at every call.
+
+    Args:
+        values: (n,), at least one.
+        level: share of the resampled means within the interval.
+
+    Returns:
+        Its ends: quantiles of the means of `RESAMPLES` samples with replacement. Both are the mean where all values
+        are equal, though the true interval is wider: 20 successes out of 20 do not make a success rate of 1.
+    """
+    rng = np.random.default_rng(0)
+    means = values[rng.integers(len(values), size=(RESAMPLES, len(values)))].mean(axis=1)
+    low, high = np.quantile(means, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
+    return float(low), float(high)

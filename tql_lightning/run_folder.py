@@ -11,6 +11,7 @@ checkpoints/                             last.ckpt, best.ckpt
 evaluations/update_<N>.json              one evaluation: ``update``, ``env_id``, ``seed``, ``episodes``, ``returns``,
                                          ``lengths``, ``successes`` (or null), ``summary`` (docs/metrics.md, without
                                          ``eval/``)
+evaluations/pending/update_<N>.ckpt      what is still to be evaluated in the background; gone once it has been
 pictures/attention_map/update_<N>.png    mean attention maps per layer
 pictures/q_landscape/update_<N>.png      Q around dataset and policy actions
 videos/*.mp4                             episodes
@@ -37,6 +38,11 @@ def evaluation_file(folder: Path, update: int) -> Path:
     return folder / "evaluations" / f"update_{update:09d}.json"
 
 
+def pending_file(folder: Path, update: int) -> Path:
+    """The snapshot of an evaluation in the background that has not finished."""
+    return folder / "evaluations" / "pending" / f"update_{update:09d}.ckpt"
+
+
 def picture_file(folder: Path, kind: str, update: int) -> Path:
     """A picture of a kind, e.g. `ATTENTION_MAP`."""
     return folder / "pictures" / kind / f"update_{update:09d}.png"
@@ -45,6 +51,11 @@ def picture_file(folder: Path, kind: str, update: int) -> Path:
 def evaluation_files(folder: Path) -> dict[int, Path]:
     """A run's evaluations by update, in order."""
     return _numbered(evaluation_file(folder, 0).parent, ".json")
+
+
+def pending_files(folder: Path) -> dict[int, Path]:
+    """A run's unfinished evaluations by update, in order."""
+    return _numbered(pending_file(folder, 0).parent, ".ckpt")
 
 
 def picture_files(folder: Path, kind: str) -> dict[int, Path]:

@@ -67,7 +67,9 @@ class TQL(UpdateLoop):
         extraction: how actions are chosen: "fql" one-step policy, "implicit" best of ``num_samples``
             behaviour actions by the smallest head, "behaviour_flow" plain cloning.
         num_samples: behaviour actions that "implicit" chooses from.
-        critic_learning_rate: peak learning rate of critic and temperatures.
+        critic_learning_rate: peak learning rate of the critic.
+        temperature_learning_rate: peak learning rate of the attention temperatures; null for the critic's, as in
+            the release. Above the critic's, the temperatures answer before a fast critic has collapsed.
         actor_learning_rate: peak learning rate of both policy networks.
         weight_decay: of AdamW, on weight matrices only.
         lr_schedule: "warmup_cosine" or "constant".
@@ -97,6 +99,7 @@ class TQL(UpdateLoop):
         extraction: Extraction = "fql",
         num_samples: int = 16,
         critic_learning_rate: float = 1e-4,
+        temperature_learning_rate: float | None = None,
         actor_learning_rate: float = 5e-4,
         weight_decay: float = 0.01,
         lr_schedule: Literal["warmup_cosine", "constant"] = "warmup_cosine",
@@ -130,6 +133,9 @@ class TQL(UpdateLoop):
         self.extraction: Extraction = extraction
         self.num_samples = num_samples
         self.critic_learning_rate, self.actor_learning_rate = critic_learning_rate, actor_learning_rate
+        self.temperature_learning_rate = (
+            critic_learning_rate if temperature_learning_rate is None else temperature_learning_rate
+        )
         self.weight_decay = weight_decay
         self.lr_schedule, self.warmup_updates = lr_schedule, warmup_updates
         self.schedule_updates = schedule_updates
@@ -287,21 +293,26 @@ class TQL(UpdateLoop):
 
     # ------------------------------------------------------------------ optimisation (spec section 6)
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """One AdamW over critic, temperatures and actor, and the schedule of both learning rates."""
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Parameters with their peak learning rate and weight decay, which only weight matrices have."""
         critic_lr, actor_lr = self.critic_learning_rate, self.actor_learning_rate
         decaying, plain = _split(self.critic, self.critic.decays)
         policy_decaying, policy_plain = _split(self.policy, lambda _, parameter: parameter.ndim > 1)
-        plain += [] if self.temperature is None else list(self.temperature.parameters())
+        temperatures = [] if self.temperature is None else list(self.temperature.parameters())
         groups = [
             {"name": "critic", "params": decaying, "lr": critic_lr, "weight_decay": self.weight_decay},
             {"name": "critic_no_decay", "params": plain, "lr": critic_lr, "weight_decay": 0.0},
+            {"name": "temperature", "params": temperatures, "lr": self.temperature_learning_rate, "weight_decay": 0.0},
             {"name": "actor", "params": policy_decaying, "lr": actor_lr, "weight_decay": self.weight_decay},
             {"name": "actor_no_decay", "params": policy_plain, "lr": actor_lr, "weight_decay": 0.0},
         ]
+        return [group for group in groups if group["params"]]
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """One AdamW over critic, temperatures and actor, and the one schedule of their learning rates."""
         # The fused step unscales float16 gradients itself, too late for measuring and clipping them.
         scaled = self._trainer is not None and getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        optimizer = torch.optim.AdamW([group for group in groups if group["params"]], fused=not scaled)
+        optimizer = torch.optim.AdamW(self.parameter_groups(), fused=not scaled)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.learning_rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
@@ -337,9 +348,9 @@ class TQL(UpdateLoop):
         optimizer: torch.optim.Optimizer = self.optimizers().optimizer  # type: ignore[union-attr]
         schedule: Any = self.lr_schedulers()
         factor = self.learning_rate_factor(self.global_step)
+        own: dict[str, dict[str, float]] = {group["name"]: group for group in self.parameter_groups()}
         for index, group in enumerate(optimizer.param_groups):
-            peak = self.critic_learning_rate if group["name"].startswith("critic") else self.actor_learning_rate
-            decay = 0.0 if group["name"].endswith("no_decay") else self.weight_decay
+            peak, decay = own[group["name"]]["lr"], own[group["name"]]["weight_decay"]
             group |= {"initial_lr": peak, "lr": peak * factor, "weight_decay": decay}
             schedule.base_lrs[index] = peak
 
