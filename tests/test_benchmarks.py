@@ -2,8 +2,36 @@
 
 from __future__ import annotations
 
+import pytest
+import torch
+
 from benchmarks.collapse import tail
+from benchmarks.harness import Peak, alternate, count_flops
 
 
 def test_the_tail_is_the_mean_of_the_last_tenth() -> None:
     assert tail({"x": (list(range(20)), [0.0] * 18 + [1.0, 3.0])}, "x") == 2.0
+
+
+def test_variants_are_alternated_in_turning_order_and_compared_round_by_round() -> None:
+    calls: list[str] = []
+    readings = iter([0.0, 1.0, 10.0, 12.0, 20.0, 28.0, 30.0, 32.0])
+    variants = {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}
+    comparison = alternate(variants, rounds=2, warmup=1, clock=lambda: next(readings))
+    assert calls == ["a", "b", "a", "b", "b", "a"]
+    assert comparison.seconds == {"a": [1.0, 2.0], "b": [2.0, 8.0]}
+    assert comparison.ratio("a", "b") == pytest.approx((0.5 + 0.25) / 2)
+    assert comparison.median("b") == 5.0
+    assert comparison.spread("b") == 3.0
+
+
+def test_flops_are_counted_forward_and_backward() -> None:
+    weight = torch.randn(5, 7, requires_grad=True)
+    inputs = torch.randn(3, 5, requires_grad=True)
+    assert count_flops(lambda: (inputs @ weight).sum().backward()) == 3 * 2 * 3 * 5 * 7
+
+
+def test_a_matrix_product_reaches_its_own_peak() -> None:
+    peak = Peak(size=64)
+    comparison = alternate({"same": peak.variants["peak"], **peak.variants}, clock=iter(range(100)).__next__)
+    assert peak.fields(comparison, "same", flops=2.0 * 64**3)["same_share_of_peak"] == 1.0

@@ -46,7 +46,9 @@ def test_every_logger_of_the_documentation_is_understood(tmp_path: Path, monkeyp
         parsed = parse_fit(monkeypatch, "--config", "quickstart", "--config", str(tmp_path / name))
         csv, other = parsed["trainer"]["logger"]
         assert csv["class_path"] == "tql_lightning.loggers.ContinuedCSVLogger"
-        assert other["init_args"].get("save_dir", parsed["trainer"]["default_root_dir"]).startswith("runs/pendulum/seed_")
+        assert (
+            other["init_args"].get("save_dir", parsed["trainer"]["default_root_dir"]).startswith("runs/pendulum/seed_")
+        )
 
 
 def test_a_logger_whose_package_is_missing_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,206 @@
+"""The harness of every benchmark: warms up, alternates what it compares, tells median, spread and ratio.
+
+    variants = {"ours": ours, "plain": plain, **peak.variants}
+    comparison = alternate(variants, device, rounds=10)
+    comparison.ratio("ours", "plain")
+
+Machines are shared and clocks drift, so that a single time says little. Every round calls every variant, in an
+order that turns from round to round, and the ratio is taken within each round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+PEAK_SIZES = {"cpu": 1536, "cuda": 8192}  # of the square matrices whose product is taken as the device's peak
+PRECISIONS = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
+PEAK = "peak"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What alternated runs took.
+
+    Attributes:
+        seconds: of one call of each variant, one entry a round.
+    """
+
+    seconds: Mapping[str, list[float]]
+
+    def median(self, name: str) -> float:
+        """Seconds of a call."""
+        return statistics.median(self.seconds[name])
+
+    def spread(self, name: str) -> float:
+        """Interquartile range of the seconds of a call."""
+        return interquartile_range(self.seconds[name])
+
+    def ratios(self, name: str, to: str) -> list[float]:
+        """Time of one variant over that of another, round by round."""
+        return [a / b for a, b in zip(self.seconds[name], self.seconds[to], strict=True)]
+
+    def ratio(self, name: str, to: str) -> float:
+        """Median over the rounds of the time of one variant over that of another."""
+        return statistics.median(self.ratios(name, to))
+
+    def ratio_spread(self, name: str, to: str) -> float:
+        """Interquartile range of the ratios."""
+        return interquartile_range(self.ratios(name, to))
+
+    def fields(self, name: str) -> dict[str, float]:
+        """Median and spread as a benchmark's JSON names them."""
+        return {f"{name}_s": self.median(name), f"{name}_spread_s": self.spread(name)}
+
+
+def alternate(
+    variants: Mapping[str, Callable[[], object]],
+    device: torch.device | str = "cpu",
+    rounds: int = 10,
+    warmup: int = 2,
+    calls: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Comparison:
+    """Times variants against each other.
+
+    Args:
+        variants: name -> what is timed.
+        device: CUDA is waited for before each reading of the clock.
+        rounds: how often every variant is timed; the order turns by one variant each round.
+        warmup: calls of every variant before anything is timed.
+        calls: calls in one timing, for variants too short for the clock.
+        clock: ``time.process_time`` leaves out what other programs do with the cores; only for work that is done
+            on the CPU by this process.
+    """
+    for call in variants.values():
+        for _ in range(warmup):
+            call()
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    names = list(variants)
+    for turn in range(rounds):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            synchronize(device)
+            start = clock()
+            for _ in range(calls):
+                variants[name]()
+            synchronize(device)
+            seconds[name].append((clock() - start) / calls)
+    return Comparison(seconds)
+
+
+@dataclass
+class Peak:
+    """The device's peak: a large matrix product, alternated with what is compared to it.
+
+    Args:
+        device: where.
+        precision: of the matrices, one of `PRECISIONS`.
+        size: of the square matrices; None for one that fills the device.
+    """
+
+    device: torch.device | str = "cpu"
+    precision: str = "float32"
+    size: int | None = None
+    variants: dict[str, Callable[[], object]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.size = self.size or PEAK_SIZES[torch.device(self.device).type]
+        left = torch.randn(self.size, self.size, device=self.device).to(PRECISIONS[self.precision])
+        self.variants = {PEAK: lambda: left @ left}
+
+    def fields(self, comparison: Comparison, name: str, flops: float) -> dict[str, float]:
+        """FLOPs of a call, achieved FLOP/s and the share of the peak, as a benchmark's JSON names them."""
+        peak_flops = 2.0 * float(self.size or 0) ** 3
+        share = comparison.ratio(PEAK, name) * flops / peak_flops
+        return {
+            "flops": flops,
+            f"{name}_flop_per_s": flops / comparison.median(name),
+            "peak_flop_per_s": peak_flops / comparison.median(PEAK),
+            f"{name}_share_of_peak": share,
+        }
+
+
+def count_flops(function: Callable[[], object]) -> int:
+    """Floating point operations of a call's matrix products, forward and backward, counted from their shapes.
+
+    Kernels that torch does not know (Triton, compiled code) are not seen: count the eager form of the same work.
+    """
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()
+
+
+def synchronize(device: torch.device | str) -> None:
+    """Waits for what was started on a device."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def interquartile_range(values: list[float]) -> float:
+    """Of any number of values; 0 for fewer than two."""
+    if len(values) < 2:
+        return 0.0
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return high - low
+
+
+def parser(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
+    """The options that every benchmark has: device, threads, rounds, warm-up and JSON.
+
+    Args:
+        description: first line of the help.
+        defaults: other defaults than the usual ones.
+    """
+    options = argparse.ArgumentParser(description=(description or "").split("\n")[0])
+    options.add_argument("--device", default="cpu", help="cpu or cuda")
+    options.add_argument("--threads", type=int, default=1, help="of torch on the CPU")
+    options.add_argument("--rounds", type=int, default=10, help="timings of every variant")
+    options.add_argument("--warmup", type=int, default=2, help="calls of every variant before timing")
+    options.add_argument("--json", action="store_true", help="print one line of JSON and nothing else")
+    options.set_defaults(**defaults)
+    return options
+
+
+def prepare(options: argparse.Namespace) -> None:
+    """Sets the threads; a second pool's threads would spin against the first's.
+
+    Raises:
+        SystemExit: CUDA is asked for and there is none.
+    """
+    if torch.device(options.device).type == "cuda" and not torch.cuda.is_available():
+        raise SystemExit(f"--device {options.device}: torch sees no CUDA device here; use --device cpu")
+    torch.set_num_threads(options.threads)
+
+
+def machine(device: torch.device | str) -> str:
+    """What the figures were measured on: processor, cores, torch."""
+    processor = platform.processor() or platform.machine()
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        names = [line.split(":", 1)[1].strip() for line in information.read_text().splitlines() if "model name" in line]
+        processor = names[0] if names else processor
+    text = f"{processor}, {os.cpu_count()} cores, torch {torch.__version__}"
+    if torch.device(device).type == "cuda":
+        text = f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}; {text}"
+    return text
+
+
+def show(fields: Mapping[str, Any], as_json: bool) -> None:
+    """Prints a result: one line of JSON, or a line a field."""
+    if as_json:
+        print(json.dumps(dict(fields)))
+        return
+    width = max(len(name) for name in fields)
+    for name, value in fields.items():
+        print(f"{name:<{width}}  {value:.4g}" if isinstance(value, float) else f"{name:<{width}}  {value}")
