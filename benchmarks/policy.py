@@ -1,8 +1,9 @@
 """How long a policy takes to act on one observation, on a CPU: the model in torch, and what `tql export` writes.
 
-    python benchmarks/policy.py --hidden 512 --observation_dim 37 --action_dim 5
+    python -m benchmarks.policy --hidden 512 --observation_dim 37 --action_dim 5
 
-Times are of one call with a NumPy observation in and a NumPy action out, alternated; ratios are to ``eager``:
+Processor time of one call on one thread, a NumPy observation in and a NumPy action out, alternated; ratios are to
+``eager``:
 
 eager       the model of the checkpoint, `TQL.actor`
 torch       `Policy` on the format "torch"
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -39,7 +41,7 @@ def variants(model: TQL, folder: Path, extraction: Extraction) -> dict[str, Call
     trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", barebones=True)
     trainer.strategy.connect(model)
     checkpoint = folder / "model.ckpt"
-    trainer.save_checkpoint(checkpoint)
+    trainer.save_checkpoint(checkpoint, weights_only=False)
     exported = {
         name: export_checkpoint(checkpoint, folder / name, name, extraction).folder for name in ("torch", "onnx")
     }
@@ -53,7 +55,9 @@ def variants(model: TQL, folder: Path, extraction: Extraction) -> dict[str, Call
     def eager() -> object:
         return actor.act(torch.from_numpy(observation[None]), torch.from_numpy(noise[None])).numpy()[0]
 
-    session = onnxruntime.InferenceSession(exported["onnx"] / "policy.onnx", providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(exported["onnx"] / "policy.onnx", options, ["CPUExecutionProvider"])
     inputs = {"observations": observation[None], "noise": noise[None]}
     calls: dict[str, Callable[[], object]] = {EAGER: eager}
     calls |= {name: partial(policy.act, observation, noise=noise) for name, policy in policies.items()}
@@ -68,7 +72,9 @@ def main(options: argparse.Namespace) -> dict[str, object]:
     model = TQL(options.observation_dim, options.action_dim, critic=critic, policy=policy)
     with tempfile.TemporaryDirectory() as folder:
         calls = variants(model, Path(folder), options.extraction)
-        comparison = alternate(calls, rounds=options.rounds, warmup=options.warmup, calls=options.calls)
+        comparison = alternate(
+            calls, rounds=options.rounds, warmup=options.warmup, calls=options.calls, clock=time.process_time
+        )
     fields: dict[str, object] = {"machine": machine("cpu"), "extraction": options.extraction}
     for name in calls:
         fields |= comparison.fields(name)

@@ -52,6 +52,6 @@ def test_every_logger_of_the_documentation_is_understood(tmp_path: Path, monkeyp
 
 
 def test_a_logger_whose_package_is_missing_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tql_lightning.loggers.find_spec", lambda name: None)
+    monkeypatch.setattr("tql_lightning.loggers.find_spec", lambda _: None)
     with pytest.raises(ModuleNotFoundError, match="pip install trackio"):
         TrackioLogger()

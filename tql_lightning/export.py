@@ -272,20 +272,24 @@ def _acceptable_actions(
     """The checkpoint's actions in the environment's units, (rows, A, n_a); NaN where there are fewer than A.
 
     A is 1, but for "implicit": of the candidates it chooses from, all that are worth the same as the best to rounding.
+    With zero noise they are all one.
     """
     parts = []
     for rows in range(0, len(observations), BATCH_SIZES[-1]):
         given = torch.from_numpy(observations[rows : rows + BATCH_SIZES[-1]])
         drawn = torch.from_numpy(noise[rows : rows + BATCH_SIZES[-1]])
-        actions = model.actor(network.extraction).act(given, drawn).unsqueeze(1)
-        if network.extraction == "implicit":
+        if network.extraction != "implicit":
+            actions = model.actor(network.extraction).act(given, drawn).unsqueeze(1)
+        elif not drawn.any():
+            actions = model.policy.flow_actions(given, drawn[:, 0]).unsqueeze(1)
+        else:
             repeated = given.unsqueeze(1).expand(-1, drawn.shape[1], -1)
             candidates = model.policy.flow_actions(repeated, drawn)
             values = model.critic(repeated.flatten(0, 1), candidates.flatten(0, 1)).values.amin(dim=-1)
             values = values.view(candidates.shape[:2])
             best = values.amax(dim=1, keepdim=True)
             worse = values < best - TOLERANCE * best.abs().clamp(min=1.0)
-            actions = torch.cat([actions, candidates.masked_fill(worse.unsqueeze(-1), torch.nan)], dim=1)
+            actions = candidates.masked_fill(worse.unsqueeze(-1), torch.nan)
         parts.append(actions.double())
     low, high = network.action_low.double(), network.action_high.double()
     expected: NDArray[np.float64] = (low + (torch.cat(parts) + 1.0) * (high - low) / 2.0).numpy()

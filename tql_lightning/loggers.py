@@ -90,7 +90,7 @@ class TrackioLogger(Logger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """trackio's run; started at the first use."""
+        """The run of trackio; started at the first use."""
         if self._run is None:
             import trackio
 
@@ -125,7 +125,7 @@ class TrackioLogger(Logger):
 
 
 def _numbered(key: str, items: Sequence[Any]) -> dict[str, Any]:
-    """trackio takes one picture a key."""
+    """One entry a picture, since trackio takes one a key."""
     return {key: items[0]} if len(items) == 1 else {f"{key}/{index}": item for index, item in enumerate(items)}
 
 
