@@ -56,6 +56,7 @@ def make_run(
     (folder / METRICS_FILE).write_text("\n".join(lines) + "\n")
     (folder / CONFIG_FILE).write_text(
         f"seed_everything: {seed}\ntrainer:\n  default_root_dir: {folder}\n  max_steps: 200\n"
+        f"  callbacks: [{{class_path: a.Callback, init_args: {{every: {seed + 1}}}}}]\n"
         f"model:\n  discount: {discount}\n"
         f"data:\n  seed: {seed}\n  dataset:\n    class_path: x.load\n    init_args: {{path: '{env_id}.npz'}}\n"
     )

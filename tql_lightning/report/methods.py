@@ -1,4 +1,7 @@
-"""Runs grouped into methods: one configuration apart from seed, folder and dataset; and what their runs reached."""
+"""Runs grouped into methods, and what their runs reached.
+
+A method is one configuration apart from seed, folder, dataset and what only observes (callbacks, loggers).
+"""
 
 from __future__ import annotations
 

@@ -205,7 +205,7 @@ def _notes(found: Sequence[Result], media: Media) -> list[str]:
 
 
 def _differences(methods: Sequence[Method]) -> dict[str, list[str]]:
-    """Settings that the methods do not share. Runs of a method differ in seed, folder and dataset only."""
+    """Settings that the methods do not share. Runs of a method differ in nothing that changes an update."""
     return differences([dict(method.runs[0].method_key) for method in methods])
 
 

@@ -18,6 +18,7 @@ DEEPEST = 3  # folders under a given one in which runs are looked for
 FOLDER_KEY = "trainer.default_root_dir"
 SEED_KEYS = ("seed_everything", "data.seed")
 DATASET_PREFIX = "data.dataset"
+OBSERVERS = ("trainer.callbacks", "trainer.logger", "trainer.log_every_n_steps", "trainer.enable_")  # change no update
 
 
 class ReportError(ValueError):
@@ -55,8 +56,9 @@ class Run:
 
     @property
     def method_key(self) -> tuple[tuple[str, str], ...]:
-        """The configuration apart from seed, folder and dataset."""
-        return tuple((key, value) for key, value in self.config.items() if not key.startswith(DATASET_PREFIX))
+        """The configuration apart from seed, folder, dataset and what only observes."""
+        apart = (DATASET_PREFIX, *OBSERVERS)
+        return tuple((key, value) for key, value in self.config.items() if not key.startswith(apart))
 
     @property
     def task(self) -> str:
