@@ -50,7 +50,7 @@ def test_what_cannot_be_drawn_says_what_to_install(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(environments.CountdownEnv, "render", broken)
     with pytest.raises(
-        EnvError, match=r"no OpenGL platform .* libegl1, or libosmesa6.*pip install tql-lightning\[video\]"
+        EnvError, match=r"(?s)no OpenGL platform .* libegl1, or libosmesa6.*pip install tql-lightning\[video\]"
     ):
         film_episodes(Actor((1,), still), COUNTDOWN, 1, 0, tmp_path, "last")
     assert list(tmp_path.iterdir()) == []

@@ -16,6 +16,9 @@ class MeanWithError(Metric):
 
     The error is s / sqrt(n) with the sample standard deviation s (n - 1 in its divisor); 0 for a single
     value. Sums are kept in float64.
+
+    Args:
+        sync_on_compute: reduce over processes; not for values that every process already has all of.
     """
 
     full_state_update = False
@@ -23,8 +26,8 @@ class MeanWithError(Metric):
     squares: Tensor
     count: Tensor
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, sync_on_compute: bool = True) -> None:
+        super().__init__(sync_on_compute=sync_on_compute)
         for name in ("total", "squares", "count"):
             self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 

@@ -82,8 +82,8 @@ def join_shares(shares: Sequence[RolloutResult]) -> RolloutResult:
 
 
 def mean_with_error(values: Floats) -> tuple[float, float]:
-    """Mean of values and its standard error; see `MeanWithError`."""
-    metric = MeanWithError()
+    """Mean of these values and its standard error, whatever other processes have; see `MeanWithError`."""
+    metric = MeanWithError(sync_on_compute=False)
     metric.update(torch.as_tensor(values))
     mean, error = metric.compute()
     return float(mean), float(error)

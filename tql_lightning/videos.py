@@ -6,6 +6,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,10 @@ from tql_lightning.rollout import rollout
 
 RENDERERS = ("egl", "osmesa")
 FRAMES_PER_SECOND = 20  # where the environment names no rate
-REMEDY = (
-    "on a machine without a display MuJoCo needs EGL or OSMesa (Debian: apt-get install libegl1, or libosmesa6), and "
-    "MUJOCO_GL=egl or MUJOCO_GL=osmesa chooses between them; Gymnasium's classic environments need pygame "
-    "(pip install tql-lightning[video])"
+REMEDY = (  # a line of a message is cut at some length
+    "Without a display MuJoCo needs EGL or OSMesa (Debian: apt-get install libegl1, or libosmesa6);\n"
+    "MUJOCO_GL=egl or MUJOCO_GL=osmesa chooses between them.\n"
+    "Gymnasium's classic environments need pygame (pip install tql-lightning[video])."
 )
 
 
@@ -93,7 +94,9 @@ class _Filmed(gymnasium.Wrapper[Any, Any, Any, Any]):
     """An environment whose episodes go into one file after the other; further ones are not filmed."""
 
     def __init__(self, env_id: str, paths: Sequence[Path]) -> None:
-        super().__init__(make_env(env_id, render_mode="rgb_array"))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*render_mode")  # OGBench's can, and do not say so
+            super().__init__(make_env(env_id, render_mode="rgb_array"))
         self._env_id = env_id
         self._waiting = list(paths)
         self._writer: Any = None
@@ -136,7 +139,7 @@ class _Filmed(gymnasium.Wrapper[Any, Any, Any, Any]):
         try:
             frame = self.env.render()
         except Exception as error:  # of whatever draws
-            raise EnvError(f"environment {self._env_id} cannot be drawn ({error}): {REMEDY}") from error
+            raise EnvError(f"environment {self._env_id} cannot be drawn: {error}\n{REMEDY}") from error
         self._writer.append_data(frame)
 
     def _finish(self) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -214,3 +216,49 @@ def test_what_cannot_be_evaluated_is_refused_before_training(
     model = toy_model()
     with pytest.raises(ValueError, match=message):
         fit(tmp_path, model, updates=5, callbacks=[RolloutEvaluation(**({"every_n_updates": 5} | settings))])
+
+
+TWO_PROCESSES = """
+import sys
+from pathlib import Path
+from tests.toy import fit, toy_model
+from tql_lightning.callbacks.best_checkpoint import BestCheckpoint
+from tql_lightning.callbacks.rollout_evaluation import RolloutEvaluation
+
+if __name__ == "__main__":
+    folder, env_id, mode, processes = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
+    evaluation = RolloutEvaluation(3, 5, env_id=env_id, background=mode == "background")
+    callbacks = [evaluation, BestCheckpoint(str(folder))]
+    fit(folder, toy_model().double(), 10, callbacks, strategy="ddp" if processes > 1 else "auto", devices=processes,
+        precision="64-true", log_every_n_steps=5, enable_checkpointing=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["blocking", "background"])
+def test_two_processes_share_the_episodes_and_find_what_one_finds(mode: str, tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(TWO_PROCESSES)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    records = []
+    for processes in ("1", "2"):
+        folder = tmp_path / processes
+        command = [sys.executable, str(script), str(folder), TOY, mode, processes]
+        finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=250)
+        assert finished.returncode == 0, finished.stderr
+        assert (folder / "best.ckpt").is_file()
+        assert pending_files(folder) == {}
+        records.append({update: json.loads(path.read_text()) for update, path in evaluation_files(folder).items()})
+    assert list(records[0]) == [0, 5, 10]
+    assert records[0] == records[1]
+
+
+@pytest.mark.slow
+def test_a_failure_in_one_of_two_processes_is_known_to_both(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(TWO_PROCESSES)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, str(script), str(tmp_path / "run"), "tests.environments:ToyNaN-v0", "blocking", "2"]
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=250)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stderr.count("failed, training goes on") == 3
