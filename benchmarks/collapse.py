@@ -22,19 +22,19 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from tql_lightning import TransitionDataset
 from tql_lightning.data.files import write_text_whole
 from tql_lightning.data.sources.npz import load_npz
 from tql_lightning.data.sources.ogbench import load_ogbench
 from tql_lightning.evaluation import evaluate_checkpoint, load_checkpoint
-from tql_lightning.plots import METRICS_FILE, Series, read_metrics
+from tql_lightning.landscape import smoothness
+from tql_lightning.plots import Series, read_metrics
+from tql_lightning.run_folder import METRICS_FILE
 from tql_lightning.tql import TQL
 
 HERE = Path(__file__).parent
 PAIRS = 2_048  # dataset pairs that smoothness is measured at
-STEP = 0.1  # length of the step in action space, whose coordinates lie in [-1, 1]
 TEMPERATURE = "tql_lightning.nn.temperature.AttentionTemperature"
 CONTROLS = {
     "none": ["--model.entropy_control=null"],
@@ -127,41 +127,18 @@ class Run:
             raise RuntimeError(f"{file}: training ended with exit code {code}; its last lines say why")
 
 
-@torch.no_grad()
-def smoothness(model: TQL, dataset: TransitionDataset) -> tuple[float, float]:
-    """How steep and how jagged Q is around the dataset's actions, in units of Q's spread over the dataset.
-
-    With d a random direction of length `STEP` and S the standard deviation of Q(s, a) over the pairs: slope is
-    the mean of |Q(s, a + d) - Q(s, a - d)| / (2 S), roughness the mean of |Q(s, a + d) + Q(s, a - d) - 2 Q(s, a)| / S.
-
-    Args:
-        model: whose critic is measured, mean over its heads.
-        dataset: the pairs are evenly spaced transitions of it.
-
-    Returns:
-        Slope and roughness.
-    """
+def dataset_smoothness(model: TQL, dataset: TransitionDataset) -> tuple[float, float]:
+    """Slope and roughness (see `tql_lightning.landscape.smoothness`) at evenly spaced transitions of a dataset."""
     rows = torch.linspace(0, len(dataset) - 1, min(PAIRS, len(dataset))).long()
-    observations = torch.as_tensor(dataset.observations)[rows]
-    actions = torch.as_tensor(dataset.actions)[rows].clamp(STEP - 1.0, 1.0 - STEP)
-    direction = torch.randn(actions.shape, generator=torch.Generator().manual_seed(0))
-    step = STEP * direction / direction.norm(dim=-1, keepdim=True)
-
-    def q(at: Tensor) -> Tensor:
-        values: Tensor = model.critic(observations, at).values
-        return values.mean(dim=-1)
-
-    here, up, down = q(actions), q(actions + step), q(actions - step)
-    slope = (up - down).abs().mean() / (2.0 * here.std())
-    roughness = (up + down - 2.0 * here).abs().mean() / here.std()
-    return float(slope), float(roughness)
+    observations, actions = torch.as_tensor(dataset.observations)[rows], torch.as_tensor(dataset.actions)[rows]
+    return smoothness(model.critic, observations, actions)
 
 
 def table_row(run: Run) -> str:
     """A finished run's line of the table."""
     series = read_metrics(run.folder / METRICS_FILE)
     model, checkpoint = load_checkpoint(run.checkpoint)
-    slope, roughness = smoothness(model, PROBLEMS[run.problem].load())
+    slope, roughness = dataset_smoothness(model, PROBLEMS[run.problem].load())
     figures = evaluate_checkpoint(run.checkpoint, PROBLEMS[run.problem].episodes, seed=1000, num_envs=10)
     entropies = []
     for name in entropy_names(series):

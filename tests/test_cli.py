@@ -157,15 +157,19 @@ def test_a_run_leaves_configuration_metrics_and_checkpoint(run_folder: Path) -> 
     assert any(name.startswith("tensorboard/events") for name in files)
 
 
-def test_evaluate_prints_a_table_and_writes_the_same_as_json(run_folder: Path) -> None:
+def test_evaluate_prints_a_table_of_several_checkpoints_and_writes_the_same_as_json(run_folder: Path) -> None:
     checkpoint = "run/checkpoints/last.ckpt"
-    finished = run_tql(run_folder, "evaluate", checkpoint, "--episodes", "2", "--json", "figures.json")
+    arguments = ["--episodes", "2", "--json", "figures.json", "--video", "videos", "--video_episodes", "1"]
+    finished = run_tql(run_folder, "evaluate", checkpoint, f"./{checkpoint}", *arguments)
     assert finished.returncode == 0, finished.stderr
-    figures = json.loads((run_folder / "figures.json").read_text())
+    figures, same = json.loads((run_folder / "figures.json").read_text())
+    assert {**figures, "checkpoint": ""} == {**same, "checkpoint": ""}
     assert (figures["env_id"], figures["updates"], figures["episodes"]) == ("Pendulum-v1", 20, 2)
     assert figures["return"] == pytest.approx(sum(figures["returns"]) / 2)
     assert figures["lengths"] == [200.0, 200.0]
-    assert f"{figures['return']:.3f}" in finished.stdout
+    assert finished.stdout.count(f"[{figures['return_low']:.3f}, {figures['return_high']:.3f}]") == 2
+    assert figures["videos"] == ["videos/run_last_episode_0.mp4"]
+    assert (run_folder / figures["videos"][0]).stat().st_size > 1000
 
 
 def test_validate_measures_held_out_losses_and_keeps_the_runs_files(run_folder: Path) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tql_lightning.nn.critic import Critic, CriticOutput, MLPCritic, TransformerCritic
     from tql_lightning.nn.policy import Actor, FlowPolicy
     from tql_lightning.nn.temperature import AttentionTemperature
+    from tql_lightning.policy import Policy
     from tql_lightning.rollout import RolloutResult
     from tql_lightning.tql import TQL
 
@@ -27,6 +28,7 @@ _HOMES = {
     "nn.critic": ("Critic", "CriticOutput", "MLPCritic", "TransformerCritic"),
     "nn.policy": ("Actor", "FlowPolicy"),
     "nn.temperature": ("AttentionTemperature",),
+    "policy": ("Policy",),
     "rollout": ("RolloutResult",),  # the function `rollout` would hide behind the module of its name
     "tql": ("TQL",),
 }
@@ -44,6 +46,7 @@ __all__ = [
     "MLPCritic",
     "Noise",
     "OfflineDataModule",
+    "Policy",
     "RolloutResult",
     "TransformerCritic",
     "TransitionDataset",

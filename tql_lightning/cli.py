@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from tql_lightning.lightning_cli import TQLCLI
 
         sys.argv[1:] = resolve_configs(arguments, TQLCLI.subcommands())
-        return exit_code_of(TQLCLI().trainer)
+        return exit_code_of(TQLCLI(arguments).trainer)
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)
         return 130

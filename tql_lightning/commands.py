@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from json import dumps
 from pathlib import Path
 
 import jsonargparse
 
 from tql_lightning.data_commands import convert_command, inspect_command
-from tql_lightning.extraction import Extraction
+from tql_lightning.evaluate_command import evaluate
+from tql_lightning.sharing_commands import export, report
 
 
 def collect_command(
@@ -46,44 +46,6 @@ def collect_command(
         print(f"mean episode return {collected.mean_return:.1f}, best {collected.best_return:.1f}")
 
 
-def evaluate(
-    checkpoint: str,
-    episodes: int = 50,
-    seed: int = 0,
-    extraction: Extraction | None = None,
-    env: str | None = None,
-    num_envs: int = 10,
-    parallel: bool = False,
-    json: str | None = None,
-) -> None:
-    """Plays evaluation episodes with a checkpoint's policy and prints a table.
-
-    Args:
-        checkpoint: a .ckpt file.
-        episodes: how many to play.
-        seed: of the episodes and their noise.
-        extraction: "fql", "implicit" or "behaviour_flow"; default: the model's own.
-        env: Gymnasium id of the environment; default: the one that the dataset named.
-        num_envs: environments that play at once; no influence on the result.
-        parallel: a process for each environment, for slow environments.
-        json: file to write the figures to as well.
-    """
-    from tql_lightning.data.files import require_writable, write_text_whole
-    from tql_lightning.evaluation import evaluate_checkpoint
-
-    if json:
-        require_writable(Path(json))
-    figures = evaluate_checkpoint(checkpoint, episodes, seed, extraction, env, num_envs, parallel)
-    print(f"{figures['checkpoint']} after {figures['updates']:,} updates, {figures['env_id']}, {episodes} episodes")
-    print(f"{'':14}{'mean':>12}{'stderr':>12}")
-    for name in ("return", "success_rate", "length"):
-        if name in figures:
-            print(f"{name:14}{figures[name]:12.3f}{figures[f'{name}_stderr']:12.3f}")
-    if json:
-        write_text_whole(Path(json), dumps(figures, indent=2) + "\n")
-        print(f"wrote {json}")
-
-
 def quickstart(seeds: list[int] | None = None, output: str = "runs/quickstart", parallel: int | None = None) -> None:
     """Learns to swing up a pendulum from bad data: dataset, training, evaluation, table.
 
@@ -103,7 +65,9 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
     "collect": collect_command,
     "data": {"inspect": inspect_command, "convert": convert_command},
     "evaluate": evaluate,
+    "export": export,
     "quickstart": quickstart,
+    "report": report,
 }
 
 
@@ -121,6 +85,9 @@ def command_parser(name: str, command: Command | dict[str, Command], whole: bool
         parser.add_function_arguments(command, as_positional=True)
     elif whole:
         add_group(parser, name, command)
+    for action in parser._actions:
+        if not action.option_strings and getattr(action, "_typehint", None) == list[str]:  # given one after the other
+            action.nargs, action._typehint = "+", str  # type: ignore[attr-defined]
     return parser
 
 

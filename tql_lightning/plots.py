@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tql_lightning.run_folder import METRICS_FILE
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -14,7 +16,6 @@ if TYPE_CHECKING:
 Series = dict[str, tuple[list[int], list[float]]]
 
 LOSSES = ("td_loss", "entropy_loss", "temperature_loss", "behaviour_flow_loss", "distillation_loss", "q_loss")
-METRICS_FILE = "metrics.csv"
 
 
 def read_metrics(path: Path) -> Series:

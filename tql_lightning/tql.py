@@ -294,11 +294,7 @@ class TQL(UpdateLoop):
 
     def implicit_actions(self, observations: Tensor, noise: Tensor) -> Tensor:
         """Of S behaviour actions the one with the highest smallest-head Q: (B, n_s), (B, S, n_a) -> (B, n_a)."""
-        repeated = observations.unsqueeze(1).expand(-1, noise.shape[1], -1)
-        candidates = self.policy.flow_actions(repeated, noise)
-        values = self.critic(repeated.flatten(0, 1), candidates.flatten(0, 1)).values.amin(dim=-1)
-        best = values.view(noise.shape[:2]).argmax(dim=-1)
-        return candidates[torch.arange(len(best), device=best.device), best]
+        return self.policy.best_flow_actions(self.critic, observations, noise)
 
     def forward(self, observations: Tensor, noise: Tensor) -> Tensor:
         """Acts with the model's own extraction; see `actor` for the shape of the noise."""

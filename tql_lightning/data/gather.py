@@ -74,7 +74,7 @@ def _episodes(make: MakeCollector, keys: Iterator[Key], workers: int) -> Generat
         return
     context = multiprocessing.get_context("spawn")
     with (
-        _one_thread_in_new_processes(),
+        one_thread_in_new_processes(),
         ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(make,)) as pool,
     ):
         try:
@@ -91,7 +91,7 @@ def _episodes(make: MakeCollector, keys: Iterator[Key], workers: int) -> Generat
 
 
 @contextmanager
-def _one_thread_in_new_processes() -> Iterator[None]:
+def one_thread_in_new_processes() -> Iterator[None]:
     """Workers share the cores already: threads within each would only wait for one another."""
     before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
     os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
@@ -111,11 +111,11 @@ _collect_episode: CollectEpisode | None = None
 def _start(make: MakeCollector) -> None:
     global _collect_episode  # noqa: PLW0603  (one environment per worker process)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a worker at once and without a traceback
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     _collect_episode = make()
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """However the collecting process ends, a kill included, its workers do not outlive it."""
     parent = multiprocessing.parent_process()
     if parent is not None:

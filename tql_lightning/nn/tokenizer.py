@@ -43,7 +43,8 @@ class ScalarTokenizer(nn.Module):
             observation_tokens = observation_tokens + self.observation_modality
             action_tokens = action_tokens + self.action_modality
         scalars = torch.cat([observation_tokens, action_tokens], dim=1) + self.position
-        value = self.value_token.expand(len(observations), 1, -1).to(scalars.dtype)
+        batch_size = observations.shape[0]  # len() would fix it in an exported graph
+        value = self.value_token.expand(batch_size, 1, -1).to(scalars.dtype)
         return torch.cat([value, scalars], dim=1)
 
 
