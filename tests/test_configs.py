@@ -150,5 +150,10 @@ def test_a_datasets_name_may_stand_for_its_class_path(tmp_path: Path, monkeypatc
     assert "/task_4/" in named["trainer"]["default_root_dir"]
     default = resolve_configs(["fit", "--data.dataset=cube-single-play-singletask-v0"], [])
     assert default[-2:] == ["--data.dataset.domain=cube-single-play-singletask-v0", "--data.dataset.task=null"]
-    kept = ["fit", "--data.dataset=mine.my_data", f"--data.dataset.path={tmp_path}"]
+    kept = [
+        "fit",
+        '--data.dataset={"class_path": "' + "mine." * 99 + 'my_data"}',
+        "--data.dataset=mine.my_data",
+        f"--data.dataset.path={tmp_path}",
+    ]
     assert resolve_configs(kept, []) == kept

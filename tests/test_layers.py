@@ -104,7 +104,7 @@ def run_python(code: str) -> list[str]:
 def test_importing_the_package_is_fast_and_pulls_in_nothing_heavy() -> None:
     took, *heavy = run_python(
         "import sys, time; start = time.perf_counter(); import tql_lightning; took = time.perf_counter() - start;"
-        "heavy = {'torch', 'lightning', 'gymnasium', 'matplotlib', 'tensorboard', 'ogbench', 'h5py'};"
+        "heavy = {'torch', 'lightning', 'gymnasium', 'matplotlib', 'tensorboard', 'ogbench', 'h5py', 'minari'};"
         "print(took, *sorted(heavy & set(sys.modules)))"
     )
     assert heavy == []

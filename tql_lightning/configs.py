@@ -56,7 +56,7 @@ def resolve_configs(arguments: Sequence[str], with_defaults: Collection[str]) ->
 def _is_dataset(value: str) -> bool:
     try:
         kind_of(value)
-    except DatasetError:
+    except (DatasetError, OSError):  # no dataset; or too long for a path, as a class path with its arguments may be
         return False
     return True
 
