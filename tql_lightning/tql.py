@@ -9,7 +9,8 @@ Deviations from paper and release, and why:
 
 - One AdamW with parameter groups instead of one optimizer per network: the same update, bit for bit, but a
   global step counts once, and distributed training needs no search for unused parameters.
-- The last transformer block computes only what the [VALUE] token needs. Exact; see `nn.transformer`.
+- The last transformer block computes only what the [VALUE] token needs, the first takes its tokens as factors. Exact
+  but for rounding; see `nn.attention`, `nn.scalar_tokens`.
 - Attention entropy is -sum p log_softmax, where the release clips p at 1e-9 inside the logarithm: they
   differ by less than 1e-9 per key.
 - Noise and minibatches come from a counter (`data.counter_random`), not from a generator, so that a run can
