@@ -72,7 +72,13 @@ class EntropyAttention(nn.Module):
             return self._attend_from_value(dense(tokens), with_entropy)
         projected = self.qkv(tokens) if isinstance(tokens, Tensor) else tokens.linear(self.qkv.weight, self.qkv.bias)
         queries, keys, values = self._heads(projected, stacked=3)
-        weights, entropy = _softmax(self._scores(queries, keys), with_entropy)
+        scores = self._scores(queries, keys)
+        if with_entropy:
+            log_weights = scores.log_softmax(dim=-1)
+            weights = log_weights.exp()
+            entropy = -(weights * log_weights).sum(dim=-1)
+        else:
+            weights, entropy = scores.softmax(dim=-1), None
         if self.weight_transform is not None:
             weights = self.weight_transform(weights)
         return self._output(weights.to(values.dtype) @ values, tokens), entropy
@@ -85,17 +91,20 @@ class EntropyAttention(nn.Module):
         """
         size, heads = self.qkv.in_features, self.num_heads
         weight, bias = self.qkv.weight, self.qkv.bias  # once: a reparametrised weight is computed when it is read
+        entropy = None
         if with_entropy or self.key_norm is not None:
             queries, keys = self._heads(linear(tokens, weight[: 2 * size], bias[: 2 * size]), stacked=2)
-            scores = self._scores(queries if with_entropy else queries[:, :, :1], keys)
+            scores = self._scores(queries[:, :, :1], keys)
+            if with_entropy:
+                log_weights = self._scores(queries, keys).log_softmax(dim=-1)
+                entropy = -(log_weights.exp() * log_weights).sum(dim=-1)
         else:
             (queries,) = self._heads(linear(tokens[:, :1], weight[:size], bias[:size]), stacked=1)
             key_weight = rearrange(weight[size : 2 * size], "(h e) i -> h e i", h=heads)
             key_bias = rearrange(bias[size : 2 * size], "(h e) -> h e 1", h=heads)
             products = einsum("bhe,hei->bhi", queries[:, :, 0], key_weight) @ tokens.transpose(-2, -1)
             scores = self._scaled(products.unsqueeze(2) + queries @ key_bias)
-        weights, entropy = _softmax(scores, with_entropy)
-        weights = weights[:, :, :1]
+        weights = scores.softmax(dim=-1)
         if self.weight_transform is not None:
             weights = self.weight_transform(weights)
         value_weight = rearrange(weight[2 * size :], "(h e) i -> h e i", h=heads)
@@ -126,12 +135,3 @@ class EntropyAttention(nn.Module):
             attended = attended * self.gate(dense(tokens)[:, : attended.shape[2]])
         output: Tensor = self.out(rearrange(attended, "b h n e -> b n (h e)"))
         return output
-
-
-def _softmax(scores: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
-    """The softmax over the last dimension and, if wanted, the entropy of every row."""
-    if not with_entropy:
-        return scores.softmax(dim=-1), None
-    log_weights = scores.log_softmax(dim=-1)
-    weights = log_weights.exp()
-    return weights, -(weights * log_weights).sum(dim=-1)
