@@ -23,7 +23,7 @@ ORDER = [
     *("losses", "nn.initialisation", "nn.attention_components", "nn.scalar_tokens", "nn.attention", "nn.temperature"),
     "nn.tokenizer",
     *("nn.feedforward", "nn.transformer", "nn.sigma_reparam", "nn.mlp", "nn.value_loss", "nn.critic", "nn.policy"),
-    *("hyperparameters", "loops", "tql"),
+    *("hyperparameters", "captured", "loops", "tql"),
     *("metrics", "envs", "rollout", "interop", "evaluation", "plots", "loggers"),
     *("quickstart", "commands", "configs", "errors", "lightning_cli", "cli", "__main__"),
 ]
