@@ -141,6 +141,12 @@ def count_flops(function: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
+def clock(options: argparse.Namespace) -> Callable[[], float]:
+    """The clock for what this process alone does: its time on the cores for one thread on a CPU, else the wall's."""
+    alone = torch.device(options.device).type == "cpu" and options.threads == 1
+    return time.process_time if alone else time.perf_counter
+
+
 def synchronize(device: torch.device | str) -> None:
     """Waits for what was started on a device."""
     if torch.device(device).type == "cuda":

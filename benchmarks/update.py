@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.harness import PRECISIONS, Peak, alternate, count_flops, machine, parser, prepare, show
+from benchmarks.harness import PRECISIONS, Peak, alternate, clock, count_flops, machine, parser, prepare, show
 from benchmarks.plain import PlainTQL, separate_qkv
 from tql_lightning.batch import Batch, Noise
 from tql_lightning.nn.attention import EntropyAttention
@@ -152,7 +152,7 @@ def run(options: argparse.Namespace, peak_size: int | None = None) -> dict[str, 
     flops, plain_flops = count_flops(uncompiled.ours), count_flops(uncompiled.plain_update)
     peak = Peak(options.device, options.precision, peak_size)
     variants = {"ours": problem.ours, "plain": problem.plain_update, **peak.variants}
-    comparison = alternate(variants, options.device, options.rounds, options.warmup)
+    comparison = alternate(variants, options.device, options.rounds, options.warmup, clock=clock(options))
     return {
         **comparison.fields("ours"),
         **comparison.fields("plain"),

@@ -9,7 +9,11 @@ from functools import cached_property, partial
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from tql_lightning.batch import Batch, Noise
@@ -46,6 +50,14 @@ class UpdateLoop(LightningModule, ABC):
         self.float32_matmul_precision: MatmulPrecision = float32_matmul_precision
         self._precision_before = torch.get_float32_matmul_precision()
         self._captured: CapturedStep | None = None
+        self._hears_backward = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Leaves out torch's search for parameters where Lightning notes, ten times an update, which hook it is in."""
+        if name == "_current_fx_name":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
 
     @abstractmethod
     def update(self, batch: Batch, noise: Noise, with_metrics: bool = True) -> dict[str, Any]:
@@ -96,6 +108,13 @@ class UpdateLoop(LightningModule, ABC):
 
         return CapturedStep(work, self, optimizer, new_recorder(self.device))
 
+    def backward_pass(self, loss: Tensor) -> None:
+        """Lightning's backward pass; a plain one where that is all it would come to."""
+        if self._hears_backward:
+            self.manual_backward(loss)
+        else:
+            torch.autograd.backward(loss)
+
     def training_losses(
         self, batch: Batch, noise: Noise, target_entropy: Tensor | None, with_metrics: bool = True
     ) -> Losses:
@@ -112,6 +131,12 @@ class UpdateLoop(LightningModule, ABC):
         )
         return compiled
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Lightning's, where the data are not drawn on the device."""
+        if batch[0].rewards.device == device:
+            return batch
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
     def setup(self, stage: str) -> None:
         """Sets how exact float32 matrix products are while a trainer runs."""
         self._precision_before = torch.get_float32_matmul_precision()
@@ -123,12 +148,13 @@ class UpdateLoop(LightningModule, ABC):
         self._captured = None
 
     def on_fit_start(self) -> None:
-        """Refuses to record where that cannot be.
+        """Looks who listens to backward passes, and refuses to record where that cannot be.
 
         Raises:
             ValueError: ``cuda_graphs`` without a CUDA device, with several processes or with float16.
         """
         self._captured = None
+        self._hears_backward = hears_backward(self.trainer, self)
         if not self.cuda_graphs:
             return
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
@@ -215,3 +241,19 @@ class UpdateLoop(LightningModule, ABC):
         factory that is neither a class nor a ``functools.partial`` of one has to be given again on loading.
         """
         checkpoint["hyper_parameters"] = loadable(checkpoint["hyper_parameters"])
+
+
+def hears_backward(trainer: Any, module: LightningModule) -> bool:
+    """Whether anything of Lightning's does or hears something at a backward pass: scaling, processes, profiler, hooks.
+
+    Where nothing does, calling nobody would take as long as a tenth of the smallest critic's update on a GPU.
+    """
+    precision: Any = trainer.precision_plugin
+    if type(trainer.strategy) is not SingleDeviceStrategy or type(trainer.profiler) is not PassThroughProfiler:
+        return True
+    if type(precision) is not Precision and (type(precision) is not MixedPrecision or precision.scaler is not None):
+        return True
+    hooks = ("on_before_backward", "on_after_backward")
+    if any(is_overridden(hook, module, LightningModule) for hook in (*hooks, "backward")):
+        return True
+    return any(is_overridden(hook, callback, Callback) for hook in hooks for callback in trainer.callbacks)

@@ -180,7 +180,7 @@ class TQL(UpdateLoop):
         """What changes parameters in an update: gradient, target critic, optimizer's step; see `losses`."""
         optimizer.zero_grad()
         total, entropy, metrics = self.training_losses(batch, noise, target_entropy, with_metrics)
-        self.manual_backward(total)
+        self.backward_pass(total)
         self._gradient_norms = {} if with_metrics else None
         if self.cuda_graphs:
             self.clip_each_network()
