@@ -146,8 +146,6 @@ def compare(
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Times both; returns the fields that are printed."""
     prepare(options)
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.simplefilter("ignore")
     policy: dict[str, Any] = {} if options.policy_dim is None else {"hidden_dims": (options.policy_dim,) * 4}
     make = partial(
         TQL,
@@ -186,7 +184,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.add_argument("--chunk", type=int, default=10, help="K, updates in a step of the trainer")
     options.add_argument("--trivial-chunks", type=int, default=500, help="timings of the trivial update")
     parsed = options.parse_args(arguments)
-    show(run(parsed), parsed.json)
+    lightning = logging.getLogger("lightning.pytorch")
+    level = lightning.level
+    lightning.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its advice
+        fields = run(parsed)
+    lightning.setLevel(level)
+    show(fields, parsed.json)
 
 
 if __name__ == "__main__":

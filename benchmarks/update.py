@@ -14,7 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.harness import PRECISIONS, Peak, alternate, clock, count_flops, machine, parser, prepare, show
+from benchmarks.harness import (
+    PRECISIONS,
+    Peak,
+    alternate,
+    clock,
+    count_flops,
+    machine,
+    matmul_precision,
+    parser,
+    prepare,
+    show,
+)
 from benchmarks.plain import PlainTQL, separate_qkv
 from tql_lightning.batch import Batch, Noise
 from tql_lightning.nn.attention import EntropyAttention
@@ -144,15 +155,17 @@ def update_parser(description: str | None, **defaults: Any) -> argparse.Argument
 def run(options: argparse.Namespace, peak_size: int | None = None) -> dict[str, Any]:
     """Checks equality and times; returns the fields that are printed."""
     prepare(options)
-    torch.set_float32_matmul_precision("highest")
     problem = Problem(options)
-    largest = problem.check_equal() if options.precision != "bfloat16" else None
-    torch.set_float32_matmul_precision("high" if options.precision == "tf32" else "highest")
+    largest = None
+    if options.precision != "bfloat16":
+        with matmul_precision("float32"):
+            largest = problem.check_equal()
     uncompiled = Problem(argparse.Namespace(**vars(options) | {"compile": False, "implementation": None}))
     flops, plain_flops = count_flops(uncompiled.ours), count_flops(uncompiled.plain_update)
     peak = Peak(options.device, options.precision, peak_size)
     variants = {"ours": problem.ours, "plain": problem.plain_update, **peak.variants}
-    comparison = alternate(variants, options.device, options.rounds, options.warmup, clock=clock(options))
+    with matmul_precision(options.precision):
+        comparison = alternate(variants, options.device, options.rounds, options.warmup, clock=clock(options))
     return {
         **comparison.fields("ours"),
         **comparison.fields("plain"),

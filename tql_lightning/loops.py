@@ -131,12 +131,6 @@ class UpdateLoop(LightningModule, ABC):
         )
         return compiled
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Lightning's, where the data are not drawn on the device."""
-        if batch[0].rewards.device == device:
-            return batch
-        return super().transfer_batch_to_device(batch, device, dataloader_idx)
-
     def setup(self, stage: str) -> None:
         """Sets how exact float32 matrix products are while a trainer runs."""
         self._precision_before = torch.get_float32_matmul_precision()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningDataModule
 
 from tql_lightning.batch import Batch, Noise
@@ -90,6 +91,10 @@ class OfflineDataModule(LightningDataModule):
     def test_dataloader(self) -> Iterable[tuple[Batch, Noise]]:
         """The same held-out transitions as for validation."""
         return self._held_out()
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """The batch as it is: it was drawn on the trainer's device."""
+        return batch
 
     def _held_out(self) -> Iterable[tuple[Batch, Noise]]:
         validation = self.dataset.validation
