@@ -1,36 +1,40 @@
 """Does attention collapse as the critic widens, and does entropy control hold it? Trains, measures, draws, tabulates.
 
     python benchmarks/collapse.py pendulum cube-single --output runs/collapse
+    python benchmarks/collapse.py pendulum --widths 256 --set model.critic_learning_rate=1e-4 model.tau=0.01
 
 Each run is `tql fit` in a process of its own; a run that is complete is not trained again, so the command can be
-stopped and repeated. It writes ``collapse.md`` and one ``collapse_<dataset>.png`` per dataset.
+stopped and repeated, and repeated with more updates where the learning rate is constant. Other settings are another
+run. It writes ``collapse.md`` and one ``collapse_<dataset>.png`` per dataset, of all that its arguments name.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from tql_lightning import TransitionDataset
 from tql_lightning.data.files import write_text_whole
 from tql_lightning.data.sources.npz import load_npz
 from tql_lightning.data.sources.ogbench import load_ogbench
 from tql_lightning.evaluation import evaluate_checkpoint, load_checkpoint
-from tql_lightning.plots import METRICS_FILE, Series, read_metrics
+from tql_lightning.landscape import smoothness
+from tql_lightning.plots import Series, read_metrics
+from tql_lightning.run_folder import METRICS_FILE
 from tql_lightning.tql import TQL
 
 HERE = Path(__file__).parent
 PAIRS = 2_048  # dataset pairs that smoothness is measured at
-STEP = 0.1  # length of the step in action space, whose coordinates lie in [-1, 1]
 TEMPERATURE = "tql_lightning.nn.temperature.AttentionTemperature"
 CONTROLS = {
     "none": ["--model.entropy_control=null"],
@@ -47,7 +51,9 @@ class Problem:
     dataset: str
     batch_size: int
     episodes: int
+    initial_temperature: float
 
+    @cache  # noqa: B019  (a few, for the life of the program)
     def load(self) -> TransitionDataset:
         """The transitions."""
         if self.config == "quickstart":
@@ -56,15 +62,19 @@ class Problem:
 
 
 PROBLEMS = {
-    "pendulum": Problem("quickstart", "datasets/Pendulum-v1.npz", batch_size=256, episodes=20),
-    "cube-single": Problem("ogbench/cube-single", "cube-single-play", batch_size=64, episodes=10),
-    "cube-double": Problem("ogbench/cube-double", "cube-double-play", batch_size=64, episodes=10),
+    "pendulum": Problem("quickstart", "datasets/Pendulum-v1.npz", batch_size=64, episodes=20, initial_temperature=3.0),
+    "cube-single": Problem(
+        "ogbench/cube-single", "cube-single-play", batch_size=32, episodes=10, initial_temperature=1.0
+    ),
+    "cube-double": Problem(
+        "ogbench/cube-double", "cube-double-play", batch_size=32, episodes=10, initial_temperature=1.0
+    ),
 }
 
 
 @dataclass(frozen=True)
 class Run:
-    """One critic: a width, a control and a seed on a dataset."""
+    """One critic: a width, a control and a seed on a dataset, and settings "key=value" beside the benchmark's own."""
 
     problem: str
     width: int
@@ -72,12 +82,15 @@ class Run:
     seed: int
     updates: int
     output: Path
-    options: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
-        """Where it trains."""
-        return self.output / self.problem / f"width_{self.width}_{self.control}_seed_{self.seed}_{self.updates}"
+        """Where it trains; other settings are another place."""
+        name = f"width_{self.width}_{self.control}_seed_{self.seed}"
+        if self.settings:
+            name += f"_{hashlib.sha256(repr(self.settings).encode()).hexdigest()[:8]}"
+        return self.output / self.problem / name
 
     @property
     def checkpoint(self) -> Path:
@@ -85,7 +98,11 @@ class Run:
         return self.folder / "checkpoints" / "last.ckpt"
 
     def train(self) -> None:
-        """Runs `tql fit` unless it already reached its end; what it prints goes to train.log."""
+        """Runs `tql fit` unless it already reached its end; what it prints goes to train.log.
+
+        Raises:
+            RuntimeError: it failed; the message names its log.
+        """
         if self.checkpoint.exists() and load_checkpoint(self.checkpoint)[1]["global_step"] >= self.updates:
             return
         problem = PROBLEMS[self.problem]
@@ -94,50 +111,34 @@ class Run:
         command += [f"--trainer.default_root_dir={self.folder}", f"--seed_everything={self.seed}"]
         command += ["--model.critic=tql_lightning.nn.critic.TransformerCritic"]
         command += [f"--model.critic.init_args.hidden_dim={self.width}", *CONTROLS[self.control]]
+        if self.control != "none":
+            command += [f"--model.entropy_control.init_args.initial={problem.initial_temperature}"]
         command += [f"--data.batch_size={problem.batch_size}"]
-        command += self.options
+        command += [f"--{setting}" for setting in self.settings]
         command += ["--ckpt_path=last"] if self.checkpoint.exists() else []
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "train.log").open("a") as log:
+        file = self.folder / "train.log"
+        with file.open("a") as log:
             environment = os.environ | {"OMP_NUM_THREADS": "1"}
-            subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT, env=environment)
+            code = subprocess.run(
+                command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False
+            ).returncode
+        if code:
+            raise RuntimeError(f"{file}: training ended with exit code {code}; its last lines say why")
 
 
-@torch.no_grad()
-def smoothness(model: TQL, dataset: TransitionDataset) -> tuple[float, float]:
-    """How steep and how jagged Q is around the dataset's actions, in units of Q's spread over the dataset.
-
-    With d a random direction of length `STEP` and S the standard deviation of Q(s, a) over the pairs: slope is
-    the mean of |Q(s, a + d) - Q(s, a - d)| / (2 S), roughness the mean of |Q(s, a + d) + Q(s, a - d) - 2 Q(s, a)| / S.
-
-    Args:
-        model: whose critic is measured, mean over its heads.
-        dataset: the pairs are evenly spaced transitions of it.
-
-    Returns:
-        Slope and roughness.
-    """
+def dataset_smoothness(model: TQL, dataset: TransitionDataset) -> tuple[float, float]:
+    """Slope and roughness (see `tql_lightning.landscape.smoothness`) at evenly spaced transitions of a dataset."""
     rows = torch.linspace(0, len(dataset) - 1, min(PAIRS, len(dataset))).long()
-    observations = torch.as_tensor(dataset.observations)[rows]
-    actions = torch.as_tensor(dataset.actions)[rows].clamp(STEP - 1.0, 1.0 - STEP)
-    direction = torch.randn(actions.shape, generator=torch.Generator().manual_seed(0))
-    step = STEP * direction / direction.norm(dim=-1, keepdim=True)
-
-    def q(at: Tensor) -> Tensor:
-        values: Tensor = model.critic(observations, at).values
-        return values.mean(dim=-1)
-
-    here, up, down = q(actions), q(actions + step), q(actions - step)
-    slope = (up - down).abs().mean() / (2.0 * here.std())
-    roughness = (up + down - 2.0 * here).abs().mean() / here.std()
-    return float(slope), float(roughness)
+    observations, actions = torch.as_tensor(dataset.observations)[rows], torch.as_tensor(dataset.actions)[rows]
+    return smoothness(model.critic, observations, actions)
 
 
 def table_row(run: Run) -> str:
     """A finished run's line of the table."""
     series = read_metrics(run.folder / METRICS_FILE)
-    model, _ = load_checkpoint(run.checkpoint)
-    slope, roughness = smoothness(model, PROBLEMS[run.problem].load())
+    model, checkpoint = load_checkpoint(run.checkpoint)
+    slope, roughness = dataset_smoothness(model, PROBLEMS[run.problem].load())
     figures = evaluate_checkpoint(run.checkpoint, PROBLEMS[run.problem].episodes, seed=1000, num_envs=10)
     entropies = []
     for name in entropy_names(series):
@@ -145,7 +146,7 @@ def table_row(run: Run) -> str:
         target = f"train/target_entropy/{name}"
         entropies.append(f"{entropy:.2f}" + (f" ({entropy - tail(series, target):+.2f})" if target in series else ""))
     q = tail(series, "train/q_mean")
-    cells = [run.problem, run.width, run.control, run.seed, run.updates, *entropies]
+    cells = [run.problem, run.width, run.control, run.seed, checkpoint["global_step"], *entropies]
     cells += [f"{slope:.3f}", f"{roughness:.3f}", f"{q:.1f}"]
     cells += [f"{figures['return']:.1f} +- {figures['return_stderr']:.1f}"]
     return "| " + " | ".join(map(str, cells)) + " |"
@@ -204,12 +205,10 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=3_000)
     parser.add_argument("--parallel", type=int, default=os.cpu_count() or 1, help="runs at once, one thread each")
     parser.add_argument("--output", type=Path, default=Path("runs/collapse"))
-    parser.add_argument(
-        "--options", nargs="*", default=[], help="for every tql fit, in quotes; with an --output of its own"
-    )
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of every tql fit")
     arguments = parser.parse_args()
     runs = [
-        Run(problem, width, control, seed, arguments.updates, arguments.output, tuple(arguments.options))
+        Run(problem, width, control, seed, arguments.updates, arguments.output, tuple(arguments.set))
         for problem in arguments.problems
         for width in arguments.widths
         for seed in arguments.seeds

@@ -1,36 +1,112 @@
-"""Logs the attention entropy of every layer and token group beside its target and temperature."""
+"""Logs the attention entropy of every layer, token group and head, and warns when attention collapses."""
 
 from __future__ import annotations
 
+import math
+import warnings
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from tql_lightning.callbacks.observing import dataset_of, evaluation_mode, fixed_transitions, require_tql
+from tql_lightning.nn.attention_weights import attention_log_weights, head_entropies
 from tql_lightning.nn.temperature import TOKEN_GROUPS
+
+PATIENCE = 3  # times in a row that metrics are logged
 
 
 class AttentionEntropyMonitor(Callback):
-    """Writes entropy, target and temperature per layer and token group to the loggers.
+    """Writes entropy, target and temperature per layer and token group to the loggers, and the entropy of every head.
 
-    Keys: ``train/attention_entropy/layer_0/value``, ``train/target_entropy/...`` and
-    ``train/temperature/...``, for the groups "value" ([VALUE] query) and "others". Without entropy control
-    only the entropies exist; with a critic that has no attention nothing is written.
+    Keys, for the groups "value" ([VALUE] query) and "others": ``train/attention_entropy/layer_0/value``, its share of
+    the largest possible ``train/attention_entropy_share/...``, ``train/target_entropy/...``,
+    ``train/attention_entropy_distance/...`` (entropy minus target), ``train/temperature/...``, all of the last
+    minibatch, and ``train/head_entropy/layer_0/value/head_3`` of a fixed batch of the dataset's transitions. Without
+    entropy control there are no targets and temperatures; with a critic that has no attention nothing is written.
+
+    Args:
+        floor: warn, once a layer, when a group's share of ln n stays under it for three logged updates in a row; 0
+            for never.
+        transitions: in the batch that the heads' entropies are taken over; 0 to leave them out.
+
+    Raises:
+        ValueError: ``floor`` is not between 0 and 1, or ``transitions`` is negative.
     """
+
+    def __init__(self, floor: float = 0.1, transitions: int = 64) -> None:
+        if not 0.0 <= floor < 1.0:
+            raise ValueError(f"AttentionEntropyMonitor.floor: expected between 0 and 1, found {floor}")
+        if transitions < 0:
+            raise ValueError(f"AttentionEntropyMonitor.transitions: expected at least 0, found {transitions}")
+        self.floor = floor
+        self.transitions = transitions
+        self._times_under: dict[int, int] = {}
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Writes at the updates at which the module writes its own metrics."""
-        if not outputs["log_now"]:
+        if not outputs["log_now"] or outputs["attention_entropy"] is None:
             return
-        scalars: dict[str, float] = {}
-        for name in ("attention_entropy", "temperature", "target_entropy"):
-            table = outputs[name]
-            if table is None:
-                continue
-            averaged = trainer.strategy.reduce(table.float(), reduce_op="mean").tolist()
-            for layer, row in enumerate(averaged):
-                for group, value in zip(TOKEN_GROUPS, row, strict=True):
-                    scalars[f"train/{name}/layer_{layer}/{group}"] = value
-        for logger in trainer.loggers if scalars else ():
+        tables: dict[str, list[list[float]]] = {}
+        for name in ("attention_entropy", "target_entropy", "temperature"):
+            if outputs[name] is not None:
+                tables[name] = trainer.strategy.reduce(outputs[name].float(), reduce_op="mean").tolist()
+        entropies, targets = tables["attention_entropy"], tables.get("target_entropy")
+        num_tokens = require_tql(self, pl_module).critic.num_tokens
+        tables["attention_entropy_share"] = [[value / math.log(num_tokens) for value in row] for row in entropies]
+        if targets is not None:
+            tables["attention_entropy_distance"] = [
+                [value - target for value, target in zip(row, target_row, strict=True)]
+                for row, target_row in zip(entropies, targets, strict=True)
+            ]
+        if not trainer.is_global_zero:
+            return
+        self._warn_of_collapse(trainer.global_step, num_tokens, entropies, targets)
+        scalars = {
+            f"train/{name}/layer_{layer}/{group}": value
+            for name, table in tables.items()
+            for layer, row in enumerate(table)
+            for group, value in zip(TOKEN_GROUPS, row, strict=True)
+        }
+        scalars |= self._head_entropies(trainer, pl_module)
+        for logger in trainer.loggers:
             logger.log_metrics(scalars, step=trainer.global_step)
+
+    def _head_entropies(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+        if self.transitions == 0 or not trainer.loggers:
+            return {}
+        model = require_tql(self, pl_module)
+        with evaluation_mode(model.critic):
+            pairs = fixed_transitions(dataset_of(self, trainer), self.transitions, model)
+            tables = [head_entropies(layer).tolist() for layer in attention_log_weights(model.critic, *pairs)]
+        return {
+            f"train/head_entropy/layer_{layer}/{group}/head_{head}": value
+            for layer, table in enumerate(tables)
+            for group, row in zip(TOKEN_GROUPS, table, strict=True)
+            for head, value in enumerate(row)
+        }
+
+    def _warn_of_collapse(
+        self, update: int, num_tokens: int, entropies: list[list[float]], targets: list[list[float]] | None
+    ) -> None:
+        largest = math.log(num_tokens)
+        for layer, row in enumerate(entropies):
+            group = row.index(min(row))
+            under = row[group] < self.floor * largest
+            self._times_under[layer] = self._times_under.get(layer, 0) + 1 if under else 0
+            if self._times_under[layer] != PATIENCE:
+                continue
+            self._times_under[layer] = PATIENCE + 1  # said once; entropy may come back and fall again
+            target = "without a target" if targets is None else f"of target {targets[layer][group]:.2f}"
+            remedy = (
+                "set model.entropy_control to AttentionTemperature"
+                if targets is None
+                else "raise the temperature's learning rate or lower the critic's, or start with a narrower critic"
+            )
+            warnings.warn(
+                f"attention is collapsing in layer {layer}: entropy {row[group]:.2f} {target} "
+                f"({TOKEN_GROUPS[group]} queries; {row[group] / largest:.0%} of ln {num_tokens} = {largest:.2f}) "
+                f"at update {update}. Q may become jagged and the policy worse: {remedy}; see docs/collapse.md",
+                stacklevel=2,
+            )

@@ -22,3 +22,8 @@ def require_multiple(trainer: Trainer, name: str, every_n_updates: int) -> None:
     per_step = getattr(datamodule, "updates_per_step", 1)
     if every_n_updates % per_step:
         raise ValueError(f"{name}: expected a multiple of data.updates_per_step={per_step}, found {every_n_updates}")
+
+
+def is_due(trainer: Trainer, every_n_updates: int) -> bool:
+    """Whether the update just done is a multiple of an interval, or the run's last."""
+    return trainer.global_step % every_n_updates == 0 or 0 <= trainer.max_steps <= trainer.global_step

@@ -2,23 +2,49 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from tql_lightning.background_evaluation import BackgroundEvaluator, EvaluationJob
+from tql_lightning.callbacks.best_checkpoint import BestCheckpoint
+from tql_lightning.callbacks.checkpointing import GracefulInterrupt
 from tql_lightning.callbacks.intervals import require_multiple
-from tql_lightning.envs import check_sizes
+from tql_lightning.callbacks.observing import evaluation_mode, require_tql
+from tql_lightning.envs import EnvError, check_sizes
+from tql_lightning.evaluation import write_evaluation
 from tql_lightning.extraction import Extraction
-from tql_lightning.rollout import RolloutResult, rollout
-from tql_lightning.tql import TQL
+from tql_lightning.rollout import RolloutResult, join_shares, rollout
+from tql_lightning.run_folder import evaluation_file, pending_file, pending_files
+from tql_lightning.watched_rollout import RolloutStoppedError, watch_rollout
+
+MOST_PENDING = 2  # snapshots that wait for their evaluation; training waits rather than pile up more
+WAIT_SECONDS = 0.2
 
 
 class RolloutEvaluation(Callback):
     """Evaluates the policy before the first update, every N updates, and after the last one.
 
     Logs ``eval/return``, ``eval/length``, ``eval/success_rate`` (where the environment reports success) and
-    the standard error of each (``eval/return_stderr``); ``tql test`` logs the same under ``test/``. The
-    episodes and their noise are the same at every evaluation.
+    ``eval/normalized_score`` (where the dataset names reference scores), each with its standard error and bootstrap
+    interval, and writes every evaluation to ``evaluations/`` in the run's folder; ``tql test`` logs the same under
+    ``test/``. The episodes and their noise are the same at every evaluation, and each of several processes plays its
+    share of them.
+
+    An environment that fails, returns NaN, or takes longer than ``timeout`` for a step ends that evaluation with a
+    warning; training goes on, and ``eval/failures`` counts them. A signal (see `GracefulInterrupt`) ends an evaluation
+    at its next step; a continued run plays it again.
+
+    With ``background`` a process of its own plays with a snapshot while training goes on, on one CPU thread and
+    at low priority. Its results are logged at the update they belong to, at the next time that metrics are
+    logged; training waits for them at its end, also after a signal, and where two are unfinished already. What is still
+    to be played when a run is killed is played when it is continued. Which weights are the best is known late, so
+    use `BestCheckpoint`, which keeps those that were evaluated.
 
     Args:
         episodes: episodes of an evaluation.
@@ -28,6 +54,8 @@ class RolloutEvaluation(Callback):
         parallel: a process for each environment, for slow environments.
         env_id: Gymnasium id; null for the environment that the dataset names.
         extraction: how actions are chosen; null for the model's own setting.
+        background: play in another process while training goes on.
+        timeout: seconds that a step of the environments may take, or making them, before they count as hung.
 
     Raises:
         ValueError: an argument is out of its range, no environment is known, or its sizes are not the model's.
@@ -42,10 +70,14 @@ class RolloutEvaluation(Callback):
         parallel: bool = False,
         env_id: str | None = None,
         extraction: Extraction | None = None,
+        background: bool = False,
+        timeout: float = 300.0,
     ) -> None:
         for name, value in (("episodes", episodes), ("every_n_updates", every_n_updates), ("num_envs", num_envs)):
             if value < 1:
                 raise ValueError(f"RolloutEvaluation.{name}: expected at least 1, found {value}")
+        if timeout <= 0:
+            raise ValueError(f"RolloutEvaluation.timeout: expected above 0, found {timeout}")
         self.episodes = episodes
         self.every_n_updates = every_n_updates
         self.seed = seed
@@ -53,12 +85,20 @@ class RolloutEvaluation(Callback):
         self.parallel = parallel
         self.env_id = env_id
         self.extraction: Extraction | None = extraction
+        self.background = background
+        self.timeout = timeout
         self.result: RolloutResult | None = None
+        self.failures = 0
+        self._reference_scores: tuple[float, float] | None = None
+        self._evaluator: BackgroundEvaluator | None = None
+
+    # ------------------------------------------------------------------ when
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Checks interval and environment before any training."""
+        """Checks interval, environment and checkpoints before any training."""
         if stage == "fit":
             require_multiple(trainer, "RolloutEvaluation.every_n_updates", self.every_n_updates)
+            self._check_checkpoints(trainer)
         datamodule: Any = getattr(trainer, "datamodule", None)
         self.env_id = self.env_id or getattr(datamodule, "env_id", None)
         if self.env_id is None:
@@ -66,59 +106,188 @@ class RolloutEvaluation(Callback):
                 "RolloutEvaluation.env_id: the dataset names no environment; give its Gymnasium id, or leave "
                 "this callback out"
             )
+        self._reference_scores = getattr(getattr(datamodule, "dataset", None), "reference_scores", None)
         if trainer.is_global_zero:
-            check_sizes(self.env_id, _tql(pl_module).observation_dim, _tql(pl_module).action_dim)
+            model = require_tql(self, pl_module)
+            check_sizes(self.env_id, model.observation_dim, model.env_action_dim)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Evaluates the policy as it was initialised, not when a run is resumed."""
-        if trainer.global_step == 0:
-            self._evaluate(trainer, pl_module, "eval")
+        """Evaluates the policy as it was initialised; of a continued run, what its first part left out."""
+        folder, update = Path(trainer.default_root_dir), trainer.global_step
+        left_out = update == 0 or (update % self.every_n_updates == 0 and not evaluation_file(folder, update).exists())
+        pending = pending_files(folder) if update > 0 and self.background and trainer.is_global_zero else {}
+        for before, path in pending.items():
+            if before <= update:
+                self._submit(before, path)
+        if trainer.strategy.broadcast(left_out and update not in pending):
+            self._evaluate(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Evaluates at multiples of ``every_n_updates`` and after the run's last update."""
         last = 0 <= trainer.max_steps <= trainer.global_step
-        if trainer.global_step % self.every_n_updates and not last:
-            return
-        for name, value in self._evaluate(trainer, pl_module, "eval").items():
-            pl_module.log(name, value, logger=False, on_step=True, on_epoch=False, rank_zero_only=False)
+        if trainer.global_step % self.every_n_updates == 0 or last:
+            self._evaluate(trainer, pl_module)
+        elif outputs["log_now"]:
+            self._log_finished(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Waits for what is still being played in the background; checkpoints have been written by now."""
+        waiting = [] if self._evaluator is None else self._evaluator.pending
+        if waiting:
+            updates = ", ".join(str(job.update) for job in waiting)
+            print(f"\nWaiting for evaluations of updates {updates} (Ctrl-C: leave them)", file=sys.stderr)
+        self._log_finished(trainer, until_pending=0)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Waits also where training failed, with one process; after a second Ctrl-C not."""
+        if trainer.world_size == 1 and not isinstance(exception, KeyboardInterrupt):
+            self._log_finished(trainer, until_pending=0)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Ends the process in the background."""
+        if self._evaluator is not None:
+            self._evaluator.close()
+            self._evaluator = None
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Evaluates for ``tql test``."""
-        for name, value in self._evaluate(trainer, pl_module, "test", to_loggers=False).items():
-            pl_module.log(name, value)
+        """Evaluates for ``tql test``; an environment that fails is an error there."""
+        result = self._play(trainer, pl_module)
+        if isinstance(result, str):
+            raise EnvError(result)
+        if result is not None:
+            for name, value in result.summary(self._reference_scores).items():
+                pl_module.log(f"test/{name}", value)
 
-    def _evaluate(
-        self, trainer: Trainer, pl_module: LightningModule, prefix: str, to_loggers: bool = True
-    ) -> dict[str, float]:
-        """Summary by logged key, the same on every process; the first process plays."""
-        scalars: dict[str, float] = {}
+    def state_dict(self) -> dict[str, Any]:
+        """How many evaluations have failed."""
+        return {"failures": self.failures}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Counts on."""
+        self.failures = state_dict["failures"]
+
+    # ------------------------------------------------------------------ what
+
+    def _evaluate(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.background:
+            result = self._play(trainer, pl_module)
+            if result is not None:
+                self._log(trainer, trainer.global_step, result, None)
+            return
+        if _interrupted(trainer):
+            return
+        snapshot = pending_file(Path(trainer.default_root_dir), trainer.global_step)
+        trainer.save_checkpoint(snapshot, weights_only=not _best_checkpoints(trainer))
         if trainer.is_global_zero:
-            model = _tql(pl_module)
-            modes = {module: module.training for module in model.modules()}
-            model.eval()
+            self._submit(trainer.global_step, snapshot)
+        self._log_finished(trainer, until_pending=MOST_PENDING)
+
+    def _play(self, trainer: Trainer, pl_module: LightningModule) -> RolloutResult | str | None:
+        """Plays now, each process its share: the result, why there is none, or None if a signal ended it."""
+        model = require_tql(self, pl_module)
+        play = partial(
+            rollout,
+            model.actor(self.extraction),
+            str(self.env_id),
+            self.episodes,
+            self.seed,
+            self.num_envs,
+            self.parallel,
+            model.device,
+            next(model.parameters()).dtype,
+            (trainer.global_rank, trainer.world_size),
+        )
+        own: RolloutResult | str | None
+        with evaluation_mode(model):
             try:
-                self.result = rollout(
-                    model.actor(self.extraction),
-                    str(self.env_id),
-                    self.episodes,
-                    self.seed,
-                    self.num_envs,
-                    self.parallel,
-                    model.device,
-                    next(model.parameters()).dtype,
+                own = watch_rollout(play, self.timeout, partial(_interrupted, trainer))
+            except RolloutStoppedError:
+                own = None
+            except EnvError as error:
+                own = str(error)
+        everyones = [
+            trainer.strategy.broadcast(own if trainer.global_rank == process else None, src=process)
+            for process in range(trainer.world_size)
+        ]
+        errors = [one for one in everyones if isinstance(one, str)]
+        shares = [one for one in everyones if isinstance(one, RolloutResult)]
+        if errors:
+            return errors[0]
+        return join_shares(shares) if len(shares) == len(everyones) else None
+
+    def _submit(self, update: int, snapshot: Path) -> None:
+        self._evaluator = self._evaluator or BackgroundEvaluator(self.timeout)
+        self._evaluator.submit(
+            EvaluationJob(
+                update,
+                str(snapshot),
+                str(self.env_id),
+                self.episodes,
+                self.seed,
+                self.num_envs,
+                self.parallel,
+                self.extraction,
+            )
+        )
+
+    def _log_finished(self, trainer: Trainer, until_pending: int | None = None) -> None:
+        """Logs what has finished in the background; waits until at most so many are unfinished, None: not at all."""
+        if not self.background:
+            return
+        outcomes = []
+        known = _interrupted(trainer)  # before waiting; another signal ends that
+        while self._evaluator is not None and self._evaluator.pending:
+            wait = until_pending is not None and len(self._evaluator.pending) > until_pending
+            outcome = self._evaluator.next_outcome(WAIT_SECONDS if wait else 0.0)
+            if outcome is not None:
+                outcomes.append((outcome.job, outcome.result or str(outcome.error)))
+            elif not wait or _interrupted(trainer) != known:
+                break
+        if trainer.world_size > 1:
+            outcomes = trainer.strategy.broadcast(outcomes)
+        for job, result in outcomes:
+            self._log(trainer, job.update, result, Path(job.snapshot))
+            if trainer.is_global_zero:
+                Path(job.snapshot).unlink(missing_ok=True)
+
+    def _log(self, trainer: Trainer, update: int, result: RolloutResult | str, snapshot: Path | None) -> None:
+        """Writes a result, or why there is none, at the update it belongs to; called on every process."""
+        if isinstance(result, str):
+            self.failures += 1
+            if trainer.is_global_zero:
+                warnings.warn(f"evaluation at update {update} failed, training goes on: {result}", stacklevel=2)
+            scalars = {}
+        else:
+            self.result = result
+            summary = result.summary(self._reference_scores)
+            scalars = {f"eval/{name}": value for name, value in summary.items()}
+            if trainer.is_global_zero:
+                folder = Path(trainer.default_root_dir)
+                write_evaluation(folder, update, str(self.env_id), self.seed, result, summary)
+        logged = scalars | {"eval/failures": float(self.failures)}
+        for logger in trainer.loggers if trainer.is_global_zero else ():
+            logger.log_metrics(logged, step=update)
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in logged.items()})
+        for checkpoint in _best_checkpoints(trainer) if scalars and update > 0 else ():
+            checkpoint.consider(trainer, update, scalars, snapshot)
+
+    def _check_checkpoints(self, trainer: Trainer) -> None:
+        for callback in trainer.checkpoint_callbacks if self.background else ():
+            monitor = getattr(callback, "monitor", None) or ""
+            if monitor.startswith("eval/") and not isinstance(callback, BestCheckpoint):
+                raise ValueError(
+                    f"RolloutEvaluation.background: {type(callback).__name__} with monitor {monitor} would keep the "
+                    "weights at hand when a result arrives, not those that were evaluated; use "
+                    "tql_lightning.callbacks.best_checkpoint.BestCheckpoint"
                 )
-            finally:
-                for module, training in modes.items():
-                    module.training = training
-            scalars = {f"{prefix}/{name}": value for name, value in self.result.summary().items()}
-            for logger in trainer.loggers if to_loggers else ():
-                logger.log_metrics(scalars, step=trainer.global_step)
-        return dict(trainer.strategy.broadcast(scalars))
 
 
-def _tql(pl_module: LightningModule) -> TQL:
-    if not isinstance(pl_module, TQL):
-        raise ValueError(f"RolloutEvaluation: expected a TQL model, found {type(pl_module).__name__}")
-    return pl_module
+def _best_checkpoints(trainer: Trainer) -> list[BestCheckpoint]:
+    return [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, BestCheckpoint)]
+
+
+def _interrupted(trainer: Trainer) -> bool:
+    callbacks: list[Any] = getattr(trainer, "callbacks", [])
+    return any(isinstance(callback, GracefulInterrupt) and callback.received is not None for callback in callbacks)

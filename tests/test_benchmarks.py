@@ -11,35 +11,12 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from torch import Tensor
 
-from benchmarks import memory, trainer, update
-from benchmarks.collapse import STEP, smoothness, tail
+from benchmarks import data, memory, trainer, update
+from benchmarks.collapse import tail
 from benchmarks.harness import Peak, alternate, count_flops
-from tests.toy import toy_dataset, toy_model
+from tests.toy import toy_model
 from tql_lightning.data.datamodule import OfflineDataModule
-from tql_lightning.nn.critic import Critic, CriticOutput
-
-
-class Parabola(Critic):
-    """Q(s, a) = s_0 + 3 a^2 for actions of one dimension."""
-
-    def __init__(self, observation_dim: int, action_dim: int) -> None:
-        super().__init__()
-        self.curvature = torch.nn.Parameter(torch.tensor(3.0))
-
-    def forward(self, observations: Tensor, actions: Tensor, *, with_entropy: bool = False) -> CriticOutput:
-        return CriticOutput(observations[:, :1] + self.curvature * actions.square(), None)
-
-
-def test_roughness_is_the_second_difference_over_the_spread_of_q() -> None:
-    dataset, model = toy_dataset(), toy_model(critic=Parabola)
-    observations, actions = torch.as_tensor(dataset.observations), torch.as_tensor(dataset.actions)
-    actions = actions.clamp(STEP - 1, 1 - STEP)
-    spread = (observations[:, :1] + 3 * actions.square()).std().item()
-    slope, roughness = smoothness(model, dataset)
-    assert roughness == pytest.approx(6 * STEP**2 / spread, rel=1e-3)
-    assert slope == pytest.approx(6 * actions.abs().mean().item() * STEP / spread, rel=1e-3)
 
 
 def test_the_tail_is_the_mean_of_the_last_tenth() -> None:
@@ -133,9 +110,9 @@ def test_lightnings_cost_is_told(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_bare_loop_makes_the_trainers_updates(tmp_path: Path) -> None:
-    data = trainer.random_dataset(3, 1)
+    dataset = trainer.random_dataset(3, 1)
     twin, model = toy_model(), toy_model()
-    against = trainer.AgainstBareLoop(twin, data, batch=8, chunk=2, warmup=0, clock=time.perf_counter)
+    against = trainer.AgainstBareLoop(twin, dataset, batch=8, chunk=2, warmup=0, clock=time.perf_counter)
     loop = Trainer(
         max_steps=6,
         max_epochs=-1,
@@ -147,7 +124,7 @@ def test_the_bare_loop_makes_the_trainers_updates(tmp_path: Path) -> None:
         enable_model_summary=False,
         default_root_dir=tmp_path,
     )
-    loop.fit(model, datamodule=OfflineDataModule(data, batch_size=8, updates_per_step=2))
+    loop.fit(model, datamodule=OfflineDataModule(dataset, batch_size=8, updates_per_step=2))
     assert against.updates == 6
     assert all(torch.equal(one, other) for one, other in zip(twin.parameters(), model.parameters(), strict=True))
 
@@ -166,3 +143,32 @@ def test_the_peak_is_the_most_that_is_held_at_a_time() -> None:
             first + 1.0
 
     assert memory.peak_bytes(work, torch.device("cpu")) == pytest.approx(3 * 2**20, rel=0.4)
+
+
+def data_options(**changes: Any) -> argparse.Namespace:
+    options = {"transitions": 2000, "device": "cpu", "updates_per_step": 2, "storage": "auto", "n_step": 2}
+    return argparse.Namespace(**options | {"action_chunk": 2, "rounds": 1, "warmup": 1} | changes)
+
+
+def test_every_source_is_compared_with_a_plain_dataloader_and_an_update(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"BATCH": 64, "CHUNKS": 2, "HIDDEN": 32}.items():
+        monkeypatch.setattr(data, name, value)
+    result = data.compare(data_options(), tmp_path)
+    for name in ("memory", "mapped", "n_step", "action_chunk"):
+        assert result[f"{name}_times_dataloader"] > 2.0
+        assert 0.0 < result[f"{name}_and_noise_share_of_update"] < 0.2  # of an update far smaller than the real one
+    assert result["dataloader_times_dataloader"] == 1.0
+
+
+@pytest.mark.slow
+def test_files_larger_than_the_memory_that_may_be_allocated_are_sampled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "FILE_GIGABYTES", 1.5)
+    result = data.larger_than_memory(0.6, tmp_path, 10)
+    assert 1.4 < result["file_gb"] < 1.6
+    assert max(result["cached_anonymous_mb"], result["uncached_anonymous_mb"]) < 600
+    assert result["cached_peak_resident_mb"] < 1000
+    assert "Unable to allocate" in result["read_into_memory"]

@@ -14,7 +14,7 @@ import torch
 
 from tests.command_line import TINY, TQL_COMMAND, run_tql
 from tql_lightning.cli import main
-from tql_lightning.evaluation import load_checkpoint
+from tql_lightning.evaluation import evaluate_checkpoint, load_checkpoint
 from tql_lightning.nn.value_loss import HLGauss
 
 PENDULUM = ("--config", "tiny.yaml", "--data.dataset=tql_lightning.data.sources.npz.load_npz")
@@ -53,6 +53,9 @@ MISTAKES = {
     "wrong type": (["fit", TOY, "--trainer.max_steps=many"], ["trainer.max_steps", "int", "many"]),
     "wrong choice": (["fit", TOY, "--model.extraction=fqll"], ["model.extraction", "'implicit'", "fqll"]),
     "out of range": (["fit", TOY, "--model.discount=2"], ["model.discount", "between 0 and 1", "2.0"]),
+    "chunk of no action": (["fit", TOY, "--data.action_chunk=0"], ["data.action_chunk", "at least 1", "0"]),
+    "discount set twice": (["fit", TOY, "--data.discount=0.9"], ["data.discount"]),
+    "unknown storage": (["fit", TOY, "--data.storage=gpu"], ["data.storage", "'trainer'", "gpu"]),
     "unknown module": (["fit", TOY, "--model.critic=nowhere.Critic"], ["model.critic", "No module named 'nowhere'"]),
     "unknown class": (["fit", TOY, "--model.critic=tql_lightning.TQQ"], ["model.critic", "TQQ"]),
     "unknown argument of a class": (["fit", TOY, "--model.critic.hiden_dim=3"], ["'hiden_dim' is not accepted"]),
@@ -107,6 +110,17 @@ def test_a_mistake_in_a_new_process_prints_no_traceback(tmp_path: Path) -> None:
     assert "Traceback" not in finished.stderr
 
 
+def test_n_step_returns_and_action_chunks_train_and_act_from_one_setting_each(run_folder: Path) -> None:
+    settings = ["--data.n_step=2", "--data.action_chunk=4", "--model.discount=0.9", "--trainer.default_root_dir=chunks"]
+    trained = run_tql(run_folder, "fit", *PENDULUM, *settings, "--trainer.max_steps=10")
+    assert trained.returncode == 0, trained.stderr
+    checkpoint = run_folder / "chunks" / "checkpoints" / "last.ckpt"
+    model, _ = load_checkpoint(checkpoint)
+    assert (model.action_dim, model.env_action_dim, model.action_chunk, model.discount) == (4, 1, 4, 0.9)
+    figures = evaluate_checkpoint(checkpoint, episodes=2, seed=0)
+    assert figures["lengths"] == [200.0, 200.0]
+
+
 @pytest.mark.usefixtures("in_temporary_folder")
 def test_the_traceback_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TQL_TRACEBACK", "1")
@@ -143,15 +157,19 @@ def test_a_run_leaves_configuration_metrics_and_checkpoint(run_folder: Path) -> 
     assert any(name.startswith("tensorboard/events") for name in files)
 
 
-def test_evaluate_prints_a_table_and_writes_the_same_as_json(run_folder: Path) -> None:
+def test_evaluate_prints_a_table_of_several_checkpoints_and_writes_the_same_as_json(run_folder: Path) -> None:
     checkpoint = "run/checkpoints/last.ckpt"
-    finished = run_tql(run_folder, "evaluate", checkpoint, "--episodes", "2", "--json", "figures.json")
+    arguments = ["--episodes", "2", "--json", "figures.json", "--video", "videos", "--video_episodes", "1"]
+    finished = run_tql(run_folder, "evaluate", checkpoint, f"./{checkpoint}", *arguments)
     assert finished.returncode == 0, finished.stderr
-    figures = json.loads((run_folder / "figures.json").read_text())
+    figures, same = json.loads((run_folder / "figures.json").read_text())
+    assert {**figures, "checkpoint": ""} == {**same, "checkpoint": ""}
     assert (figures["env_id"], figures["updates"], figures["episodes"]) == ("Pendulum-v1", 20, 2)
     assert figures["return"] == pytest.approx(sum(figures["returns"]) / 2)
     assert figures["lengths"] == [200.0, 200.0]
-    assert f"{figures['return']:.3f}" in finished.stdout
+    assert finished.stdout.count(f"[{figures['return_low']:.3f}, {figures['return_high']:.3f}]") == 2
+    assert figures["videos"] == ["videos/run_last_episode_0.mp4"]
+    assert (run_folder / figures["videos"][0]).stat().st_size > 1000
 
 
 def test_validate_measures_held_out_losses_and_keeps_the_runs_files(run_folder: Path) -> None:

@@ -269,6 +269,7 @@ def test_learning_rates_equal_the_release(case: Case) -> None:
             release = case.core[f"lr/{group}"][update]
             assert rates[group] == pytest.approx(release, rel=1e-5), f"{group} at update {update}"
             assert rates.get(f"{group}_no_decay", rates[group]) == rates[group]
+        assert rates.get("temperature", rates["critic"]) == rates["critic"]
     for group, peak in (("critic", case.model.critic_learning_rate), ("actor", case.model.actor_learning_rate)):
         ours = [peak * case.model.learning_rate_factor(u) for u in range(len(case.core[f"lr/{group}"]))]
         np.testing.assert_allclose(ours, case.core[f"lr/{group}"], rtol=1e-5)

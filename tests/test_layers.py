@@ -16,16 +16,22 @@ PACKAGE = "tql_lightning"
 
 # A file imports only from files above it. `callbacks` stands apart: it observes, and nothing imports it.
 ORDER = [
-    *("batch", "extraction"),
-    *("data.files", "data.transitions", "data.sources.npz", "data.sources.ogbench"),
-    *("data.counter_random", "data.sampler", "data.datamodule"),
-    *("data.behaviours", "data.gather", "data.collect_ogbench", "data.collect"),
-    *("losses", "nn.initialisation", "nn.attention_components", "nn.scalar_tokens", "nn.attention", "nn.temperature"),
-    "nn.tokenizer",
+    *("batch", "extraction", "run_folder"),
+    *("data.files", "provenance", "data.mapped", "data.checks", "data.flatten", "data.transitions", "data.environment"),
+    *("data.sources.schema", "data.sources.npz", "data.sources.npy_folder", "data.sources.ogbench"),
+    *("data.sources.d4rl_scores", "data.sources.d4rl", "data.sources.minari", "data.named", "data.summary"),
+    *("data.storage", "data.windows", "data.counter_random", "data.sampler", "data.datamodule"),
+    *("data.behaviours", "data.partial", "data.gather", "data.pointmaze", "data.collect_ogbench", "data.collect"),
+    *("losses", "nn.initialisation", "nn.attention_components", "nn.scalar_tokens", "nn.attention"),
+    *("nn.attention_weights", "nn.temperature", "nn.tokenizer"),
     *("nn.feedforward", "nn.transformer", "nn.sigma_reparam", "nn.mlp", "nn.value_loss", "nn.critic", "nn.policy"),
-    *("hyperparameters", "captured", "loops", "tql"),
-    *("metrics", "envs", "rollout", "interop", "evaluation", "plots", "loggers"),
-    *("quickstart", "commands", "configs", "errors", "lightning_cli", "cli", "__main__"),
+    *("policy", "hyperparameters", "captured", "loops", "tql", "landscape"),
+    *("metrics", "envs", "rollout", "watched_rollout", "videos", "interop", "evaluation", "background_evaluation"),
+    *("plots", "pictures", "media", "loggers"),
+    *("observations", "export", "statistics"),
+    *("report.runs", "report.methods", "report.charts", "report.media", "report.page"),
+    *("quickstart", "data_commands", "evaluate_command", "sharing_commands", "commands"),
+    *("configs", "errors", "lightning_cli", "cli", "__main__"),
 ]
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from tests import environments  # noqa: F401  (registers)
 from tql_lightning.envs import EnvError, make_env
 from tql_lightning.nn.policy import Actor, FlowPolicy
-from tql_lightning.rollout import RolloutResult, reset_seeds, rollout, step_noise
+from tql_lightning.rollout import ROWS, RolloutResult, episode_noise, join_shares, reset_seeds, rollout
 
 COUNTDOWN = "tests.environments:Countdown-v0"
 
@@ -55,7 +55,7 @@ def test_returns_equal_a_plain_loop() -> None:
         observation, _ = env.reset(seed=reset_seed)
         total, step, done = 0.0, 0, False
         while not done:
-            noise = step_noise(seed, np.full(episodes, step), (1,))[episode : episode + 1]
+            noise = episode_noise(seed, episode, range(step, step + 1), (1,))
             with torch.inference_mode():
                 action = actor.act(torch.as_tensor(observation)[None], noise)[0].numpy()
             observation, reward, terminated, truncated, _ = env.step(action)
@@ -83,20 +83,49 @@ def test_the_policy_sees_each_observation_in_the_row_of_its_episode() -> None:
         seen.append(observations.clone())
         return torch.zeros(len(observations), 1)
 
-    result = rollout(Actor((1,), watch), COUNTDOWN, 5, seed=0, num_envs=2)
+    result = rollout(Actor((1,), watch), COUNTDOWN, 40, seed=0, num_envs=20)
+    lengths = [set(result.lengths[row::ROWS]) for row in range(ROWS)]
     for observations in seen:
-        assert observations.shape == (5, 2)
-        playing = observations[:, 1] > 0
-        np.testing.assert_array_equal(observations[playing, 1].numpy(), result.lengths[playing.numpy()])
+        assert observations.shape == (ROWS, 2)
+        for row in np.flatnonzero(observations[:, 1]):
+            assert float(observations[row, 1]) in lengths[row]
+    assert sum(int((observations[:, 1] > 0).sum()) for observations in seen) == result.lengths.sum()
 
 
 def test_noise_depends_on_seed_episode_and_step_alone() -> None:
-    steps = np.array([4.0, 0.0, 4.0])
-    noise = step_noise(1, steps, (2, 3))
-    assert noise.shape == (3, 2, 3)
-    torch.testing.assert_close(step_noise(1, np.array([9.0, 0.0, 4.0]), (2, 3))[1:], noise[1:])
-    assert not torch.equal(noise[0], noise[2])
-    assert not torch.equal(step_noise(2, steps, (2, 3)), noise)
+    noise = episode_noise(1, 3, range(10), (2, 3))
+    assert noise.shape == (10, 2, 3)
+    assert torch.equal(episode_noise(1, 3, range(4, 6), (2, 3)), noise[4:6])
+    assert not torch.equal(noise[0], noise[1])
+    assert not torch.equal(episode_noise(1, 4, range(10), (2, 3)), noise)
+    assert not torch.equal(episode_noise(2, 3, range(10), (2, 3)), noise)
+
+
+def test_the_noise_of_each_step_is_that_of_its_episode_whatever_the_number_of_environments() -> None:
+    drawn: dict[tuple[float, float], Tensor] = {}
+
+    def watch(observations: Tensor, noise: Tensor) -> Tensor:
+        for observation, own in zip(observations, noise, strict=True):
+            if observation[1] > 0:
+                assert torch.equal(drawn.setdefault(tuple(observation.tolist()), own.clone()), own)  # type: ignore[arg-type]
+        return torch.zeros(len(observations), 1)
+
+    for num_envs in (1, 3):
+        drawn_by = len(drawn)
+        rollout(Actor((2,), watch), COUNTDOWN, 1, seed=3, num_envs=num_envs)
+        assert drawn_by in (0, len(drawn))
+
+
+def test_several_processes_play_what_one_would() -> None:
+    whole = rollout(flow_actor(), "Pendulum-v1", 5, seed=5)
+    shares = [rollout(flow_actor(), "Pendulum-v1", 5, seed=5, share=(process, 2)) for process in range(2)]
+    assert [len(share.returns) for share in shares] == [3, 2]
+    assert_same(join_shares(shares), whole)
+    spare = rollout(flow_actor(), "Pendulum-v1", 1, seed=5, share=(1, 2))
+    assert_same(
+        join_shares([rollout(flow_actor(), "Pendulum-v1", 1, seed=5, share=(0, 2)), spare]),
+        rollout(flow_actor(), "Pendulum-v1", 1, seed=5),
+    )
 
 
 def test_random_states_are_left_as_found() -> None:
@@ -126,4 +155,40 @@ def test_the_summary_has_standard_errors() -> None:
     assert summary["return"] == 2.0
     assert summary["return_stderr"] == pytest.approx(1.0)
     assert summary["success_rate"] == 0.5
-    assert summary["length_stderr"] == 0.0
+    assert summary["length_stderr"] == summary["length_low"] - 5.0 == 0.0
+    assert 1.0 <= summary["return_low"] <= summary["return_high"] <= 3.0
+    assert "normalized_score" not in summary
+    assert result.summary(reference_scores=(-2.0, 6.0))["normalized_score"] == 50.0
+
+
+def test_a_chunk_of_actions_is_played_to_its_end_before_the_policy_is_asked_again() -> None:
+    def act(observations: Tensor, noise: Tensor) -> Tensor:
+        return (observations + 0.1 * noise).clamp(-1, 1)  # three actions of one dimension
+
+    result = rollout(Actor((3,), act, action_chunk=3), "Pendulum-v1", 2, seed=4)
+    for episode, reset_seed in enumerate(reset_seeds(4, 2)):
+        env = make_env("Pendulum-v1")
+        observation, _ = env.reset(seed=reset_seed)
+        total = 0.0
+        for step in range(200):
+            if step % 3 == 0:
+                noise = episode_noise(4, episode, range(step, step + 1), (3,))[0]
+                chunk = act(torch.as_tensor(observation), noise).numpy()
+            observation, reward, *_ = env.step(chunk[step % 3 : step % 3 + 1])
+            total += float(reward)
+        env.close()
+        assert result.lengths[episode] == 200
+        assert result.returns[episode] == pytest.approx(total, rel=1e-5)
+
+
+def test_a_new_episode_decides_anew_wherever_the_last_one_stopped() -> None:
+    asked: list[tuple[float, ...]] = []
+
+    def act(observations: Tensor, _: Tensor) -> Tensor:
+        asked.append(tuple(observations[:, 0].tolist()))
+        return torch.zeros(len(observations), 4)
+
+    rollout(Actor((4,), act, action_chunk=4), COUNTDOWN, 3, seed=0, num_envs=1)
+    lengths = [int(gymnasium.make(COUNTDOWN).reset(seed=seed)[0][1]) for seed in reset_seeds(0, 3)]
+    steps = [step for length in lengths for step in range(0, length, 4)]
+    assert [sum(row) for row in asked] == steps

@@ -176,7 +176,14 @@ def test_only_matrices_decay_and_every_parameter_has_one_group() -> None:
     grouped = [names[parameter] for group in groups.values() for parameter in group["params"]]
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     assert sorted(grouped) == sorted(trained)
-    assert "temperature.raw" in {names[p] for p in groups["critic_no_decay"]["params"]}
+    assert [names[parameter] for parameter in groups["temperature"]["params"]] == ["temperature.raw"]
+
+
+def test_temperatures_learn_at_the_critics_rate_or_their_own() -> None:
+    for own, expected in ((None, 1e-3), (5e-2, 5e-2)):
+        model = toy_model(critic_learning_rate=1e-3, temperature_learning_rate=own)
+        rates = {group["name"]: group["lr"] for group in model.parameter_groups()}
+        assert (rates["critic"], rates["temperature"]) == (1e-3, expected)
 
 
 def test_learning_rates_warm_up_fall_and_end_before_the_run_does() -> None:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+from argparse import ArgumentError
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from tql_lightning.data.files import write_text_whole
 from tql_lightning.envs import check_sizes
 from tql_lightning.extraction import Extraction
-from tql_lightning.rollout import rollout
+from tql_lightning.rollout import RolloutResult, rollout
+from tql_lightning.run_folder import evaluation_file
 from tql_lightning.tql import TQL
+
+LONGEST_REASON = 200  # characters of what a library says
+NOT_IN_NAMES = ("/", ".", "..", "checkpoints")  # parts of a checkpoint's path that do not tell it from others
 
 
 class CheckpointError(ValueError):
@@ -38,12 +46,40 @@ def load_checkpoint(path: Path | str) -> tuple[TQL, dict[str, Any]]:
         raise CheckpointError(f"checkpoint {path}: damaged, or holds more than weights ({first})") from error
     if not isinstance(raw, dict) or not {"state_dict", "hyper_parameters", "global_step"} <= raw.keys():
         raise CheckpointError(f"checkpoint {path}: expected one that tql fit wrote, found something else")
+    _check_contents(path, raw)
     try:
         model = TQL.load_from_checkpoint(path, map_location="cpu", weights_only=True)
-    except (KeyError, TypeError, RuntimeError, ValueError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"checkpoint {path}: does not fit a TQL model ({first})") from error
+    except (KeyError, TypeError, RuntimeError, ValueError, ImportError, AttributeError, ArgumentError) as error:
+        reason = " ".join(str(error).split())[:LONGEST_REASON] or type(error).__name__
+        raise CheckpointError(f"checkpoint {path}: does not fit a TQL model ({reason})") from error
     return model.eval(), raw
+
+
+def _check_contents(path: Path | str, raw: dict[str, Any]) -> None:
+    """Refuses what Lightning would pass over (settings that are not TQL's), and weights that cannot act."""
+    settings, weights = raw["hyper_parameters"], raw["state_dict"]
+    if not isinstance(settings, dict) or not isinstance(weights, dict):
+        raise CheckpointError(f"checkpoint {path}: does not fit a TQL model (expected settings and weights by name)")
+    unknown = [name for name in settings if name not in {*signature(TQL).parameters, "_instantiator"}]
+    if unknown:
+        raise CheckpointError(f"checkpoint {path}: does not fit a TQL model (unknown settings {', '.join(unknown)})")
+    broken = [
+        name for name, each in weights.items() if isinstance(each, torch.Tensor) and not torch.isfinite(each).all()
+    ]
+    if broken:
+        raise CheckpointError(
+            f"checkpoint {path}: {len(broken)} of its weights hold NaN or infinite numbers, first {broken[0]}; "
+            "training diverged: use an earlier checkpoint"
+        )
+
+
+def write_evaluation(
+    folder: Path, update: int, env_id: str, seed: int, result: RolloutResult, summary: dict[str, float]
+) -> None:
+    """Writes an evaluation of a run into its folder; see `run_folder`."""
+    record = {"update": update, "env_id": env_id, "seed": seed, "episodes": len(result.returns)}
+    text = json.dumps(record | result.as_lists() | {"summary": summary}, indent=2)
+    write_text_whole(evaluation_file(folder, update), text + "\n")
 
 
 def evaluate_checkpoint(
@@ -54,6 +90,8 @@ def evaluate_checkpoint(
     env_id: str | None = None,
     num_envs: int = 10,
     parallel: bool = False,
+    video_folder: Path | None = None,
+    video_episodes: int = 1,
 ) -> dict[str, Any]:
     """Plays episodes with a checkpoint's policy.
 
@@ -65,9 +103,11 @@ def evaluate_checkpoint(
         env_id: environment; None for the one the checkpoint's dataset named.
         num_envs: environments that play at once.
         parallel: a process for each environment.
+        video_folder: to film the first episodes into; None for no videos. `videos.require_video` comes first.
+        video_episodes: how many of them to film.
 
     Returns:
-        Means, standard errors, every episode's figures, and what they were measured with; JSON types only.
+        Means, standard errors, intervals, every episode's figures, and what they were measured with; JSON types only.
 
     Raises:
         CheckpointError: the checkpoint cannot be used, or names no environment.
@@ -77,7 +117,14 @@ def evaluate_checkpoint(
     env_id = env_id or raw.get("OfflineDataModule", {}).get("env_id")
     if env_id is None:
         raise CheckpointError(f"checkpoint {path}: its dataset names no environment; give one with --env")
-    check_sizes(env_id, model.observation_dim, model.action_dim)
+    check_sizes(env_id, model.observation_dim, model.env_action_dim)
+    reference_scores = raw.get("OfflineDataModule", {}).get("reference_scores")
+    videos: list[Path] = []
+    if video_folder is not None:
+        from tql_lightning.videos import film_episodes
+
+        name = "_".join(part for part in Path(path).with_suffix("").parts if part not in NOT_IN_NAMES)
+        videos = film_episodes(model.actor(extraction), env_id, video_episodes, seed, video_folder, name)
     result = rollout(model.actor(extraction), env_id, episodes, seed, num_envs, parallel)
     return {
         "checkpoint": str(path),
@@ -86,8 +133,7 @@ def evaluate_checkpoint(
         "extraction": extraction or model.extraction,
         "episodes": episodes,
         "seed": seed,
-        **result.summary(),
-        "returns": result.returns.tolist(),
-        "lengths": result.lengths.tolist(),
-        "successes": None if result.successes is None else result.successes.tolist(),
+        **result.summary(reference_scores),
+        **result.as_lists(),
+        "videos": [str(video) for video in videos],
     }

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
+
+RESAMPLES = 10_000
 
 
 class MeanWithError(Metric):
@@ -12,6 +16,9 @@ class MeanWithError(Metric):
 
     The error is s / sqrt(n) with the sample standard deviation s (n - 1 in its divisor); 0 for a single
     value. Sums are kept in float64.
+
+    Args:
+        sync_on_compute: reduce over processes; not for values that every process already has all of.
     """
 
     full_state_update = False
@@ -19,8 +26,8 @@ class MeanWithError(Metric):
     squares: Tensor
     count: Tensor
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, sync_on_compute: bool = True) -> None:
+        super().__init__(sync_on_compute=sync_on_compute)
         for name in ("total", "squares", "count"):
             self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
@@ -36,3 +43,20 @@ class MeanWithError(Metric):
         mean = self.total / self.count
         deviations = (self.squares - self.count * mean.square()).clamp(min=0.0)
         return mean, (deviations / (self.count - 1).clamp(min=1.0) / self.count).sqrt()
+
+
+def bootstrap_interval(values: NDArray[np.float64], level: float = 0.95) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean of independent values (Efron 1979), the same at every call.
+
+    Args:
+        values: (n,), at least one.
+        level: share of the resampled means within the interval.
+
+    Returns:
+        Its ends: quantiles of the means of `RESAMPLES` samples with replacement. Both are the mean where all values
+        are equal, though the true interval is wider: 20 successes out of 20 do not make a success rate of 1.
+    """
+    rng = np.random.default_rng(0)
+    means = values[rng.integers(len(values), size=(RESAMPLES, len(values)))].mean(axis=1)
+    low, high = np.quantile(means, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
+    return float(low), float(high)

@@ -52,7 +52,7 @@ class TQL(UpdateLoop):
 
     Args:
         observation_dim: n_s (taken from the dataset by the CLI).
-        action_dim: n_a (taken from the dataset by the CLI).
+        action_dim: n_a of one decision (taken from the dataset by the CLI): ``action_chunk`` times the environment's.
         critic: what makes the critic from (observation_dim, action_dim).
         policy: what makes the flow policy from (observation_dim, action_dim).
         entropy_control: what makes the attention temperatures from (num_layers, num_tokens) of the critic:
@@ -61,6 +61,7 @@ class TQL(UpdateLoop):
         value_loss: what makes the TD loss from the range of discounted returns: ``SquaredError`` (TQL) or
             ``HLGauss``.
         reward_range: smallest and largest reward of the data (taken from the dataset by the CLI).
+        action_chunk: h, steps of the environment that one decision is made of (taken from the data by the CLI).
         discount: gamma.
         tau: share of the critic that moves into the target critic at each update.
         target_aggregation: over the heads of the target critic, in the TD target.
@@ -69,7 +70,9 @@ class TQL(UpdateLoop):
         extraction: how actions are chosen: "fql" one-step policy, "implicit" best of ``num_samples``
             behaviour actions by the smallest head, "behaviour_flow" plain cloning.
         num_samples: behaviour actions that "implicit" chooses from.
-        critic_learning_rate: peak learning rate of critic and temperatures.
+        critic_learning_rate: peak learning rate of the critic.
+        temperature_learning_rate: peak learning rate of the attention temperatures; null for the critic's, as in
+            the release. Above the critic's, the temperatures answer before a fast critic has collapsed.
         actor_learning_rate: peak learning rate of both policy networks.
         weight_decay: of AdamW, on weight matrices only.
         lr_schedule: "warmup_cosine" or "constant".
@@ -97,6 +100,7 @@ class TQL(UpdateLoop):
         entropy_control: Callable[[int, int], EntropyControl] | None = AttentionTemperature,
         value_loss: Callable[[tuple[float, float] | None], ValueLoss] = SquaredError,
         reward_range: tuple[float, float] | None = None,
+        action_chunk: int = 1,
         discount: float = 0.99,
         tau: float = 0.005,
         target_aggregation: Literal["mean", "min"] = "mean",
@@ -105,6 +109,7 @@ class TQL(UpdateLoop):
         extraction: Extraction = "fql",
         num_samples: int = 16,
         critic_learning_rate: float = 1e-4,
+        temperature_learning_rate: float | None = None,
         actor_learning_rate: float = 5e-4,
         weight_decay: float = 0.01,
         lr_schedule: Literal["warmup_cosine", "constant"] = "warmup_cosine",
@@ -116,6 +121,8 @@ class TQL(UpdateLoop):
         float32_matmul_precision: MatmulPrecision = "highest",
     ) -> None:
         super().__init__(compile, cuda_graphs, float32_matmul_precision)
+        divides = action_chunk >= 1 and action_dim % action_chunk == 0
+        _require("action_chunk", divides, f"a divisor of action_dim={action_dim}", action_chunk)
         _require("discount", 0.0 <= discount <= 1.0, "between 0 and 1", discount)
         _require("tau", 0.0 < tau <= 1.0, "above 0 and at most 1", tau)
         _require("num_samples", num_samples >= 1, "at least 1", num_samples)
@@ -136,13 +143,16 @@ class TQL(UpdateLoop):
         if entropy_control is not None and self.critic.num_layers > 0:
             self.temperature = entropy_control(self.critic.num_layers, self.critic.num_tokens)
 
-        self.observation_dim, self.action_dim = observation_dim, action_dim
+        self.observation_dim, self.action_dim, self.action_chunk = observation_dim, action_dim, action_chunk
         self.discount, self.tau = discount, tau
         self.target_aggregation: Literal["mean", "min"] = target_aggregation
         self.bc_coefficient, self.normalize_q_loss = bc_coefficient, normalize_q_loss
         self.extraction: Extraction = extraction
         self.num_samples = num_samples
         self.critic_learning_rate, self.actor_learning_rate = critic_learning_rate, actor_learning_rate
+        self.temperature_learning_rate = (
+            critic_learning_rate if temperature_learning_rate is None else temperature_learning_rate
+        )
         self.weight_decay = weight_decay
         self.lr_schedule, self.warmup_updates = lr_schedule, warmup_updates
         self.schedule_updates = schedule_updates
@@ -281,6 +291,11 @@ class TQL(UpdateLoop):
 
     # ------------------------------------------------------------------ acting (spec section 5)
 
+    @property
+    def env_action_dim(self) -> int:
+        """Size of one action of the environment; a decision of the policy is ``action_chunk`` of them."""
+        return self.action_dim // self.action_chunk
+
     def actor(self, extraction: Extraction | None = None) -> Actor:
         """The policy as a pure function of observations and noise.
 
@@ -289,11 +304,11 @@ class TQL(UpdateLoop):
         """
         match extraction or self.extraction:
             case "fql":
-                return Actor((self.action_dim,), self.one_step_actions)
+                return Actor((self.action_dim,), self.one_step_actions, self.action_chunk)
             case "implicit":
-                return Actor((self.num_samples, self.action_dim), self.implicit_actions)
+                return Actor((self.num_samples, self.action_dim), self.implicit_actions, self.action_chunk)
             case "behaviour_flow":
-                return Actor((self.action_dim,), self.policy.flow_actions)
+                return Actor((self.action_dim,), self.policy.flow_actions, self.action_chunk)
 
     def one_step_actions(self, observations: Tensor, noise: Tensor) -> Tensor:
         """clip(mu(s, z), -1, 1): (B, n_s), (B, n_a) -> (B, n_a)."""
@@ -301,11 +316,7 @@ class TQL(UpdateLoop):
 
     def implicit_actions(self, observations: Tensor, noise: Tensor) -> Tensor:
         """Of S behaviour actions the one with the highest smallest-head Q: (B, n_s), (B, S, n_a) -> (B, n_a)."""
-        repeated = observations.unsqueeze(1).expand(-1, noise.shape[1], -1)
-        candidates = self.policy.flow_actions(repeated, noise)
-        values = self.critic(repeated.flatten(0, 1), candidates.flatten(0, 1)).values.amin(dim=-1)
-        best = values.view(noise.shape[:2]).argmax(dim=-1)
-        return candidates[torch.arange(len(best), device=best.device), best]
+        return self.policy.best_flow_actions(self.critic, observations, noise)
 
     def forward(self, observations: Tensor, noise: Tensor) -> Tensor:
         """Acts with the model's own extraction; see `actor` for the shape of the noise."""
@@ -313,25 +324,28 @@ class TQL(UpdateLoop):
 
     # ------------------------------------------------------------------ optimisation (spec section 6)
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """One AdamW over critic, temperatures and actor, and the schedule of both learning rates."""
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Parameters with their peak learning rate and weight decay, which only weight matrices have."""
         critic_lr, actor_lr = self.critic_learning_rate, self.actor_learning_rate
         decaying, plain = _split(self.critic, self.critic.decays)
         policy_decaying, policy_plain = _split(self.policy, lambda _, parameter: parameter.ndim > 1)
-        plain += [] if self.temperature is None else list(self.temperature.parameters())
+        temperatures = [] if self.temperature is None else list(self.temperature.parameters())
         groups = [
             {"name": "critic", "params": decaying, "lr": critic_lr, "weight_decay": self.weight_decay},
             {"name": "critic_no_decay", "params": plain, "lr": critic_lr, "weight_decay": 0.0},
+            {"name": "temperature", "params": temperatures, "lr": self.temperature_learning_rate, "weight_decay": 0.0},
             {"name": "actor", "params": policy_decaying, "lr": actor_lr, "weight_decay": self.weight_decay},
             {"name": "actor_no_decay", "params": policy_plain, "lr": actor_lr, "weight_decay": 0.0},
         ]
+        return [group for group in groups if group["params"]]
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """One AdamW over critic, temperatures and actor, and the one schedule of their learning rates."""
         # The fused step unscales float16 gradients itself, too late for measuring and clipping them.
         scaled = self._trainer is not None and getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        for group in groups:
-            group["lr"] = self.learning_rate(float(group["lr"]))  # type: ignore[arg-type]
+        groups = [group | {"lr": self.learning_rate(group["lr"])} for group in self.parameter_groups()]
         capturable = self.cuda_graphs and self.device.type == "cuda"
-        given = [group for group in groups if group["params"]]
-        optimizer = ReplayedAdamW(given, fused=not scaled, capturable=capturable)
+        optimizer = ReplayedAdamW(groups, fused=not scaled, capturable=capturable)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.learning_rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
@@ -376,9 +390,9 @@ class TQL(UpdateLoop):
         optimizer: torch.optim.Optimizer = self.optimizers().optimizer  # type: ignore[union-attr]
         schedule: Any = self.lr_schedulers()
         factor = self.learning_rate_factor(self.global_step)
+        own: dict[str, dict[str, float]] = {group["name"]: group for group in self.parameter_groups()}
         for index, group in enumerate(optimizer.param_groups):
-            peak = self.critic_learning_rate if group["name"].startswith("critic") else self.actor_learning_rate
-            decay = 0.0 if group["name"].endswith("no_decay") else self.weight_decay
+            peak, decay = own[group["name"]]["lr"], own[group["name"]]["weight_decay"]
             group |= {"initial_lr": peak, "lr": self.learning_rate(peak * factor), "weight_decay": decay}
             group["capturable"] = self.cuda_graphs and self.device.type == "cuda"
             schedule.base_lrs[index] = peak

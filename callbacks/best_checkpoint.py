@@ -1,0 +1,95 @@
+"""Keeps the weights of the best evaluation, also of evaluations in the background."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+
+from tql_lightning.data.files import write_whole
+from tql_lightning.run_folder import evaluation_files
+
+INSTEAD = "eval/return"
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps ``best.ckpt``: the weights of the evaluation with the highest success rate, written when it is known.
+
+    `RolloutEvaluation` tells it of every evaluation but that of update 0. The result of one in the background comes
+    when training has gone on; what is kept then is the snapshot that was evaluated, not the weights at hand.
+
+    Args:
+        dirpath: folder of the checkpoint.
+        monitor: logged key that is to be high; ``eval/return`` stands in where an evaluation does not have it.
+    """
+
+    def __init__(self, dirpath: str | None = None, monitor: str = "eval/success_rate") -> None:
+        super().__init__(
+            dirpath=dirpath,
+            filename="best",
+            monitor=monitor,
+            mode="max",
+            every_n_train_steps=0,
+            every_n_epochs=0,
+            save_on_exception=False,
+            enable_version_counter=False,
+        )
+        self._snapshot: Path | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Lightning's, without its warning that a continued run's folder is not empty."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Checkpoint directory")
+            super().setup(trainer, pl_module, stage)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes up the best so far: it may have become known after the checkpoint that the run continues from."""
+        super().on_train_start(trainer, pl_module)
+        best = Path(self.dirpath or "") / "best.ckpt"
+        if trainer.global_step == 0 or not best.is_file():
+            return
+        update = torch.load(best, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+        record = evaluation_files(Path(trainer.default_root_dir)).get(update)
+        if record is not None:
+            summary = json.loads(record.read_text())["summary"]
+            score = self._score({f"eval/{name}": value for name, value in summary.items()})
+            self.best_k_models = {str(best): score}
+            self.best_model_path = self.kth_best_model_path = str(best)
+            self.best_model_score = self.kth_value = self.current_score = score
+
+    def consider(self, trainer: Trainer, update: int, metrics: dict[str, float], snapshot: Path | None) -> None:
+        """Keeps an evaluation's weights if it is the best so far. Called on every process.
+
+        Args:
+            trainer: that trains.
+            update: that the evaluated weights are of.
+            metrics: by logged key.
+            snapshot: checkpoint of these weights; None where they are those at hand.
+        """
+        self._snapshot = snapshot
+        candidates = {self.monitor or "": self._score(metrics)}
+        candidates |= {"step": torch.tensor(update), "epoch": torch.tensor(trainer.current_epoch)}
+        self._save_topk_checkpoint(trainer, candidates)
+
+    def _score(self, metrics: dict[str, float]) -> Tensor:
+        return torch.tensor(metrics.get(self.monitor or "", metrics[INSTEAD]))
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        """Writes the weights at hand, or the snapshot's file."""
+        if self._snapshot is None:
+            super()._save_checkpoint(trainer, filepath)
+            return
+        if trainer.is_global_zero:
+            with self._snapshot.open("rb") as source, write_whole(Path(filepath)) as target:
+                shutil.copyfileobj(source, target)
+            arguments: Any = self
+            for logger in trainer.loggers:
+                logger.after_save_checkpoint(arguments)
+        trainer.strategy.barrier()

@@ -1,0 +1,120 @@
+"""How fast training is, and how much of the device it uses."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.utils.flop_counter import FlopCounterMode
+
+from tql_lightning.batch import Batch, Noise
+from tql_lightning.callbacks.observing import evaluation_mode, require_tql
+from tql_lightning.tql import TQL
+
+ROWS = 2  # of a batch that operations are counted for; their number is proportional to the rows
+
+# Dense peak of matrix products in FLOP/s by makers' data sheets: name -> (16 bit, float32 on tensor cores, float32).
+PEAKS = {
+    "H200": (989e12, 495e12, 67e12),
+    "H100": (989e12, 495e12, 67e12),
+    "A100": (312e12, 156e12, 19.5e12),
+    "L40S": (362e12, 183e12, 91.6e12),
+    "L4": (121e12, 60e12, 30.3e12),
+    "A10": (125e12, 62.5e12, 31.2e12),
+    "RTX 4090": (165e12, 82.6e12, 82.6e12),
+    "V100": (125e12, 15.7e12, 15.7e12),
+}
+
+
+class Throughput(Callback):
+    """Logs updates and samples per second, memory, and where the device's peak is known the share of it in use.
+
+    Only time in updates counts: evaluations, pictures and checkpoints do not make training look slow. Keys:
+    ``train/updates_per_second``, ``train/samples_per_second`` (over all processes), ``train/memory_gb`` (highest so
+    far: of the device, or of the process on a CPU), ``train/model_flops_utilization`` (operations of the model's
+    matrix products, forward and backward, per second, over the peak of the devices at the run's precision).
+    """
+
+    def __init__(self) -> None:
+        self._seconds = self._started = 0.0
+        self._first_update = 0
+        self._flops_per_row: float | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts counting."""
+        self._seconds, self._first_update = 0.0, trainer.global_step
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Starts the clock."""
+        self._started = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stops the clock; at the updates whose metrics are logged, which wait for the device, writes."""
+        self._seconds += time.perf_counter() - self._started
+        if not outputs["log_now"]:
+            return
+        updates, seconds = trainer.global_step - self._first_update, self._seconds
+        self._seconds, self._first_update = 0.0, trainer.global_step
+        if not trainer.is_global_zero:
+            return
+        model = require_tql(self, pl_module)
+        rows = batch[0].rewards.shape[1]  # of this process
+        per_second = updates / seconds
+        scalars = {
+            "train/updates_per_second": per_second,
+            "train/samples_per_second": per_second * rows * trainer.world_size,
+            "train/memory_gb": memory_gb(model.device),
+        }
+        peak = device_peak(model.device, str(trainer.precision))
+        if peak is not None:
+            if self._flops_per_row is None:
+                self._flops_per_row = flops_of_update(model, *batch) / ROWS
+            scalars["train/model_flops_utilization"] = per_second * rows * self._flops_per_row / peak
+        for logger in trainer.loggers:
+            logger.log_metrics(scalars, step=trainer.global_step)
+
+
+def memory_gb(device: torch.device) -> float:
+    """Highest memory so far in GB: of tensors on a CUDA device, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def device_peak(device: torch.device, precision: str) -> float | None:
+    """FLOP/s that a device's matrix products can reach at a precision of Lightning's; None where it is not known."""
+    if device.type != "cuda" or precision.startswith("64"):
+        return None
+    name = torch.cuda.get_device_name(device)
+    peaks = next((peaks for known, peaks in PEAKS.items() if known in name), None)
+    if peaks is None:
+        return None
+    if "16" in precision:
+        return peaks[0]
+    return peaks[2] if torch.get_float32_matmul_precision() == "highest" else peaks[1]
+
+
+def flops_of_update(model: TQL, batches: Batch, noises: Noise) -> int:
+    """Floating point operations of the matrix products of an update on `ROWS` transitions, forward and backward.
+
+    Nothing of the model changes: gradients are returned, not kept. Kernels that torch cannot see into are not counted.
+
+    Args:
+        model: that trains.
+        batches: a chunk, leading dimensions (K, B).
+        noises: of the same chunk.
+    """
+    batch = Batch(*(field[0, :ROWS] for field in batches))
+    noise = Noise(*(field[0, :ROWS] for field in noises))
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with evaluation_mode(model), torch.enable_grad(), FlopCounterMode(display=False) as counter:
+        total, _, _ = model.losses(batch, noise, model.target_entropy, with_metrics=False)
+        torch.autograd.grad(total, parameters, allow_unused=True)
+    return int(counter.get_total_flops())

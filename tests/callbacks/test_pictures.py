@@ -1,0 +1,113 @@
+"""Attention maps, Q landscapes and throughput: what a run gets of them."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.toy import fit, toy_dataset, toy_model
+from tql_lightning.callbacks import throughput
+from tql_lightning.callbacks.attention_map import AttentionMap
+from tql_lightning.callbacks.q_landscape import QLandscape
+from tql_lightning.callbacks.throughput import ROWS, Throughput, device_peak, flops_of_update
+from tql_lightning.data.sampler import TransitionSampler
+from tql_lightning.landscape import smoothness
+from tql_lightning.loggers import ContinuedCSVLogger
+from tql_lightning.media import read_picture
+from tql_lightning.nn.critic import MLPCritic
+from tql_lightning.plots import read_metrics
+from tql_lightning.run_folder import ATTENTION_MAP, Q_LANDSCAPE, picture_files
+
+
+def test_pictures_are_drawn_before_at_every_interval_and_after_the_last_update(tmp_path: Path) -> None:
+    model = toy_model()
+    loggers = [ContinuedCSVLogger(str(tmp_path)), TensorBoardLogger(tmp_path, name="tensorboard", version="")]
+    fit(tmp_path, model, 15, [AttentionMap(10), QLandscape(10, transitions=50)], logger=loggers)
+    shown = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"images": 0}).Reload()
+    for kind in (ATTENTION_MAP, Q_LANDSCAPE):
+        pictures = picture_files(tmp_path, kind)
+        assert list(pictures) == [0, 10, 15]
+        assert [image.step for image in shown.Images(kind)] == [0, 10, 15]
+        assert not np.array_equal(*(read_picture(pictures[update]) for update in (0, 15)))
+    series = read_metrics(tmp_path / "metrics.csv")
+    rows = torch.linspace(0, len(toy_dataset()) - 1, 50).long().numpy()
+    pairs = (torch.as_tensor(values[rows]) for values in (toy_dataset().observations, toy_dataset().actions))
+    slope, roughness = smoothness(model.critic, *pairs)
+    assert series["train/q_roughness"] == ([0, 10, 15], pytest.approx([*series["train/q_roughness"][1][:2], roughness]))
+    assert series["train/q_slope"][1][-1] == pytest.approx(slope)
+
+
+def test_a_critic_without_attention_has_a_landscape_and_no_map(tmp_path: Path) -> None:
+    model = toy_model(critic=partial(MLPCritic, hidden_dims=(8,)))
+    fit(tmp_path, model, 5, [AttentionMap(5), QLandscape(5)])
+    assert picture_files(tmp_path, ATTENTION_MAP) == {}
+    assert list(picture_files(tmp_path, Q_LANDSCAPE)) == [0, 5]
+
+
+def test_throughput_is_that_of_the_updates_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Clock(Callback):
+        """Two seconds an update, and a hundred for whatever comes between chunks of them."""
+
+        now = 0.0
+
+        def on_before_optimizer_step(self, *_: Any) -> None:
+            self.now += 2.0
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            self.now += 100.0
+
+    clock = Clock()
+    monkeypatch.setattr(throughput, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    logger = ContinuedCSVLogger(str(tmp_path))
+    fit(tmp_path, toy_model(), 20, [Throughput(), clock], logger=logger, log_every_n_steps=10)
+    series = read_metrics(tmp_path / "metrics.csv")
+    assert series["train/updates_per_second"] == ([10, 20], [0.5, 0.5])
+    assert series["train/samples_per_second"][1] == [8.0, 8.0]
+    assert 0.05 < series["train/memory_gb"][1][0] < 50.0
+    assert "train/model_flops_utilization" not in series  # a CPU's peak is not known
+
+
+def test_operations_of_an_update_are_counted_and_leave_no_gradient() -> None:
+    model = toy_model(critic=partial(MLPCritic, hidden_dims=(8,)))
+    batches, noises = TransitionSampler(toy_dataset(), batch_size=4, seed=0, device="cpu").chunk(0, 2)
+    flops = flops_of_update(model, batches, noises)
+    critic, policy = 2 * (4 * 8 + 8) * 2, (4 * 16 + 16) * 2  # of one pass over one transition
+    flow = (5 * 16 + 16) * 2
+    passes = {
+        "target": critic + policy,
+        "critic, forward and backward": 3 * critic - 2 * 2 * 4 * 8,  # nobody wants the inputs' gradient
+        "flow": 3 * flow - 2 * 5 * 16,
+        "teacher": 2 * flow,
+        "student": 3 * policy - 2 * 4 * 16,
+        "q term": 2 * critic,
+    }
+    assert flops == pytest.approx(ROWS * sum(passes.values()), rel=0.1)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_peak_is_known_for_known_devices_only() -> None:
+    assert device_peak(torch.device("cpu"), "32-true") is None
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: AttentionMap(0), r"AttentionMap.every_n_updates: expected at least 1, found 0"),
+        (lambda: AttentionMap(7), r"AttentionMap.every_n_updates: expected a multiple"),
+        (lambda: QLandscape(5, transitions=2), r"QLandscape.transitions: expected at least 3, found 2"),
+        (lambda: QLandscape(5, radius=0.0), r"QLandscape.radius"),
+        (lambda: QLandscape(5, dimensions=(0, 1)), r"QLandscape.dimensions: expected two different ones of 0 to 0"),
+    ],
+)
+def test_settings_out_of_range_are_refused_before_training(make: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        fit(tmp_path, toy_model(), 5, [make()])

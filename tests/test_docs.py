@@ -1,0 +1,59 @@
+"""The documents hold: their examples run, and what they list is what there is."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger
+
+from tests.command_line import parse_fit
+from tests.toy import fit, toy_model
+from tql_lightning.plots import read_metrics
+
+DOCS = Path(__file__).parents[1] / "docs"
+CALLBACKS = (DOCS / "callbacks.md").read_text()
+
+
+def example(language: str) -> str:
+    (text,) = re.findall(rf"```{language}\n(.*?)```", CALLBACKS, flags=re.DOTALL)
+    assert isinstance(text, str)
+    return text
+
+
+def test_the_example_of_a_callback_runs_and_observes_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "disagreement.py").write_text(example("python"))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    callback = importlib.import_module("disagreement").Disagreement(every_n_updates=5)
+    watched, plain = toy_model(), toy_model()
+    logger = CSVLogger(tmp_path / "run", name="", version="")
+    fit(tmp_path, watched, 10, [callback], logger=logger)
+    logger.save()
+    updates, values = read_metrics(tmp_path / "run" / "metrics.csv")["train/disagreement"]
+    assert updates == [5, 10]
+    assert min(values) > 0.0
+    fit(tmp_path, plain, 10)
+    assert all(torch.equal(value, watched.state_dict()[name]) for name, value in plain.state_dict().items())
+    command = shlex.split(example("console").removeprefix("$ "))
+    configuration = parse_fit(monkeypatch, *command[2:])
+    added = configuration["trainer"]["callbacks"][-1]
+    assert added["class_path"] == "disagreement.Disagreement"
+    assert added["init_args"]["every_n_updates"] == 10
+
+
+def test_the_table_of_callbacks_lists_every_one_and_its_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \| (yes|no) \|", CALLBACKS, flags=re.MULTILINE)
+    listed = {f"tql_lightning.callbacks.{module}.{name}" for name, module, _ in rows}
+    there = set()
+    for path in (DOCS.parent / "callbacks").glob("*.py"):
+        names = re.findall(r"^class (\w+)\(.*(?:Callback|Checkpoint|ProgressBar)\)", path.read_text(), re.MULTILINE)
+        there |= {f"tql_lightning.callbacks.{path.stem}.{name}" for name in names}
+    assert listed == there
+    configuration = parse_fit(monkeypatch, "--config", "tql", "--data.dataset=tests.toy.toy_dataset")
+    default = {callback["class_path"] for callback in configuration["trainer"]["callbacks"]}
+    assert default == {f"tql_lightning.callbacks.{module}.{name}" for name, module, on in rows if on == "yes"}

@@ -1,0 +1,78 @@
+"""Where a run's files lie in its folder: the one place that names them, for whoever writes and whoever reads.
+
+A run's folder is the trainer's ``default_root_dir``. N is the number of updates done, zero-padded to nine digits,
+so that names sort as updates do.
+
+=======================================  =============================================================================
+config.yaml                              the resolved configuration
+environment.json                         how the run was started and continued: commands, versions, kind of machine
+metrics.csv                              a row per log call; keys are those of docs/metrics.md, ``step`` is N
+checkpoints/                             last.ckpt, best.ckpt
+evaluations/update_<N>.json              one evaluation: ``update``, ``env_id``, ``seed``, ``episodes``, ``returns``,
+                                         ``lengths``, ``successes`` (or null), ``summary`` (docs/metrics.md, without
+                                         ``eval/``)
+evaluations/pending/update_<N>.ckpt      what is still to be evaluated in the background; gone once it has been
+pictures/attention_map/update_<N>.png    mean attention maps per layer
+pictures/q_landscape/update_<N>.png      Q around dataset and policy actions
+videos/*.mp4                             episodes
+=======================================  =============================================================================
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+CONFIG_FILE = "config.yaml"
+ENVIRONMENT_FILE = "environment.json"
+METRICS_FILE = "metrics.csv"
+VIDEO_FOLDER = "videos"
+ATTENTION_MAP = "attention_map"
+Q_LANDSCAPE = "q_landscape"
+
+_NUMBERED = re.compile(r"update_(\d+)")
+
+
+def evaluation_file(folder: Path, update: int) -> Path:
+    """The JSON file of an evaluation."""
+    return folder / "evaluations" / f"update_{update:09d}.json"
+
+
+def pending_file(folder: Path, update: int) -> Path:
+    """The snapshot of an evaluation in the background that has not finished."""
+    return folder / "evaluations" / "pending" / f"update_{update:09d}.ckpt"
+
+
+def picture_file(folder: Path, kind: str, update: int) -> Path:
+    """A picture of a kind, e.g. `ATTENTION_MAP`."""
+    return folder / "pictures" / kind / f"update_{update:09d}.png"
+
+
+def evaluation_files(folder: Path) -> dict[int, Path]:
+    """A run's evaluations by update, in order."""
+    return _numbered(evaluation_file(folder, 0).parent, ".json")
+
+
+def pending_files(folder: Path) -> dict[int, Path]:
+    """A run's unfinished evaluations by update, in order."""
+    return _numbered(pending_file(folder, 0).parent, ".ckpt")
+
+
+def picture_files(folder: Path, kind: str) -> dict[int, Path]:
+    """A run's pictures of a kind by update, in order."""
+    return _numbered(picture_file(folder, kind, 0).parent, ".png")
+
+
+def video_files(folder: Path) -> list[Path]:
+    """A run's videos in the order of their names."""
+    return sorted((folder / VIDEO_FOLDER).glob("*.mp4"))
+
+
+def _numbered(folder: Path, suffix: str) -> dict[int, Path]:
+    """Files of a folder by the update in their name; others, such as half-written ones, are left out."""
+    files = {}
+    for path in sorted(folder.glob(f"*{suffix}")):
+        match = _NUMBERED.fullmatch(path.stem)
+        if match:
+            files[int(match[1])] = path
+    return files
