@@ -85,7 +85,7 @@ def updater(device: str) -> Callable[[], object]:
 
     def update() -> None:
         optimizer.zero_grad()
-        model.losses(batch, noise, with_metrics=False)[0].backward()
+        model.losses(batch, noise, model.target_entropy, with_metrics=False)[0].backward()
         model.move_target()
         optimizer.step()
 

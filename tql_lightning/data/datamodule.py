@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, get_args
 
+import torch
 from lightning.pytorch import LightningDataModule
 
 from tql_lightning.batch import Batch, Noise
@@ -67,7 +68,7 @@ class OfflineDataModule(LightningDataModule):
             raise ValueError(f"data.storage: expected {', '.join(get_args(StorageChoice))}, found {storage}")
         self.storage: StorageChoice = storage
 
-    def setup(self, stage: str) -> None:  # noqa: ARG002
+    def setup(self, stage: str) -> None:
         """Refuses a dataset that does not fit the environment it names; see `check_environment`."""
         check_environment(self.dataset)
 
@@ -115,6 +116,10 @@ class OfflineDataModule(LightningDataModule):
     def test_dataloader(self) -> Iterable[tuple[Batch, Noise]]:
         """The same held-out transitions as for validation."""
         return self._held_out()
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """The batch as it is: it was drawn on the trainer's device."""
+        return batch
 
     def _held_out(self) -> Iterable[tuple[Batch, Noise]]:
         validation = self.dataset.validation
