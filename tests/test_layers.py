@@ -20,7 +20,7 @@ ORDER = [
     *("data.files", "data.transitions", "data.sources.npz", "data.sources.ogbench"),
     *("data.counter_random", "data.sampler", "data.datamodule"),
     *("data.behaviours", "data.gather", "data.collect_ogbench", "data.collect"),
-    *("losses", "nn.initialisation", "nn.attention_components"),
+    *("losses", "nn.initialisation", "nn.attention_components", "nn.scalar_tokens"),
     *("nn.attention_operator", "nn.chunked_attention", "nn.triton_attention", "nn.attention"),
     *("nn.temperature", "nn.tokenizer"),
     *("nn.feedforward", "nn.transformer", "nn.sigma_reparam", "nn.mlp", "nn.value_loss", "nn.critic", "nn.policy"),

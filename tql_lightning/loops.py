@@ -32,9 +32,14 @@ class UpdateLoop(LightningModule, ABC):
 
     @abstractmethod
     def losses(
-        self, batch: Batch, noise: Noise, with_metrics: bool = True
+        self, batch: Batch, noise: Noise, target_entropy: Tensor | None, with_metrics: bool = True
     ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
         """The total loss, the attention entropy (L, 2) or None, and detached scalars to log."""
+
+    @property
+    @abstractmethod
+    def target_entropy(self) -> Tensor | None:
+        """Entropy targets at the current update, (L, 2), or None."""
 
     def training_step(self, chunk: tuple[Batch, Noise], batch_idx: int) -> dict[str, Any]:
         """K updates on a chunk of K minibatches; stops between two of them when the trainer is to stop.
@@ -95,7 +100,7 @@ class UpdateLoop(LightningModule, ABC):
         self._log_held_out("test", *batch_and_noise)
 
     def _log_held_out(self, stage: str, batch: Batch, noise: Noise) -> None:
-        _, entropy, metrics = self.losses(batch, noise)
+        _, entropy, metrics = self.losses(batch, noise, self.target_entropy)
         if entropy is not None:
             for layer, row in enumerate(entropy):
                 for group, value in zip(TOKEN_GROUPS, row, strict=True):

@@ -9,7 +9,8 @@ Deviations from paper and release, and why:
 
 - One AdamW with parameter groups instead of one optimizer per network: the same update, bit for bit, but a
   global step counts once, and distributed training needs no search for unused parameters.
-- The last transformer block computes only what the [VALUE] token needs. Exact; see `nn.transformer`.
+- The last transformer block computes only what the [VALUE] token needs, the first takes its tokens as factors. Exact
+  but for rounding; see `nn.attention`, `nn.scalar_tokens`.
 - Attention entropy is -sum p log_softmax, where the release clips p at 1e-9 inside the logarithm: they
   differ by less than 1e-9 per key.
 - Noise and minibatches come from a counter (`data.counter_random`), not from a generator, so that a run can
@@ -28,6 +29,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -75,6 +77,8 @@ class TQL(UpdateLoop):
         schedule_updates: updates of the whole run, on which the cosine is laid out.
         gradient_clip_norm: largest 2-norm of the gradient of critic and temperatures, and on its own of
             both policy networks; null for no clipping.
+        compile: compile the losses of an update (``torch.compile``, one graph). Pays on GPUs; the first update then
+            takes a minute.
 
     Raises:
         ValueError: a setting is out of its range; the message names it.
@@ -103,6 +107,7 @@ class TQL(UpdateLoop):
         warmup_updates: int = 10_000,
         schedule_updates: int = 1_000_000,
         gradient_clip_norm: float | None = None,
+        compile: bool = False,  # noqa: A002
     ) -> None:
         super().__init__()
         _require("discount", 0.0 <= discount <= 1.0, "between 0 and 1", discount)
@@ -134,6 +139,7 @@ class TQL(UpdateLoop):
         self.lr_schedule, self.warmup_updates = lr_schedule, warmup_updates
         self.schedule_updates = schedule_updates
         self.gradient_clip_norm = gradient_clip_norm
+        self.compiled = compile
         self._gradient_norms: dict[str, Tensor] | None = None
 
     # ------------------------------------------------------------------ one update (spec section 6)
@@ -152,7 +158,7 @@ class TQL(UpdateLoop):
         optimizer, schedule = self.optimizers(), self.lr_schedulers()
         target_entropy = self.target_entropy
         optimizer.zero_grad()  # type: ignore[union-attr]
-        total, entropy, metrics = self.losses(batch, noise, with_metrics)
+        total, entropy, metrics = self.training_losses(batch, noise, target_entropy, with_metrics)
         self.manual_backward(total)
         self._gradient_norms = {} if with_metrics else None
         self.move_target()
@@ -167,14 +173,28 @@ class TQL(UpdateLoop):
             "target_entropy": target_entropy,
         }
 
-    def losses(
-        self, batch: Batch, noise: Noise, with_metrics: bool = True
+    def training_losses(
+        self, batch: Batch, noise: Noise, target_entropy: Tensor | None, with_metrics: bool
     ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
-        """Everything TQL minimises, as a pure function of parameters, batch, noise and (for targets that move) update.
+        """`losses`, compiled where that is set: then always with what is logged, so that there is one graph."""
+        if not self.compiled:
+            return self.losses(batch, noise, target_entropy, with_metrics)
+        total, entropy, metrics = self._compiled_losses(batch, noise, target_entropy)
+        return total, entropy, metrics if with_metrics else {}
+
+    @cached_property
+    def _compiled_losses(self) -> Callable[..., tuple[Tensor, Tensor | None, dict[str, Tensor]]]:
+        return torch.compile(self.losses, fullgraph=True, dynamic=False)
+
+    def losses(
+        self, batch: Batch, noise: Noise, target_entropy: Tensor | None, with_metrics: bool = True
+    ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
+        """Everything TQL minimises, as a pure function of parameters and arguments.
 
         Args:
             batch: transitions, leading dimension (B,).
             noise: every random number of this update.
+            target_entropy: entropy targets (L, 2), or None.
             with_metrics: whether to compute what is only logged.
 
         Returns:
@@ -193,8 +213,8 @@ class TQL(UpdateLoop):
         entropy_loss = temperature_loss = torch.zeros_like(td_loss)
         if self.temperature is not None:
             entropy_loss = losses.entropy_loss(entropy, self.temperature.entropy_weight())
-            if self.target_entropy is not None:
-                temperature_loss = losses.temperature_loss(entropy, self.temperature(), self.target_entropy)
+            if target_entropy is not None:
+                temperature_loss = losses.temperature_loss(entropy, self.temperature(), target_entropy)
         critic_loss = td_loss + entropy_loss + temperature_loss
 
         # Behaviour flow: v(s, x_t, t) regresses onto x_1 - x_0

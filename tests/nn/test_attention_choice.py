@@ -98,14 +98,13 @@ def test_the_implementation_is_no_part_of_the_state() -> None:
 
 @on_cpu_only
 def test_size_decides_and_transforms_are_plain() -> None:
-    def choose(queries: int, keys: int, transformed: bool = False) -> Implementation:
-        rows = (torch.empty(1, 1, count, 4, device="meta") for count in (queries, keys))
-        return choose_implementation(*rows, transformed=transformed)
+    def choose(tokens: int, transformed: bool = False) -> Implementation:
+        rows = torch.empty(1, 1, tokens, 4, device="meta")
+        return choose_implementation(rows, rows, transformed)
 
-    assert choose(43, 43) == choose(512, 512) == "plain"
-    assert choose(513, 513) == "chunked"
-    assert choose(1, 4096) == "plain"
-    assert choose(4096, 4096, transformed=True) == "plain"
+    assert choose(43) == choose(512) == "plain"
+    assert choose(513) == "chunked"
+    assert choose(4096, transformed=True) == "plain"
 
 
 @on_cpu_only

@@ -64,6 +64,7 @@ def test_one_attending_query_and_the_entropies_of_all(attention: Attention) -> N
     (whole, same_entropy), _ = run(attention, qkv)
     torch.testing.assert_close(first, whole[:, :, :1], rtol=1e-6, atol=1e-7)
     assert torch.equal(entropy, same_entropy)
+    assert_equals_reference(attention, qkv, num_attended=0, tolerance=4e-6)
 
 
 def test_fewer_queries_than_keys(attention: Attention) -> None:

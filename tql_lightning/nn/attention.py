@@ -9,17 +9,31 @@ from typing import Literal
 
 import torch
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor, einsum, nn
+from torch.nn.functional import linear
 
 from tql_lightning.nn.attention_components import ScoreTransform, WeightTransform
 from tql_lightning.nn.chunked_attention import chunked_attention
 from tql_lightning.nn.initialisation import StackedLinear, lecun_normal_
+from tql_lightning.nn.scalar_tokens import FactoredTokens, dense
 
 Implementation = Literal["plain", "chunked", "triton"]
 HAS_TRITON = find_spec("triton") is not None
 PLAIN_TOKENS = 512  # beyond, the matrix of weights is not kept
 KERNEL_TOKENS, KERNEL_HEAD_DIM = 128, 64  # what the kernels hold on chip
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def attention_scores(products: Tensor, size: int, transform: ScoreTransform | None) -> Tensor:
+    """What the softmax is taken of, at least in float32.
+
+    Args:
+        products: of queries and keys, (B, h, m, n).
+        size: e, of a head.
+        transform: applied to products over sqrt(e).
+    """
+    scores = (products if products.dtype == torch.float64 else products.float()) / math.sqrt(size)
+    return scores if transform is None else transform(scores)
 
 
 def plain_attention(
@@ -47,10 +61,7 @@ def plain_attention(
         Attended values (B, h, num_attended, e) and entropies (B, h, m) or None. Softmax and entropies are float32,
         or float64 for inputs in float64.
     """
-    scores = queries @ keys.transpose(-2, -1)
-    scores = (scores if scores.dtype == torch.float64 else scores.float()) / math.sqrt(queries.shape[-1])
-    if score_transform is not None:
-        scores = score_transform(scores)
+    scores = attention_scores(queries @ keys.transpose(-2, -1), queries.shape[-1], score_transform)
     if with_entropy:
         log_weights = scores.log_softmax(dim=-1)
         weights = log_weights.exp()
@@ -72,12 +83,11 @@ def choose_implementation(queries: Tensor, keys: Tensor, transformed: bool) -> I
         keys: (B, h, n, e).
         transformed: whether scores or weights go through a transform; only the plain implementation has those at hand.
     """
-    num_queries, num_keys = queries.shape[-2], keys.shape[-2]
-    if transformed or num_queries == 1:  # one query, [VALUE]: one row of weights
+    if transformed:
         return "plain"
     if _has_kernels(queries.device) and _kernels_take(queries, keys):
         return "triton"
-    return "plain" if num_keys <= PLAIN_TOKENS else "chunked"
+    return "plain" if keys.shape[-2] <= PLAIN_TOKENS else "chunked"
 
 
 def _kernels_take(queries: Tensor, keys: Tensor) -> bool:
@@ -149,7 +159,7 @@ class EntropyAttention(nn.Module):
         self.gate = None if gate is None else gate(hidden_dim, num_heads)
 
     def forward(
-        self, tokens: Tensor, *, value_only: bool = False, with_entropy: bool = False
+        self, tokens: Tensor | FactoredTokens, *, value_only: bool = False, with_entropy: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """Attends from every token, or from [VALUE] alone, to every token.
 
@@ -161,13 +171,13 @@ class EntropyAttention(nn.Module):
         Returns:
             The attended tokens, (B, n, H) or (B, 1, H), and the entropies (B, h, n) in float32 or None.
         """
-        queries, keys, values = self._project(tokens, num_queries=1 if value_only and not with_entropy else None)
-        if self.query_norm is not None and self.key_norm is not None:
-            queries, keys = self.query_norm(queries), self.key_norm(keys)
-        attended, entropy = self._attend(queries, keys, values, 1 if value_only else tokens.shape[1], with_entropy)
-        if self.gate is not None:
-            attended = attended * self.gate(tokens[:, :1] if value_only else tokens)
-        return self.out(rearrange(attended, "b h n e -> b n (h e)")), entropy
+        if value_only:
+            return self._attend_from_value(dense(tokens), with_entropy)
+        projected = self.qkv(tokens) if isinstance(tokens, Tensor) else tokens.linear(self.qkv.weight, self.qkv.bias)
+        queries, keys, values = self._heads(projected, stacked=3)
+        queries, keys = self._normalised(queries, keys)
+        attended, entropy = self._attend(queries, keys, values, queries.shape[2], with_entropy)
+        return self._output(attended, tokens), entropy
 
     def _attend(
         self, queries: Tensor, keys: Tensor, values: Tensor, num_attended: int, with_entropy: bool
@@ -201,14 +211,50 @@ class EntropyAttention(nn.Module):
 
         return triton_attention(queries, keys, values, num_attended=num_attended, with_entropy=with_entropy)
 
-    def _project(self, tokens: Tensor, num_queries: int | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries of the first ``num_queries`` tokens (None: all), keys and values of all: (B, h, ., e)."""
-        if num_queries is None:
-            queries, keys, values = rearrange(self.qkv(tokens), "b n (s h e) -> s b h n e", s=3, h=self.num_heads)
-            return queries, keys, values
-        hidden_dim = self.qkv.in_features
-        weight, bias = self.qkv.weight, self.qkv.bias
-        queries = nn.functional.linear(tokens[:, :num_queries], weight[:hidden_dim], bias[:hidden_dim])
-        keys_values = nn.functional.linear(tokens, weight[hidden_dim:], bias[hidden_dim:])
-        keys, values = rearrange(keys_values, "b n (s h e) -> s b h n e", s=2, h=self.num_heads)
-        return rearrange(queries, "b n (h e) -> b h n e", h=self.num_heads), keys, values
+    def _attend_from_value(self, tokens: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
+        """Attends from token 0 of (B, n, H) alone; returns (B, 1, H) and the entropies.
+
+        A single query needs no value vectors and, where no entropy is asked for, no key vectors: in (q W_k) x_j and
+        W_v (sum_j A_j x_j) the weight matrices stand next to what there is only one of.
+        """
+        size, heads = self.qkv.in_features, self.num_heads
+        weight, bias = self.qkv.weight, self.qkv.bias  # once: a reparametrised weight is computed when it is read
+        entropy = None
+        if with_entropy or self.key_norm is not None:
+            queries, keys = self._heads(linear(tokens, weight[: 2 * size], bias[: 2 * size]), stacked=2)
+            queries, keys = self._normalised(queries, keys)
+            products = queries[:, :, :1] @ keys.transpose(-2, -1)
+            if with_entropy:
+                _, entropy = self._attend(queries, keys, keys, num_attended=0, with_entropy=True)
+        else:
+            (queries,) = self._heads(linear(tokens[:, :1], weight[:size], bias[:size]), stacked=1)
+            key_weight = rearrange(weight[size : 2 * size], "(h e) i -> h e i", h=heads)
+            key_bias = rearrange(bias[size : 2 * size], "(h e) -> h e 1", h=heads)
+            products = einsum("bhe,hei->bhi", queries[:, :, 0], key_weight) @ tokens.transpose(-2, -1)
+            products = products.unsqueeze(2) + queries @ key_bias
+        weights = attention_scores(products, size // heads, self.score_transform).softmax(dim=-1)
+        if self.weight_transform is not None:
+            weights = self.weight_transform(weights)
+        value_weight = rearrange(weight[2 * size :], "(h e) i -> h e i", h=heads)
+        value_bias = rearrange(bias[2 * size :], "(h e) -> h 1 e", h=heads)
+        pooled = weights[:, :, 0].to(tokens.dtype) @ tokens
+        attended = einsum("bhi,hei->bhe", pooled, value_weight).unsqueeze(2)
+        attended = attended + (weights.sum(dim=-1, keepdim=True) * value_bias).to(attended.dtype)
+        return self._output(attended, tokens), entropy
+
+    def _heads(self, projected: Tensor, stacked: int) -> Tensor:
+        """(B, n, stacked * H) -> (stacked, B, h, n, e)."""
+        return rearrange(projected, "b n (s h e) -> s b h n e", s=stacked, h=self.num_heads)
+
+    def _normalised(self, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys (B, h, ., e) after QK-norm, where there is one."""
+        if self.query_norm is None or self.key_norm is None:
+            return queries, keys
+        return self.query_norm(queries), self.key_norm(keys)
+
+    def _output(self, attended: Tensor, tokens: Tensor | FactoredTokens) -> Tensor:
+        """What the heads attended, (B, h, queries, e), through gates and output projection: (B, queries, H)."""
+        if self.gate is not None:
+            attended = attended * self.gate(dense(tokens)[:, : attended.shape[2]])
+        output: Tensor = self.out(rearrange(attended, "b h n e -> b n (h e)"))
+        return output
