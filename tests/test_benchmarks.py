@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.attention import main as attention_benchmark
+from benchmarks.attention import peak_bytes
 from benchmarks.collapse import STEP, smoothness, tail
 from benchmarks.harness import Peak, alternate, count_flops
 from tests.toy import toy_dataset, toy_model
+from tql_lightning.nn.chunked_attention import BLOCK_ELEMENTS
 from tql_lightning.nn.critic import Critic, CriticOutput
 
 
@@ -59,3 +64,25 @@ def test_a_matrix_product_reaches_its_own_peak() -> None:
     peak = Peak(size=64)
     comparison = alternate({"same": peak.variants["peak"], **peak.variants}, clock=iter(range(100)).__next__)
     assert peak.fields(comparison, "same", flops=2.0 * 64**3)["same_share_of_peak"] == 1.0
+
+
+def test_the_weight_of_attention_is_found_and_grows_with_tokens_as_the_implementation_promises(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(BLOCK_ELEMENTS, "cpu", 256)
+    sizes = ["--heads", "2", "--head-dim", "4", "--time-tokens", "5", "--memory-tokens", "64", "128", "--rounds", "2"]
+    attention_benchmark([*sizes, "--elements", "100", "--json"])
+    fields = json.loads(capsys.readouterr().out)
+    assert fields["chunked_ratio/5"] > 0.0
+    assert fields["plain_mib/128"] / fields["plain_mib/64"] > 3.5
+    assert fields["chunked_mib/128"] / fields["chunked_mib/64"] <= 2.0  # linear, and one block that does not grow
+
+
+def test_the_peak_is_the_most_that_is_held_at_once() -> None:
+    def call() -> None:
+        first = torch.empty(1000)
+        del first
+        second, third = torch.empty(500), torch.empty(750)
+        del second, third
+
+    assert peak_bytes(call, "cpu") == 4 * 1250

@@ -102,15 +102,15 @@ def test_size_decides_and_transforms_are_plain() -> None:
         rows = torch.empty(1, 1, tokens, 4, device="meta")
         return choose_implementation(rows, rows, transformed)
 
-    assert choose(43) == choose(512) == "plain"
-    assert choose(513) == "chunked"
-    assert choose(4096, transformed=True) == "plain"
+    assert choose(43) == choose(128) == "plain"
+    assert choose(129) == "chunked"
+    assert choose(129, transformed=True) == "plain"
 
 
 @on_cpu_only
 @pytest.mark.parametrize("parts", [{"score_transform": SoftCap(0.3)}, {"weight_transform": ClippedSoftmax()}])
 def test_transforms_are_applied_at_any_length_and_other_implementations_refuse_them(parts: dict[str, Any]) -> None:
-    long = tokens(600)
+    long = tokens(150)
     with torch.no_grad():
         auto, plain = (make(name, **parts)(long)[0] for name in ("auto", "plain"))
         without = make("auto")(long)[0]

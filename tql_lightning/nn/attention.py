@@ -19,8 +19,8 @@ from tql_lightning.nn.scalar_tokens import FactoredTokens, dense
 
 Implementation = Literal["plain", "chunked", "triton"]
 HAS_TRITON = find_spec("triton") is not None
-PLAIN_TOKENS = 512  # beyond, the matrix of weights is not kept
-KERNEL_TOKENS, KERNEL_HEAD_DIM = 128, 64  # what the kernels hold on chip
+SHORT = 128  # tokens up to which plain keeps the matrix of weights in memory, and the kernels keep it on chip
+KERNEL_HEAD_DIM = 64
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -87,13 +87,13 @@ def choose_implementation(queries: Tensor, keys: Tensor, transformed: bool) -> I
         return "plain"
     if _has_kernels(queries.device) and _kernels_take(queries, keys):
         return "triton"
-    return "plain" if keys.shape[-2] <= PLAIN_TOKENS else "chunked"
+    return "plain" if keys.shape[-2] <= SHORT else "chunked"
 
 
 def _kernels_take(queries: Tensor, keys: Tensor) -> bool:
     """Whether the Triton kernels are made for such sizes and number types."""
     num_tokens, size = max(queries.shape[-2], keys.shape[-2]), keys.shape[-1]
-    return num_tokens <= KERNEL_TOKENS and size <= KERNEL_HEAD_DIM and keys.dtype in KERNEL_DTYPES
+    return num_tokens <= SHORT and size <= KERNEL_HEAD_DIM and keys.dtype in KERNEL_DTYPES
 
 
 def _has_kernels(device: torch.device) -> bool:
@@ -204,7 +204,7 @@ class EntropyAttention(nn.Module):
             return chunked_attention(queries, keys, values, num_attended=num_attended, with_entropy=with_entropy)
         if not _kernels_take(queries, keys):
             raise ValueError(
-                f"attention.implementation: triton takes up to {KERNEL_TOKENS} tokens, heads up to {KERNEL_HEAD_DIM} "
+                f"attention.implementation: triton takes up to {SHORT} tokens, heads up to {KERNEL_HEAD_DIM} "
                 f"and no float64, found {tuple(keys.shape)} in {keys.dtype}; choose auto"
             )
         from tql_lightning.nn.triton_attention import triton_attention
