@@ -24,7 +24,7 @@ ORDER = [
     *("nn.attention_operator", "nn.chunked_attention", "nn.triton_attention", "nn.attention"),
     *("nn.temperature", "nn.tokenizer"),
     *("nn.feedforward", "nn.transformer", "nn.sigma_reparam", "nn.mlp", "nn.value_loss", "nn.critic", "nn.policy"),
-    *("hyperparameters", "loops", "tql"),
+    *("hyperparameters", "captured", "loops", "tql"),
     *("metrics", "envs", "rollout", "interop", "evaluation", "plots", "loggers"),
     *("quickstart", "commands", "configs", "errors", "lightning_cli", "cli", "__main__"),
 ]

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Callable
+from functools import cached_property, partial
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from tql_lightning.batch import Batch, Noise
+from tql_lightning.captured import CapturedStep, ReplayedAdamW, can_record, new_recorder
 from tql_lightning.hyperparameters import loadable
 from tql_lightning.nn.temperature import TOKEN_GROUPS
+
+Losses = tuple[Tensor, Tensor | None, dict[str, Tensor]]  # total, attention entropy (L, 2) or None, scalars to log
+MatmulPrecision = Literal["highest", "high", "medium"]
 
 
 class TrainingDivergedError(ValueError):
@@ -20,26 +26,120 @@ class TrainingDivergedError(ValueError):
 
 
 class UpdateLoop(LightningModule, ABC):
-    """An algorithm of updates with losses, as Lightning trains and validates it; K updates a step of the trainer."""
+    """An algorithm of updates with losses, as Lightning trains and validates it; K updates a step of the trainer.
 
-    def __init__(self) -> None:
+    Args:
+        compile: whether the losses of an update are compiled.
+        cuda_graphs: whether an update is recorded once and replayed.
+        float32_matmul_precision: of matrix products while a trainer runs.
+    """
+
+    def __init__(
+        self,
+        compile: bool,  # noqa: A002
+        cuda_graphs: bool,
+        float32_matmul_precision: MatmulPrecision,
+    ) -> None:
         super().__init__()
         self.automatic_optimization = False
+        self.compiled, self.cuda_graphs = compile, cuda_graphs
+        self.float32_matmul_precision: MatmulPrecision = float32_matmul_precision
+        self._precision_before = torch.get_float32_matmul_precision()
+        self._captured: CapturedStep | None = None
 
     @abstractmethod
     def update(self, batch: Batch, noise: Noise, with_metrics: bool = True) -> dict[str, Any]:
-        """One update, with one optimizer step; returns what callbacks are given, see `training_step`."""
+        """One update, with one call of `step`; returns what callbacks are given, see `training_step`."""
 
     @abstractmethod
-    def losses(
-        self, batch: Batch, noise: Noise, target_entropy: Tensor | None, with_metrics: bool = True
-    ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
-        """The total loss, the attention entropy (L, 2) or None, and detached scalars to log."""
+    def gradient_step(
+        self, batch: Batch, noise: Noise, target_entropy: Tensor | None, optimizer: Any, with_metrics: bool = True
+    ) -> Losses:
+        """What changes parameters: losses, gradients, the optimizer's step; it never waits for the device."""
+
+    @abstractmethod
+    def losses(self, batch: Batch, noise: Noise, target_entropy: Tensor | None, with_metrics: bool = True) -> Losses:
+        """The losses as a pure function of parameters and arguments."""
 
     @property
     @abstractmethod
     def target_entropy(self) -> Tensor | None:
         """Entropy targets at the current update, (L, 2), or None."""
+
+    # ------------------------------------------------------------------ how an update runs
+
+    def step(self, batch: Batch, noise: Noise, target_entropy: Tensor | None, with_metrics: bool) -> Losses:
+        """`gradient_step`, or its recording replayed; counted by the trainer as one step either way."""
+        optimizer: Any = self.optimizers()
+        if not self.cuda_graphs:
+            return self.gradient_step(batch, noise, target_entropy, optimizer, with_metrics)
+        if self._captured is None:
+            self._captured = self._new_capture(optimizer.optimizer)
+        optimizer.optimizer.replay = partial(self._captured, (*batch, *noise, target_entropy))
+        total, entropy, metrics = optimizer.step()
+        if not with_metrics:
+            return total, entropy, {}
+        # The next replay writes over what this one gave.
+        return (
+            total.clone(),
+            None if entropy is None else entropy.clone(),
+            {name: value.clone() for name, value in metrics.items()},
+        )
+
+    def _new_capture(self, optimizer: ReplayedAdamW) -> CapturedStep:
+        fields = len(Batch._fields)
+
+        def work(*tensors: Tensor) -> Losses:
+            *parts, target_entropy = tensors
+            batch, noise = Batch(*parts[:fields]), Noise(*parts[fields:])
+            return self.gradient_step(batch, noise, target_entropy, optimizer)
+
+        return CapturedStep(work, self, optimizer, new_recorder(self.device))
+
+    def training_losses(
+        self, batch: Batch, noise: Noise, target_entropy: Tensor | None, with_metrics: bool = True
+    ) -> Losses:
+        """`losses`, compiled where that is set: then always with what is logged, so that there is one graph."""
+        if not self.compiled:
+            return self.losses(batch, noise, target_entropy, with_metrics)
+        total, entropy, metrics = self._compiled_losses(batch, noise, target_entropy)
+        return total, entropy, metrics if with_metrics else {}
+
+    @cached_property
+    def _compiled_losses(self) -> Callable[[Batch, Noise, Tensor | None], Losses]:
+        compiled: Callable[[Batch, Noise, Tensor | None], Losses] = torch.compile(
+            self.losses, fullgraph=True, dynamic=False
+        )
+        return compiled
+
+    def setup(self, stage: str) -> None:
+        """Sets how exact float32 matrix products are while a trainer runs."""
+        self._precision_before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision(self.float32_matmul_precision)
+
+    def teardown(self, stage: str) -> None:
+        """Puts the precision of matrix products back, and frees what was recorded."""
+        torch.set_float32_matmul_precision(self._precision_before)
+        self._captured = None
+
+    def on_fit_start(self) -> None:
+        """Refuses to record where that cannot be.
+
+        Raises:
+            ValueError: ``cuda_graphs`` without a CUDA device, with several processes or with float16.
+        """
+        self._captured = None
+        if not self.cuda_graphs:
+            return
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        if not can_record(self.device) or self.trainer.world_size > 1 or scaled:
+            raise ValueError(
+                "model.cuda_graphs: expected one process on a CUDA device and no float16, found "
+                f"{self.trainer.world_size} on {self.device.type} with precision {self.trainer.precision}; set it to "
+                "false"
+            )
+
+    # ------------------------------------------------------------------ what a trainer calls
 
     def training_step(self, chunk: tuple[Batch, Noise], batch_idx: int) -> dict[str, Any]:
         """K updates on a chunk of K minibatches; stops between two of them when the trainer is to stop.

@@ -29,7 +29,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -39,8 +38,9 @@ from torch.func import functional_call
 
 from tql_lightning import losses
 from tql_lightning.batch import Batch, Noise
+from tql_lightning.captured import ReplayedAdamW
 from tql_lightning.extraction import Extraction
-from tql_lightning.loops import UpdateLoop
+from tql_lightning.loops import Losses, MatmulPrecision, UpdateLoop
 from tql_lightning.nn.critic import Critic, TransformerCritic, make_critic
 from tql_lightning.nn.policy import Actor, FlowPolicy
 from tql_lightning.nn.temperature import AttentionTemperature, EntropyControl
@@ -78,7 +78,11 @@ class TQL(UpdateLoop):
         gradient_clip_norm: largest 2-norm of the gradient of critic and temperatures, and on its own of
             both policy networks; null for no clipping.
         compile: compile the losses of an update (``torch.compile``, one graph). Pays on GPUs; the first update then
-            takes a minute.
+            takes minutes.
+        cuda_graphs: record an update once as a CUDA graph, from loss to optimizer, and replay it. On one CUDA device.
+            Callbacks then see gradients of the update before in ``on_before_optimizer_step``.
+        float32_matmul_precision: of matrix products in float32 while a trainer runs: "highest" float32, "high" TF32
+            on NVIDIA GPUs, "medium" bfloat16. Entropy, softmax, TD targets and temperatures stay float32.
 
     Raises:
         ValueError: a setting is out of its range; the message names it.
@@ -108,8 +112,10 @@ class TQL(UpdateLoop):
         schedule_updates: int = 1_000_000,
         gradient_clip_norm: float | None = None,
         compile: bool = False,  # noqa: A002
+        cuda_graphs: bool = False,
+        float32_matmul_precision: MatmulPrecision = "highest",
     ) -> None:
-        super().__init__()
+        super().__init__(compile, cuda_graphs, float32_matmul_precision)
         _require("discount", 0.0 <= discount <= 1.0, "between 0 and 1", discount)
         _require("tau", 0.0 < tau <= 1.0, "above 0 and at most 1", tau)
         _require("num_samples", num_samples >= 1, "at least 1", num_samples)
@@ -117,6 +123,8 @@ class TQL(UpdateLoop):
         _require("warmup_updates", warmup_updates >= 0, "at least 0", warmup_updates)
         _require("schedule_updates", schedule_updates >= 1, "at least 1", schedule_updates)
         _require("target_aggregation", target_aggregation in ("mean", "min"), "mean or min", target_aggregation)
+        matmul, known = float32_matmul_precision, ("highest", "high", "medium")
+        _require("float32_matmul_precision", matmul in known, "highest, high or medium", matmul)
         _require("gradient_clip_norm", gradient_clip_norm is None or gradient_clip_norm > 0, "> 0", gradient_clip_norm)
         self.save_hyperparameters()
 
@@ -139,7 +147,6 @@ class TQL(UpdateLoop):
         self.lr_schedule, self.warmup_updates = lr_schedule, warmup_updates
         self.schedule_updates = schedule_updates
         self.gradient_clip_norm = gradient_clip_norm
-        self.compiled = compile
         self._gradient_norms: dict[str, Tensor] | None = None
 
     # ------------------------------------------------------------------ one update (spec section 6)
@@ -155,40 +162,34 @@ class TQL(UpdateLoop):
         Returns:
             What `UpdateLoop.training_step` returns to callbacks.
         """
-        optimizer, schedule = self.optimizers(), self.lr_schedulers()
+        schedule: Any = self.lr_schedulers()
         target_entropy = self.target_entropy
-        optimizer.zero_grad()  # type: ignore[union-attr]
-        total, entropy, metrics = self.training_losses(batch, noise, target_entropy, with_metrics)
-        self.manual_backward(total)
-        self._gradient_norms = {} if with_metrics else None
-        self.move_target()
-        optimizer.step()  # type: ignore[union-attr]
-        schedule.step()  # type: ignore[union-attr]
-        metrics |= self._gradient_norms or {}
+        total, entropy, metrics = self.step(batch, noise, target_entropy, with_metrics)
+        schedule.step()
         return {
-            "loss": total.detach(),
+            "loss": total,
             "metrics": metrics,
-            "attention_entropy": None if entropy is None else entropy.detach(),
+            "attention_entropy": entropy,
             "temperature": None if self.temperature is None else self.temperature().detach(),
             "target_entropy": target_entropy,
         }
 
-    def training_losses(
-        self, batch: Batch, noise: Noise, target_entropy: Tensor | None, with_metrics: bool
-    ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
-        """`losses`, compiled where that is set: then always with what is logged, so that there is one graph."""
-        if not self.compiled:
-            return self.losses(batch, noise, target_entropy, with_metrics)
-        total, entropy, metrics = self._compiled_losses(batch, noise, target_entropy)
-        return total, entropy, metrics if with_metrics else {}
+    def gradient_step(
+        self, batch: Batch, noise: Noise, target_entropy: Tensor | None, optimizer: Any, with_metrics: bool = True
+    ) -> Losses:
+        """What changes parameters in an update: gradient, target critic, optimizer's step; see `losses`."""
+        optimizer.zero_grad()
+        total, entropy, metrics = self.training_losses(batch, noise, target_entropy, with_metrics)
+        self.manual_backward(total)
+        self._gradient_norms = {} if with_metrics else None
+        if self.cuda_graphs:
+            self.clip_each_network()
+        self.move_target()
+        optimizer.step()
+        metrics |= self._gradient_norms or {}
+        return total.detach(), None if entropy is None else entropy.detach(), metrics
 
-    @cached_property
-    def _compiled_losses(self) -> Callable[..., tuple[Tensor, Tensor | None, dict[str, Tensor]]]:
-        return torch.compile(self.losses, fullgraph=True, dynamic=False)
-
-    def losses(
-        self, batch: Batch, noise: Noise, target_entropy: Tensor | None, with_metrics: bool = True
-    ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
+    def losses(self, batch: Batch, noise: Noise, target_entropy: Tensor | None, with_metrics: bool = True) -> Losses:
         """Everything TQL minimises, as a pure function of parameters and arguments.
 
         Args:
@@ -209,7 +210,8 @@ class TQL(UpdateLoop):
         # Critic: TD loss, entropy loss (moves the critic), temperature loss (moves alpha)
         with_entropy = self.temperature is not None or with_metrics
         values, entropy, logits = self.critic(batch.observations, batch.actions, with_entropy=with_entropy)
-        td_loss = self.value_loss(values.float(), None if logits is None else logits.float(), target)
+        values = values.float()
+        td_loss = self.value_loss(values, None if logits is None else logits.float(), target)
         entropy_loss = temperature_loss = torch.zeros_like(td_loss)
         if self.temperature is not None:
             entropy_loss = losses.entropy_loss(entropy, self.temperature.entropy_weight())
@@ -325,7 +327,11 @@ class TQL(UpdateLoop):
         ]
         # The fused step unscales float16 gradients itself, too late for measuring and clipping them.
         scaled = self._trainer is not None and getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        optimizer = torch.optim.AdamW([group for group in groups if group["params"]], fused=not scaled)
+        for group in groups:
+            group["lr"] = self.learning_rate(float(group["lr"]))  # type: ignore[arg-type]
+        capturable = self.cuda_graphs and self.device.type == "cuda"
+        given = [group for group in groups if group["params"]]
+        optimizer = ReplayedAdamW(given, fused=not scaled, capturable=capturable)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.learning_rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
@@ -343,8 +349,17 @@ class TQL(UpdateLoop):
         progress = min((update - self.warmup_updates) / length, 1.0) if length > 0 else 1.0
         return 0.9 * (1.0 + math.cos(math.pi * progress)) / 2.0 + 0.1
 
+    def learning_rate(self, value: float) -> float | Tensor:
+        """A learning rate as the optimizer takes it: where updates are replayed it is a tensor that can change."""
+        return torch.tensor(value, device=self.device) if self.cuda_graphs else value
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Measures and clips the gradient of each network on its own, after any unscaling."""
+        """Measures and clips gradients after any unscaling; a recorded step has done so itself."""
+        if not self.cuda_graphs:
+            self.clip_each_network()
+
+    def clip_each_network(self) -> None:
+        """Measures and clips the gradient of each network on its own, where wanted."""
         if self._gradient_norms is None and self.gradient_clip_norm is None:
             return
         critic_side = [*self.critic.parameters(), *(self.temperature.parameters() if self.temperature else ())]
@@ -364,7 +379,8 @@ class TQL(UpdateLoop):
         for index, group in enumerate(optimizer.param_groups):
             peak = self.critic_learning_rate if group["name"].startswith("critic") else self.actor_learning_rate
             decay = 0.0 if group["name"].endswith("no_decay") else self.weight_decay
-            group |= {"initial_lr": peak, "lr": peak * factor, "weight_decay": decay}
+            group |= {"initial_lr": peak, "lr": self.learning_rate(peak * factor), "weight_decay": decay}
+            group["capturable"] = self.cuda_graphs and self.device.type == "cuda"
             schedule.base_lrs[index] = peak
 
     def train(self, mode: bool = True) -> TQL:
