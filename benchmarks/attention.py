@@ -111,7 +111,7 @@ def main(arguments: list[str] | None = None) -> None:
     options.add_argument("--elements", type=int, default=2**19, help="tokens^2 * batch of what is timed")
     chosen = options.parse_args(arguments)
     prepare(chosen)
-    torch.backends.cuda.matmul.allow_tf32 = chosen.precision == "tf32"
+    torch.set_float32_matmul_precision("high" if chosen.precision == "tf32" else "highest")
     show(measure(chosen), chosen.json)
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.command_line import make_model, parse_fit
 from tql_lightning.nn.attention import EntropyAttention, Implementation, choose_implementation
 from tql_lightning.nn.attention_components import ClippedSoftmax, HeadGate, SoftCap
 from tql_lightning.nn.initialisation import LayerNorm
@@ -72,8 +73,7 @@ def test_under_inference_mode_and_functional_call(pair: tuple[EntropyAttention, 
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
 
 
-@on_cpu_only
-@pytest.mark.parametrize("implementation", ["plain", "chunked"])
+@pytest.mark.parametrize("implementation", ["plain", *OTHERS])
 def test_the_module_compiles_to_one_graph(implementation: Implementation) -> None:
     attention = make(implementation)
     torch._dynamo.reset()
@@ -131,3 +131,19 @@ def test_gates_and_norms_go_with_every_implementation() -> None:
 def test_an_unknown_implementation_is_refused() -> None:
     with pytest.raises(ValueError, match=r"attention.implementation: expected auto or plain or .*, found fast"):
         EntropyAttention(HIDDEN, HEADS, implementation="fast")  # type: ignore[arg-type]
+
+
+@on_cpu_only
+def test_the_command_line_sets_the_implementation(monkeypatch: pytest.MonkeyPatch) -> None:
+    block, names = "--model.critic.init_args.block", "tql_lightning.nn"
+    configuration = parse_fit(
+        monkeypatch,
+        "--data.dataset=tests.toy.toy_dataset",
+        f"--model.critic={names}.critic.TransformerCritic",
+        f"{block}={names}.transformer.TransformerBlock",
+        f"{block}.init_args.attention={names}.attention.EntropyAttention",
+        f"{block}.init_args.attention.init_args.implementation=chunked",
+    )
+    model = make_model(configuration, 3, 1)
+    attentions = [module for module in model.critic.modules() if isinstance(module, EntropyAttention)]
+    assert [attention.implementation for attention in attentions] == ["chunked", "chunked"]

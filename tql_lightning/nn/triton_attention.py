@@ -194,7 +194,7 @@ def _constants(dtype: torch.dtype, num_keys: int, size: int) -> dict[str, Any]:
         "SIZE": max(16, triton.next_power_of_2(size)),
         # The interpreter has no arithmetic of bfloat16.
         "DTYPE": tl.float32 if INTERPRETED else DTYPES[dtype],
-        "PRECISION": "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee",
+        "PRECISION": "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32",
         "num_warps": 4 if keys <= 64 else 8,  # so that registers hold the backward pass
     }
 
