@@ -24,10 +24,10 @@ from tql_lightning.nn.attention import plain_attention
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
 NAMES = ["triton"] if INTERPRETED else ["plain", "chunked", "small chunks", *(["triton"] if DEVICE == "cuda" else [])]
-few_examples = settings(max_examples=4 if INTERPRETED else 12, derandomize=True, deadline=None, database=None)
+few_examples = settings(max_examples=3 if INTERPRETED else 10, derandomize=True, deadline=None, database=None)
 shapes = {
     "batch": st.integers(1, 2),
-    "heads": st.integers(1, 3),
+    "heads": st.integers(1, 2),
     "tokens": st.integers(1, 70),
     "size": st.integers(1, 40),
 }
@@ -58,7 +58,7 @@ def test_values_and_gradients_of_both_outputs_equal_float64(attention: Attention
 
 
 def test_one_attending_query_and_the_entropies_of_all(attention: Attention) -> None:
-    qkv = tensors(3, 2, 23, 8)
+    qkv = tensors(1, 2, 23, 8)
     assert_equals_reference(attention, qkv, num_attended=1, tolerance=4e-6)
     (first, entropy), _ = run(attention, qkv, num_attended=1)
     (whole, same_entropy), _ = run(attention, qkv)
@@ -73,7 +73,7 @@ def test_fewer_queries_than_keys(attention: Attention) -> None:
 
 
 def test_without_entropy_the_attended_values_are_the_same(attention: Attention) -> None:
-    qkv = tensors(2, 3, 23, 8)
+    qkv = tensors(1, 3, 23, 8)
     attended, entropy = attention(*qkv, num_attended=23, with_entropy=False)
     (expected, _), _ = run(attention, qkv)
     assert entropy is None
@@ -103,7 +103,7 @@ def test_scores_of_ten_thousand_of_either_sign(attention: Attention, size: int) 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_sixteen_bits_cost_what_rounding_costs(attention: Attention, dtype: torch.dtype) -> None:
-    qkv = tensors(2, 2, 43, 32, dtype=dtype)
+    qkv = tensors(1, 2, 43, 32, dtype=dtype)
     (attended, entropy), gradients = run(attention, qkv)
     assert attended.dtype == dtype
     assert entropy.dtype == torch.float32
