@@ -13,10 +13,13 @@ import torch
 from lightning.pytorch import Trainer
 
 from benchmarks import data, memory, trainer, update
+from benchmarks.attention import main as attention_benchmark
+from benchmarks.attention import peak_bytes
 from benchmarks.collapse import tail
 from benchmarks.harness import Peak, alternate, count_flops
 from tests.toy import toy_model
 from tql_lightning.data.datamodule import OfflineDataModule
+from tql_lightning.nn.chunked_attention import BLOCK_ELEMENTS
 
 
 def test_the_tail_is_the_mean_of_the_last_tenth() -> None:
@@ -172,3 +175,25 @@ def test_files_larger_than_the_memory_that_may_be_allocated_are_sampled(
     assert max(result["cached_anonymous_mb"], result["uncached_anonymous_mb"]) < 600
     assert result["cached_peak_resident_mb"] < 1000
     assert "Unable to allocate" in result["read_into_memory"]
+
+
+def test_the_weight_of_attention_is_found_and_grows_with_tokens_as_the_implementation_promises(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(BLOCK_ELEMENTS, "cpu", 256)
+    sizes = ["--heads", "2", "--head-dim", "4", "--time-tokens", "5", "--memory-tokens", "64", "128", "--rounds", "2"]
+    attention_benchmark([*sizes, "--elements", "100", "--json"])
+    fields = json.loads(capsys.readouterr().out)
+    assert fields["chunked_ratio/5"] > 0.0
+    assert fields["plain_mib/128"] / fields["plain_mib/64"] > 3.5
+    assert fields["chunked_mib/128"] / fields["chunked_mib/64"] <= 2.0  # linear, and one block that does not grow
+
+
+def test_the_peak_is_the_most_that_is_held_at_once() -> None:
+    def call() -> None:
+        first = torch.empty(1000)
+        del first
+        second, third = torch.empty(500), torch.empty(750)
+        del second, third
+
+    assert peak_bytes(call, "cpu") == 4 * 1250

@@ -1,17 +1,107 @@
-"""Multi-head self-attention that also returns its entropy (spec sections 2 and 3)."""
+"""Multi-head self-attention that also returns its entropy, and the choice of what computes it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Literal
 
+import torch
 from einops import rearrange
 from torch import Tensor, einsum, nn
 from torch.nn.functional import linear
 
 from tql_lightning.nn.attention_components import ScoreTransform, WeightTransform
+from tql_lightning.nn.chunked_attention import chunked_attention
 from tql_lightning.nn.initialisation import StackedLinear, lecun_normal_
 from tql_lightning.nn.scalar_tokens import FactoredTokens, dense
+
+Implementation = Literal["plain", "chunked", "triton"]
+HAS_TRITON = find_spec("triton") is not None
+SHORT = 128  # tokens up to which plain keeps the matrix of weights in memory, and the kernels keep it on chip
+KERNEL_HEAD_DIM = 64
+KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def attention_scores(products: Tensor, size: int, transform: ScoreTransform | None) -> Tensor:
+    """What the softmax is taken of, at least in float32.
+
+    Args:
+        products: of queries and keys, (B, h, m, n).
+        size: e, of a head.
+        transform: applied to products over sqrt(e).
+    """
+    scores = (products if products.dtype == torch.float64 else products.float()) / math.sqrt(size)
+    return scores if transform is None else transform(scores)
+
+
+def plain_attention(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    *,
+    num_attended: int,
+    with_entropy: bool,
+    score_transform: ScoreTransform | None = None,
+    weight_transform: WeightTransform | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention and its entropy, with the whole matrix of weights in memory: what the other implementations equal.
+
+    Args:
+        queries: (B, h, m, e).
+        keys: (B, h, n, e).
+        values: (B, h, n, e).
+        num_attended: of how many queries, from the first on, the attended values are wanted.
+        with_entropy: whether the entropies of all m queries are wanted too.
+        score_transform: applied to the scores before the softmax.
+        weight_transform: applied to the softmax's weights; the entropy is the softmax's.
+
+    Returns:
+        Attended values (B, h, num_attended, e) and entropies (B, h, m) or None. Softmax and entropies are float32,
+        or float64 for inputs in float64.
+    """
+    scores = attention_scores(queries @ keys.transpose(-2, -1), queries.shape[-1], score_transform)
+    if with_entropy:
+        log_weights = scores.log_softmax(dim=-1)
+        weights = log_weights.exp()
+        entropy = -(weights * log_weights).sum(dim=-1)
+    else:
+        weights, entropy = scores.softmax(dim=-1), None
+    if num_attended < weights.shape[-2]:
+        weights = weights[:, :, :num_attended]
+    if weight_transform is not None:
+        weights = weight_transform(weights)
+    return weights.to(values.dtype) @ values, entropy
+
+
+def choose_implementation(queries: Tensor, keys: Tensor, transformed: bool) -> Implementation:
+    """What computes attention fastest, where its memory stays small.
+
+    Args:
+        queries: (B, h, m, e).
+        keys: (B, h, n, e).
+        transformed: whether scores or weights go through a transform; only the plain implementation has those at hand.
+    """
+    if transformed:
+        return "plain"
+    if _has_kernels(queries.device) and _kernels_take(queries, keys):
+        return "triton"
+    return "plain" if keys.shape[-2] <= SHORT else "chunked"
+
+
+def _kernels_take(queries: Tensor, keys: Tensor) -> bool:
+    """Whether the Triton kernels are made for such sizes and number types."""
+    num_tokens, size = max(queries.shape[-2], keys.shape[-2]), keys.shape[-1]
+    return num_tokens <= SHORT and size <= KERNEL_HEAD_DIM and keys.dtype in KERNEL_DTYPES
+
+
+def _has_kernels(device: torch.device) -> bool:
+    """Whether a device can run the Triton kernels: NVIDIA's from compute capability 8.0 on."""
+    if not HAS_TRITON or device.type != "cuda" or torch.version.hip is not None:
+        return False
+    major: int = torch.cuda.get_device_properties(device).major
+    return major >= 8
 
 
 class EntropyAttention(nn.Module):
@@ -29,9 +119,13 @@ class EntropyAttention(nn.Module):
         score_transform: applied to the scores before the softmax; null for none.
         weight_transform: applied to the softmax's weights; the entropy is the softmax's. Null for none.
         gate: what makes the gates on the heads' outputs from (hidden_dim, num_heads); null for none.
+        implementation: what computes it: "plain" holds the matrix of weights; "chunked" takes memory linear in the
+            number of tokens; "triton" is one kernel for up to 128 tokens on NVIDIA GPUs; "auto" chooses by size, type
+            and device (docs/attention.md). Transforms of scores or weights are "plain" only, and "auto" knows.
 
     Raises:
-        ValueError: ``num_heads`` does not divide ``hidden_dim``.
+        ValueError: ``num_heads`` does not divide ``hidden_dim``, or ``implementation`` is unknown, not installed, or
+            at odds with a transform.
     """
 
     def __init__(
@@ -42,10 +136,19 @@ class EntropyAttention(nn.Module):
         score_transform: ScoreTransform | None = None,
         weight_transform: WeightTransform | None = None,
         gate: Callable[[int, int], nn.Module] | None = None,
+        implementation: Literal["auto", "plain", "chunked", "triton"] = "auto",
     ) -> None:
         super().__init__()
         if num_heads < 1 or hidden_dim % num_heads:
             raise ValueError(f"num_heads: expected a divisor of hidden_dim={hidden_dim}, found {num_heads}")
+        has_transform = score_transform is not None or weight_transform is not None
+        allowed = ("auto", "plain") if has_transform else ("auto", "plain", "chunked", "triton")
+        if implementation not in allowed:
+            why = " with a score_transform or weight_transform" if has_transform else ""
+            raise ValueError(f"attention.implementation: expected {' or '.join(allowed)}{why}, found {implementation}")
+        if implementation == "triton" and not HAS_TRITON:
+            raise ValueError("attention.implementation: triton is not installed; pip install 'tql-lightning[triton]'")
+        self.implementation = implementation
         self.num_heads = num_heads
         self.qkv = lecun_normal_(StackedLinear(hidden_dim, hidden_dim, stacked=3))
         self.out = lecun_normal_(nn.Linear(hidden_dim, hidden_dim))
@@ -72,16 +175,41 @@ class EntropyAttention(nn.Module):
             return self._attend_from_value(dense(tokens), with_entropy)
         projected = self.qkv(tokens) if isinstance(tokens, Tensor) else tokens.linear(self.qkv.weight, self.qkv.bias)
         queries, keys, values = self._heads(projected, stacked=3)
-        scores = self._scores(queries, keys)
-        if with_entropy:
-            log_weights = scores.log_softmax(dim=-1)
-            weights = log_weights.exp()
-            entropy = -(weights * log_weights).sum(dim=-1)
-        else:
-            weights, entropy = scores.softmax(dim=-1), None
-        if self.weight_transform is not None:
-            weights = self.weight_transform(weights)
-        return self._output(weights.to(values.dtype) @ values, tokens), entropy
+        queries, keys = self._normalised(queries, keys)
+        attended, entropy = self._attend(queries, keys, values, queries.shape[2], with_entropy)
+        return self._output(attended, tokens), entropy
+
+    def _attend(
+        self, queries: Tensor, keys: Tensor, values: Tensor, num_attended: int, with_entropy: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """See `plain_attention`; by the implementation that was set or is chosen."""
+        implementation = self.implementation
+        if implementation == "auto":
+            transformed = self.score_transform is not None or self.weight_transform is not None
+            implementation = choose_implementation(queries, keys, transformed)
+        if implementation == "plain":
+            return plain_attention(
+                queries,
+                keys,
+                values,
+                num_attended=num_attended,
+                with_entropy=with_entropy,
+                score_transform=self.score_transform,
+                weight_transform=self.weight_transform,
+            )
+        if torch.is_autocast_enabled(queries.device.type):  # which knows torch's operators only
+            dtype = torch.get_autocast_dtype(queries.device.type)
+            queries, keys, values = queries.to(dtype), keys.to(dtype), values.to(dtype)
+        if implementation == "chunked":
+            return chunked_attention(queries, keys, values, num_attended=num_attended, with_entropy=with_entropy)
+        if not _kernels_take(queries, keys):
+            raise ValueError(
+                f"attention.implementation: triton takes up to {SHORT} tokens, heads up to {KERNEL_HEAD_DIM} "
+                f"and no float64, found {tuple(keys.shape)} in {keys.dtype}; choose auto"
+            )
+        from tql_lightning.nn.triton_attention import triton_attention
+
+        return triton_attention(queries, keys, values, num_attended=num_attended, with_entropy=with_entropy)
 
     def _attend_from_value(self, tokens: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
         """Attends from token 0 of (B, n, H) alone; returns (B, 1, H) and the entropies.
@@ -94,17 +222,17 @@ class EntropyAttention(nn.Module):
         entropy = None
         if with_entropy or self.key_norm is not None:
             queries, keys = self._heads(linear(tokens, weight[: 2 * size], bias[: 2 * size]), stacked=2)
-            scores = self._scores(queries[:, :, :1], keys)
+            queries, keys = self._normalised(queries, keys)
+            products = queries[:, :, :1] @ keys.transpose(-2, -1)
             if with_entropy:
-                log_weights = self._scores(queries, keys).log_softmax(dim=-1)
-                entropy = -(log_weights.exp() * log_weights).sum(dim=-1)
+                _, entropy = self._attend(queries, keys, keys, num_attended=0, with_entropy=True)
         else:
             (queries,) = self._heads(linear(tokens[:, :1], weight[:size], bias[:size]), stacked=1)
             key_weight = rearrange(weight[size : 2 * size], "(h e) i -> h e i", h=heads)
             key_bias = rearrange(bias[size : 2 * size], "(h e) -> h e 1", h=heads)
             products = einsum("bhe,hei->bhi", queries[:, :, 0], key_weight) @ tokens.transpose(-2, -1)
-            scores = self._scaled(products.unsqueeze(2) + queries @ key_bias)
-        weights = scores.softmax(dim=-1)
+            products = products.unsqueeze(2) + queries @ key_bias
+        weights = attention_scores(products, size // heads, self.score_transform).softmax(dim=-1)
         if self.weight_transform is not None:
             weights = self.weight_transform(weights)
         value_weight = rearrange(weight[2 * size :], "(h e) i -> h e i", h=heads)
@@ -118,16 +246,11 @@ class EntropyAttention(nn.Module):
         """(B, n, stacked * H) -> (stacked, B, h, n, e)."""
         return rearrange(projected, "b n (s h e) -> s b h n e", s=stacked, h=self.num_heads)
 
-    def _scores(self, queries: Tensor, keys: Tensor) -> Tensor:
-        """What the softmax is taken of, in float32: (B, h, ., e), (B, h, n, e) -> (B, h, ., n)."""
-        if self.query_norm is not None and self.key_norm is not None:
-            queries, keys = self.query_norm(queries), self.key_norm(keys)
-        return self._scaled(queries @ keys.transpose(-2, -1))
-
-    def _scaled(self, products: Tensor) -> Tensor:
-        """Products of queries and keys as scores, in float32."""
-        scores = products.float() / math.sqrt(self.qkv.in_features // self.num_heads)
-        return scores if self.score_transform is None else self.score_transform(scores)
+    def _normalised(self, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys (B, h, ., e) after QK-norm, where there is one."""
+        if self.query_norm is None or self.key_norm is None:
+            return queries, keys
+        return self.query_norm(queries), self.key_norm(keys)
 
     def _output(self, attended: Tensor, tokens: Tensor | FactoredTokens) -> Tensor:
         """What the heads attended, (B, h, queries, e), through gates and output projection: (B, queries, H)."""

@@ -1,0 +1,119 @@
+"""Attention with entropy, forward and backward: time of each implementation over the plain one, memory against tokens.
+
+    python -m benchmarks.attention --json
+
+Queries, keys and values get gradients through both outputs. What is timed has a batch that shrinks as tokens grow, so
+that times stay short; on the CPU it is the time of this process alone. What is weighed is one batch element: on the CPU
+what torch's allocator holds at its highest (`torch.profiler`), on CUDA `torch.cuda.max_memory_allocated`, both without
+the inputs.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.harness import PRECISIONS, alternate, machine, parser, prepare, show
+from tql_lightning.nn.attention import HAS_TRITON, SHORT, plain_attention
+from tql_lightning.nn.chunked_attention import chunked_attention
+
+Pass = Callable[[], object]
+
+
+def implementations(device: str) -> dict[str, Callable[..., tuple[Tensor, Tensor | None]]]:
+    """By name, those that run on a device."""
+    found = {"plain": plain_attention, "chunked": chunked_attention}
+    if torch.device(device).type == "cuda" and HAS_TRITON:
+        from tql_lightning.nn.triton_attention import triton_attention
+
+        found["triton"] = triton_attention
+    return found
+
+
+def passes(tokens: int, batch: int, options: Any) -> dict[str, Pass]:
+    """What is measured: by implementation, a call that goes forward and backward."""
+    dtype = PRECISIONS[options.precision]
+    shape = (3, batch, options.heads, tokens, options.head_dim)
+    qkv = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(options.device, dtype).unbind(0)
+    leaves = tuple(x.requires_grad_() for x in qkv)
+    direction = torch.randn_like(leaves[0])
+
+    def forward_backward(attention: Callable[..., tuple[Tensor, Tensor]]) -> tuple[Tensor, ...]:
+        attended, entropy = attention(*leaves, num_attended=tokens, with_entropy=True)
+        return torch.autograd.grad((attended, entropy), leaves, (direction, torch.ones_like(entropy)))
+
+    return {
+        name: partial(forward_backward, attention)
+        for name, attention in implementations(options.device).items()
+        if name != "triton" or tokens <= SHORT
+    }
+
+
+def peak_bytes(call: Pass, device: str) -> int:
+    """Most memory that a call holds at once, beyond what is held before."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text())["traceEvents"]
+    changes = sorted((event["ts"], event["args"]["Bytes"]) for event in events if event.get("name") == "[memory]")
+    return max(accumulate((change for _, change in changes), initial=0))
+
+
+def measure(options: Any) -> dict[str, Any]:
+    """The fields of the report."""
+    fields: dict[str, Any] = {"machine": machine(options.device), "device": options.device}
+    fields |= {"precision": options.precision, "heads": options.heads, "head_dim": options.head_dim}
+    for tokens in options.time_tokens:
+        batch = max(1, options.elements // tokens**2)
+        calls = passes(tokens, batch, options)
+        clock = time.perf_counter if torch.device(options.device).type == "cuda" else time.process_time
+        comparison = alternate(calls, options.device, options.rounds, options.warmup, clock=clock)
+        for name in calls:
+            fields[f"{name}_s/{tokens}"] = comparison.median(name)
+            if name != "plain" and "plain" in calls:
+                fields[f"{name}_ratio/{tokens}"] = comparison.ratio(name, "plain")
+                fields[f"{name}_ratio_spread/{tokens}"] = comparison.ratio_spread(name, "plain")
+    for tokens in options.memory_tokens:
+        for name, call in passes(tokens, 1, options).items():
+            call()  # a first call may keep something
+            fields[f"{name}_mib/{tokens}"] = peak_bytes(call, options.device) / 2**20
+    return fields
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measures and prints."""
+    options = parser(__doc__)
+    options.add_argument("--precision", choices=PRECISIONS, default="float32", help="of queries, keys and values")
+    options.add_argument("--heads", type=int, default=4, help="of attention")
+    options.add_argument("--head-dim", type=int, default=32, help="size of a head")
+    options.add_argument("--time-tokens", type=int, nargs="+", default=[43, 128, 512, 2048], help="lengths to time")
+    lengths = [2**power for power in range(5, 13)]
+    options.add_argument("--memory-tokens", type=int, nargs="+", default=lengths, help="lengths to weigh")
+    options.add_argument("--elements", type=int, default=2**19, help="tokens^2 * batch of what is timed")
+    chosen = options.parse_args(arguments)
+    prepare(chosen)
+    torch.set_float32_matmul_precision("high" if chosen.precision == "tf32" else "highest")
+    show(measure(chosen), chosen.json)
+
+
+if __name__ == "__main__":
+    main()
