@@ -84,6 +84,7 @@ def main() -> None:
     options.add_argument("--batch_size", type=int, default=256)
     options.add_argument("--updates", type=int, default=3, help="in one timing")
     options.add_argument("--episodes", type=int, default=50, help="of the evaluation whose steps are counted")
+    options.add_argument("--cpu_time", action="store_true", help="count what training computes, not what it waits")
     arguments = options.parse_args()
     prepare(arguments)
     dataset = random_dataset(arguments.observation_dim, arguments.action_dim)
@@ -114,8 +115,9 @@ def main() -> None:
 
             return run
 
+        clock = time.process_time if arguments.cpu_time else time.perf_counter
         variants = {ALONE: after(signal.SIGSTOP), EVALUATING: after(signal.SIGCONT)}
-        compared = alternate(variants, rounds=arguments.rounds, warmup=arguments.warmup)
+        compared = alternate(variants, rounds=arguments.rounds, warmup=arguments.warmup, clock=clock)
         os.killpg(process, signal.SIGCONT)
         evaluator.close()
     fields |= compared.fields(ALONE) | compared.fields(EVALUATING)

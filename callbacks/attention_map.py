@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Trainer
 
-from tql_lightning.callbacks.intervals import is_due, require_multiple
-from tql_lightning.callbacks.observing import dataset_of, evaluation_mode, fixed_transitions, require_tql
+from tql_lightning.callbacks.observing import dataset_of, evaluation_mode, fixed_transitions
+from tql_lightning.callbacks.periodic import PeriodicObserver
 from tql_lightning.media import save_figure
 from tql_lightning.nn.attention_weights import attention_log_weights
 from tql_lightning.pictures import attention_map_figure
 from tql_lightning.run_folder import ATTENTION_MAP, picture_file
+from tql_lightning.tql import TQL
 
 
-class AttentionMap(Callback):
+class AttentionMap(PeriodicObserver):
     """Draws each layer's attention map, the mean over heads and a fixed batch of the dataset's transitions.
 
     Rows are queries and sum to 1; axes are tokens: [VALUE], observation, action. Pictures go to
@@ -28,35 +28,13 @@ class AttentionMap(Callback):
     """
 
     def __init__(self, every_n_updates: int = 100_000, transitions: int = 64) -> None:
-        for name, value in (("every_n_updates", every_n_updates), ("transitions", transitions)):
-            if value < 1:
-                raise ValueError(f"AttentionMap.{name}: expected at least 1, found {value}")
-        self.every_n_updates = every_n_updates
+        super().__init__(every_n_updates)
+        if transitions < 1:
+            raise ValueError(f"AttentionMap.transitions: expected at least 1, found {transitions}")
         self.transitions = transitions
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Checks interval, model and data before any training."""
-        if stage == "fit":
-            require_multiple(trainer, "AttentionMap.every_n_updates", self.every_n_updates)
-            require_tql(self, pl_module)
-            dataset_of(self, trainer)
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws the critic as it was initialised."""
-        if trainer.global_step == 0:
-            self._draw(trainer, pl_module)
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Draws at the interval and after the last update."""
-        if is_due(trainer, self.every_n_updates):
-            self._draw(trainer, pl_module)
-
-    def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
-        model = require_tql(self, pl_module)
+    def observe(self, trainer: Trainer, model: TQL) -> None:
+        """Draws the maps."""
         with evaluation_mode(model.critic):
             pairs = fixed_transitions(dataset_of(self, trainer), self.transitions, model)
             logarithms = attention_log_weights(model.critic, *pairs)

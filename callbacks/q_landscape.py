@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
-from tql_lightning.callbacks.intervals import is_due, require_multiple
 from tql_lightning.callbacks.observing import dataset_of, evaluation_mode, fixed_transitions, require_tql
+from tql_lightning.callbacks.periodic import PeriodicObserver
 from tql_lightning.landscape import q_around, smoothness, steepest_dimensions
 from tql_lightning.media import save_figure
 from tql_lightning.pictures import q_landscape_figure
 from tql_lightning.rollout import episode_noise
 from tql_lightning.run_folder import Q_LANDSCAPE, picture_file
+from tql_lightning.tql import TQL
 
 COLUMNS = 3  # observations in a picture
 
 
-class QLandscape(Callback):
+class QLandscape(PeriodicObserver):
     """Draws Q over a grid of offsets in two action dimensions, around actions of the dataset and of the policy.
 
     Logs ``train/q_slope`` and ``train/q_roughness`` over evenly spaced transitions of the dataset (see
@@ -47,46 +47,29 @@ class QLandscape(Callback):
         grid: int = 31,
         radius: float = 0.5,
     ) -> None:
-        least = (("every_n_updates", every_n_updates, 1), ("transitions", transitions, COLUMNS), ("grid", grid, 3))
-        for name, value, lowest in least:
+        super().__init__(every_n_updates)
+        for name, value, lowest in (("transitions", transitions, COLUMNS), ("grid", grid, 3)):
             if value < lowest:
                 raise ValueError(f"QLandscape.{name}: expected at least {lowest}, found {value}")
         if radius <= 0:
             raise ValueError(f"QLandscape.radius: expected above 0, found {radius}")
-        self.every_n_updates = every_n_updates
         self.dimensions = None if dimensions is None else tuple(dimensions)
         self.transitions = transitions
         self.grid = grid
         self.radius = radius
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Checks interval, dimensions and data before any training."""
-        if stage != "fit":
-            return
-        require_multiple(trainer, "QLandscape.every_n_updates", self.every_n_updates)
-        dataset_of(self, trainer)
+        """Checks also the dimensions."""
+        super().setup(trainer, pl_module, stage)
         size, chosen = require_tql(self, pl_module).action_dim, self.dimensions
         if chosen is not None and (len(set(chosen)) != 2 or len(chosen) != 2 or not set(chosen) <= set(range(size))):
             raise ValueError(
                 f"QLandscape.dimensions: expected two different ones of 0 to {size - 1}, found {list(chosen)}"
             )
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws the critic as it was initialised."""
-        if trainer.global_step == 0:
-            self._draw(trainer, pl_module)
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Draws at the interval and after the last update."""
-        if is_due(trainer, self.every_n_updates):
-            self._draw(trainer, pl_module)
-
-    def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
-        model, update = require_tql(self, pl_module), trainer.global_step
+    def observe(self, trainer: Trainer, model: TQL) -> None:
+        """Measures and draws."""
+        update = trainer.global_step
         with evaluation_mode(model), torch.no_grad():
             observations, actions = fixed_transitions(dataset_of(self, trainer), self.transitions, model)
             slope, roughness = smoothness(model.critic, observations, actions)

@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from tql_lightning.background_evaluation import BackgroundEvaluator, EvaluationJob
 from tql_lightning.callbacks.best_checkpoint import BestCheckpoint
 from tql_lightning.callbacks.checkpointing import GracefulInterrupt
-from tql_lightning.callbacks.intervals import require_multiple
+from tql_lightning.callbacks.intervals import is_due, require_multiple
 from tql_lightning.callbacks.observing import evaluation_mode, require_tql
 from tql_lightning.envs import EnvError, check_sizes
 from tql_lightning.evaluation import write_evaluation
@@ -126,8 +126,7 @@ class RolloutEvaluation(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Evaluates at multiples of ``every_n_updates`` and after the run's last update."""
-        last = 0 <= trainer.max_steps <= trainer.global_step
-        if trainer.global_step % self.every_n_updates == 0 or last:
+        if is_due(trainer, self.every_n_updates):
             self._evaluate(trainer, pl_module)
         elif outputs["log_now"]:
             self._log_finished(trainer)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from tests.command_line import TINY, TQL_COMMAND, run_tql
 from tql_lightning.cli import main
 from tql_lightning.evaluation import evaluate_checkpoint, load_checkpoint
 from tql_lightning.nn.value_loss import HLGauss
+from tql_lightning.provenance import read_starts
 
 PENDULUM = ("--config", "tiny.yaml", "--data.dataset=tql_lightning.data.sources.npz.load_npz")
 PENDULUM += ("--data.dataset.path=pendulum.npz", "--data.dataset.validation_fraction=0.5")
@@ -69,6 +72,9 @@ MISTAKES = {
     "unknown callback argument in a file": (["fit", TOY, "--config", "callback.yaml"], ["'epsodes' is not accepted"]),
     "damaged file": (["fit", "--config", "damaged.yaml"], ["parsing"]),
     "dangling interpolation": (["fit", TOY, "--config", "dangling.yaml"], ["nowhere.to_be_found", "model.discount"]),
+    "report on nothing": (["report", "nothing"], ["report nothing", "no such folder"]),
+    "missing checkpoint of export": (["export", "nothing.ckpt"], ["nothing.ckpt: no such file"]),
+    "wrong format of export": (["export", "x.ckpt", "--format=onx"], ["onx", "torch"]),
     "missing checkpoint of evaluate": (["evaluate", "nothing.ckpt"], ["nothing.ckpt: no such file"]),
     "missing checkpoint of fit": (["fit", TOY, *PENDULUM[:2], "--ckpt_path=nothing.ckpt"], ["nothing.ckpt"]),
     "validate without checkpoint": (["validate", TOY, *PENDULUM[:2]], ["ckpt_path", "--ckpt_path=last"]),
@@ -129,7 +135,9 @@ def test_the_traceback_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("in_temporary_folder")
-@pytest.mark.parametrize("command", ["fit", "validate", "test", "collect", "evaluate", "quickstart"])
+@pytest.mark.parametrize(
+    "command", ["fit", "validate", "test", "collect", "evaluate", "export", "quickstart", "report"]
+)
 def test_help_describes_every_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
@@ -139,7 +147,19 @@ def test_help_describes_every_command(command: str, capsys: pytest.CaptureFixtur
         main([command, "--help"])
     own = capsys.readouterr().out
     assert f"tql {command}" in own.replace("[options] ", "")
-    assert "--seed" in own
+    assert {"export": "--extraction", "report": "--media_mb"}.get(command, "--seed") in own
+
+
+@pytest.mark.usefixtures("in_temporary_folder")
+def test_export_and_report_write_what_they_say(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = run_folder / "run" / "checkpoints" / "last.ckpt"
+    assert main(["export", str(checkpoint), "--format", "torch", "--output", "policy"]) == 0
+    assert main(["report", str(run_folder / "run"), "--output", "page.html"]) == 0
+    printed = capsys.readouterr().out
+    assert "wrote policy: metadata.json, policy.pt" in printed
+    assert "on 1,000 observations" in printed
+    assert "wrote page.html" in printed
+    assert "--config tiny.yaml" in Path("page.html").read_text()
 
 
 @pytest.mark.usefixtures("in_temporary_folder")
@@ -153,7 +173,10 @@ def test_help_of_fit_explains_each_of_the_models_settings(capsys: pytest.Capture
 
 def test_a_run_leaves_configuration_metrics_and_checkpoint(run_folder: Path) -> None:
     files = {str(path.relative_to(run_folder / "run")) for path in (run_folder / "run").rglob("*") if path.is_file()}
-    assert {"config.yaml", "metrics.csv", "checkpoints/last.ckpt"} <= files
+    assert {"config.yaml", "environment.json", "metrics.csv", "checkpoints/last.ckpt"} <= files
+    (start,) = read_starts(run_folder / "run")
+    assert start["command"] == shlex.join(["tql", "fit", *PENDULUM])
+    assert start["packages"]["torch"] == importlib.metadata.version("torch")
     assert any(name.startswith("tensorboard/events") for name in files)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.loggers import CSVLogger
 
 from tests.command_line import parse_fit
@@ -51,8 +53,10 @@ def test_the_table_of_callbacks_lists_every_one_and_its_defaults(monkeypatch: py
     listed = {f"tql_lightning.callbacks.{module}.{name}" for name, module, _ in rows}
     there = set()
     for path in (DOCS.parent / "callbacks").glob("*.py"):
-        names = re.findall(r"^class (\w+)\(.*(?:Callback|Checkpoint|ProgressBar)\)", path.read_text(), re.MULTILINE)
-        there |= {f"tql_lightning.callbacks.{path.stem}.{name}" for name in names}
+        module = importlib.import_module(f"tql_lightning.callbacks.{path.stem}")
+        classes = [part for _, part in inspect.getmembers(module, inspect.isclass) if not inspect.isabstract(part)]
+        own = [part for part in classes if issubclass(part, Callback) and part.__module__ == module.__name__]
+        there |= {f"{module.__name__}.{part.__name__}" for part in own}
     assert listed == there
     configuration = parse_fit(monkeypatch, "--config", "tql", "--data.dataset=tests.toy.toy_dataset")
     default = {callback["class_path"] for callback in configuration["trainer"]["callbacks"]}

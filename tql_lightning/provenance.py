@@ -58,4 +58,13 @@ def read_starts(folder: Path) -> list[dict[str, Any]]:
         starts = json.loads((folder / ENVIRONMENT_FILE).read_text())
     except (OSError, ValueError):
         return []
-    return [start for start in starts if isinstance(start, dict)] if isinstance(starts, list) else []
+    return [start for start in starts if _is_start(start)] if isinstance(starts, list) else []
+
+
+def _is_start(start: object) -> bool:
+    return (
+        isinstance(start, dict)
+        and isinstance(start.get("command"), str)
+        and isinstance(start.get("update"), int)
+        and isinstance(start.get("packages"), dict)
+    )

@@ -149,6 +149,7 @@ def test_in_the_background_it_logs_the_same_at_the_same_updates_also_after_a_kil
     assert float(bests[1].best_model_score or 0) == pytest.approx(max(found["eval/return"][1][1:]))
 
 
+@pytest.mark.slow  # two processes import torch
 def test_a_process_that_dies_costs_its_own_evaluation_and_another_takes_over(tmp_path: Path) -> None:
     snapshot = tmp_path / "last.ckpt"
     fit(tmp_path, toy_model(), 5, [LastCheckpoint(str(tmp_path), every_n_updates=5)])

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from tests.report.runs import make_run
+from tql_lightning.provenance import read_starts, record_start
 from tql_lightning.report.charts import MOST_POINTS, sections
 from tql_lightning.report.media import collect_media
 from tql_lightning.report.methods import choose_score, comparisons, group_methods, results
 from tql_lightning.report.page import number, write_report
 from tql_lightning.report.runs import ReportError, read_runs
-from tql_lightning.run_folder import METRICS_FILE, VIDEO_FOLDER, evaluation_file
+from tql_lightning.run_folder import ENVIRONMENT_FILE, METRICS_FILE, VIDEO_FOLDER, evaluation_file
 
 
 @pytest.fixture
@@ -96,6 +97,24 @@ def test_the_page_names_differences_versions_and_commands(two_methods: Path) -> 
     assert "tql fit --config &#39;my config.yaml&#39; --seed_everything=2" in page
     assert re.search(r"torch==\d", page)
     assert "arXiv 2108.13264" in page
+
+
+def test_a_continued_run_has_a_command_for_every_start(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    record_start(run, ["fit", "--ckpt_path=last"], 100, "cpu", 1)
+    page = page_of(run)
+    assert re.search(
+        r"<pre[^>]*>tql fit --config .*--seed_everything=0\ntql fit --ckpt_path=last   # from update 100\n", page
+    )
+    record_start(run, ["fit", "--again"], 0, "cpu", 1)
+    assert [start["command"] for start in read_starts(run)] == ["tql fit --again"]
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", '[{"command": 3}]', '{"command": "tql"}'])
+def test_a_record_of_no_kind_counts_as_none(content: str, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    (run / ENVIRONMENT_FILE).write_text(content)
+    assert "did not record their environment" in page_of(run)
 
 
 def test_the_page_needs_no_network(two_methods: Path) -> None:

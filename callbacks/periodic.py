@@ -1,0 +1,51 @@
+"""Observers that look at the model every N updates."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from tql_lightning.callbacks.intervals import is_due, require_multiple
+from tql_lightning.callbacks.observing import dataset_of, require_tql
+from tql_lightning.tql import TQL
+
+
+class PeriodicObserver(Callback, ABC):
+    """Calls `observe` on the first process before the first update, every N updates, and after the last one.
+
+    Args:
+        every_n_updates: updates between two calls; a multiple of the data's ``updates_per_step``.
+
+    Raises:
+        ValueError: ``every_n_updates`` is below 1.
+    """
+
+    def __init__(self, every_n_updates: int) -> None:
+        if every_n_updates < 1:
+            raise ValueError(f"{type(self).__name__}.every_n_updates: expected at least 1, found {every_n_updates}")
+        self.every_n_updates = every_n_updates
+
+    @abstractmethod
+    def observe(self, trainer: Trainer, model: TQL) -> None:
+        """Looks at the model, which is in training mode, and leaves it as it is."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Checks interval, model and data before any training."""
+        if stage == "fit":
+            require_multiple(trainer, f"{type(self).__name__}.every_n_updates", self.every_n_updates)
+            require_tql(self, pl_module)
+            dataset_of(self, trainer)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Looks at the model as it was initialised, not when a run is resumed."""
+        if trainer.global_step == 0 and trainer.is_global_zero:
+            self.observe(trainer, require_tql(self, pl_module))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Looks at the interval and after the last update."""
+        if is_due(trainer, self.every_n_updates) and trainer.is_global_zero:
+            self.observe(trainer, require_tql(self, pl_module))
