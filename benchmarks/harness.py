@@ -16,7 +16,8 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,23 @@ def count_flops(function: Callable[[], object]) -> int:
     with FlopCounterMode(display=False) as counter:
         function()
     return counter.get_total_flops()
+
+
+def clock(options: argparse.Namespace) -> Callable[[], float]:
+    """The clock for what this process alone does: its time on the cores for one thread on a CPU, else the wall's."""
+    alone = torch.device(options.device).type == "cpu" and options.threads == 1
+    return time.process_time if alone else time.perf_counter
+
+
+@contextmanager
+def matmul_precision(precision: str) -> Iterator[None]:
+    """For a while, float32 matrix products in TF32 (on CUDA) where ``precision`` is "tf32", in float32 otherwise."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def synchronize(device: torch.device | str) -> None:

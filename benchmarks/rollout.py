@@ -54,7 +54,7 @@ def updates_of(model: TQL, dataset: TransitionDataset, batch_size: int, number: 
         batches, noises = sampler.chunk(0, number)
         for k in range(number):
             optimizer.zero_grad()
-            model.losses(batches.update(k), noises.update(k), with_metrics=False)[0].backward()
+            model.losses(batches.update(k), noises.update(k), model.target_entropy, with_metrics=False)[0].backward()
             optimizer.step()
             model.move_target()
 

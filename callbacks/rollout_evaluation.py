@@ -109,7 +109,7 @@ class RolloutEvaluation(Callback):
         self._reference_scores = getattr(getattr(datamodule, "dataset", None), "reference_scores", None)
         if trainer.is_global_zero:
             model = require_tql(self, pl_module)
-            check_sizes(self.env_id, model.observation_dim, model.action_dim)
+            check_sizes(self.env_id, model.observation_dim, model.env_action_dim)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluates the policy as it was initialised; of a continued run, what its first part left out."""

@@ -115,6 +115,6 @@ def flops_of_update(model: TQL, batches: Batch, noises: Noise) -> int:
     noise = Noise(*(field[0, :ROWS] for field in noises))
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with evaluation_mode(model), torch.enable_grad(), FlopCounterMode(display=False) as counter:
-        total, _, _ = model.losses(batch, noise, with_metrics=False)
+        total, _, _ = model.losses(batch, noise, model.target_entropy, with_metrics=False)
         torch.autograd.grad(total, parameters, allow_unused=True)
     return int(counter.get_total_flops())

@@ -63,6 +63,51 @@ class CountdownEnv(gymnasium.Env[Array, Array]):
         return np.array([self.steps, self.length] + [0] * rest, dtype=np.float32)
 
 
+def square_countdown(**arguments: Any) -> gymnasium.Env[Array, Array]:
+    """The same with observations of rank 2."""
+    return gymnasium.wrappers.ReshapeObservation(CountdownEnv(**arguments), (2, 1))
+
+
+class ReachEnv(gymnasium.Env[dict[str, Array], Array]):
+    """A goal-conditioned point: move to the desired goal; terminates there, which takes at least one step."""
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        box = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float32)
+        self.observation_space = gymnasium.spaces.Dict(
+            {"observation": gymnasium.spaces.Box(-np.inf, np.inf, (3,)), "desired_goal": box, "achieved_goal": box}
+        )
+        self.action_space = gymnasium.spaces.Box(-0.5, 2.0, (2,), np.float32)
+        self.render_mode = render_mode
+        self.place = self.goal = np.zeros(2, dtype=np.float32)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Array], dict[str, Any]]:
+        super().reset(seed=seed)
+        self.place, self.goal = self.np_random.uniform(-1, 1, size=(2, 2)).astype(np.float32)
+        return self._observe(), {}
+
+    def step(self, action: Array) -> tuple[dict[str, Array], float, bool, bool, dict[str, Any]]:
+        self.place = self.place + action
+        distance = float(np.linalg.norm(self.place - self.goal))
+        return self._observe(), -distance, distance < 1.0, False, {"success": distance < 1.0}
+
+    def _observe(self) -> dict[str, Array]:
+        observation = np.append(self.place, np.float32(7.0))
+        return {"observation": observation, "desired_goal": self.goal.copy(), "achieved_goal": self.place.copy()}
+
+
+class DiscreteObservationsEnv(CountdownEnv):
+    """A countdown whose observation is a label, not numbers."""
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        super().__init__(render_mode=render_mode)
+        self.observation_space = gymnasium.spaces.Discrete(3)  # type: ignore[assignment]
+
+    def _observe(self) -> Array:
+        return np.int64(self.steps % 3)  # type: ignore[return-value]
+
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "Countdown-v0": {},
     "CountdownNaN-v0": {"fault": "nan"},
@@ -72,6 +117,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "ToyHang-v0": {"fault": "hang", "observation_dim": 3},
     "ToyDeath-v0": {"fault": "death", "observation_dim": 3},
 }
-for name, arguments in VARIANTS.items():
+MAKERS = {
+    **{name: ("CountdownEnv", arguments) for name, arguments in VARIANTS.items()},
+    "SquareCountdown-v0": ("square_countdown", {}),
+}
+for name, (maker, arguments) in MAKERS.items():
     if name not in gymnasium.registry:
-        gymnasium.register(name, "tests.environments:CountdownEnv", kwargs=arguments, disable_env_checker=True)
+        gymnasium.register(name, f"tests.environments:{maker}", kwargs=arguments, disable_env_checker=True)
+if "Reach-v0" not in gymnasium.registry:
+    gymnasium.register(
+        "DiscreteObservations-v0", "tests.environments:DiscreteObservationsEnv", disable_env_checker=True
+    )
+    gymnasium.register("Reach-v0", "tests.environments:ReachEnv", disable_env_checker=True, max_episode_steps=9)

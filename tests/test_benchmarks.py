@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+from lightning.pytorch import Trainer
 
+from benchmarks import data, memory, trainer, update
 from benchmarks.collapse import tail
 from benchmarks.harness import Peak, alternate, count_flops
+from tests.toy import toy_model
+from tql_lightning.data.datamodule import OfflineDataModule
 
 
 def test_the_tail_is_the_mean_of_the_last_tenth() -> None:
@@ -35,3 +45,130 @@ def test_a_matrix_product_reaches_its_own_peak() -> None:
     peak = Peak(size=64)
     comparison = alternate({"same": peak.variants["peak"], **peak.variants}, clock=iter(range(100)).__next__)
     assert peak.fields(comparison, "same", flops=2.0 * 64**3)["same_share_of_peak"] == 1.0
+
+
+TINY = ("--hidden-dim=32", "--batch=4", "--observation-dim=3", "--action-dim=1", "--policy-dim=8", "--json")
+
+
+def printed(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """The one line of JSON that a benchmark printed."""
+    (line,) = capsys.readouterr().out.splitlines()
+    fields: dict[str, Any] = json.loads(line)
+    return fields
+
+
+def test_the_update_is_timed_against_the_plain_one(capsys: pytest.CaptureFixture[str]) -> None:
+    update.main([*TINY, "--rounds=2", "--warmup=0"])
+    fields = printed(capsys)
+    assert fields["device"] == "cpu"
+    assert fields["hidden_dim"] == 32
+    assert fields["largest_gradient_difference"] <= update.TOLERANCE
+    positive = ("ours_s", "plain_s", "ratio", "flops", "ours_flop_per_s", "peak_flop_per_s", "ours_share_of_peak")
+    assert all(fields[name] > 0.0 for name in positive)
+    assert fields["flops"] < 0.6 * fields["plain_flops"]
+
+
+def options(*arguments: str) -> argparse.Namespace:
+    return update.update_parser("").parse_args([*TINY, *arguments])
+
+
+def test_other_losses_or_gradients_than_the_plain_ones_stop_the_benchmark() -> None:
+    problem = update.Problem(options())
+    problem.check_equal()
+    with torch.no_grad():
+        problem.plain.critic.transformer.blocks[0].attention.out.weight[0, 0] += 0.1
+    with pytest.raises(AssertionError, match="loss: ours"):
+        problem.check_equal()
+
+    problem = update.Problem(options())
+    problem.plain.critic.heads[0][0].weight.register_hook(lambda gradient: 1.001 * gradient)
+    with pytest.raises(AssertionError, match=r"gradient of critic\.heads\.0\.0\.weight differs by 0\.001"):
+        problem.check_equal()
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
+def test_other_precisions_are_timed_too(precision: str, capsys: pytest.CaptureFixture[str]) -> None:
+    before = torch.get_float32_matmul_precision()
+    update.main([*TINY, "--rounds=1", "--warmup=0", f"--precision={precision}"])
+    assert printed(capsys)["precision"] == precision
+    assert torch.get_float32_matmul_precision() == before
+
+
+def test_cuda_is_refused_where_there_is_none() -> None:
+    if torch.cuda.is_available():
+        return
+    with pytest.raises(SystemExit, match="--device cuda: torch sees no CUDA device"):
+        update.main(["--device=cuda"])
+
+
+def test_lightnings_cost_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    trainer.main([*TINY, "--rounds=2", "--warmup=1", "--chunk=2", "--trivial-chunks=3"])
+    fields = printed(capsys)
+    assert fields["overhead"] > -1.0
+    assert fields["trivial_bare_us"] > 0.0
+    assert {"trainer_s", "bare_s", "trivial_trainer_us", "trivial_overhead_us"} <= fields.keys()
+
+
+def test_the_bare_loop_makes_the_trainers_updates(tmp_path: Path) -> None:
+    dataset = trainer.random_dataset(3, 1)
+    twin, model = toy_model(), toy_model()
+    against = trainer.AgainstBareLoop(twin, dataset, batch=8, chunk=2, warmup=0, clock=time.perf_counter)
+    loop = Trainer(
+        max_steps=6,
+        max_epochs=-1,
+        accelerator="cpu",
+        callbacks=[against],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    loop.fit(model, datamodule=OfflineDataModule(dataset, batch_size=8, updates_per_step=2))
+    assert against.updates == 6
+    assert all(torch.equal(one, other) for one, other in zip(twin.parameters(), model.parameters(), strict=True))
+
+
+def test_memory_of_an_update_grows_with_the_critic(capfd: pytest.CaptureFixture[str]) -> None:
+    memory.main([*TINY, "--sizes", "32", "64"])
+    fields = json.loads(capfd.readouterr().out.splitlines()[-1])
+    assert 0.0 < fields["ours_mib_32"] < fields["ours_mib_64"]
+    assert fields["ratio_64"] > 0.0
+
+
+def test_the_peak_is_the_most_that_is_held_at_a_time() -> None:
+    def work() -> None:
+        for _ in range(3):
+            first = torch.ones(2**18)  # 1 MiB
+            first + 1.0
+
+    assert memory.peak_bytes(work, torch.device("cpu")) == pytest.approx(3 * 2**20, rel=0.4)
+
+
+def data_options(**changes: Any) -> argparse.Namespace:
+    options = {"transitions": 2000, "device": "cpu", "updates_per_step": 2, "storage": "auto", "n_step": 2}
+    return argparse.Namespace(**options | {"action_chunk": 2, "rounds": 1, "warmup": 1} | changes)
+
+
+def test_every_source_is_compared_with_a_plain_dataloader_and_an_update(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"BATCH": 64, "CHUNKS": 2, "HIDDEN": 32}.items():
+        monkeypatch.setattr(data, name, value)
+    result = data.compare(data_options(), tmp_path)
+    for name in ("memory", "mapped", "n_step", "action_chunk"):
+        assert result[f"{name}_times_dataloader"] > 2.0
+        assert 0.0 < result[f"{name}_and_noise_share_of_update"] < 0.2  # of an update far smaller than the real one
+    assert result["dataloader_times_dataloader"] == 1.0
+
+
+@pytest.mark.slow
+def test_files_larger_than_the_memory_that_may_be_allocated_are_sampled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "FILE_GIGABYTES", 1.5)
+    result = data.larger_than_memory(0.6, tmp_path, 10)
+    assert 1.4 < result["file_gb"] < 1.6
+    assert max(result["cached_anonymous_mb"], result["uncached_anonymous_mb"]) < 600
+    assert result["cached_peak_resident_mb"] < 1000
+    assert "Unable to allocate" in result["read_into_memory"]

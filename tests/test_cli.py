@@ -14,7 +14,7 @@ import torch
 
 from tests.command_line import TINY, TQL_COMMAND, run_tql
 from tql_lightning.cli import main
-from tql_lightning.evaluation import load_checkpoint
+from tql_lightning.evaluation import evaluate_checkpoint, load_checkpoint
 from tql_lightning.nn.value_loss import HLGauss
 
 PENDULUM = ("--config", "tiny.yaml", "--data.dataset=tql_lightning.data.sources.npz.load_npz")
@@ -53,6 +53,9 @@ MISTAKES = {
     "wrong type": (["fit", TOY, "--trainer.max_steps=many"], ["trainer.max_steps", "int", "many"]),
     "wrong choice": (["fit", TOY, "--model.extraction=fqll"], ["model.extraction", "'implicit'", "fqll"]),
     "out of range": (["fit", TOY, "--model.discount=2"], ["model.discount", "between 0 and 1", "2.0"]),
+    "chunk of no action": (["fit", TOY, "--data.action_chunk=0"], ["data.action_chunk", "at least 1", "0"]),
+    "discount set twice": (["fit", TOY, "--data.discount=0.9"], ["data.discount"]),
+    "unknown storage": (["fit", TOY, "--data.storage=gpu"], ["data.storage", "'trainer'", "gpu"]),
     "unknown module": (["fit", TOY, "--model.critic=nowhere.Critic"], ["model.critic", "No module named 'nowhere'"]),
     "unknown class": (["fit", TOY, "--model.critic=tql_lightning.TQQ"], ["model.critic", "TQQ"]),
     "unknown argument of a class": (["fit", TOY, "--model.critic.hiden_dim=3"], ["'hiden_dim' is not accepted"]),
@@ -105,6 +108,17 @@ def test_a_mistake_in_a_new_process_prints_no_traceback(tmp_path: Path) -> None:
     assert finished.returncode == 2
     assert len(finished.stderr.splitlines()) <= 10
     assert "Traceback" not in finished.stderr
+
+
+def test_n_step_returns_and_action_chunks_train_and_act_from_one_setting_each(run_folder: Path) -> None:
+    settings = ["--data.n_step=2", "--data.action_chunk=4", "--model.discount=0.9", "--trainer.default_root_dir=chunks"]
+    trained = run_tql(run_folder, "fit", *PENDULUM, *settings, "--trainer.max_steps=10")
+    assert trained.returncode == 0, trained.stderr
+    checkpoint = run_folder / "chunks" / "checkpoints" / "last.ckpt"
+    model, _ = load_checkpoint(checkpoint)
+    assert (model.action_dim, model.env_action_dim, model.action_chunk, model.discount) == (4, 1, 4, 0.9)
+    figures = evaluate_checkpoint(checkpoint, episodes=2, seed=0)
+    assert figures["lengths"] == [200.0, 200.0]
 
 
 @pytest.mark.usefixtures("in_temporary_folder")

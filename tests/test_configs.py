@@ -136,3 +136,24 @@ def test_defaults_come_first_and_only_where_they_belong() -> None:
     defaults, double = find_config("tql"), find_config("ogbench/cube-double")
     assert resolve_configs(["fit", "-c", "ogbench/cube-double"], {"fit"}) == ["fit", "--config", defaults, "-c", double]
     assert resolve_configs(["collect", "x"], {"fit"}) == ["collect", "x"]
+
+
+def test_a_datasets_name_may_stand_for_its_class_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for words in (["--data.dataset=mine.npz"], ["--data.dataset", "mine.npz"]):
+        dataset = parse_fit(monkeypatch, "--config", "quickstart", *words)["data"]["dataset"]
+        assert dataset["class_path"].endswith("load_dataset")
+        assert dataset["init_args"] == {"name": "mine.npz", "validation_fraction": 0.0}
+    named = parse_fit(
+        monkeypatch, "--config", "ogbench/cube-single", "--data.dataset=cube-single-play-singletask-task4-v0"
+    )
+    assert named["data"]["dataset"]["init_args"] == {"domain": "cube-single-play", "task": 4, "dataset_dir": None}
+    assert "/task_4/" in named["trainer"]["default_root_dir"]
+    default = resolve_configs(["fit", "--data.dataset=cube-single-play-singletask-v0"], [])
+    assert default[-2:] == ["--data.dataset.domain=cube-single-play-singletask-v0", "--data.dataset.task=null"]
+    kept = [
+        "fit",
+        '--data.dataset={"class_path": "' + "mine." * 99 + 'my_data"}',
+        "--data.dataset=mine.my_data",
+        f"--data.dataset.path={tmp_path}",
+    ]
+    assert resolve_configs(kept, []) == kept

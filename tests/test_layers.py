@@ -17,16 +17,21 @@ PACKAGE = "tql_lightning"
 # A file imports only from files above it. `callbacks` stands apart: it observes, and nothing imports it.
 ORDER = [
     *("batch", "extraction", "run_folder"),
-    *("data.files", "data.transitions", "data.sources.npz", "data.sources.ogbench"),
-    *("data.counter_random", "data.sampler", "data.datamodule"),
-    *("data.behaviours", "data.gather", "data.collect_ogbench", "data.collect"),
-    *("losses", "nn.initialisation", "nn.attention_components", "nn.attention", "nn.attention_weights"),
-    *("nn.temperature", "nn.tokenizer"),
+    *("data.files", "provenance", "data.mapped", "data.checks", "data.flatten", "data.transitions", "data.environment"),
+    *("data.sources.schema", "data.sources.npz", "data.sources.npy_folder", "data.sources.ogbench"),
+    *("data.sources.d4rl_scores", "data.sources.d4rl", "data.sources.minari", "data.named", "data.summary"),
+    *("data.storage", "data.windows", "data.counter_random", "data.sampler", "data.datamodule"),
+    *("data.behaviours", "data.partial", "data.gather", "data.pointmaze", "data.collect_ogbench", "data.collect"),
+    *("losses", "nn.initialisation", "nn.attention_components", "nn.scalar_tokens", "nn.attention"),
+    *("nn.attention_weights", "nn.temperature", "nn.tokenizer"),
     *("nn.feedforward", "nn.transformer", "nn.sigma_reparam", "nn.mlp", "nn.value_loss", "nn.critic", "nn.policy"),
-    *("hyperparameters", "loops", "tql", "landscape"),
+    *("policy", "hyperparameters", "captured", "loops", "tql", "landscape"),
     *("metrics", "envs", "rollout", "watched_rollout", "videos", "interop", "evaluation", "background_evaluation"),
     *("plots", "pictures", "media", "loggers"),
-    *("quickstart", "evaluate_command", "commands", "configs", "errors", "lightning_cli", "cli", "__main__"),
+    *("observations", "export", "statistics"),
+    *("report.runs", "report.methods", "report.charts", "report.media", "report.page"),
+    *("quickstart", "data_commands", "evaluate_command", "sharing_commands", "commands"),
+    *("configs", "errors", "lightning_cli", "cli", "__main__"),
 ]
 
 
@@ -99,7 +104,7 @@ def run_python(code: str) -> list[str]:
 def test_importing_the_package_is_fast_and_pulls_in_nothing_heavy() -> None:
     took, *heavy = run_python(
         "import sys, time; start = time.perf_counter(); import tql_lightning; took = time.perf_counter() - start;"
-        "heavy = {'torch', 'lightning', 'gymnasium', 'matplotlib', 'tensorboard', 'ogbench', 'h5py'};"
+        "heavy = {'torch', 'lightning', 'gymnasium', 'matplotlib', 'tensorboard', 'ogbench', 'h5py', 'minari'};"
         "print(took, *sorted(heavy & set(sys.modules)))"
     )
     assert heavy == []

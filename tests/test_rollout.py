@@ -159,3 +159,36 @@ def test_the_summary_has_standard_errors() -> None:
     assert 1.0 <= summary["return_low"] <= summary["return_high"] <= 3.0
     assert "normalized_score" not in summary
     assert result.summary(reference_scores=(-2.0, 6.0))["normalized_score"] == 50.0
+
+
+def test_a_chunk_of_actions_is_played_to_its_end_before_the_policy_is_asked_again() -> None:
+    def act(observations: Tensor, noise: Tensor) -> Tensor:
+        return (observations + 0.1 * noise).clamp(-1, 1)  # three actions of one dimension
+
+    result = rollout(Actor((3,), act, action_chunk=3), "Pendulum-v1", 2, seed=4)
+    for episode, reset_seed in enumerate(reset_seeds(4, 2)):
+        env = make_env("Pendulum-v1")
+        observation, _ = env.reset(seed=reset_seed)
+        total = 0.0
+        for step in range(200):
+            if step % 3 == 0:
+                noise = episode_noise(4, episode, range(step, step + 1), (3,))[0]
+                chunk = act(torch.as_tensor(observation), noise).numpy()
+            observation, reward, *_ = env.step(chunk[step % 3 : step % 3 + 1])
+            total += float(reward)
+        env.close()
+        assert result.lengths[episode] == 200
+        assert result.returns[episode] == pytest.approx(total, rel=1e-5)
+
+
+def test_a_new_episode_decides_anew_wherever_the_last_one_stopped() -> None:
+    asked: list[tuple[float, ...]] = []
+
+    def act(observations: Tensor, _: Tensor) -> Tensor:
+        asked.append(tuple(observations[:, 0].tolist()))
+        return torch.zeros(len(observations), 4)
+
+    rollout(Actor((4,), act, action_chunk=4), COUNTDOWN, 3, seed=0, num_envs=1)
+    lengths = [int(gymnasium.make(COUNTDOWN).reset(seed=seed)[0][1]) for seed in reset_seeds(0, 3)]
+    steps = [step for length in lengths for step in range(0, length, 4)]
+    assert [sum(row) for row in asked] == steps

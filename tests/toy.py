@@ -22,19 +22,21 @@ def toy_dataset(size: int = 200, env_id: str | None = None) -> TransitionDataset
     ends = np.arange(size) % 20 == 19
     dataset = TransitionDataset.from_arrays(
         rng.normal(size=(size, 3)),
-        rng.uniform(-1, 1, size=(size, 1)),
+        rng.uniform(-2, 2, size=(size, 1)),
         rng.normal(size=size),
         ends & (np.arange(size) % 40 == 39),
         ends,
         rng.normal(size=(size, 3)),
         name="toy",
         env_id=env_id,
+        action_low=-2.0,
+        action_high=2.0,
     )
     return dataset.hold_out(0.2)
 
 
 def toy_model(**settings: Any) -> TQL:
-    """A small TQL with its weights drawn from seed 0."""
+    """A small TQL with its weights drawn from seed 0; its actions are Pendulum's, ``action_chunk`` times."""
     seed_everything(0, verbose=False)
     defaults: dict[str, Any] = {
         "critic": partial(TransformerCritic, hidden_dim=16, head_dim=8),
@@ -44,7 +46,7 @@ def toy_model(**settings: Any) -> TQL:
         "critic_learning_rate": 1e-3,
         "actor_learning_rate": 1e-3,
     }
-    return TQL(3, 1, **(defaults | settings))
+    return TQL(3, settings.get("action_chunk", 1), **(defaults | settings))
 
 
 def fit(
@@ -55,9 +57,10 @@ def fit(
     ckpt_path: Path | None = None,
     updates_per_step: int = 5,
     env_id: str | None = None,
+    data: dict[str, Any] | None = None,
     **settings: Any,
 ) -> Trainer:
-    """Trains and returns the trainer."""
+    """Trains and returns the trainer; ``data`` are further settings of the datamodule, others the trainer's."""
     defaults: dict[str, Any] = {
         "logger": False,
         "enable_checkpointing": any("Checkpoint" in type(callback).__name__ for callback in callbacks or []),
@@ -74,6 +77,8 @@ def fit(
         default_root_dir=folder,
         **(defaults | settings),
     )
-    data = OfflineDataModule(toy_dataset(env_id=env_id), batch_size=16, updates_per_step=updates_per_step)
-    trainer.fit(model, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+    datamodule = OfflineDataModule(
+        toy_dataset(env_id=env_id), batch_size=16, updates_per_step=updates_per_step, **(data or {})
+    )
+    trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
     return trainer

@@ -11,20 +11,24 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tql_lightning.batch import Batch, Noise
     from tql_lightning.data.datamodule import OfflineDataModule
+    from tql_lightning.data.named import load_dataset
     from tql_lightning.data.transitions import DatasetError, TransitionDataset
     from tql_lightning.nn.critic import Critic, CriticOutput, MLPCritic, TransformerCritic
     from tql_lightning.nn.policy import Actor, FlowPolicy
     from tql_lightning.nn.temperature import AttentionTemperature
+    from tql_lightning.policy import Policy
     from tql_lightning.rollout import RolloutResult
     from tql_lightning.tql import TQL
 
 _HOMES = {
     "batch": ("Batch", "Noise"),
     "data.datamodule": ("OfflineDataModule",),
+    "data.named": ("load_dataset",),
     "data.transitions": ("DatasetError", "TransitionDataset"),
     "nn.critic": ("Critic", "CriticOutput", "MLPCritic", "TransformerCritic"),
     "nn.policy": ("Actor", "FlowPolicy"),
     "nn.temperature": ("AttentionTemperature",),
+    "policy": ("Policy",),
     "rollout": ("RolloutResult",),  # the function `rollout` would hide behind the module of its name
     "tql": ("TQL",),
 }
@@ -42,9 +46,11 @@ __all__ = [
     "MLPCritic",
     "Noise",
     "OfflineDataModule",
+    "Policy",
     "RolloutResult",
     "TransformerCritic",
     "TransitionDataset",
+    "load_dataset",
 ]
 
 

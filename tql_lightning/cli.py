@@ -29,14 +29,18 @@ ADVERTISEMENT = "try installing ["
 
 
 def run_command(name: str, arguments: Sequence[str]) -> None:
-    """Runs one of our own commands."""
-    parser = command_parser(name, COMMANDS[name])
+    """Runs one of our own commands, or one of a group of them."""
+    command = COMMANDS[name]
+    if isinstance(command, dict) and arguments and arguments[0] in command:
+        name, command, arguments = f"{name} {arguments[0]}", command[arguments[0]], arguments[1:]
+    parser = command_parser(name, command)
     try:
         parsed = parser.parse_args(list(arguments))
     except ArgumentError as error:
         name_close_options(error, flags(parser))
         raise
-    COMMANDS[name](**parsed.as_dict())
+    if not isinstance(command, dict):  # a group alone has been refused, or shown its help
+        command(**parsed.as_dict())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from tql_lightning.lightning_cli import TQLCLI
 
         sys.argv[1:] = resolve_configs(arguments, TQLCLI.subcommands())
-        return exit_code_of(TQLCLI().trainer)
+        return exit_code_of(TQLCLI(arguments).trainer)
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)
         return 130

@@ -7,8 +7,13 @@ from collections.abc import Collection, Sequence
 from importlib.resources import files
 from pathlib import Path
 
+from tql_lightning.data.named import kind_of
+from tql_lightning.data.sources.ogbench import load_ogbench, split_name
+from tql_lightning.data.transitions import DatasetError
+
 DEFAULTS = "tql"
 CONFIG_FLAGS = ("-c", "--config")
+DATASET_FLAG = "--data.dataset"
 
 
 class ConfigError(ValueError):
@@ -17,6 +22,9 @@ class ConfigError(ValueError):
 
 def resolve_configs(arguments: Sequence[str], with_defaults: Collection[str]) -> list[str]:
     """A command line in which every ``--config NAME`` is a file, after the file of the defaults.
+
+    A dataset's name (`tql_lightning.data.named.kind_of`) may stand in ``--data.dataset=NAME`` for a class path; it
+    becomes `load_dataset` with that name, or for OGBench's its own loader, whose task configurations refer to.
 
     Args:
         arguments: the command line; NAME is a file, or a packaged configuration such as "ogbench/cube-double".
@@ -27,9 +35,13 @@ def resolve_configs(arguments: Sequence[str], with_defaults: Collection[str]) ->
     """
     resolved: list[str] = []
     follows = False
-    for argument in arguments:
+    for index, argument in enumerate(arguments):
         flag, equals, value = argument.partition("=")
-        if follows:
+        if equals and flag == DATASET_FLAG and _is_dataset(value):
+            resolved += _by_name(value)
+        elif index and arguments[index - 1] == DATASET_FLAG and _is_dataset(argument):
+            resolved[-1:] = _by_name(argument)
+        elif follows:
             resolved.append(find_config(argument))
         elif equals and flag in CONFIG_FLAGS:
             resolved.append(f"{flag}={find_config(value)}")
@@ -39,6 +51,24 @@ def resolve_configs(arguments: Sequence[str], with_defaults: Collection[str]) ->
     if resolved and resolved[0] in with_defaults:
         resolved[1:1] = ["--config", find_config(DEFAULTS)]
     return resolved
+
+
+def _is_dataset(value: str) -> bool:
+    try:
+        kind_of(value)
+    except (DatasetError, OSError):  # no dataset; or too long for a path, as a class path with its arguments may be
+        return False
+    return True
+
+
+def _by_name(name: str) -> list[str]:
+    if kind_of(name) != "ogbench":
+        return [f"{DATASET_FLAG}=tql_lightning.load_dataset", f"{DATASET_FLAG}.name={name}"]
+    domain, task = split_name(name)
+    loader = f"{DATASET_FLAG}={load_ogbench.__module__}.{load_ogbench.__name__}"
+    if task is None:  # OGBench's default task, which only the whole name tells
+        return [loader, f"{DATASET_FLAG}.domain={name}", f"{DATASET_FLAG}.task=null"]
+    return [loader, f"{DATASET_FLAG}.domain={domain}", f"{DATASET_FLAG}.task={task}"]
 
 
 def find_config(name: str) -> str:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import difflib
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from tql_lightning.data.environment import environment_spec
+from tql_lightning.data.flatten import flat_space, flatten
 
 if TYPE_CHECKING:
     import gymnasium
@@ -18,18 +22,21 @@ class EnvError(ValueError):
 def make_env(env_id: str, render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
     """Makes a Gymnasium environment with flat float32 observations and actions in [-1, 1].
 
+    The columns of Dict observations are those of `tql_lightning.data.flatten`.
+
     Args:
-        env_id: a Gymnasium id; "package:Env-v0" imports the package that registers it first.
+        env_id: a Gymnasium id; "package:Env-v0" imports the package that registers it first. Or a specification
+            as JSON (``EnvSpec.to_json``), which Minari's datasets keep of environments made with arguments.
         render_mode: passed on to the environment.
 
     Raises:
         EnvError: unknown id, missing package, or spaces that are not Boxes.
     """
     import gymnasium
-    from gymnasium.wrappers import DtypeObservation, FlattenObservation, RescaleAction
+    from gymnasium.wrappers import DtypeObservation, FlattenObservation, RescaleAction, TransformObservation
 
     try:
-        env = gymnasium.make(env_id, render_mode=render_mode)
+        env = gymnasium.make(environment_spec(env_id), render_mode=render_mode)
     except ModuleNotFoundError as error:
         raise EnvError(f"environment {env_id}: {error}; install the package that registers it") from error
     except gymnasium.error.Error as error:
@@ -39,8 +46,13 @@ def make_env(env_id: str, render_mode: str | None = None) -> gymnasium.Env[Any, 
     box = gymnasium.spaces.Box
     if not isinstance(env.action_space, box) or env.action_space.shape is None or len(env.action_space.shape) != 1:
         raise EnvError(f"environment {env_id}: expected a Box of actions of rank 1, found {env.action_space}")
+    columns = flat_space(env.observation_space)
+    if isinstance(env.observation_space, gymnasium.spaces.Dict) and columns is not None:
+        env = TransformObservation(env, partial(flatten, env.observation_space), columns)
     if not isinstance(env.observation_space, box):
-        raise EnvError(f"environment {env_id}: expected Box observations, found {env.observation_space}")
+        raise EnvError(
+            f"environment {env_id}: expected a Box of observations, or a Dict of Boxes, found {env.observation_space}"
+        )
     if len(env.observation_space.shape) != 1:
         env = FlattenObservation(env)
     if env.observation_space.dtype != "float32":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+from argparse import ArgumentError
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from tql_lightning.rollout import RolloutResult, rollout
 from tql_lightning.run_folder import evaluation_file
 from tql_lightning.tql import TQL
 
+LONGEST_REASON = 200  # characters of what a library says
 NOT_IN_NAMES = ("/", ".", "..", "checkpoints")  # parts of a checkpoint's path that do not tell it from others
 
 
@@ -43,12 +46,31 @@ def load_checkpoint(path: Path | str) -> tuple[TQL, dict[str, Any]]:
         raise CheckpointError(f"checkpoint {path}: damaged, or holds more than weights ({first})") from error
     if not isinstance(raw, dict) or not {"state_dict", "hyper_parameters", "global_step"} <= raw.keys():
         raise CheckpointError(f"checkpoint {path}: expected one that tql fit wrote, found something else")
+    _check_contents(path, raw)
     try:
         model = TQL.load_from_checkpoint(path, map_location="cpu", weights_only=True)
-    except (KeyError, TypeError, RuntimeError, ValueError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"checkpoint {path}: does not fit a TQL model ({first})") from error
+    except (KeyError, TypeError, RuntimeError, ValueError, ImportError, AttributeError, ArgumentError) as error:
+        reason = " ".join(str(error).split())[:LONGEST_REASON] or type(error).__name__
+        raise CheckpointError(f"checkpoint {path}: does not fit a TQL model ({reason})") from error
     return model.eval(), raw
+
+
+def _check_contents(path: Path | str, raw: dict[str, Any]) -> None:
+    """Refuses what Lightning would pass over (settings that are not TQL's), and weights that cannot act."""
+    settings, weights = raw["hyper_parameters"], raw["state_dict"]
+    if not isinstance(settings, dict) or not isinstance(weights, dict):
+        raise CheckpointError(f"checkpoint {path}: does not fit a TQL model (expected settings and weights by name)")
+    unknown = [name for name in settings if name not in {*signature(TQL).parameters, "_instantiator"}]
+    if unknown:
+        raise CheckpointError(f"checkpoint {path}: does not fit a TQL model (unknown settings {', '.join(unknown)})")
+    broken = [
+        name for name, each in weights.items() if isinstance(each, torch.Tensor) and not torch.isfinite(each).all()
+    ]
+    if broken:
+        raise CheckpointError(
+            f"checkpoint {path}: {len(broken)} of its weights hold NaN or infinite numbers, first {broken[0]}; "
+            "training diverged: use an earlier checkpoint"
+        )
 
 
 def write_evaluation(
@@ -95,7 +117,7 @@ def evaluate_checkpoint(
     env_id = env_id or raw.get("OfflineDataModule", {}).get("env_id")
     if env_id is None:
         raise CheckpointError(f"checkpoint {path}: its dataset names no environment; give one with --env")
-    check_sizes(env_id, model.observation_dim, model.action_dim)
+    check_sizes(env_id, model.observation_dim, model.env_action_dim)
     reference_scores = raw.get("OfflineDataModule", {}).get("reference_scores")
     videos: list[Path] = []
     if video_folder is not None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from argparse import ArgumentError
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jsonargparse
+import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-from tql_lightning.commands import COMMANDS, command_parser, flags
+from tql_lightning.commands import COMMANDS, add_group, command_parser, flags
 from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.data.transitions import TransitionDataset
 from tql_lightning.errors import name_close_options
+from tql_lightning.provenance import record_start
 from tql_lightning.run_folder import CONFIG_FILE
 from tql_lightning.tql import TQL
 
@@ -26,9 +29,13 @@ SUMMARIES = {
 
 
 class TQLCLI(LightningCLI):
-    """Lightning's CLI with TQL, its data and its defaults; see `cli.main`."""
+    """Lightning's CLI with TQL, its data and its defaults; see `cli.main`.
 
-    def __init__(self) -> None:
+    Args:
+        arguments: the command line as the user gave it, which a run keeps in its folder.
+    """
+
+    def __init__(self, arguments: Sequence[str] = ()) -> None:
         # A whole configuration may refer to other parts of itself, also after overrides.
         jsonargparse.set_parsing_settings(
             omegaconf_absolute_to_relative_paths=True, subclasses_enabled=[TransitionDataset]
@@ -39,7 +46,7 @@ class TQLCLI(LightningCLI):
             TQL,
             OfflineDataModule,
             save_config_callback=SaveFitConfig,
-            save_config_kwargs={"overwrite": True, "config_filename": CONFIG_FILE},
+            save_config_kwargs={"overwrite": True, "config_filename": CONFIG_FILE, "arguments": list(arguments)},
             parser_kwargs={**parser, "description": DESCRIPTION, **own},
             auto_configure_optimizers=False,
         )
@@ -55,9 +62,11 @@ class TQLCLI(LightningCLI):
         (action,) = (action for action in parser._actions if hasattr(action, "add_subcommand"))
         for choice in action._choices_actions:  # type: ignore[attr-defined]
             choice.help = SUMMARIES[choice.dest]
-        for name, function in COMMANDS.items():
-            command = command_parser(name, function)
-            action.add_subcommand(name, command, help=command.description)
+        for name, command in COMMANDS.items():
+            below = command_parser(name, command, whole=False)
+            action.add_subcommand(name, below, help=below.description)
+            if isinstance(command, dict):
+                add_group(below, name, command)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Lightning's; an unknown option's error names those that are close."""
@@ -70,9 +79,11 @@ class TQLCLI(LightningCLI):
             raise
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The model's sizes and the range of its rewards are the dataset's."""
+        """The model's sizes and the range of its rewards are the dataset's; what both need is set once."""
         for name in ("observation_dim", "action_dim", "reward_range"):
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
+        parser.link_arguments("data.action_chunk", "model.action_chunk")
+        parser.link_arguments("model.discount", "data.discount")
 
     def _parse_ckpt_path(self) -> None:
         """Keeps fit's own settings when it continues a run; Lightning would put the checkpoint's over them."""
@@ -128,9 +139,26 @@ class TQLCLI(LightningCLI):
 
 
 class SaveFitConfig(SaveConfigCallback):
-    """Writes the resolved configuration into the run's folder, when fitting only."""
+    """Writes the resolved configuration, and what the run is made with, into its folder, when fitting only.
+
+    Args:
+        arguments: the command line as the user gave it.
+        settings: Lightning's.
+    """
+
+    def __init__(self, *settings: Any, arguments: Sequence[str] = (), **named_settings: Any) -> None:
+        super().__init__(*settings, **named_settings)
+        self._arguments = arguments
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Lightning's, for the stage that a run is made by."""
         if stage == "fit":
             super().setup(trainer, pl_module, stage)
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002  (Lightning's arguments)
+        """Once the update to continue from is known."""
+        if trainer.is_global_zero:
+            root = trainer.strategy.root_device
+            device = torch.cuda.get_device_name(root) if root.type == "cuda" else str(root)
+            folder = Path(trainer.default_root_dir)
+            record_start(folder, self._arguments, trainer.global_step, device, trainer.world_size)

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Callable
+from functools import cached_property, partial
+from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from tql_lightning.batch import Batch, Noise
+from tql_lightning.captured import CapturedStep, ReplayedAdamW, can_record, new_recorder
 from tql_lightning.hyperparameters import loadable
 from tql_lightning.nn.temperature import TOKEN_GROUPS
+
+Losses = tuple[Tensor, Tensor | None, dict[str, Tensor]]  # total, attention entropy (L, 2) or None, scalars to log
+MatmulPrecision = Literal["highest", "high", "medium"]
 
 
 class TrainingDivergedError(ValueError):
@@ -20,21 +30,136 @@ class TrainingDivergedError(ValueError):
 
 
 class UpdateLoop(LightningModule, ABC):
-    """An algorithm of updates with losses, as Lightning trains and validates it; K updates a step of the trainer."""
+    """An algorithm of updates with losses, as Lightning trains and validates it; K updates a step of the trainer.
 
-    def __init__(self) -> None:
+    Args:
+        compile: whether the losses of an update are compiled.
+        cuda_graphs: whether an update is recorded once and replayed.
+        float32_matmul_precision: of matrix products while a trainer runs.
+    """
+
+    def __init__(
+        self,
+        compile: bool,  # noqa: A002
+        cuda_graphs: bool,
+        float32_matmul_precision: MatmulPrecision,
+    ) -> None:
         super().__init__()
         self.automatic_optimization = False
+        self.compiled, self.cuda_graphs = compile, cuda_graphs
+        self.float32_matmul_precision: MatmulPrecision = float32_matmul_precision
+        self._precision_before = torch.get_float32_matmul_precision()
+        self._captured: CapturedStep | None = None
+        self._hears_backward = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Leaves out torch's search for parameters where Lightning notes, ten times an update, which hook it is in."""
+        if name == "_current_fx_name":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
 
     @abstractmethod
     def update(self, batch: Batch, noise: Noise, with_metrics: bool = True) -> dict[str, Any]:
-        """One update, with one optimizer step; returns what callbacks are given, see `training_step`."""
+        """One update, with one call of `step`; returns what callbacks are given, see `training_step`."""
 
     @abstractmethod
-    def losses(
-        self, batch: Batch, noise: Noise, with_metrics: bool = True
-    ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
-        """The total loss, the attention entropy (L, 2) or None, and detached scalars to log."""
+    def gradient_step(
+        self, batch: Batch, noise: Noise, target_entropy: Tensor | None, optimizer: Any, with_metrics: bool = True
+    ) -> Losses:
+        """What changes parameters: losses, gradients, the optimizer's step; it never waits for the device."""
+
+    @abstractmethod
+    def losses(self, batch: Batch, noise: Noise, target_entropy: Tensor | None, with_metrics: bool = True) -> Losses:
+        """The losses as a pure function of parameters and arguments."""
+
+    @property
+    @abstractmethod
+    def target_entropy(self) -> Tensor | None:
+        """Entropy targets at the current update, (L, 2), or None."""
+
+    # ------------------------------------------------------------------ how an update runs
+
+    def step(self, batch: Batch, noise: Noise, target_entropy: Tensor | None, with_metrics: bool) -> Losses:
+        """`gradient_step`, or its recording replayed; counted by the trainer as one step either way."""
+        optimizer: Any = self.optimizers()
+        if not self.cuda_graphs:
+            return self.gradient_step(batch, noise, target_entropy, optimizer, with_metrics)
+        if self._captured is None:
+            self._captured = self._new_capture(optimizer.optimizer)
+        optimizer.optimizer.replay = partial(self._captured, (*batch, *noise, target_entropy))
+        total, entropy, metrics = optimizer.step()
+        if not with_metrics:
+            return total, entropy, {}
+        # The next replay writes over what this one gave.
+        return (
+            total.clone(),
+            None if entropy is None else entropy.clone(),
+            {name: value.clone() for name, value in metrics.items()},
+        )
+
+    def _new_capture(self, optimizer: ReplayedAdamW) -> CapturedStep:
+        fields = len(Batch._fields)
+
+        def work(*tensors: Tensor) -> Losses:
+            *parts, target_entropy = tensors
+            batch, noise = Batch(*parts[:fields]), Noise(*parts[fields:])
+            return self.gradient_step(batch, noise, target_entropy, optimizer)
+
+        return CapturedStep(work, self, optimizer, new_recorder(self.device))
+
+    def backward_pass(self, loss: Tensor) -> None:
+        """Lightning's backward pass; a plain one where that is all it would come to."""
+        if self._hears_backward:
+            self.manual_backward(loss)
+        else:
+            torch.autograd.backward(loss)
+
+    def training_losses(
+        self, batch: Batch, noise: Noise, target_entropy: Tensor | None, with_metrics: bool = True
+    ) -> Losses:
+        """`losses`, compiled where that is set: then always with what is logged, so that there is one graph."""
+        if not self.compiled:
+            return self.losses(batch, noise, target_entropy, with_metrics)
+        total, entropy, metrics = self._compiled_losses(batch, noise, target_entropy)
+        return total, entropy, metrics if with_metrics else {}
+
+    @cached_property
+    def _compiled_losses(self) -> Callable[[Batch, Noise, Tensor | None], Losses]:
+        compiled: Callable[[Batch, Noise, Tensor | None], Losses] = torch.compile(
+            self.losses, fullgraph=True, dynamic=False
+        )
+        return compiled
+
+    def setup(self, stage: str) -> None:
+        """Sets how exact float32 matrix products are while a trainer runs."""
+        self._precision_before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision(self.float32_matmul_precision)
+
+    def teardown(self, stage: str) -> None:
+        """Puts the precision of matrix products back, and frees what was recorded."""
+        torch.set_float32_matmul_precision(self._precision_before)
+        self._captured = None
+
+    def on_fit_start(self) -> None:
+        """Looks who listens to backward passes, and refuses to record where that cannot be.
+
+        Raises:
+            ValueError: ``cuda_graphs`` without a CUDA device, with several processes or with float16.
+        """
+        self._captured = None
+        self._hears_backward = hears_backward(self.trainer, self)
+        if not self.cuda_graphs:
+            return
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        if not can_record(self.device) or self.trainer.world_size > 1 or scaled:
+            raise ValueError(
+                "model.cuda_graphs: expected one process on a CUDA device and no float16, found "
+                f"{self.trainer.world_size} on {self.device.type} with precision {self.trainer.precision}; set it to "
+                "false"
+            )
+
+    # ------------------------------------------------------------------ what a trainer calls
 
     def training_step(self, chunk: tuple[Batch, Noise], batch_idx: int) -> dict[str, Any]:
         """K updates on a chunk of K minibatches; stops between two of them when the trainer is to stop.
@@ -95,7 +220,7 @@ class UpdateLoop(LightningModule, ABC):
         self._log_held_out("test", *batch_and_noise)
 
     def _log_held_out(self, stage: str, batch: Batch, noise: Noise) -> None:
-        _, entropy, metrics = self.losses(batch, noise)
+        _, entropy, metrics = self.losses(batch, noise, self.target_entropy)
         if entropy is not None:
             for layer, row in enumerate(entropy):
                 for group, value in zip(TOKEN_GROUPS, row, strict=True):
@@ -110,3 +235,19 @@ class UpdateLoop(LightningModule, ABC):
         factory that is neither a class nor a ``functools.partial`` of one has to be given again on loading.
         """
         checkpoint["hyper_parameters"] = loadable(checkpoint["hyper_parameters"])
+
+
+def hears_backward(trainer: Any, module: LightningModule) -> bool:
+    """Whether anything of Lightning's does or hears something at a backward pass: scaling, processes, profiler, hooks.
+
+    Where nothing does, calling nobody would take as long as a tenth of the smallest critic's update on a GPU.
+    """
+    precision: Any = trainer.precision_plugin
+    if type(trainer.strategy) is not SingleDeviceStrategy or type(trainer.profiler) is not PassThroughProfiler:
+        return True
+    if type(precision) is not Precision and (type(precision) is not MixedPrecision or precision.scaler is not None):
+        return True
+    hooks = ("on_before_backward", "on_after_backward")
+    if any(is_overridden(hook, module, LightningModule) for hook in (*hooks, "backward")):
+        return True
+    return any(is_overridden(hook, callback, Callback) for hook in hooks for callback in trainer.callbacks)

@@ -1,11 +1,11 @@
-"""Pictures of runs, drawn from their metrics.csv."""
+"""Pictures of runs, drawn from their metrics.csv, and of datasets."""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tql_lightning.run_folder import METRICS_FILE
 
@@ -57,6 +57,26 @@ def plot_runs(runs: Mapping[str, Path], output: Path) -> list[Path]:
         _losses(series, output / "losses.png"),
     ]
     return [path for path in drawn if path is not None]
+
+
+def plot_dataset(title: str, figures: Mapping[str, Any], path: Path) -> Path:
+    """Draws a histogram of each of a dataset's figures.
+
+    Args:
+        title: of the picture.
+        figures: values by what they are: "return", "episode length", "reward".
+        path: the picture.
+    """
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    figure, axes = _figure(1, len(figures))
+    for axis, (name, values) in zip(axes, figures.items(), strict=True):
+        axis.hist(values, bins=50)
+        axis.set_xlabel(name)
+    axes[0].set_ylabel("count")
+    figure.suptitle(title)
+    return _save(figure, path)
 
 
 def _figure(rows: int, columns: int) -> tuple[Figure, list[Axes]]:

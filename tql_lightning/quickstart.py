@@ -30,6 +30,7 @@ from tql_lightning.plots import plot_runs
 
 ENVIRONMENT = "Pendulum-v1"
 EPISODES = 20
+REPORT_FILE = "report.html"
 EVALUATION_SEED = 1000  # not the seed of the evaluations during training
 LABELS = {"data": "dataset", "behaviour_flow": "behaviour flow", "tql": "TQL"}
 PROGRESS = re.compile(r"(\d+)/(\d+) \[.*?(?:return=(-?[\d.e+]+))?\]")
@@ -63,7 +64,7 @@ def run_quickstart(seeds: Sequence[int], output: Path, parallel: int | None = No
 
     Args:
         seeds: one run each.
-        output: folder for the runs (``seed_0`` ...), result.json and the pictures over all seeds.
+        output: folder for the runs (``seed_0`` ...), result.json, report.html and the pictures over all seeds.
         parallel: runs at once; None for two, or one on a single core.
 
     Returns:
@@ -91,14 +92,19 @@ def run_quickstart(seeds: Sequence[int], output: Path, parallel: int | None = No
     figures = _figures(runs, returns)
     figures["seconds"] = round(time.monotonic() - start, 1)
     figures["peak_memory_mb"] = _peak_memory_mb(min(len(runs), parallel))
+    from tql_lightning.report.page import write_report  # imports SciPy, which training need not wait for
+
+    report = write_report([run.folder for run in runs], output / REPORT_FILE)
+    figures["report"] = REPORT_FILE
     result = output / "result.json"
     write_text_whole(result, json.dumps(figures, indent=2) + "\n")
     pictures = plot_runs({f"seed {run.seed}": run.folder for run in runs}, output)
     _print_table(figures)
     print("\nwrote:")
-    for path in (result, *pictures, *(run.folder for run in runs)):
+    for path in (result, report, *pictures, *(run.folder for run in runs)):
         print(f"  {path}")
-    print(f"\nlearning curves live: tensorboard --logdir {output}")
+    print(f"\nopen {report} in a browser: scores, curves, entropy, pictures, configuration")
+    print(f"learning curves live: tensorboard --logdir {output}")
     return figures
 
 

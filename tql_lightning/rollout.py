@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -109,7 +109,8 @@ def rollout(
     (j + num_envs)-th, ... of them; nothing depends on which episode ends first, so short ones are not favoured.
     Sums in a matrix product depend on the number of rows and a row's place among them, so the policy always sees
     `ROWS` rows, and episode i in row i mod `ROWS`: results are the same whatever ``num_envs``, ``parallel`` and
-    ``share``. Global random states are left alone.
+    ``share``. A chunk of actions is taken to its end before the policy is asked again. Global random states are
+    left alone.
 
     Args:
         actor: the policy.
@@ -138,9 +139,9 @@ def rollout(
         return RolloutResult(np.zeros(0), np.zeros(0), None)
     envs = _Environments(env_id, make or partial(make_env, env_id), min(num_envs, len(own)), parallel)
     try:
-        moved = Actor(
-            actor.noise_shape,
-            lambda observations, noise: (
+        moved = replace(
+            actor,
+            act=lambda observations, noise: (
                 actor.act(observations.to(device, dtype), noise.to(device, dtype)).float().cpu()
             ),
         )
@@ -214,12 +215,20 @@ def _play(
     before_step()
     observations = envs.reset([seeds[numbers[episode]] for episode in playing], np.ones(envs.number, dtype=np.bool_))
     actions = np.zeros(envs.action_shape, dtype=np.float32)
+    chunks = np.zeros((episodes, actor.action_chunk, actions.shape[1]), dtype=np.float32)  # what each episode decided
     while (playing < episodes).any():
         before_step()
         active = playing < episodes
         current = playing[active]
         own = noise.next(numbers[np.minimum(playing, episodes - 1)])[torch.as_tensor(active)]
-        actions[active] = _act_in_rows(actor, observations[active], own, numbers[current])
+        position = lengths[current].astype(int) % actor.action_chunk
+        deciding = position == 0
+        if deciding.any():
+            decided = _act_in_rows(
+                actor, observations[active][deciding], own[torch.as_tensor(deciding)], numbers[current[deciding]]
+            )
+            chunks[current[deciding]] = decided.reshape(-1, *chunks.shape[1:])
+        actions[active] = chunks[current, position]
         observations, rewards, terminations, truncations, info = envs.step(actions, active)
         returns[current] += rewards[active]
         lengths[current] += 1

@@ -5,6 +5,7 @@ so that names sort as updates do.
 
 =======================================  =============================================================================
 config.yaml                              the resolved configuration
+environment.json                         how the run was started and continued: commands, versions, kind of machine
 metrics.csv                              a row per log call; keys are those of docs/metrics.md, ``step`` is N
 checkpoints/                             last.ckpt, best.ckpt
 evaluations/update_<N>.json              one evaluation: ``update``, ``env_id``, ``seed``, ``episodes``, ``returns``,
@@ -23,6 +24,7 @@ import re
 from pathlib import Path
 
 CONFIG_FILE = "config.yaml"
+ENVIRONMENT_FILE = "environment.json"
 METRICS_FILE = "metrics.csv"
 VIDEO_FOLDER = "videos"
 ATTENTION_MAP = "attention_map"

@@ -9,7 +9,8 @@ Deviations from paper and release, and why:
 
 - One AdamW with parameter groups instead of one optimizer per network: the same update, bit for bit, but a
   global step counts once, and distributed training needs no search for unused parameters.
-- The last transformer block computes only what the [VALUE] token needs. Exact; see `nn.transformer`.
+- The last transformer block computes only what the [VALUE] token needs, the first takes its tokens as factors. Exact
+  but for rounding; see `nn.attention`, `nn.scalar_tokens`.
 - Attention entropy is -sum p log_softmax, where the release clips p at 1e-9 inside the logarithm: they
   differ by less than 1e-9 per key.
 - Noise and minibatches come from a counter (`data.counter_random`), not from a generator, so that a run can
@@ -37,8 +38,9 @@ from torch.func import functional_call
 
 from tql_lightning import losses
 from tql_lightning.batch import Batch, Noise
+from tql_lightning.captured import ReplayedAdamW
 from tql_lightning.extraction import Extraction
-from tql_lightning.loops import UpdateLoop
+from tql_lightning.loops import Losses, MatmulPrecision, UpdateLoop
 from tql_lightning.nn.critic import Critic, TransformerCritic, make_critic
 from tql_lightning.nn.policy import Actor, FlowPolicy
 from tql_lightning.nn.temperature import AttentionTemperature, EntropyControl
@@ -50,7 +52,7 @@ class TQL(UpdateLoop):
 
     Args:
         observation_dim: n_s (taken from the dataset by the CLI).
-        action_dim: n_a (taken from the dataset by the CLI).
+        action_dim: n_a of one decision (taken from the dataset by the CLI): ``action_chunk`` times the environment's.
         critic: what makes the critic from (observation_dim, action_dim).
         policy: what makes the flow policy from (observation_dim, action_dim).
         entropy_control: what makes the attention temperatures from (num_layers, num_tokens) of the critic:
@@ -59,6 +61,7 @@ class TQL(UpdateLoop):
         value_loss: what makes the TD loss from the range of discounted returns: ``SquaredError`` (TQL) or
             ``HLGauss``.
         reward_range: smallest and largest reward of the data (taken from the dataset by the CLI).
+        action_chunk: h, steps of the environment that one decision is made of (taken from the data by the CLI).
         discount: gamma.
         tau: share of the critic that moves into the target critic at each update.
         target_aggregation: over the heads of the target critic, in the TD target.
@@ -77,6 +80,12 @@ class TQL(UpdateLoop):
         schedule_updates: updates of the whole run, on which the cosine is laid out.
         gradient_clip_norm: largest 2-norm of the gradient of critic and temperatures, and on its own of
             both policy networks; null for no clipping.
+        compile: compile the losses of an update (``torch.compile``, one graph). Pays on GPUs; the first update then
+            takes minutes.
+        cuda_graphs: record an update once as a CUDA graph, from loss to optimizer, and replay it. On one CUDA device.
+            Callbacks then see gradients of the update before in ``on_before_optimizer_step``.
+        float32_matmul_precision: of matrix products in float32 while a trainer runs: "highest" float32, "high" TF32
+            on NVIDIA GPUs, "medium" bfloat16. Entropy, softmax, TD targets and temperatures stay float32.
 
     Raises:
         ValueError: a setting is out of its range; the message names it.
@@ -91,6 +100,7 @@ class TQL(UpdateLoop):
         entropy_control: Callable[[int, int], EntropyControl] | None = AttentionTemperature,
         value_loss: Callable[[tuple[float, float] | None], ValueLoss] = SquaredError,
         reward_range: tuple[float, float] | None = None,
+        action_chunk: int = 1,
         discount: float = 0.99,
         tau: float = 0.005,
         target_aggregation: Literal["mean", "min"] = "mean",
@@ -106,8 +116,13 @@ class TQL(UpdateLoop):
         warmup_updates: int = 10_000,
         schedule_updates: int = 1_000_000,
         gradient_clip_norm: float | None = None,
+        compile: bool = False,  # noqa: A002
+        cuda_graphs: bool = False,
+        float32_matmul_precision: MatmulPrecision = "highest",
     ) -> None:
-        super().__init__()
+        super().__init__(compile, cuda_graphs, float32_matmul_precision)
+        divides = action_chunk >= 1 and action_dim % action_chunk == 0
+        _require("action_chunk", divides, f"a divisor of action_dim={action_dim}", action_chunk)
         _require("discount", 0.0 <= discount <= 1.0, "between 0 and 1", discount)
         _require("tau", 0.0 < tau <= 1.0, "above 0 and at most 1", tau)
         _require("num_samples", num_samples >= 1, "at least 1", num_samples)
@@ -115,6 +130,8 @@ class TQL(UpdateLoop):
         _require("warmup_updates", warmup_updates >= 0, "at least 0", warmup_updates)
         _require("schedule_updates", schedule_updates >= 1, "at least 1", schedule_updates)
         _require("target_aggregation", target_aggregation in ("mean", "min"), "mean or min", target_aggregation)
+        matmul, known = float32_matmul_precision, ("highest", "high", "medium")
+        _require("float32_matmul_precision", matmul in known, "highest, high or medium", matmul)
         _require("gradient_clip_norm", gradient_clip_norm is None or gradient_clip_norm > 0, "> 0", gradient_clip_norm)
         self.save_hyperparameters()
 
@@ -126,7 +143,7 @@ class TQL(UpdateLoop):
         if entropy_control is not None and self.critic.num_layers > 0:
             self.temperature = entropy_control(self.critic.num_layers, self.critic.num_tokens)
 
-        self.observation_dim, self.action_dim = observation_dim, action_dim
+        self.observation_dim, self.action_dim, self.action_chunk = observation_dim, action_dim, action_chunk
         self.discount, self.tau = discount, tau
         self.target_aggregation: Literal["mean", "min"] = target_aggregation
         self.bc_coefficient, self.normalize_q_loss = bc_coefficient, normalize_q_loss
@@ -155,32 +172,40 @@ class TQL(UpdateLoop):
         Returns:
             What `UpdateLoop.training_step` returns to callbacks.
         """
-        optimizer, schedule = self.optimizers(), self.lr_schedulers()
+        schedule: Any = self.lr_schedulers()
         target_entropy = self.target_entropy
-        optimizer.zero_grad()  # type: ignore[union-attr]
-        total, entropy, metrics = self.losses(batch, noise, with_metrics)
-        self.manual_backward(total)
-        self._gradient_norms = {} if with_metrics else None
-        self.move_target()
-        optimizer.step()  # type: ignore[union-attr]
-        schedule.step()  # type: ignore[union-attr]
-        metrics |= self._gradient_norms or {}
+        total, entropy, metrics = self.step(batch, noise, target_entropy, with_metrics)
+        schedule.step()
         return {
-            "loss": total.detach(),
+            "loss": total,
             "metrics": metrics,
-            "attention_entropy": None if entropy is None else entropy.detach(),
+            "attention_entropy": entropy,
             "temperature": None if self.temperature is None else self.temperature().detach(),
             "target_entropy": target_entropy,
         }
 
-    def losses(
-        self, batch: Batch, noise: Noise, with_metrics: bool = True
-    ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
-        """Everything TQL minimises, as a pure function of parameters, batch, noise and (for targets that move) update.
+    def gradient_step(
+        self, batch: Batch, noise: Noise, target_entropy: Tensor | None, optimizer: Any, with_metrics: bool = True
+    ) -> Losses:
+        """What changes parameters in an update: gradient, target critic, optimizer's step; see `losses`."""
+        optimizer.zero_grad()
+        total, entropy, metrics = self.training_losses(batch, noise, target_entropy, with_metrics)
+        self.backward_pass(total)
+        self._gradient_norms = {} if with_metrics else None
+        if self.cuda_graphs:
+            self.clip_each_network()
+        self.move_target()
+        optimizer.step()
+        metrics |= self._gradient_norms or {}
+        return total.detach(), None if entropy is None else entropy.detach(), metrics
+
+    def losses(self, batch: Batch, noise: Noise, target_entropy: Tensor | None, with_metrics: bool = True) -> Losses:
+        """Everything TQL minimises, as a pure function of parameters and arguments.
 
         Args:
             batch: transitions, leading dimension (B,).
             noise: every random number of this update.
+            target_entropy: entropy targets (L, 2), or None.
             with_metrics: whether to compute what is only logged.
 
         Returns:
@@ -195,12 +220,13 @@ class TQL(UpdateLoop):
         # Critic: TD loss, entropy loss (moves the critic), temperature loss (moves alpha)
         with_entropy = self.temperature is not None or with_metrics
         values, entropy, logits = self.critic(batch.observations, batch.actions, with_entropy=with_entropy)
-        td_loss = self.value_loss(values.float(), None if logits is None else logits.float(), target)
+        values = values.float()
+        td_loss = self.value_loss(values, None if logits is None else logits.float(), target)
         entropy_loss = temperature_loss = torch.zeros_like(td_loss)
         if self.temperature is not None:
             entropy_loss = losses.entropy_loss(entropy, self.temperature.entropy_weight())
-            if self.target_entropy is not None:
-                temperature_loss = losses.temperature_loss(entropy, self.temperature(), self.target_entropy)
+            if target_entropy is not None:
+                temperature_loss = losses.temperature_loss(entropy, self.temperature(), target_entropy)
         critic_loss = td_loss + entropy_loss + temperature_loss
 
         # Behaviour flow: v(s, x_t, t) regresses onto x_1 - x_0
@@ -265,6 +291,11 @@ class TQL(UpdateLoop):
 
     # ------------------------------------------------------------------ acting (spec section 5)
 
+    @property
+    def env_action_dim(self) -> int:
+        """Size of one action of the environment; a decision of the policy is ``action_chunk`` of them."""
+        return self.action_dim // self.action_chunk
+
     def actor(self, extraction: Extraction | None = None) -> Actor:
         """The policy as a pure function of observations and noise.
 
@@ -273,11 +304,11 @@ class TQL(UpdateLoop):
         """
         match extraction or self.extraction:
             case "fql":
-                return Actor((self.action_dim,), self.one_step_actions)
+                return Actor((self.action_dim,), self.one_step_actions, self.action_chunk)
             case "implicit":
-                return Actor((self.num_samples, self.action_dim), self.implicit_actions)
+                return Actor((self.num_samples, self.action_dim), self.implicit_actions, self.action_chunk)
             case "behaviour_flow":
-                return Actor((self.action_dim,), self.policy.flow_actions)
+                return Actor((self.action_dim,), self.policy.flow_actions, self.action_chunk)
 
     def one_step_actions(self, observations: Tensor, noise: Tensor) -> Tensor:
         """clip(mu(s, z), -1, 1): (B, n_s), (B, n_a) -> (B, n_a)."""
@@ -285,11 +316,7 @@ class TQL(UpdateLoop):
 
     def implicit_actions(self, observations: Tensor, noise: Tensor) -> Tensor:
         """Of S behaviour actions the one with the highest smallest-head Q: (B, n_s), (B, S, n_a) -> (B, n_a)."""
-        repeated = observations.unsqueeze(1).expand(-1, noise.shape[1], -1)
-        candidates = self.policy.flow_actions(repeated, noise)
-        values = self.critic(repeated.flatten(0, 1), candidates.flatten(0, 1)).values.amin(dim=-1)
-        best = values.view(noise.shape[:2]).argmax(dim=-1)
-        return candidates[torch.arange(len(best), device=best.device), best]
+        return self.policy.best_flow_actions(self.critic, observations, noise)
 
     def forward(self, observations: Tensor, noise: Tensor) -> Tensor:
         """Acts with the model's own extraction; see `actor` for the shape of the noise."""
@@ -316,7 +343,9 @@ class TQL(UpdateLoop):
         """One AdamW over critic, temperatures and actor, and the one schedule of their learning rates."""
         # The fused step unscales float16 gradients itself, too late for measuring and clipping them.
         scaled = self._trainer is not None and getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        optimizer = torch.optim.AdamW(self.parameter_groups(), fused=not scaled)
+        groups = [group | {"lr": self.learning_rate(group["lr"])} for group in self.parameter_groups()]
+        capturable = self.cuda_graphs and self.device.type == "cuda"
+        optimizer = ReplayedAdamW(groups, fused=not scaled, capturable=capturable)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.learning_rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
@@ -334,8 +363,17 @@ class TQL(UpdateLoop):
         progress = min((update - self.warmup_updates) / length, 1.0) if length > 0 else 1.0
         return 0.9 * (1.0 + math.cos(math.pi * progress)) / 2.0 + 0.1
 
+    def learning_rate(self, value: float) -> float | Tensor:
+        """A learning rate as the optimizer takes it: where updates are replayed it is a tensor that can change."""
+        return torch.tensor(value, device=self.device) if self.cuda_graphs else value
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Measures and clips the gradient of each network on its own, after any unscaling."""
+        """Measures and clips gradients after any unscaling; a recorded step has done so itself."""
+        if not self.cuda_graphs:
+            self.clip_each_network()
+
+    def clip_each_network(self) -> None:
+        """Measures and clips the gradient of each network on its own, where wanted."""
         if self._gradient_norms is None and self.gradient_clip_norm is None:
             return
         critic_side = [*self.critic.parameters(), *(self.temperature.parameters() if self.temperature else ())]
@@ -355,7 +393,8 @@ class TQL(UpdateLoop):
         own: dict[str, dict[str, float]] = {group["name"]: group for group in self.parameter_groups()}
         for index, group in enumerate(optimizer.param_groups):
             peak, decay = own[group["name"]]["lr"], own[group["name"]]["weight_decay"]
-            group |= {"initial_lr": peak, "lr": peak * factor, "weight_decay": decay}
+            group |= {"initial_lr": peak, "lr": self.learning_rate(peak * factor), "weight_decay": decay}
+            group["capturable"] = self.cuda_graphs and self.device.type == "cuda"
             schedule.base_lrs[index] = peak
 
     def train(self, mode: bool = True) -> TQL:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import shutil
 import socket
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -83,7 +86,7 @@ def test_every_known_domain_has_its_five_environments() -> None:
     import gymnasium
 
     domains = known_domains()
-    assert {f"{environment}-play" for environment in COLLECTABLE} <= set(domains)
+    assert {f"{environment}-{kind}" for environment, kind in COLLECTABLE.items()} <= set(domains)
     missing = [
         (domain, task)
         for domain in domains
@@ -173,3 +176,56 @@ def test_a_file_of_another_environment_is_refused(play_folder: Path, tmp_path: P
     shutil.copy(dataset_file("cube-single-play", str(play_folder)), tmp_path / "puzzle-3x3-play-v0.npz")
     with pytest.raises(DatasetError, match="expected a dataset of OGBench for puzzle-3x3-singletask-task1-v0"):
         load_ogbench("puzzle-3x3-play", dataset_dir=str(tmp_path))
+
+
+def test_the_whole_name_of_a_single_task_dataset_is_one_line(play_folder: Path) -> None:
+    from ogbench import make_env_and_datasets
+
+    named = load_ogbench("cube-single-play-singletask-task4-v0", dataset_dir=str(play_folder))
+    assert named.env_id == "ogbench:cube-single-singletask-task4-v0"
+    default = load_ogbench("cube-single-play-singletask-v0", dataset_dir=str(play_folder))
+    assert default.env_id == "ogbench:cube-single-singletask-v0"
+    theirs = make_env_and_datasets("cube-single-play-singletask-v0", str(play_folder), dataset_only=False)
+    np.testing.assert_array_equal(default.rewards, theirs[1]["rewards"])
+    theirs[0].close()
+    with pytest.raises(DatasetError, match=r"task: expected 4 as in cube-single-play-singletask-task4-v0, found 2"):
+        load_ogbench("cube-single-play-singletask-task4-v0", task=2, dataset_dir=str(play_folder))
+    with pytest.raises(DatasetError, match=r"task: expected one of 1, 2, 3, 4, 5, found 7"):
+        load_ogbench("cube-single-play-singletask-task7-v0", dataset_dir=str(play_folder))
+
+
+@pytest.mark.parametrize("compact", [False, True], ids=["full", "compact"])
+def test_files_saved_from_the_packages_loader_give_the_same_transitions(
+    compact: bool, play_folder: Path, tmp_path: Path
+) -> None:
+    from ogbench.utils import load_dataset
+
+    source = dataset_file("cube-single-play", str(play_folder))
+    np.savez(tmp_path / source.name, **load_dataset(str(source), compact_dataset=compact, add_info=True))
+    ours = load_ogbench("cube-single-play", 1, str(tmp_path))
+    official = load_ogbench("cube-single-play", 1, str(play_folder))
+    for name in ("observations", "actions", "next_observations", "rewards", "masks", "episode_ends"):
+        np.testing.assert_array_equal(getattr(ours, name), getattr(official, name), err_msg=name)
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # the package closes none
+def test_the_packages_download_fetches_both_files_and_shows_its_progress(
+    play_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import ogbench.utils
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *arguments: Any) -> None:
+            """Says nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(play_folder)))
+    Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(ogbench.utils, "DATASET_URL", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    dataset = load_ogbench("cube-single-play-singletask-task1-v0", dataset_dir=str(tmp_path))
+    server.shutdown()
+    server.server_close()
+    assert dataset.validation is not None
+    shown = capfd.readouterr()
+    assert "Downloading dataset from" in shown.out
+    assert "cube-single-play-v0-val.npz: 100%" in shown.err

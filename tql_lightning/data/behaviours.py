@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -47,4 +48,35 @@ def weak_swing_up(action_space: Any, rng: np.random.Generator) -> Behaviour:
     return act
 
 
-DEFAULTS: dict[str, MakeBehaviour] = {"Pendulum-v1": weak_swing_up}
+def clumsy_climb(action_space: Any, rng: np.random.Generator) -> Behaviour:
+    """Drives Gymnasium's MountainCarContinuous-v0 up its hill, which random actions never do.
+
+    Two episodes in ten act at random. The others push along the direction of motion, with a power and a noise of
+    their own: strong ones arrive in some 100 steps, at a cost; weak or noisy ones late or not at all.
+    """
+    low, high = float(action_space.low[0]), float(action_space.high[0])
+    if rng.random() < 0.2:
+        return random_behaviour(action_space, rng)
+    power = rng.uniform(0.0, 0.8) * high
+    noise = rng.uniform(0.5, 2.0) * high
+
+    def act(observation: Array) -> Array:
+        wanted = power * np.sign(float(observation[1])) + rng.normal() * noise
+        action: Array = np.clip([wanted], low, high).astype(np.float32)
+        return action
+
+    return act
+
+
+DEFAULTS: dict[str, MakeBehaviour] = {"Pendulum-v1": weak_swing_up, "MountainCarContinuous-v0": clumsy_climb}
+
+
+@contextmanager
+def seeded_globally(rng: np.random.Generator) -> Iterator[None]:
+    """For what draws from numpy's global state: seeds it, and puts back what was there."""
+    before = np.random.get_state()  # noqa: NPY002
+    np.random.seed(int(rng.integers(2**31)))  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(before)  # noqa: NPY002

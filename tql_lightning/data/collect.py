@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
+import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from importlib import metadata
 from itertools import count
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import numpy as np
 
 from tql_lightning.data.behaviours import DEFAULTS, MakeBehaviour, random_behaviour
-from tql_lightning.data.collect_ogbench import ORACLES, collect_play, validation_file
+from tql_lightning.data.collect_ogbench import KINDS, collect_official, validation_file
 from tql_lightning.data.files import require_writable
-from tql_lightning.data.gather import Arrays, CollectEpisode, Key, gather
+from tql_lightning.data.flatten import flat_space, flatten
+from tql_lightning.data.gather import CollectEpisode, Key, gather
+from tql_lightning.data.partial import Arrays, KeptEpisodes, joined
 from tql_lightning.data.sources.npz import save_npz
 from tql_lightning.data.sources.ogbench import dataset_file
 from tql_lightning.data.transitions import DatasetError
@@ -59,25 +66,29 @@ def collect(
 ) -> Collected:
     """Collects a dataset from a real environment with scripted behaviour.
 
-    The same seed gives the same data whatever the number of workers. The file appears only when whole.
+    The same seed gives the same data whatever the number of workers. The file appears only when whole. Episodes of
+    an interrupted collection stay in a folder beside it (``<output>.partial``), and the same call continues there:
+    the file is then the one that an uninterrupted call makes.
 
     Args:
         environment: "cube-single", "cube-double", "cube-triple", "scene", "puzzle-3x3" or "puzzle-4x4" for an
-            OGBench play dataset in its official format (with a validation file beside it), or the id of any
-            Gymnasium environment with Box actions ("Pendulum-v1").
-        transitions: at least so many, in whole episodes. OGBench's episodes have 1,000, or so many if that is
-            less; a Gymnasium episode is cut short (a truncation) if it alone comes to so many.
+            OGBench play dataset, "pointmaze-medium", "-large", "-giant" or "-teleport" for a navigate dataset, in the
+            official format (with a validation file beside it); or the id of any Gymnasium environment with Box
+            actions, and observations in a Box or a Dict of them ("Pendulum-v1", "Reacher-v5").
+        transitions: at least so many, in whole episodes. OGBench's episodes have 1,000 (pointmaze-giant's 2,000), or
+            so many if that is less; a Gymnasium episode is cut short (a truncation) if it alone comes to so many.
         seed: of environments and behaviour.
         workers: processes that collect.
         output: file to write (.npz). Default: where OGBench keeps its datasets, or for others
             ``$TQL_DATASETS/ENVIRONMENT.npz`` (``datasets/`` if that variable is not set).
         behaviour: a function (action_space, rng) that returns a function from observation to action in the
-            environment's units, or its import path. Default: weak swing-up for Pendulum-v1, random elsewhere.
-        overwrite: replace an existing file.
+            environment's units, or its import path. Default: weak swing-up for Pendulum-v1, clumsy climbing for
+            MountainCarContinuous-v0, random elsewhere.
+        overwrite: replace an existing file, and episodes that were kept with other settings.
         validation_transitions: at least so many in OGBench's validation file. Default: a tenth.
 
     Raises:
-        DatasetError: an argument is wrong, or the file exists already.
+        DatasetError: an argument is wrong, or the file exists already, or episodes with other settings do.
     """
     smallest = {"transitions": 1, "workers": 1, "seed": 0, "validation_transitions": 1}
     given = {"transitions": transitions, "workers": workers, "seed": seed}
@@ -86,38 +97,63 @@ def collect(
     for name, value in given.items():
         if value < smallest[name]:
             raise DatasetError(f"{name}: expected at least {smallest[name]}, found {value}")
-    play = environment in ORACLES
-    if play and behaviour is not None:
+    official = environment in KINDS
+    if official and behaviour is not None:
         raise DatasetError(f"behaviour: OGBench's {environment} is collected with its own oracles; leave it out")
-    if not play and validation_transitions is not None:
+    if not official and validation_transitions is not None:
         raise DatasetError("validation_transitions: only for OGBench; hold out with load_npz's validation_fraction")
-    default = dataset_file(f"{environment}-play") if play else datasets_folder() / f"{environment}.npz"
+    if official:
+        default = dataset_file(f"{environment}-{KINDS[environment]}")
+    else:
+        default = datasets_folder() / f"{environment}.npz"
     path = Path(output).expanduser() if output else default
     if path.suffix != ".npz":
         raise DatasetError(f"output: expected a file ending in .npz, found {path}")
-    for file in (path, validation_file(path)) if play else (path,):
+    for file in (path, validation_file(path)) if official else (path,):
         if file.exists() and not overwrite:
             raise DatasetError(f"output: {file} exists already; pass --overwrite=true, or another --output")
     require_writable(path)
-    if play:
+    settings = {"environment": environment, "transitions": transitions, "seed": seed, "versions": _versions()}
+    if official:
         held_out = validation_transitions or max(1, transitions // 10)
-        return Collected(path, *collect_play(environment, transitions, held_out, seed, workers, path))
-    return _collect_gymnasium(environment, transitions, seed, workers, path, behaviour)
+        kept = KeptEpisodes(path, settings | {"validation_transitions": held_out}, overwrite)
+        collected = Collected(path, *collect_official(environment, transitions, held_out, seed, workers, path, kept))
+    else:
+        bounds = _action_bounds(environment)
+        make = import_behaviour(behaviour) if isinstance(behaviour, str) else behaviour
+        make = make or DEFAULTS.get(environment, random_behaviour)
+        kept = KeptEpisodes(path, settings | {"behaviour": _description(make)}, overwrite)
+        collect_episodes = partial(_collector, environment, make, transitions)
+        episodes = gather(collect_episodes, ((seed, number) for number in count()), workers, transitions, kept)
+        collected = _save(path, environment, bounds, episodes)
+    kept.discard()
+    return collected
 
 
-def _collect_gymnasium(
-    env_id: str, transitions: int, seed: int, workers: int, path: Path, behaviour: str | MakeBehaviour | None
-) -> Collected:
-    low, high = _action_bounds(env_id)
-    if isinstance(behaviour, str):
-        behaviour = import_behaviour(behaviour)
-    behaviour = behaviour or DEFAULTS.get(env_id, random_behaviour)
-    make = partial(_collector, env_id, behaviour, transitions)
-    episodes = gather(make, ((seed, number) for number in count()), workers, transitions)
-    arrays = {name: np.concatenate([episode[name] for episode in episodes]) for name in episodes[0]}
+def _save(path: Path, env_id: str, bounds: tuple[Any, Any], episodes: list[Arrays]) -> Collected:
+    low, high = bounds
+    arrays = joined(episodes)
     save_npz(path, **arrays, env_id=np.array(env_id), action_low=low, action_high=high)
     returns = [episode["rewards"].sum(dtype=np.float64) for episode in episodes]
     return Collected(path, len(arrays["rewards"]), len(episodes), float(np.mean(returns)), float(np.max(returns)))
+
+
+def _versions() -> str:
+    """Of the packages that episodes depend on."""
+    found = []
+    for package in ("tql-lightning", "numpy", "gymnasium", "mujoco", "ogbench"):
+        with suppress(metadata.PackageNotFoundError):
+            found.append(f"{package} {metadata.version(package)}")
+    return ", ".join(found)
+
+
+def _description(behaviour: MakeBehaviour) -> str:
+    """A behaviour's name, and a checksum of its file: episodes of a changed behaviour must not be mixed."""
+    made_by = behaviour if isinstance(behaviour, FunctionType | type) else type(behaviour)
+    named = f"{behaviour.__module__}.{behaviour.__qualname__}" if made_by is behaviour else repr(behaviour)
+    with suppress(TypeError, OSError):  # of what has no file, the name must do
+        return f"{named} ({zlib.crc32(Path(inspect.getfile(made_by)).read_bytes()):08x})"
+    return named
 
 
 def _action_bounds(env_id: str) -> tuple[Any, Any]:
@@ -127,13 +163,16 @@ def _action_bounds(env_id: str) -> tuple[Any, Any]:
     try:
         env = gymnasium.make(env_id)
     except (gymnasium.error.Error, ImportError) as error:
-        raise DatasetError(f"environment: {error}; OGBench's are {', '.join(ORACLES)}") from error
+        raise DatasetError(f"environment: {error}; OGBench's are {', '.join(KINDS)}") from error
     observations, actions = env.observation_space, env.action_space
     env.close()
-    for what, space in {"observations": observations, "actions": actions}.items():
-        if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:
-            raise DatasetError(f"environment: {env_id}: expected {what} in a Box of rank 1, found {space}")
-    low, high = actions.low, actions.high  # type: ignore[attr-defined]
+    if flat_space(observations) is None:
+        raise DatasetError(
+            f"environment: {env_id}: expected observations in a Box or a Dict of them, found {observations}"
+        )
+    if not isinstance(actions, gymnasium.spaces.Box) or len(actions.shape) != 1:
+        raise DatasetError(f"environment: {env_id}: expected actions in a Box of rank 1, found {actions}")
+    low, high = actions.low, actions.high
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         raise DatasetError(f"environment: {env_id}: expected bounded actions, found {actions}")
     return low, high
@@ -161,6 +200,7 @@ def _collector(env_id: str, make_behaviour: MakeBehaviour, longest: int) -> Coll
     env = gymnasium.make(env_id)
     fields = ("observations", "actions", "rewards", "terminations", "truncations", "next_observations")
     flags = {"terminations": bool, "truncations": bool}
+    columns = partial(flatten, env.observation_space)
 
     def collect_episode(key: Key) -> Arrays:
         rng = np.random.default_rng(key)
@@ -172,7 +212,7 @@ def _collector(env_id: str, make_behaviour: MakeBehaviour, longest: int) -> Coll
             action = act(observation)
             following, reward, terminated, truncated, _ = env.step(action)
             truncated = truncated or len(rows["rewards"]) + 1 == longest
-            row = (observation, action, reward, terminated, truncated, following)
+            row = (columns(observation), action, reward, terminated, truncated, columns(following))
             for name, value in zip(fields, row, strict=True):
                 rows[name].append(np.array(value))  # some environments return the same array again
             observation, done = following, terminated or truncated

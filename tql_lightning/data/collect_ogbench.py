@@ -1,9 +1,7 @@
-"""Makes OGBench play datasets with the package's own oracles, in the format of its official files."""
+"""Makes OGBench datasets with the package's own oracles, in the format of its official files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,12 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tql_lightning.data.gather import Arrays, CollectEpisode, Key, gather
+from tql_lightning.data.behaviours import seeded_globally
+from tql_lightning.data.gather import CollectEpisode, Key, gather
+from tql_lightning.data.partial import Arrays, KeptEpisodes, joined
+from tql_lightning.data.pointmaze import MAZES, navigator
 from tql_lightning.data.sources.npz import save_npz
 from tql_lightning.data.sources.ogbench import without_display_warnings
 from tql_lightning.data.transitions import DatasetError
 
-EPISODE_LENGTH = 1000  # transitions in an episode of the official files; one row more holds the last observation
+PLAY_LENGTH = 1000  # transitions in an episode of the official play files
 NOISE = 0.1  # of the plans, as in the official play datasets
 NOISE_SMOOTHING = 0.5
 
@@ -31,26 +32,38 @@ ORACLES: dict[str, tuple[tuple[str, ...], tuple[float, float]]] = {
 }
 
 
+# Environment: kind of data, as OGBench names it.
+KINDS = dict.fromkeys(ORACLES, "play") | dict.fromkeys(MAZES, "navigate")
+
+
 def validation_file(path: Path) -> Path:
     """Where OGBench's loader looks for the held-out episodes that belong to a file."""
     return path.with_name(f"{path.stem}-val.npz")
 
 
-def collect_play(
-    environment: str, transitions: int, validation_transitions: int, seed: int, workers: int, path: Path
+def collect_official(
+    environment: str,
+    transitions: int,
+    validation_transitions: int,
+    seed: int,
+    workers: int,
+    path: Path,
+    kept: KeptEpisodes | None = None,
 ) -> tuple[int, int]:
-    """Writes a play dataset and, beside it, its validation file.
+    """Writes a dataset and, beside it, its validation file.
 
     Each row holds observations, actions, terminals, qpos, qvel and, where there are buttons, button_states. An
-    episode has 1,000 transitions (fewer if fewer are wanted in all) and one row more, whose observation ends it.
+    episode has the official number of transitions (fewer if fewer are wanted in all) and one row more, whose
+    observation ends it.
 
     Args:
-        environment: a key of ``ORACLES``.
+        environment: a key of ``KINDS``.
         transitions: at least so many in the dataset, in whole episodes.
         validation_transitions: likewise in the validation file.
         seed: of the episodes.
         workers: processes.
         path: the dataset's file.
+        kept: see `gather`.
 
     Returns:
         Transitions and episodes in the dataset.
@@ -64,34 +77,32 @@ def collect_play(
         raise DatasetError(
             "environment: collecting OGBench data needs the package ogbench; pip install 'tql-lightning[ogbench]'"
         ) from error
-    length = min(EPISODE_LENGTH, transitions)
+    length = min(MAZES.get(environment, PLAY_LENGTH), transitions)
     episodes, held_out = -(-transitions // length), -(-validation_transitions // length)
     keys = [(seed, 0, number) for number in range(episodes)] + [(seed, 1, number) for number in range(held_out)]
-    gathered = gather(partial(_collector, environment, length), keys, workers, rows=len(keys) * (length + 1))
+    rows = len(keys) * (length + 1)
+    gathered = gather(partial(_collector, environment, length), keys, workers, rows, kept)
     # The official files come in pairs; the training file comes last, so that it never stands without the other.
-    save_npz(validation_file(path), **_joined(gathered[episodes:]))
-    save_npz(path, **_joined(gathered[:episodes]))
+    save_npz(validation_file(path), **joined(gathered[episodes:]))
+    save_npz(path, **joined(gathered[:episodes]))
     return episodes * length, episodes
-
-
-def _joined(episodes: list[Arrays]) -> Arrays:
-    return {name: np.concatenate([episode[name] for episode in episodes]) for name in episodes[0]}
 
 
 def _collector(environment: str, length: int) -> CollectEpisode:
     import gymnasium
     import ogbench  # noqa: F401  (registers the environments)
 
+    make_env = partial(gymnasium.make, f"{environment}-v0", max_episode_steps=length + 1)
+    if environment in MAZES:
+        return navigator(make_env)
     with without_display_warnings():
-        env = gymnasium.make(
-            f"{environment}-v0", terminate_at_goal=False, mode="data_collection", max_episode_steps=length + 1
-        )
+        env = make_env(terminate_at_goal=False, mode="data_collection")
     oracles = _make_oracles(env, ORACLES[environment][0])
     stacking = ORACLES[environment][1]
 
     def collect_episode(key: Key) -> Arrays:
         rng = np.random.default_rng(key)
-        with without_display_warnings(), _seeded_oracles(rng):
+        with without_display_warnings(), seeded_globally(rng):  # the oracles draw from numpy's global state
             while True:
                 episode = _play(env, oracles, stacking, rng)
                 if environment != "scene" or _cube_stays_visible(episode["qpos"]):
@@ -110,17 +121,6 @@ def _make_oracles(env: Any, tasks: tuple[str, ...]) -> dict[str, Any]:
     button = partial(ButtonPlanOracle, gripper_always_closed=tasks == ("button",))
     makers = {"cube": CubePlanOracle, "button": button, "drawer": DrawerPlanOracle, "window": WindowPlanOracle}
     return {task: makers[task](env=env, noise=NOISE, noise_smoothing=NOISE_SMOOTHING) for task in tasks}
-
-
-@contextmanager
-def _seeded_oracles(rng: np.random.Generator) -> Iterator[None]:
-    """The oracles draw from numpy's global state: seeds it, and puts back what was there."""
-    before = np.random.get_state()  # noqa: NPY002
-    np.random.seed(int(rng.integers(2**31)))  # noqa: NPY002
-    try:
-        yield
-    finally:
-        np.random.set_state(before)  # noqa: NPY002
 
 
 def _play(env: Any, oracles: dict[str, Any], stacking: tuple[float, float], rng: np.random.Generator) -> Arrays:

@@ -25,14 +25,22 @@ def _signed(value: int) -> int:
 
 def _shift_right(value: Tensor, bits: int) -> Tensor:
     """Logical shift; torch's own keeps the sign."""
-    return (value >> bits) & ((1 << (64 - bits)) - 1)
+    return (value >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
 def mix(value: Tensor) -> Tensor:
     """The finaliser of SplitMix64: a bijection of int64 in which every input bit moves every output bit."""
-    value = (value ^ _shift_right(value, 30)) * _signed(_MULTIPLIERS[0])
-    value = (value ^ _shift_right(value, 27)) * _signed(_MULTIPLIERS[1])
-    return value ^ _shift_right(value, 31)
+    value = _shift_right(value, 30).bitwise_xor_(value).mul_(_signed(_MULTIPLIERS[0]))
+    value = _shift_right(value, 27).bitwise_xor_(value).mul_(_signed(_MULTIPLIERS[1]))
+    return _shift_right(value, 31).bitwise_xor_(value)
+
+
+def mix_integer(value: int) -> int:
+    """`mix` of one number, as a 64-bit pattern."""
+    value %= _WORD
+    value = (value ^ value >> 30) * _MULTIPLIERS[0] % _WORD
+    value = (value ^ value >> 27) * _MULTIPLIERS[1] % _WORD
+    return value ^ value >> 31
 
 
 def uniform(seed: int, updates: Tensor, rows: Tensor, columns: int) -> Tensor:
@@ -48,15 +56,15 @@ def uniform(seed: int, updates: Tensor, rows: Tensor, columns: int) -> Tensor:
         (K, R, columns) float64.
     """
     step = _signed(_INCREMENT)
-    stream = mix(mix(torch.tensor(_signed(seed), device=updates.device) + step) + updates * step)
-    row_key = mix(stream[:, None] + (rows + 1) * step)
-    counter = torch.arange(1, columns + 1, device=updates.device) * step
-    return _shift_right(mix(row_key[..., None] + counter), 11).to(torch.float64) * 2.0**-53
+    stream = mix((updates * step).add_(_signed(mix_integer(seed + _INCREMENT))))
+    row_key = mix(stream[:, None] + (rows + 1).mul_(step))
+    counter = torch.arange(1, columns + 1, device=updates.device).mul_(step)
+    return _shift_right(mix(row_key[..., None] + counter), 11).to(torch.float64).mul_(2.0**-53)
 
 
 def normal(uniforms: Tensor) -> Tensor:
     """Standard normal numbers by Box and Muller from an even number of uniform columns: (..., 2c) -> (..., 2c)."""
     first, second = uniforms.chunk(2, dim=-1)
-    radius = (-2.0 * torch.log1p(-first)).sqrt()
+    radius = torch.log1p(-first).mul_(-2.0).sqrt_()
     angle = 2.0 * math.pi * second
     return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=-1)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, get_args
 
+import torch
 from lightning.pytorch import LightningDataModule
 
 from tql_lightning.batch import Batch, Noise
+from tql_lightning.data.environment import check_environment
 from tql_lightning.data.sampler import TrainingStream, TransitionSampler, ValidationPass
+from tql_lightning.data.storage import StorageChoice
 from tql_lightning.data.transitions import DatasetError, TransitionDataset
+from tql_lightning.data.windows import Span
 
 
 class OfflineDataModule(LightningDataModule):
@@ -22,9 +26,16 @@ class OfflineDataModule(LightningDataModule):
         updates_per_step: K, updates in one step of the trainer; larger is faster, and what runs every N
             updates (evaluation, checkpoints) needs a multiple of K.
         seed: seed of the minibatches and of the noise in the losses.
+        n_step: decisions whose rewards are summed before the value of the next is added; never across an
+            episode's end or a termination.
+        action_chunk: h, actions that one decision is made of and that are taken without looking again. The
+            model's actions have h times the size, and it needs the same ``action_chunk``.
+        discount: gamma of n-step returns and action chunks; the model's (taken from it by the CLI).
+        storage: where transitions are held: "trainer" on the device that trains, "cpu" in main memory or, where
+            they are memory-mapped, in their files; "auto" on a GPU that has twice their size free, else "cpu".
 
     Raises:
-        ValueError: ``batch_size`` or ``updates_per_step`` is below 1.
+        ValueError: a number is out of its range.
         DatasetError: ``dataset`` is something else.
     """
 
@@ -34,6 +45,10 @@ class OfflineDataModule(LightningDataModule):
         batch_size: int = 256,
         updates_per_step: int = 10,
         seed: int = 0,
+        n_step: int = 1,
+        action_chunk: int = 1,
+        discount: float = 0.99,
+        storage: StorageChoice = "auto",
     ) -> None:
         super().__init__()
         for name, value in {"batch_size": batch_size, "updates_per_step": updates_per_step}.items():
@@ -48,6 +63,14 @@ class OfflineDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.updates_per_step = updates_per_step
         self.seed = seed
+        self.span = Span(n_step, action_chunk, discount)
+        if storage not in get_args(StorageChoice):
+            raise ValueError(f"data.storage: expected {', '.join(get_args(StorageChoice))}, found {storage}")
+        self.storage: StorageChoice = storage
+
+    def setup(self, stage: str) -> None:
+        """Refuses a dataset that does not fit the environment it names; see `check_environment`."""
+        check_environment(self.dataset)
 
     @property
     def observation_dim(self) -> int:
@@ -56,8 +79,8 @@ class OfflineDataModule(LightningDataModule):
 
     @property
     def action_dim(self) -> int:
-        """n_a."""
-        return self.dataset.action_dim
+        """Size of one decision, h * n_a."""
+        return self.span.action_chunk * self.dataset.action_dim
 
     @property
     def reward_range(self) -> tuple[float, float]:
@@ -72,6 +95,7 @@ class OfflineDataModule(LightningDataModule):
     def train_dataloader(self) -> TrainingStream:
         """Chunks from the trainer's current update to its last."""
         trainer = self._attached_trainer()
+        self._check_model(trainer.lightning_module)
         sampler = TransitionSampler(
             self.dataset,
             self.batch_size,
@@ -79,6 +103,8 @@ class OfflineDataModule(LightningDataModule):
             device=trainer.strategy.root_device,
             rank=trainer.global_rank,
             world_size=trainer.world_size,
+            span=self.span,
+            storage=self.storage,
         )
         last_update = None if trainer.max_steps < 0 else trainer.max_steps
         return TrainingStream(sampler, lambda: trainer.global_step, self.updates_per_step, last_update)
@@ -91,21 +117,39 @@ class OfflineDataModule(LightningDataModule):
         """The same held-out transitions as for validation."""
         return self._held_out()
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """The batch as it is: it was drawn on the trainer's device."""
+        return batch
+
     def _held_out(self) -> Iterable[tuple[Batch, Noise]]:
         validation = self.dataset.validation
         if validation is None:
             return []
         device = self._attached_trainer().strategy.root_device
-        return ValidationPass(validation, self.batch_size, self.seed, device=device)
+        return ValidationPass(
+            validation, self.batch_size, self.seed, device=device, span=self.span, storage=self.storage
+        )
 
     def state_dict(self) -> dict[str, Any]:
-        """What whoever loads a checkpoint must know of the data: environment and the bounds of its actions."""
+        """What whoever loads a checkpoint must know of the data: environment, bounds of actions, reference scores."""
         return {
             "name": self.dataset.name,
             "env_id": self.dataset.env_id,
             "action_low": self.dataset.action_low.tolist(),
             "action_high": self.dataset.action_high.tolist(),
+            "reference_scores": self.dataset.reference_scores,
         }
+
+    def _check_model(self, model: Any) -> None:
+        """Refuses a model that decides or discounts otherwise than the data are made for."""
+        names = ("action_chunk", "discount") if self.span.steps > 1 else ("action_chunk",)
+        for name in names:
+            ours, theirs = getattr(self.span, name), getattr(model, name, None)
+            if theirs is not None and theirs != ours:
+                raise ValueError(
+                    f"data.{name}: expected the model's {name}, {theirs}, found {ours}; give OfflineDataModule and the "
+                    "model the same"
+                )
 
     def _attached_trainer(self) -> Any:
         if self.trainer is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +33,40 @@ def write_whole(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def write_whole_folder(path: Path) -> Iterator[Path]:
+    """A folder beside ``path`` to write files into, which takes its place once they are flushed to disk.
+
+    Args:
+        path: the folder to make; nothing may be there. Its parent is made if need be.
+
+    Yields:
+        The folder to fill. If the block raises, nothing is left.
+
+    Raises:
+        FileExistsError: there is something at ``path``.
+    """
+    if path.exists():
+        raise FileExistsError(f"{path}: expected nothing there, found a file or folder; remove it, or choose another")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
+    try:
+        yield temporary
+        for file in temporary.iterdir():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+        temporary.chmod(0o755)
+        temporary.rename(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def validation_path(path: Path) -> Path:
+    """Where the held-out transitions of a dataset's file or folder lie, if there are any: ``NAME-val`` beside it."""
+    return path.with_name(f"{path.stem}-val{path.suffix}")
 
 
 def require_writable(path: Path) -> None:

@@ -12,12 +12,11 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from itertools import islice
-from typing import Any
 
-from numpy.typing import NDArray
 from tqdm import tqdm
 
-Arrays = dict[str, NDArray[Any]]
+from tql_lightning.data.partial import Arrays, KeptEpisodes
+
 Key = tuple[int, ...]  # seeds one episode
 CollectEpisode = Callable[[Key], Arrays]
 MakeCollector = Callable[[], CollectEpisode]  # makes the environment; called once in each process
@@ -25,7 +24,9 @@ MakeCollector = Callable[[], CollectEpisode]  # makes the environment; called on
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
-def gather(make: MakeCollector, keys: Iterable[Key], workers: int, rows: int) -> list[Arrays]:
+def gather(
+    make: MakeCollector, keys: Iterable[Key], workers: int, rows: int, kept: KeptEpisodes | None = None
+) -> list[Arrays]:
     """Collects an episode for each key, in the keys' order, until there are so many rows.
 
     Args:
@@ -34,21 +35,36 @@ def gather(make: MakeCollector, keys: Iterable[Key], workers: int, rows: int) ->
         workers: processes; 1 collects in this one.
         rows: when to stop, and what the progress bar on stderr counts to. An episode's rows are those of its
             array ``actions``.
+        kept: episodes of the first keys that an earlier call kept before it was interrupted; they are taken from
+            there, and this call's are kept too.
 
     Raises:
         ChildProcessError: a process was killed, for instance for its memory.
     """
-    episodes: list[Arrays] = []
-    done = 0
-    bar = tqdm(total=rows, unit=" rows", desc="collecting", unit_scale=True, dynamic_ncols=True)
-    with bar, closing(_episodes(make, iter(keys), workers)) as stream:
-        for episode in stream:
-            size = len(episode["actions"])
-            episodes.append(episode)
-            bar.update(min(size, rows - done))
-            done += size
-            if done >= rows:
-                break
+    episodes = kept.load() if kept else []
+    done = sum(len(episode["actions"]) for episode in episodes)
+    bar = tqdm(
+        total=rows,
+        initial=min(done, rows),
+        unit=" rows",
+        desc="continuing" if episodes else "collecting",
+        unit_scale=True,
+        dynamic_ncols=True,
+    )
+    following = islice(keys, len(episodes), None)
+    try:
+        with bar, closing(_episodes(make, following, workers)) as stream:
+            while done < rows and (episode := next(stream, None)) is not None:
+                size = len(episode["actions"])
+                episodes.append(episode)
+                bar.update(min(size, rows - done))
+                done += size
+                if kept:
+                    kept.add(episode)
+    except (KeyboardInterrupt, SystemExit, ChildProcessError):
+        if kept:
+            kept.write()
+        raise
     return episodes
 
 

@@ -10,26 +10,31 @@ from torch import Tensor
 
 from tql_lightning.batch import Batch, Noise
 from tql_lightning.data.counter_random import normal, uniform
+from tql_lightning.data.storage import StorageChoice, store
 from tql_lightning.data.transitions import TransitionDataset
+from tql_lightning.data.windows import Span, Windows
 
 
 class TransitionSampler:
-    """Draws uniform minibatches with replacement, on the device that holds the transitions.
+    """Draws uniform minibatches with replacement, a chunk of them by one gather a field.
 
     Row i of the global batch of update k is a function of (seed, k, i) alone. Rank r of W computes rows
     [r B / W, (r + 1) B / W), so W processes draw the very batch that one process would.
 
     Args:
-        dataset: where transitions come from; its arrays are copied to ``device`` once.
+        dataset: where transitions come from.
         batch_size: B of the global batch over all ranks.
         seed: seed of the stream.
-        device: where to hold, index and draw.
+        device: the device that trains; batches and noise lie there.
         rank: this process among ``world_size``.
         world_size: number of processes that share the global batch.
         dtype: floating type of what is yielded.
+        span: steps that one row spans: n-step returns and action chunks.
+        storage: where to hold the transitions; see `storage.store`.
 
     Raises:
         ValueError: ``batch_size`` is no multiple of ``world_size``.
+        DatasetError: no episode is as long as an action chunk.
     """
 
     def __init__(
@@ -41,27 +46,33 @@ class TransitionSampler:
         rank: int = 0,
         world_size: int = 1,
         dtype: torch.dtype = torch.float32,
+        span: Span = Span(),  # noqa: B008  (frozen)
+        storage: StorageChoice = "auto",
     ) -> None:
         if batch_size < 1 or batch_size % world_size:
             raise ValueError(
                 f"data.batch_size: the global batch is divided over {world_size} processes; expected a positive "
                 f"multiple of {world_size}, found {batch_size}"
             )
-        self.transitions = transitions_on(dataset, device, dtype)
+        self.windows = Windows(store(dataset, device, storage, dtype), dataset, span)
         self.seed = seed
         per_rank = batch_size // world_size
         self.rows = torch.arange(rank * per_rank, (rank + 1) * per_rank, device=device)
+        self._stored_rows = torch.arange(rank * per_rank, (rank + 1) * per_rank, device=self.windows.storage.device)
 
     def chunk(self, first_update: int, num_updates: int) -> tuple[Batch, Noise]:
         """Batches and noise of updates first_update ... first_update + K - 1, leading dimensions (K, B)."""
-        device = self.rows.device
-        updates = torch.arange(first_update, first_update + num_updates, device=device)
-        action_dim = self.transitions.actions.shape[-1]
-        numbers = uniform(self.seed, updates, self.rows, 2 + 4 * action_dim)
-        size = len(self.transitions.rewards)
-        indices = (numbers[..., 0] * size).long().clamp_(max=size - 1)
-        batch = Batch(*(field[indices] for field in self.transitions))
+        updates = range(first_update, first_update + num_updates)
+        numbers = self._uniform(updates, self.rows, 2 + 4 * self.windows.action_dim)
+        first = numbers[..., 0]
+        if self._stored_rows.device != self.rows.device:  # the same, drawn there: to fetch them would wait for the GPU
+            first = self._uniform(updates, self._stored_rows, 1)[..., 0]
+        size = len(self.windows)
+        batch = self.windows.batch((first * size).long().clamp_(max=size - 1))
         return batch, _noise(numbers[..., 1:], batch.rewards.dtype)
+
+    def _uniform(self, updates: range, rows: Tensor, columns: int) -> Tensor:
+        return uniform(self.seed, torch.arange(updates.start, updates.stop, device=rows.device), rows, columns)
 
 
 class TrainingStream:
@@ -98,14 +109,16 @@ class TrainingStream:
 
 
 class ValidationPass:
-    """One ordered pass over held-out transitions, with noise that is the same at every pass.
+    """One ordered pass over held-out transitions (or windows of them), with noise that is the same at every pass.
 
     Args:
         dataset: held-out transitions.
         batch_size: B; the last batch may be smaller.
         seed: seed of the noise.
-        device: where to hold and draw.
+        device: the device that computes; batches and noise lie there.
         dtype: floating type of what is yielded.
+        span: steps that one row spans.
+        storage: where to hold the transitions; see `storage.store`.
     """
 
     def __init__(
@@ -115,36 +128,27 @@ class ValidationPass:
         seed: int,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        span: Span = Span(),  # noqa: B008  (frozen)
+        storage: StorageChoice = "auto",
     ) -> None:
-        self.transitions = transitions_on(dataset, device, dtype)
+        self.windows = Windows(store(dataset, device, storage, dtype), dataset, span)
         self.batch_size = batch_size
         self.seed = seed
+        self.device = torch.device(device)
 
     def __len__(self) -> int:
         """Batches in a pass."""
-        return math.ceil(len(self.transitions.rewards) / self.batch_size)
+        return math.ceil(len(self.windows) / self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Batch, Noise]]:
         """Yields (batch, noise) with leading dimension (B,)."""
-        size = len(self.transitions.rewards)
-        device, dtype = self.transitions.rewards.device, self.transitions.rewards.dtype
-        action_dim = self.transitions.actions.shape[-1]
-        for start in range(0, size, self.batch_size):
-            rows = torch.arange(start, min(start + self.batch_size, size), device=device)
-            numbers = uniform(self.seed, torch.zeros(1, dtype=torch.long, device=device), rows, 1 + 4 * action_dim)
-            yield Batch(*(field[rows] for field in self.transitions)), _noise(numbers[0], dtype)
-
-
-def transitions_on(dataset: TransitionDataset, device: torch.device | str, dtype: torch.dtype) -> Batch:
-    """All transitions of a dataset as tensors on a device, leading dimension (N,)."""
-    arrays = (
-        dataset.observations,
-        dataset.actions,
-        dataset.rewards,
-        dataset.next_observations,
-        dataset.masks,
-    )
-    return Batch(*(torch.as_tensor(array).to(device=device, dtype=dtype) for array in arrays))
+        update = torch.zeros(1, dtype=torch.long, device=self.device)
+        columns = 1 + 4 * self.windows.action_dim
+        for start in range(0, len(self.windows), self.batch_size):
+            rows = torch.arange(start, min(start + self.batch_size, len(self.windows)), device=self.device)
+            numbers = uniform(self.seed, update, rows, columns)
+            batch = self.windows.batch(rows.to(self.windows.storage.device))
+            yield batch, _noise(numbers[0], batch.rewards.dtype)
 
 
 def _noise(numbers: Tensor, dtype: torch.dtype) -> Noise:

@@ -2,25 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from tql_lightning.data.checks import ACTION_LIMIT as ACTION_LIMIT
+from tql_lightning.data.checks import (
+    Allocate,
+    action_bounds,
+    check_flags,
+    check_fraction,
+    check_lengths,
+    check_numbers,
+    check_reference_scores,
+    in_memory,
+    scale_actions,
+    select_rows,
+    shift_within_episodes,
+)
+from tql_lightning.data.checks import DatasetError as DatasetError
+
+Array = NDArray[Any]
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
 
-ACTION_LIMIT = 1.0 - 1e-5  # where the authors' release clips dataset actions, so that the flow stays inside
 
+def normalised_score(returns: ArrayLike, reference_scores: tuple[float, float]) -> NDArray[np.float64]:
+    """Returns in units where a random policy has 0 and an expert 100, as D4RL (arXiv 2004.07219) reports them.
 
-class DatasetError(ValueError):
-    """A dataset cannot be used; the message names the field, what was expected, what was found, the remedy."""
+    Args:
+        returns: undiscounted, any shape.
+        reference_scores: mean return of the random and of the expert policy.
+    """
+    random, expert = reference_scores
+    return 100.0 * (np.asarray(returns, dtype=np.float64) - random) / (expert - random)
 
 
 @dataclass(frozen=True, eq=False)
 class TransitionDataset:
     """Validated transitions (s, a, r, s') of whole episodes; build one with `from_arrays`.
+
+    The arrays may be read-only memory maps of files larger than memory.
 
     Attributes:
         observations: s, float32 (N, n_s).
@@ -34,6 +58,7 @@ class TransitionDataset:
         name: what reports call the dataset.
         env_id: Gymnasium id of its environment ("Pendulum-v1", "package:Env-v0"), or None.
         validation: held-out transitions, or None.
+        reference_scores: returns of a random and of an expert policy (see `normalised_score`), or None.
     """
 
     observations: Floats
@@ -47,6 +72,7 @@ class TransitionDataset:
     name: str
     env_id: str | None = None
     validation: TransitionDataset | None = None
+    reference_scores: tuple[float, float] | None = None
 
     def __len__(self) -> int:
         """Number of transitions, N."""
@@ -77,11 +103,14 @@ class TransitionDataset:
         """The same dataset with its last episodes held out as ``validation``.
 
         Args:
-            fraction: share of the episodes to hold out, above 0 and below 1; at least one is.
+            fraction: share of the episodes to hold out, below 1; at least one is, but none at all for 0.
 
         Raises:
-            DatasetError: no episode would be left to train on.
+            DatasetError: an impossible share, or no episode would be left to train on.
         """
+        check_fraction(fraction)
+        if not fraction:
+            return self
         ends = np.flatnonzero(self.episode_ends) + 1
         held_out = max(1, round(len(ends) * fraction))
         if held_out >= len(ends):
@@ -90,12 +119,6 @@ class TransitionDataset:
             )
         cut = int(ends[-held_out - 1])
         return replace(self._rows(slice(0, cut)), validation=self._rows(slice(cut, None)))
-
-    def with_masks(self, masks: Floats) -> TransitionDataset:
-        """The same dataset with other masks, (N,): 0 where no value follows. Episode ends stay as they are."""
-        if masks.shape != self.rewards.shape or not np.isin(masks, (0.0, 1.0)).all():
-            raise DatasetError(f"{self.name}: masks: expected {self.rewards.shape} of 0 and 1, found {masks.shape}")
-        return replace(self, masks=masks.astype(np.float32))
 
     def _rows(self, rows: slice) -> TransitionDataset:
         names = ("observations", "actions", "rewards", "next_observations", "masks", "episode_ends")
@@ -112,12 +135,19 @@ class TransitionDataset:
         next_observations: ArrayLike | None = None,
         *,
         name: str,
+        masks: ArrayLike | None = None,
         env_id: str | None = None,
         action_low: ArrayLike | None = None,
         action_high: ArrayLike | None = None,
+        actions_scaled: bool = False,
         validation: TransitionDataset | None = None,
+        reference_scores: ArrayLike | None = None,
+        allocate: Allocate = in_memory,
     ) -> TransitionDataset:
         """Checks arrays of transitions, in the order they were made, and scales the actions.
+
+        Arrays that need no change are used as they are, without a copy: float32, no transition to leave out,
+        actions already in [-1, 1] and clipped.
 
         Args:
             observations: (N, n_s).
@@ -130,25 +160,31 @@ class TransitionDataset:
                 knows where it led; one that terminated stays, with its own observation in the place that its
                 mask hides.
             name: what reports call the dataset.
+            masks: (N,), 0 where no value follows, else 1. Default: 0 where the MDP terminated. For data that
+                go on after a goal was reached.
             env_id: Gymnasium id of the environment.
             action_low: lower bounds of the actions, (n_a,) or a number; -1 if not given.
             action_high: upper bounds of the actions, (n_a,) or a number; 1 if not given.
+            actions_scaled: whether the actions were already scaled from these bounds to [-1, 1].
             validation: held-out transitions.
+            reference_scores: returns of a random and of an expert policy, (2,).
+            allocate: gives the array for one that must be changed, by its name and shape; default: in memory.
 
         Raises:
             DatasetError: something is wrong with an array; the message says what and where.
         """
-        fields: dict[str, NDArray[np.generic]] = {
-            "observations": _numbers("observations", observations, 2, name),
-            "actions": _numbers("actions", actions, 2, name),
-            "rewards": _numbers("rewards", rewards, 1, name),
-            "terminations": _flags("terminations", terminations, name),
-            "truncations": _flags("truncations", truncations, name),
+        fields = {
+            "observations": check_numbers("observations", observations, 2, name),
+            "actions": check_numbers("actions", actions, 2, name),
+            "rewards": check_numbers("rewards", rewards, 1, name),
+            "terminations": check_flags("terminations", terminations, name),
+            "truncations": check_flags("truncations", truncations, name),
         }
         if next_observations is not None:
-            fields["next_observations"] = _numbers("next_observations", next_observations, 2, name)
-        _check_lengths(fields, name)
-        low, high = _bounds(action_low, action_high, fields["actions"].shape[1], name)
+            fields["next_observations"] = check_numbers("next_observations", next_observations, 2, name)
+        if masks is not None:
+            fields["masks"] = check_flags("masks", masks, name)
+        check_lengths(fields, name)
         terminated = fields["terminations"].astype(bool)
         ends = terminated | fields["truncations"].astype(bool)
         if not ends[-1]:
@@ -156,105 +192,45 @@ class TransitionDataset:
                 f"{name}: the last transition neither terminates nor is truncated; mark where each episode ends "
                 "(a time limit, or the end of the recording, is a truncation)"
             )
-        keep = np.ones(len(ends), dtype=bool)
-        if next_observations is None:
-            shifted = np.roll(fields["observations"], -1, axis=0)
-            shifted[terminated] = fields["observations"][terminated]
-            fields["next_observations"] = shifted
+        if masks is not None:
+            _check_masks(fields, terminated, name)
+        low, high = action_bounds(action_low, action_high, fields["actions"].shape[1], name)
+        scores = check_reference_scores(reference_scores, name)
+        scale_from = (-np.ones_like(low), np.ones_like(high)) if actions_scaled else (low, high)
+        columns = {
+            "observations": fields["observations"],
+            "actions": scale_actions(fields["actions"], *scale_from, name, allocate),
+            "rewards": fields["rewards"],
+            "masks": fields.get("masks", ~terminated),
+        }
+        if next_observations is not None:
+            columns["next_observations"] = fields["next_observations"]
+            kept = {field: select_rows(field, array, None, allocate) for field, array in columns.items()}
+        else:
             keep = terminated | ~ends  # an unterminated last row leads nowhere known
-            ends = ends & terminated | np.append(~keep[1:], False)
             if not keep.any():
-                raise DatasetError(f"{name}: every episode has one row and no next_observations; nothing is left")
-        actions_scaled = _scale_actions(fields["actions"], low, high, name)
-
-        def kept(field: str) -> Floats:
-            return fields[field][keep].astype(np.float32, copy=False)  # the mask has copied already
-
+                raise DatasetError(
+                    f"{name}: every episode has one row and no next_observations; nothing is left. Add them"
+                )
+            kept = {field: select_rows(field, array, keep, allocate) for field, array in columns.items()}
+            kept["next_observations"] = shift_within_episodes(fields["observations"], terminated, keep, allocate)
+            ends = (ends & terminated | np.append(~keep[1:], False))[keep]
         return cls(
-            observations=kept("observations"),
-            actions=actions_scaled[keep].clip(-ACTION_LIMIT, ACTION_LIMIT),
-            rewards=kept("rewards"),
-            next_observations=kept("next_observations"),
-            masks=(~terminated[keep]).astype(np.float32),
-            episode_ends=ends[keep],
+            **kept,
+            episode_ends=ends,
             action_low=low,
             action_high=high,
             name=name,
             env_id=env_id,
             validation=validation,
+            reference_scores=scores,
         )
 
 
-def _numbers(field: str, values: ArrayLike, rank: int, name: str) -> NDArray[np.generic]:
-    array = np.asarray(values)
-    if array.dtype.kind not in "fiub":
-        raise DatasetError(f"{name}: {field}: expected numbers, found dtype {array.dtype}; convert it to float32")
-    if array.ndim != rank:
-        shape = "(transitions, size)" if rank == 2 else "(transitions,)"
-        raise DatasetError(f"{name}: {field}: expected shape {shape}, found {array.shape}; reshape it")
-    if 0 in array.shape:
-        raise DatasetError(f"{name}: {field}: expected at least one transition, found shape {array.shape}")
-    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and is refused
-        finite = np.isfinite(array.astype(np.float32, copy=False))
-    if not finite.all():
-        where = tuple(int(index) for index in np.argwhere(~finite)[0])
-        raise DatasetError(
-            f"{name}: {field}: expected finite numbers of float32, found {array[where]} at index {where}; "
-            "remove that episode"
-        )
-    return array
-
-
-def _flags(field: str, values: ArrayLike, name: str) -> NDArray[np.generic]:
-    array = _numbers(field, values, 1, name)
-    wrong = np.flatnonzero((array != 0) & (array != 1))
+def _check_masks(fields: dict[str, Array], terminated: Bools, name: str) -> None:
+    wrong = np.flatnonzero(terminated & (fields["masks"] != 0))
     if len(wrong):
         raise DatasetError(
-            f"{name}: {field}: expected 0 or 1 (or bool), found {array[wrong[0]]} at index {int(wrong[0])}"
+            f"{name}: masks: expected 0 where terminations are 1, found 1 at index {int(wrong[0])}; no value follows "
+            "a termination, and a time limit is a truncation"
         )
-    return array
-
-
-def _check_lengths(fields: Mapping[str, NDArray[np.generic]], name: str) -> None:
-    size = len(fields["observations"])
-    for field, array in fields.items():
-        if len(array) != size:
-            raise DatasetError(
-                f"{name}: {field}: expected {size} transitions as in observations, found {len(array)}; "
-                "every array has one row per transition"
-            )
-    if "next_observations" in fields and fields["next_observations"].shape != fields["observations"].shape:
-        raise DatasetError(
-            f"{name}: next_observations: expected shape {fields['observations'].shape} as observations, "
-            f"found {fields['next_observations'].shape}"
-        )
-
-
-def _bounds(low: ArrayLike | None, high: ArrayLike | None, action_dim: int, name: str) -> tuple[Floats, Floats]:
-    arrays = []
-    for field, value, default in (("action_low", low, -1.0), ("action_high", high, 1.0)):
-        array = np.asarray(default if value is None else value, dtype=np.float32)
-        if array.shape not in ((), (1,), (action_dim,)):
-            raise DatasetError(f"{name}: {field}: expected {action_dim} bounds, found shape {array.shape}")
-        arrays.append(np.array(np.broadcast_to(array, (action_dim,))))
-    lower, upper = arrays
-    if not (np.isfinite(lower).all() and np.isfinite(upper).all() and (lower < upper).all()):
-        raise DatasetError(
-            f"{name}: action bounds: expected finite action_low < action_high, found {lower.tolist()} and "
-            f"{upper.tolist()}"
-        )
-    return lower, upper
-
-
-def _scale_actions(actions: NDArray[np.generic], low: Floats, high: Floats, name: str) -> Floats:
-    scaled = (2.0 * (actions.astype(np.float64) - low) / (high - low) - 1.0).astype(np.float32)
-    outside = np.argwhere(np.abs(scaled) > 1.0 + 1e-4)
-    if len(outside):
-        row, column = (int(index) for index in outside[0])
-        found = actions[:, column].astype(np.float64)
-        raise DatasetError(
-            f"{name}: actions: expected values in [{low[column]:g}, {high[column]:g}], found "
-            f"{found[row]:g} at index ({row}, {column}) and a range of [{found.min():g}, {found.max():g}]; "
-            "give the environment's bounds as action_low and action_high"
-        )
-    return scaled

@@ -12,6 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from tql_lightning.nn.attention import EntropyAttention
+from tql_lightning.nn.scalar_tokens import FactoredTokens, dense
 
 
 @torch.no_grad()
@@ -30,9 +31,9 @@ def attention_log_weights(critic: nn.Module, observations: Tensor, actions: Tens
     """
     given: list[tuple[EntropyAttention, Tensor]] = []
 
-    def capture(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def capture(module: nn.Module, inputs: tuple[Tensor | FactoredTokens, ...]) -> None:
         assert isinstance(module, EntropyAttention)
-        given.append((module, inputs[0]))
+        given.append((module, dense(inputs[0])))
 
     layers = [module for module in critic.modules() if isinstance(module, EntropyAttention)]
     hooks = [layer.register_forward_pre_hook(capture) for layer in layers]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from tql_lightning.nn.initialisation import lecun_normal_
+from tql_lightning.nn.scalar_tokens import ScalarTokens
 
 EMBEDDING_STD = 0.02
 
@@ -35,16 +36,20 @@ class ScalarTokenizer(nn.Module):
         self.observation_modality = _embedding(1, hidden_dim) if modality_embeddings else None
         self.action_modality = _embedding(1, hidden_dim) if modality_embeddings else None
 
-    def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """Turns (B, n_s) and (B, n_a) into tokens (B, n, H)."""
-        observation_tokens = self.observation_projection(observations.unsqueeze(-1))
-        action_tokens = self.action_projection(actions.unsqueeze(-1))
-        if self.observation_modality is not None and self.action_modality is not None:
-            observation_tokens = observation_tokens + self.observation_modality
-            action_tokens = action_tokens + self.action_modality
-        scalars = torch.cat([observation_tokens, action_tokens], dim=1) + self.position
-        value = self.value_token.expand(len(observations), 1, -1).to(scalars.dtype)
-        return torch.cat([value, scalars], dim=1)
+    def forward(self, observations: Tensor, actions: Tensor) -> ScalarTokens:
+        """Turns (B, n_s) and (B, n_a) into n tokens of size H."""
+        value = self.value_token
+        projections = (self.observation_projection, self.action_projection)
+        modalities = (self.observation_modality, self.action_modality)
+        counts = (observations.shape[-1], actions.shape[-1])
+        directions, offsets = [torch.zeros_like(value)], []
+        for projection, modality, count in zip(projections, modalities, counts, strict=True):
+            directions.append(projection.weight.t().expand(count, -1))
+            offset = projection.bias if modality is None else projection.bias + modality
+            offsets.append(offset.expand(count, -1))
+        scalars = torch.cat([torch.zeros_like(observations[:, :1]), observations, actions], dim=-1)
+        offsets_of_scalars = torch.cat(offsets) + self.position
+        return ScalarTokens(scalars, torch.cat(directions), torch.cat([value, offsets_of_scalars]))
 
 
 def _embedding(rows: int, hidden_dim: int) -> nn.Parameter:

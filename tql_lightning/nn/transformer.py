@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 from tql_lightning.nn.attention import EntropyAttention
 from tql_lightning.nn.feedforward import FeedForward
 from tql_lightning.nn.initialisation import LayerNorm
+from tql_lightning.nn.scalar_tokens import ScalarTokens, dense, normalise
 
 Norm = Callable[[int], nn.Module]
 
@@ -47,12 +48,14 @@ class TransformerBlock(nn.Module):
         self.feedforward = feedforward(hidden_dim, inner_dim, dropout)
         self.feedforward_output = self.branch_output(norm, hidden_dim)
 
-    def forward(self, tokens: Tensor, *, value_only: bool, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, tokens: Tensor | ScalarTokens, *, value_only: bool, with_entropy: bool
+    ) -> tuple[Tensor, Tensor | None]:
         """(B, n, H) -> (B, n, H), or (B, 1, H) with ``value_only``; entropies (B, h, n) or None."""
         attended, entropy = self.attention(
-            self.attention_norm(tokens), value_only=value_only, with_entropy=with_entropy
+            normalise(self.attention_norm, tokens), value_only=value_only, with_entropy=with_entropy
         )
-        residual = tokens[:, :1] if value_only else tokens
+        residual = dense(tokens)[:, :1] if value_only else dense(tokens)
         tokens = residual + self.attention_dropout(self.attention_output(attended))
         return tokens + self.feedforward_output(self.feedforward(self.feedforward_norm(tokens))), entropy
 
@@ -108,11 +111,11 @@ class Transformer(nn.Module):
             for layer in [module for module in self.blocks.modules() if isinstance(module, nn.Linear)]:
                 parametrize.register_parametrization(layer, "weight", weight_parametrisation(layer))
 
-    def forward(self, tokens: Tensor, *, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
+    def forward(self, tokens: Tensor | ScalarTokens, *, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
         """(B, n, H) -> the [VALUE] token (B, H) and the entropy of every query (L, B, h, n) or None."""
         entropies: list[Tensor] = []
         for layer, block in enumerate(self.blocks, start=1):
             tokens, entropy = block(tokens, value_only=layer == len(self.blocks), with_entropy=with_entropy)
             if entropy is not None:
                 entropies.append(entropy)
-        return self.final_norm(tokens[:, 0]), torch.stack(entropies) if entropies else None
+        return self.final_norm(dense(tokens)[:, 0]), torch.stack(entropies) if entropies else None

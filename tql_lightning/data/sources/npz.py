@@ -13,18 +13,19 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tql_lightning.data.files import write_whole
+from tql_lightning.data.sources.schema import dataset_from, with_held_out
 from tql_lightning.data.transitions import DatasetError, TransitionDataset
-
-REQUIRED = ("observations", "actions", "rewards", "terminations", "truncations")
-OPTIONAL = ("next_observations", "env_id", "action_low", "action_high")
 
 
 def load_npz(path: str, validation_fraction: float = 0.0) -> TransitionDataset:
     """Loads an npz file of transitions in the order they were made.
 
     Its arrays: observations (N, n_s), actions (N, n_a) in the environment's units, rewards, terminations
-    and truncations (N,); optional next_observations (N, n_s), env_id (a string), action_low and action_high
-    (n_a,), which are -1 and 1 if not given.
+    and truncations (N,); optional next_observations (N, n_s), masks (N,), env_id (a string), action_low and
+    action_high (n_a,), which are -1 and 1 if not given, actions_scaled (whether the actions were scaled from these
+    bounds to [-1, 1] already) and reference_scores (2,). `TransitionDataset.from_arrays` tells what each means.
+
+    A file ``NAME-val.npz`` beside it becomes the held-out transitions.
 
     Args:
         path: the file; relative to the working directory.
@@ -33,26 +34,7 @@ def load_npz(path: str, validation_fraction: float = 0.0) -> TransitionDataset:
     Raises:
         DatasetError: the file is missing, damaged or pickled, or an array is missing, unknown or wrong.
     """
-    if not 0.0 <= validation_fraction < 1.0:
-        raise DatasetError(f"validation_fraction: expected at least 0 and below 1, found {validation_fraction}")
-    file = Path(path).expanduser()
-    arrays = read_npz(file)
-    missing = [key for key in REQUIRED if key not in arrays]
-    unknown = [key for key in arrays if key not in REQUIRED + OPTIONAL]
-    if missing or unknown:
-        raise DatasetError(
-            f"{path}: expected arrays {', '.join(REQUIRED)} (and optionally {', '.join(OPTIONAL)}); "
-            f"missing: {', '.join(missing) or 'none'}; unknown: {', '.join(unknown) or 'none'}"
-        )
-    env_id = str(arrays.pop("env_id")) if "env_id" in arrays else None
-    common: dict[str, Any] = {
-        "name": file.stem,
-        "env_id": env_id,
-        "action_low": arrays.pop("action_low", None),
-        "action_high": arrays.pop("action_high", None),
-    }
-    dataset = TransitionDataset.from_arrays(**{**arrays, **common})
-    return dataset.hold_out(validation_fraction) if validation_fraction else dataset
+    return with_held_out(lambda file: dataset_from(file, read_npz(file)), Path(path).expanduser(), validation_fraction)
 
 
 def save_npz(path: Path | str, **arrays: ArrayLike) -> None:
@@ -95,7 +77,9 @@ def open_npz(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
         with path.open("rb") as stream:
             file = np.load(stream, allow_pickle=False)
             if not isinstance(file, np.lib.npyio.NpzFile):
-                raise DatasetError(f"{path}: expected an npz archive of arrays, found a single array")
+                raise DatasetError(
+                    f"{path}: expected an npz archive of arrays, found a single array; save it with numpy.savez"
+                )
             with file:
                 yield file
     except DatasetError:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import gc
 import http.client
 import os
+import re
 import socket
 import warnings
 from collections.abc import Iterator
@@ -14,13 +16,17 @@ from typing import Any
 
 import numpy as np
 
+from tql_lightning.data.files import validation_path
 from tql_lightning.data.sources.npz import open_npz
 from tql_lightning.data.transitions import DatasetError, TransitionDataset
 
 DIRECTORY_VARIABLE = "OGBENCH_DATA_DIR"
 PACKAGE_DIRECTORY = "~/.ogbench/data"  # where the ogbench package keeps its files
 TASKS = (1, 2, 3, 4, 5)
-COLLECTABLE = ("cube-single", "cube-double", "cube-triple", "scene", "puzzle-3x3", "puzzle-4x4")  # by `tql collect`
+SINGLE_TASK = re.compile(r"(?P<domain>.+)-singletask(-task(?P<task>\d+))?-v0")
+# What `tql collect` makes, by environment.
+COLLECTABLE = dict.fromkeys(("cube-single", "cube-double", "cube-triple", "scene", "puzzle-3x3", "puzzle-4x4"), "play")
+COLLECTABLE |= dict.fromkeys([f"pointmaze-{maze}" for maze in ("medium", "large", "giant", "teleport")], "navigate")
 DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer
 
 # Kinds of data that OGBench offers, by the beginning of the environment's name.
@@ -46,16 +52,19 @@ def dataset_file(domain: str, dataset_dir: str | None = None) -> Path:
     return Path(folder).expanduser() / f"{domain}-v0.npz"
 
 
-def load_ogbench(domain: str, task: int = 1, dataset_dir: str | None = None) -> TransitionDataset:
+def load_ogbench(domain: str, task: int | None = None, dataset_dir: str | None = None) -> TransitionDataset:
     """Loads OGBench's dataset of a domain with the rewards and masks of one of its tasks.
 
-    The file is downloaded by the ogbench package if it is not there. A validation file beside it becomes the
-    held-out transitions; without one there are none. Rewards and masks are the package's own: the number of
-    reached goals minus the number of goals, and 0 where all are reached. Episodes end where the file says.
+    The files are downloaded by the ogbench package, with its progress shown, if the dataset's is not there. A
+    validation file beside it becomes the held-out transitions; without one there are none. Rewards and masks are the
+    package's own: the number of reached goals minus the number of goals, and 0 where all are reached. Episodes end
+    where the file says. Besides the official files, those saved from the package's loader are read: with
+    next_observations (full) or valids (compact).
 
     Args:
-        domain: environment and kind of data, e.g. "cube-double-play".
-        task: 1 to 5; the environment is then ENVIRONMENT-singletask-taskN-v0.
+        domain: environment and kind of data, "cube-double-play"; or the whole name of a single-task dataset,
+            "cube-double-play-singletask-task2-v0" ("cube-double-play-singletask-v0" for OGBench's default task).
+        task: 1 to 5; the environment is then ENVIRONMENT-singletask-taskN-v0. Default: as the name says, or 1.
         dataset_dir: folder of the dataset files; null for $OGBENCH_DATA_DIR, or the ogbench package's own.
 
     Raises:
@@ -66,24 +75,54 @@ def load_ogbench(domain: str, task: int = 1, dataset_dir: str | None = None) -> 
         import ogbench  # noqa: F401  (registers the environments)
     except ImportError as error:
         raise DatasetError("OGBench's datasets need its package; pip install 'tql-lightning[ogbench]'") from error
-    if task not in TASKS:
-        raise DatasetError(f"data.dataset.task: expected one of {', '.join(map(str, TASKS))}, found {task}")
+    domain, suffix = _domain_and_suffix(domain, task)
     known = known_domains()
     if domain not in known:
         close = difflib.get_close_matches(domain, known, n=4)
-        examples = ", ".join(f"{environment}-play" for environment in COLLECTABLE)
+        examples = ", ".join(f"{environment}-{kind}" for environment, kind in COLLECTABLE.items())
         remedy = f"did you mean {' or '.join(close)}?" if close else f"such as {examples}"
         raise DatasetError(f"data.dataset.domain: expected a domain of OGBench, found {domain!r}; {remedy}")
     path = dataset_file(domain, dataset_dir)
     if not path.is_file():
         _download(domain, path)
-    held_out = path.with_name(f"{path.stem}-val.npz")
+    held_out = validation_path(path)
     for file in (path, held_out) if held_out.is_file() else (path,):
         _check_arrays(file)  # before the seconds that making the environment takes
-    env_id = f"{domain.rpartition('-')[0]}-singletask-task{task}-v0"
+    env_id = f"{domain.rpartition('-')[0]}-{suffix}"
     with without_display_warnings(), closing(gymnasium.make(env_id)) as env:
         validation = _labelled(held_out, env_id, env) if held_out.is_file() else None
         return _labelled(path, env_id, env, validation)
+
+
+def is_single_task(name: str) -> bool:
+    """Whether a name has the form of OGBench's single-task datasets."""
+    return SINGLE_TASK.fullmatch(name) is not None
+
+
+def split_name(name: str) -> tuple[str, int | None]:
+    """A single-task dataset's domain and task; no task where the name means OGBench's default one.
+
+    Raises:
+        DatasetError: it has not the form of such a name.
+    """
+    match = SINGLE_TASK.fullmatch(name)
+    if match is None:
+        raise DatasetError(f"{name}: expected a name such as cube-double-play-singletask-task2-v0; check it")
+    return match["domain"], int(match["task"]) if match["task"] else None
+
+
+def _domain_and_suffix(name: str, task: int | None) -> tuple[str, str]:
+    """A domain, or a single task's dataset -> the domain, and the end of its environment's name."""
+    domain, named = split_name(name) if is_single_task(name) else (name, TASKS[0] if task is None else task)
+    if task is not None and named not in (None, task):
+        raise DatasetError(f"data.dataset.task: expected {named} as in {name}, found {task}; leave out one of them")
+    number = named if task is None else task
+    if number is None:
+        return domain, "singletask-v0"
+    if number not in TASKS:
+        listed = ", ".join(map(str, TASKS))
+        raise DatasetError(f"data.dataset.task: expected one of {listed}, found {number}; choose one of these")
+    return domain, f"singletask-task{number}-v0"
 
 
 @contextmanager
@@ -114,19 +153,17 @@ def _check_arrays(path: Path) -> None:
 
 def _labelled(path: Path, env_id: str, env: Any, validation: TransitionDataset | None = None) -> TransitionDataset:
     from ogbench.relabel_utils import relabel_dataset
-    from ogbench.utils import load_dataset
 
     try:
-        arrays = load_dataset(str(path), add_info=True)
+        arrays = _transitions(path)
         relabel_dataset(env_id, env, arrays)
     except Exception as error:  # whatever a damaged or foreign file makes numpy or ogbench raise
         raise DatasetError(
             f"{path}: expected a dataset of OGBench for {env_id}, found one that its loader refuses "
             f"({type(error).__name__}: {error}); remove the file and fetch or collect it again"
         ) from error
-    terminated = arrays["masks"] == 0.0
     ends = arrays["terminals"] > 0
-    dataset = TransitionDataset.from_arrays(
+    return TransitionDataset.from_arrays(
         arrays["observations"],
         arrays["actions"],
         arrays["rewards"],
@@ -136,9 +173,25 @@ def _labelled(path: Path, env_id: str, env: Any, validation: TransitionDataset |
         arrays["next_observations"],
         name=f"{path.stem} ({env_id})",
         env_id=f"ogbench:{env_id}",
+        masks=arrays["masks"],
         validation=validation,
     )
-    return dataset.with_masks((~terminated).astype(np.float32))
+
+
+def _transitions(path: Path) -> dict[str, Any]:
+    """Arrays with a row for each transition, from an official file or one saved from the package's loader."""
+    from ogbench.utils import load_dataset
+
+    with open_npz(path) as file:
+        saved = {"next_observations", "valids"} & set(file.files)
+        arrays = {name: file[name] for name in file.files} if saved else {}
+    if not saved:
+        return dict(load_dataset(str(path), add_info=True))
+    if "next_observations" not in arrays:
+        rows = np.flatnonzero(arrays["valids"])  # the others only hold the observation that ends an episode
+        following = arrays["observations"][rows + 1]
+        arrays = {name: values[rows] for name, values in arrays.items()} | {"next_observations": following}
+    return arrays
 
 
 def _download(domain: str, path: Path) -> None:
@@ -151,10 +204,11 @@ def _download(domain: str, path: Path) -> None:
     except (OSError, http.client.HTTPException) as error:  # urllib's errors are OSErrors
         environment, _, kind = domain.rpartition("-")
         remedy = "fetch it where there is a network"
-        if kind == "play" and environment in COLLECTABLE:  # the command on its own line, to be copied
+        if COLLECTABLE.get(environment) == kind:  # the command on its own line, to be copied
             remedy += f", or collect one with:\ntql collect {environment} --transitions 100000 --output {path}"
         raise DatasetError(f"{path}: no such file, and its download failed ({error}); {remedy}") from error
     finally:
         socket.setdefaulttimeout(patience)
+        gc.collect()  # the package leaves its files to be closed, and thereby flushed, whenever that is
         for part in path.parent.glob(f"{path.stem}*.npz.tmp"):  # whatever ended the download
             part.unlink()

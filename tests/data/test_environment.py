@@ -1,0 +1,82 @@
+"""A dataset that does not fit the environment it names is refused before training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tests.environments  # noqa: F401  (registers its environments)
+from tests.toy import toy_model
+from tql_lightning.data.datamodule import OfflineDataModule
+from tql_lightning.data.environment import check_environment
+from tql_lightning.data.transitions import DatasetError, TransitionDataset
+
+
+def dataset(env_id: str, observation_dim: int = 3, action_dim: int = 1, **settings: Any) -> TransitionDataset:
+    rows = np.zeros((4, observation_dim))
+    ends = [0, 0, 0, 1]
+    return TransitionDataset.from_arrays(
+        rows, np.zeros((4, action_dim)), np.zeros(4), np.zeros(4), ends, rows, name="toy", env_id=env_id, **settings
+    )
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "bounds": (
+        {"env_id": "Pendulum-v1"},
+        r"toy: action_low: expected \[-2.0\] as in Pendulum-v1, found \[-1.0\]; .* give the environment's bounds",
+    ),
+    "upper bound": (
+        {"env_id": "Pendulum-v1", "action_low": -2.0, "action_high": 3.0},
+        r"toy: action_high: expected \[2.0\] as in Pendulum-v1, found \[3.0\]",
+    ),
+    "observations": (
+        {"env_id": "Countdown-v0"},
+        r"toy: observations: expected 2 columns as in Countdown-v0, found 3; name the environment",
+    ),
+    "goal-conditioned observations": (
+        {"env_id": "Reach-v0", "action_dim": 2},
+        r"toy: observations: expected 5 columns as in Reach-v0, found 3",
+    ),
+    "actions": (
+        {"env_id": "Countdown-v0", "observation_dim": 2, "action_dim": 2},
+        r"toy: actions: expected Box\(-1.0, 1.0, \(1,\), float32\) as in Countdown-v0, found 2 columns",
+    ),
+    "discrete actions": (
+        {"env_id": "CartPole-v1", "observation_dim": 4},
+        r"toy: actions: expected Discrete\(2\) as in CartPole-v1, found 1 columns",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_does_not_fit_is_refused(case: str) -> None:
+    settings, message = BAD[case]
+    with pytest.raises(DatasetError, match=message):
+        check_environment(dataset(**settings))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"env_id": "Pendulum-v1", "action_low": -2, "action_high": 2}, {"env_id": "No-v0"}]
+)
+def test_what_fits_or_cannot_be_made_here_passes(settings: dict[str, Any]) -> None:
+    check_environment(dataset(**settings))
+
+
+def test_no_update_is_made_before_the_check(tmp_path: Path) -> None:
+    from lightning.pytorch import Trainer
+
+    trainer = Trainer(
+        max_steps=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    with pytest.raises(DatasetError, match="action_low: expected"):
+        trainer.fit(toy_model(), datamodule=OfflineDataModule(dataset("Pendulum-v1")))
+    assert trainer.global_step == 0

@@ -1,0 +1,170 @@
+"""n-step returns and action chunks against a slow, obvious loop."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.toy import fit, toy_model
+from tql_lightning.batch import Batch
+from tql_lightning.data.datamodule import OfflineDataModule
+from tql_lightning.data.sampler import TransitionSampler, ValidationPass
+from tql_lightning.data.storage import store
+from tql_lightning.data.transitions import DatasetError, TransitionDataset
+from tql_lightning.data.windows import Span, Windows
+
+DISCOUNT = 0.9
+
+
+def episodes(seed: int = 0, goals: bool = True) -> TransitionDataset:
+    """Short episodes of random length; some terminate, some are cut, some pass a goal that masks and goes on."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, 9, size=12)
+    size, ends = int(lengths.sum()), lengths.cumsum() - 1
+    terminations, truncations = np.zeros(size), np.zeros(size)
+    terminations[ends[::3]] = 1
+    truncations[ends] = 1
+    reached = (rng.random(size) < 0.15) & goals
+    return TransitionDataset.from_arrays(
+        np.arange(size * 2.0).reshape(size, 2),
+        rng.uniform(-0.9, 0.9, size=(size, 2)),
+        rng.normal(size=size),
+        terminations,
+        truncations,
+        np.arange(size * 2.0).reshape(size, 2) + 0.5,
+        name="episodes",
+        masks=~(reached | (terminations > 0)),
+    )
+
+
+def obvious_rows(dataset: TransitionDataset, span: Span) -> list[dict[str, np.ndarray]]:
+    """Every window, one step after the other."""
+    rows = []
+    for start in range(len(dataset)):
+        last = start
+        while not dataset.episode_ends[last]:
+            last += 1
+        actions_known = last - start + 1 >= span.action_chunk
+        if not actions_known and dataset.masks[last] != 0:
+            continue  # cut by a time limit: nobody knows the chunk's other actions
+        actions = [
+            dataset.actions[start + j] if start + j <= last else np.zeros(dataset.action_dim)
+            for j in range(span.action_chunk)
+        ]
+        total, step = 0.0, start
+        for j in range(span.steps):
+            step = start + j
+            total += span.discount**j * float(dataset.rewards[step])
+            if dataset.masks[step] == 0 or step == last:
+                break
+        rows.append(
+            {
+                "observations": dataset.observations[start],
+                "actions": np.concatenate(actions),
+                "rewards": np.array(total),
+                "next_observations": dataset.next_observations[step],
+                "masks": np.array(span.discount ** (step - start) * dataset.masks[step]),
+            }
+        )
+    return rows
+
+
+def windows_of(dataset: TransitionDataset, span: Span) -> Windows:
+    return Windows(store(dataset, "cpu"), dataset, span)
+
+
+@pytest.mark.parametrize(("n_step", "action_chunk"), list(product([1, 2, 3, 10], [1, 2, 3])))
+@pytest.mark.parametrize("seed", [0, 1])
+def test_windows_equal_a_loop(n_step: int, action_chunk: int, seed: int) -> None:
+    dataset, span = episodes(seed), Span(n_step, action_chunk, DISCOUNT)
+    expected = obvious_rows(dataset, span)
+    windows = windows_of(dataset, span)
+    assert len(windows) == len(expected)
+    batch = windows.batch(torch.arange(len(windows)))
+    for name in Batch._fields:
+        np.testing.assert_allclose(getattr(batch, name), np.stack([row[name] for row in expected]), atol=1e-5)
+
+
+def test_a_target_of_n_steps_is_the_one_of_single_steps_where_values_are_exact() -> None:
+    """Where V is the true value of the recorded behaviour, no n changes the target y = r + discount * mask * V."""
+    dataset = episodes(2)
+    values = np.zeros(len(dataset) + 1)
+    for row in reversed(range(len(dataset))):  # V of a row's next observation; 0.7 where the recording is cut
+        bootstrap = 0.7 if dataset.episode_ends[row] else dataset.rewards[row + 1] + DISCOUNT * values[row + 1]
+        values[row] = bootstrap * dataset.masks[row]
+    position = {float(first): row for row, (first, _) in enumerate(dataset.next_observations)}
+    targets = []
+    for n_step in (1, 2, 5):
+        batch = windows_of(dataset, Span(n_step, 1, DISCOUNT)).batch(torch.arange(len(dataset)))
+        following = np.array([values[position[float(first)]] for first, _ in batch.next_observations])
+        targets.append(batch.rewards.numpy() + DISCOUNT * batch.masks.numpy() * following)
+    np.testing.assert_allclose(targets[1], targets[0], atol=1e-5)
+    np.testing.assert_allclose(targets[2], targets[0], atol=1e-5)
+
+
+def test_single_steps_are_the_transitions_themselves() -> None:
+    dataset = episodes()
+    batch = windows_of(dataset, Span()).batch(torch.arange(len(dataset)))
+    for name, tensor in batch._asdict().items():
+        np.testing.assert_array_equal(tensor, getattr(dataset, name))
+
+
+def test_every_window_of_a_chunk_is_drawn_equally_often() -> None:
+    dataset = episodes(goals=False)
+    span = Span(action_chunk=3)
+    sampler = TransitionSampler(dataset, 4096, 0, span=span)
+    drawn, counts = np.unique(sampler.chunk(0, 10)[0].observations[..., 0].flatten(), return_counts=True)
+    assert drawn.tolist() == [row["observations"][0] for row in obvious_rows(dataset, span)]
+    assert counts.min() > 0.85 * counts.mean()
+
+
+def test_held_out_windows_are_passed_over_once() -> None:
+    dataset, span = episodes(), Span(2, 2, DISCOUNT)
+    batches = [batch for batch, _ in ValidationPass(dataset, 5, 0, span=span)]
+    joined = torch.cat([batch.rewards for batch in batches])
+    np.testing.assert_allclose(joined, [row["rewards"] for row in obvious_rows(dataset, span)], atol=1e-5)
+
+
+def test_a_chunk_longer_than_every_episode_is_refused() -> None:
+    dataset = episodes(goals=False)
+    cut = TransitionDataset.from_arrays(
+        dataset.observations, dataset.actions, dataset.rewards, np.zeros(len(dataset)), dataset.episode_ends, name="cut"
+    )
+    with pytest.raises(DatasetError, match=r"data.action_chunk: cut: expected at most 7, its longest episode, found 8"):
+        windows_of(cut, Span(action_chunk=8))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"n_step": 0}, "data.n_step: expected at least 1, found 0"),
+        ({"action_chunk": -1}, "data.action_chunk: expected at least 1, found -1"),
+        ({"discount": 1.5}, "data.discount: expected between 0 and 1, found 1.5"),
+    ],
+)
+def test_spans_out_of_range_are_refused(arguments: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        OfflineDataModule(episodes(), **arguments)  # type: ignore[arg-type]
+
+
+def test_a_model_that_decides_or_discounts_otherwise_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"data.discount: expected the model's discount, 0.9, found 0.99"):
+        fit(tmp_path, toy_model(discount=0.9), 5, data={"n_step": 2})
+    with pytest.raises(ValueError, match=r"data.action_chunk: expected the model's action_chunk, 1, found 2"):
+        fit(tmp_path, toy_model(), 5, data={"action_chunk": 2})
+
+
+def test_training_on_windows_resumes_exactly(tmp_path: Path) -> None:
+    data: dict[str, Any] = {"n_step": 2, "action_chunk": 2}
+    whole, resumed = toy_model(action_chunk=2), toy_model(action_chunk=2)
+    fit(tmp_path, whole, 10, data=data)
+    fit(tmp_path, resumed, 5, data=data).save_checkpoint(tmp_path / "half.ckpt")
+    again = toy_model(action_chunk=2)
+    fit(tmp_path, again, 10, ckpt_path=tmp_path / "half.ckpt", data=data)
+    for name, parameter in whole.state_dict().items():
+        assert torch.equal(parameter, again.state_dict()[name]), name

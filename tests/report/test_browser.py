@@ -1,0 +1,93 @@
+"""The page in headless Chromium: it renders at phone and desktop widths, light and dark, and its controls work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.browser import DESKTOP, PHONE, chromium, show_as
+from tests.report.runs import make_run
+from tql_lightning.report.page import write_report
+
+HOVER = """
+const svg = document.querySelector("figure.chart svg"), box = svg.getBoundingClientRect();
+svg.dispatchEvent(new PointerEvent("pointermove", {clientX: box.left + 60, clientY: box.top + 20}));
+return document.querySelector("figure.chart .legend").textContent;
+"""
+MOVE = """
+const slider = document.querySelector("#attention_map input");
+slider.value = arguments[0];
+slider.dispatchEvent(new Event("input"));
+const shown = [...document.querySelectorAll("#attention_map img")].filter((image) => image.checkVisibility());
+return [document.querySelector("#attention_map output").textContent,
+        shown.map((image) => [image.dataset.update, image.naturalWidth])];
+"""
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A browser that shows a report of two methods."""
+    folder = tmp_path_factory.mktemp("report")
+    for seed in (0, 1):
+        make_run(folder / "runs" / "tql" / f"seed_{seed}", seed, 0.5 + 0.4 * seed, pictures=True)
+    make_run(folder / "runs" / ("long_" * 30) / "seed_0", 0, 0.2, discount=0.9)
+    written = write_report([folder / "runs"], folder / "report.html")
+    with chromium(folder / "profile") as driver:
+        driver.get(written.as_uri())
+        yield driver
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [DESKTOP, PHONE])
+def test_nothing_overflows_and_every_chart_is_drawn(size: tuple[int, int], scheme: str, page: Any) -> None:
+    show_as(page, size, scheme)
+    assert page.execute_script("return document.documentElement.scrollWidth") <= size[0]
+    widths = page.execute_script(
+        "return [...document.querySelectorAll('section > .charts figure.chart')]"
+        ".map((each) => [each.querySelectorAll('path.line').length, each.getBoundingClientRect().right])"
+    )
+    assert len(widths) == 4
+    assert all(lines >= 1 and right <= size[0] for lines, right in widths)
+    background = page.execute_script("return getComputedStyle(document.body).backgroundColor")
+    brightness = sum(int(part) for part in background.removeprefix("rgb(").rstrip(")").split(",")) / 3
+    assert (brightness > 128) == (scheme == "light")
+
+
+def test_the_slider_moves_every_runs_picture(page: Any) -> None:
+    assert page.execute_script(MOVE, 0) == ["0", [["0", 4], ["0", 4]]]
+    assert page.execute_script(MOVE, 1) == ["100", [["100", 4], ["100", 4]]]
+    assert page.execute_script(MOVE, 2) == ["200", [["200", 4], ["200", 4]]]
+
+
+def test_values_are_read_by_pointer_by_keys_and_as_a_table(page: Any) -> None:
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+
+    assert "update 0" in page.execute_script(HOVER)
+    svg = page.find_element(By.CSS_SELECTOR, "figure.chart svg")
+    svg.send_keys(Keys.END)
+    assert "update 200" in svg.get_attribute("aria-label")
+    svg.send_keys(Keys.ARROW_LEFT)
+    assert "update 100" in svg.get_attribute("aria-label")
+    assert "0.35 [0.25, 0.45]" in svg.get_attribute("aria-label")
+    page.find_element(By.CSS_SELECTOR, "figure.chart summary").click()
+    rows = page.find_elements(By.CSS_SELECTOR, "figure.chart tbody tr")
+    assert [row.text.split()[0] for row in rows] == ["0", "100", "200"]
+
+
+def test_a_legends_entry_hides_its_line(page: Any) -> None:
+    from selenium.webdriver.common.by import By
+
+    button = page.find_element(By.CSS_SELECTOR, "figure.chart .legend button")
+    lines = "return document.querySelectorAll('figure.chart')[0].querySelectorAll('path.line').length"
+    before = page.execute_script(lines)
+    button.click()
+    assert page.execute_script(lines) == before - 1
+    button.click()
+    assert page.execute_script(lines) == before
+
+
+def test_the_console_stays_empty(page: Any) -> None:
+    assert page.get_log("browser") == []

@@ -1,0 +1,199 @@
+"""The report: what it says of runs, what it refuses, and that nothing of a user's becomes markup."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.report.runs import make_run
+from tql_lightning.report.charts import MOST_POINTS, sections
+from tql_lightning.report.media import collect_media
+from tql_lightning.report.methods import choose_score, comparisons, group_methods, results
+from tql_lightning.report.page import number, write_report
+from tql_lightning.report.runs import ReportError, read_runs
+from tql_lightning.run_folder import METRICS_FILE, VIDEO_FOLDER, evaluation_file
+
+
+@pytest.fixture
+def two_methods(tmp_path: Path) -> Path:
+    """Three seeds of one method, and two of another that differs in its discount."""
+    for seed, final in enumerate((0.2, 0.4, 0.9)):
+        make_run(tmp_path / "tql" / f"seed_{seed}", seed, final)
+    for seed, final in enumerate((0.1, 0.3)):
+        make_run(tmp_path / "plain" / f"seed_{seed}", seed, final, discount=0.9)
+    return tmp_path
+
+
+def page_of(*folders: Path) -> str:
+    return write_report(folders, folders[0].parent / "page.html").read_text()
+
+
+def test_runs_are_grouped_by_configuration_apart_from_seed_and_folder(two_methods: Path) -> None:
+    methods = group_methods(read_runs([two_methods]))
+    assert {method.label: len(method.runs) for method in methods} == {"tql": 3, "plain": 2}
+
+
+def test_a_method_is_summed_up_by_its_last_evaluations(two_methods: Path) -> None:
+    runs = read_runs([two_methods / "tql", two_methods / "plain"])
+    score = choose_score(runs)
+    assert score == "success_rate"
+    methods = group_methods(runs)
+    tql, plain = results(methods, ["Pendulum-v1"], score)
+    assert tql.estimate is not None
+    assert plain.estimate is not None
+    assert tql.estimate.value == pytest.approx(0.5)
+    assert (plain.estimate.low, plain.estimate.high) == pytest.approx((0.1, 0.3))
+    (pair,) = comparisons(methods, ["Pendulum-v1"], score)
+    assert (pair.method.label, pair.other.label) == ("tql", "plain")
+    assert pair.estimate.value == pytest.approx(5 / 6)
+
+
+def test_tasks_are_aggregated_where_they_share_a_scale(tmp_path: Path) -> None:
+    for task in ("cube-task1", "cube-task2"):
+        for seed in (0, 1):
+            make_run(tmp_path / "tql" / task / f"seed_{seed}", seed, 0.5 + 0.1 * seed, env_id=task)
+    runs = read_runs([tmp_path])
+    methods = group_methods(runs)
+    assert len(methods) == 1
+    found = results(methods, ["cube-task1", "cube-task2"], "success_rate")
+    assert [(result.task, result.runs) for result in found] == [(None, 4), ("cube-task1", 2), ("cube-task2", 2)]
+    returns = results(methods, ["cube-task1", "cube-task2"], "return")
+    assert [result.task for result in returns] == ["cube-task1", "cube-task2"]
+
+
+def test_curves_hold_interval_and_every_run_at_every_update(two_methods: Path) -> None:
+    methods = group_methods(read_runs([two_methods / "tql"]))
+    by_title = dict(sections(methods, ["Pendulum-v1"]))
+    chart = by_title["Evaluation"][0]
+    assert chart["key"] == "eval/success_rate"
+    (line,) = chart["lines"]
+    assert line["x"] == [0, 100, 200]
+    assert line["y"] == pytest.approx([0.0, 0.25, 0.5])
+    assert line["each"] == [[0.0, 0.1, 0.2], [0.0, 0.2, 0.4], [0.0, 0.45, 0.9]]
+    assert (line["low"][2], line["high"][2]) == pytest.approx((0.2, 0.9))
+    entropy, target = by_title["Attention entropy"][0]["lines"]
+    assert target["dashed"]
+    assert target["y"] == [1.2, 1.2, 1.2]
+    assert entropy["y"] == pytest.approx([1.0, 0.7, 0.4])
+
+
+def test_long_curves_are_thinned_and_keep_their_ends(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    rows = "\n".join(f"{update},{update / 7}" for update in range(1, 5001))
+    (run / METRICS_FILE).write_text(f"step,train/td_loss\n{rows}\n")
+    ((_, (chart,)),) = sections(group_methods(read_runs([run])), ["Pendulum-v1"])
+    updates = chart["lines"][0]["x"]
+    assert len(updates) == MOST_POINTS
+    assert (updates[0], updates[-1]) == (1, 5000)
+
+
+def test_the_page_names_differences_versions_and_commands(two_methods: Path) -> None:
+    page = page_of(two_methods / "tql", two_methods / "plain")
+    assert re.search(r"<code>model.discount</code></th><td><code>0.99</code></td><td><code>0.9</code>", page)
+    assert "trainer.default_root_dir</code>" not in page
+    assert "tql fit --config &#39;my config.yaml&#39; --seed_everything=2" in page
+    assert re.search(r"torch==\d", page)
+    assert "arXiv 2108.13264" in page
+
+
+def test_the_page_needs_no_network(two_methods: Path) -> None:
+    page = page_of(two_methods)
+    assert re.findall(r"(?:src|href)=\"(?!#|data:)[^\"]*", page) == []
+    assert "url(" not in page
+    assert "default-src &#39;none&#39;" in page or "default-src 'none'" in page
+
+
+def test_what_users_name_stays_text(tmp_path: Path) -> None:
+    evil = "<script>alert(1)<!--"
+    run = make_run(tmp_path / evil, env_id="</script><img src=x onerror=alert(1)>".replace("/", ""))
+    config = run / "config.yaml"
+    config.write_text(config.read_text() + "extra: '</pre><script>alert(2)</script>'\n")
+    (run / METRICS_FILE).write_text("step,train/</script><b>\n1,2\n2,nan\n")
+    page = page_of(run)
+    # Scripts are ours, and styles: nothing else opened or closed one.
+    assert len(re.findall(r"<script", page)) == len(re.findall(r"</script>", page)) == 2
+    assert "<img src=x" not in page
+    assert "</pre><script" not in page
+    assert "<b>" not in page
+
+
+def test_a_run_of_metrics_alone_is_reported(tmp_path: Path) -> None:
+    run = tmp_path / "bare"
+    run.mkdir()
+    (run / METRICS_FILE).write_text("step,train/td_loss\n1,0.5\n")
+    page = page_of(run)
+    assert "No run was evaluated" in page
+    assert "did not record their environment" in page
+
+
+def test_runs_that_ended_apart_are_marked(two_methods: Path) -> None:
+    metrics = two_methods / "plain" / "seed_0" / METRICS_FILE
+    metrics.write_text("\n".join(metrics.read_text().splitlines()[:-1]) + "\n")
+    assert "last evaluations are of different updates, from 100 to 200" in page_of(two_methods)
+
+
+def test_one_run_shows_the_interval_of_its_episodes(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    (run / METRICS_FILE).write_text("step,eval/return,eval/return_low,eval/return_high\n10,-5,-7,-3\n")
+    methods = group_methods(read_runs([run]))
+    (result,) = results(methods, ["Pendulum-v1"], "return")
+    assert result.over_episodes
+    assert result.estimate == (-5.0, -7.0, -3.0)
+
+
+def test_media_beyond_the_limit_are_named_and_the_last_pictures_come_first(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", pictures=True)
+    videos = run / VIDEO_FOLDER
+    videos.mkdir()
+    (videos / "long.mp4").write_bytes(b"x" * 3000)
+    runs = read_runs([run])
+    whole = collect_media(runs, 10**6)
+    assert [len(items["run"] if "run" in items else next(iter(items.values()))) for items in whole.pictures.values()]
+    assert whole.left_out == []
+    one = sum(
+        len(item.uri) - len("data:image/png;base64,") for item in next(iter(whole.pictures["attention_map"].values()))
+    )
+    tight = collect_media(runs, one // 3 * 2 + 1)
+    kept = [item.update for items in tight.pictures.values() for each in items.values() for item in each]
+    assert kept == [200, 200]
+    assert {path.name for path in tight.left_out} >= {"long.mp4", "update_000000000.png"}
+    page = write_report([run], tmp_path / "page.html", media_mb=0.0).read_text()
+    assert "left no room for" in page
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        (METRICS_FILE, "epoch,loss\n1,2\n", "column step"),
+        (METRICS_FILE, "step,loss\n1,many\n", "expected numbers"),
+        (METRICS_FILE, b"\xff\xfe\x00step", METRICS_FILE),
+        ("config.yaml", "model: [", "config.yaml: expected the configuration"),
+        ("config.yaml", "- a\n", "config.yaml: expected settings by name, found list"),
+        (str(evaluation_file(Path(), 100)), "{", "update_000000100.json: expected an evaluation"),
+        (str(evaluation_file(Path(), 100)), "[1]", "expected env_id"),
+    ],
+)
+def test_a_damaged_file_is_named(file: str, content: str | bytes, message: str, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    (run / file).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ReportError, match=message):
+        write_report([run], tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file.ckpt").write_bytes(b"weights")
+    for name, found in (("empty", "no run in it"), ("nothing", "no such folder"), ("file.ckpt", "a file")):
+        with pytest.raises(ReportError, match=found):
+            read_runs([tmp_path / name])
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(-1464.67, "−1,465"), (0.0733, "0.0733"), (123.456, "123.5"), (0.0, "0"), (None, "–"), (float("nan"), "–")],
+)
+def test_numbers_read_well(value: float | None, text: str) -> None:
+    assert number(value) == text

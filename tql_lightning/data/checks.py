@@ -1,0 +1,253 @@
+"""What is checked of every dataset's arrays, block by block, so that mapped files are never copied whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from tql_lightning.data.mapped import advise
+
+Array = NDArray[Any]
+Floats = NDArray[np.float32]
+Bools = NDArray[np.bool_]
+
+ACTION_LIMIT = 1.0 - 1e-5  # where the authors' release clips dataset actions, so that the flow stays inside
+BLOCK_BYTES = 1 << 24  # what is looked at in one go
+OUTSIDE = 1e-4  # of the scaled range: what rounding may put an action outside its bounds
+
+
+Allocate = Callable[[str, tuple[int, ...]], Floats]
+
+
+class DatasetError(ValueError):
+    """A dataset cannot be used; the message names the field, what was expected, what was found, the remedy."""
+
+
+def in_memory(_: str, shape: tuple[int, ...]) -> Floats:
+    """An array for float32 of a shape."""
+    return np.empty(shape, dtype=np.float32)
+
+
+def blocks(array: Array) -> Iterator[tuple[int, Array]]:
+    """Consecutive rows of an array (N, ...) in pieces of about 16 MB, each with the index of its first row.
+
+    Of a mapped file no more than the last piece stays resident.
+    """
+    row_bytes = max(1, array.nbytes // max(1, len(array)))
+    rows = max(1, BLOCK_BYTES // row_bytes)
+    for start in range(0, len(array), rows):
+        yield start, array[start : start + rows]
+        advise(array, "MADV_DONTNEED")
+
+
+def check_numbers(field: str, values: ArrayLike, rank: int, name: str) -> Array:
+    """An array of finite numbers that float32 can hold; mapped files stay mapped.
+
+    Args:
+        field: what errors call the array.
+        values: (N,) or (N, size).
+        rank: 1 or 2.
+        name: of the dataset.
+
+    Raises:
+        DatasetError: dtype, rank, emptiness, or a number that is not finite, with its index.
+    """
+    try:
+        array = values if isinstance(values, np.ndarray) else np.asarray(values)
+    except ValueError as error:  # rows of unequal lengths
+        raise DatasetError(f"{name}: {field}: expected an array of numbers, found {error}; pad or split it") from error
+    if array.dtype.kind not in "fiub":
+        raise DatasetError(f"{name}: {field}: expected numbers, found dtype {array.dtype}; convert it to float32")
+    if array.ndim != rank:
+        shape = "(transitions, size)" if rank == 2 else "(transitions,)"
+        raise DatasetError(f"{name}: {field}: expected shape {shape}, found {array.shape}; reshape it")
+    if 0 in array.shape:
+        raise DatasetError(
+            f"{name}: {field}: expected at least one transition, found shape {array.shape}; check what wrote it"
+        )
+    for start, block in blocks(array):
+        finite = _finite(block)
+        if not finite.all():
+            row, *column = (int(index) for index in np.argwhere(~finite)[0])
+            raise DatasetError(
+                f"{name}: {field}: expected finite numbers of float32, found {block[row, *column]} at index "
+                f"{(start + row, *column)}{_where_not_finite(array)}; remove such episodes"
+            )
+    return array
+
+
+def _finite(block: Array) -> Bools:
+    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and is refused
+        return np.isfinite(block.astype(np.float32, copy=False))
+
+
+def _where_not_finite(array: Array) -> str:
+    rows, columns = 0, np.zeros(array.shape[1:], dtype=bool)
+    for _, block in blocks(array):
+        wrong = ~_finite(block)
+        rows += int(wrong.reshape(len(block), -1).any(axis=1).sum())
+        columns |= wrong.any(axis=0)
+    named = f", columns {', '.join(map(str, np.flatnonzero(columns)))}" if columns.ndim else ""
+    return f" ({rows} rows in all{named})"
+
+
+def check_flags(field: str, values: ArrayLike, name: str) -> Array:
+    """An array (N,) of 0 and 1 of any dtype; raises as `check_numbers` does, and for other numbers."""
+    array = check_numbers(field, values, 1, name)
+    for start, block in blocks(array):
+        wrong = np.flatnonzero((block != 0) & (block != 1))
+        if len(wrong):
+            raise DatasetError(
+                f"{name}: {field}: expected 0 or 1 (or bool), found {block[wrong[0]]} at index "
+                f"{start + int(wrong[0])}; write 1 where it holds and 0 elsewhere"
+            )
+    return array
+
+
+def check_lengths(fields: Mapping[str, Array], name: str) -> None:
+    """Every array has a row for each transition, and next observations the size of observations.
+
+    Raises:
+        DatasetError: they do not.
+    """
+    size = len(fields["observations"])
+    for field, array in fields.items():
+        if len(array) != size:
+            raise DatasetError(
+                f"{name}: {field}: expected {size} transitions as in observations, found {len(array)}; "
+                "every array has one row per transition"
+            )
+    if "next_observations" in fields and fields["next_observations"].shape != fields["observations"].shape:
+        raise DatasetError(
+            f"{name}: next_observations: expected shape {fields['observations'].shape} as observations, "
+            f"found {fields['next_observations'].shape}; both need the same columns"
+        )
+
+
+def action_bounds(low: ArrayLike | None, high: ArrayLike | None, action_dim: int, name: str) -> tuple[Floats, Floats]:
+    """Lower and upper bounds of an environment's actions, (n_a,) each; -1 and 1 where they are None.
+
+    Raises:
+        DatasetError: wrong shape, not finite, or not low < high.
+    """
+    arrays = []
+    for field, value, default in (("action_low", low, -1.0), ("action_high", high, 1.0)):
+        array = np.asarray(default if value is None else value)
+        if array.dtype.kind not in "fiub" or array.shape not in ((), (1,), (action_dim,)):
+            raise DatasetError(
+                f"{name}: {field}: expected {action_dim} bounds, found shape {array.shape} of {array.dtype}; "
+                "give one number, or one for each column of actions"
+            )
+        arrays.append(np.array(np.broadcast_to(array.astype(np.float32), (action_dim,))))
+    lower, upper = arrays
+    if not (np.isfinite(lower).all() and np.isfinite(upper).all() and (lower < upper).all()):
+        raise DatasetError(
+            f"{name}: action bounds: expected finite action_low < action_high, found {lower.tolist()} and "
+            f"{upper.tolist()}; give the environment's bounds"
+        )
+    return lower, upper
+
+
+def scale_actions(actions: Array, low: Floats, high: Floats, name: str, allocate: Allocate = in_memory) -> Floats:
+    """Actions (N, n_a) in the environment's units -> float32 in [-1, 1], clipped to ``ACTION_LIMIT``.
+
+    The very array comes back, mapped or not, where it holds such actions already.
+
+    Raises:
+        DatasetError: an action lies outside the bounds; they are never silently clipped.
+    """
+    same = _usable(actions) and (low == -1.0).all() and (high == 1.0).all()
+    if same and all((np.abs(block) <= np.float32(ACTION_LIMIT)).all() for _, block in blocks(actions)):
+        return actions
+    result = allocate("actions", actions.shape)
+    for start, block in blocks(actions):
+        scaled = (2.0 * (block.astype(np.float64) - low) / (high - low) - 1.0).astype(np.float32)
+        outside = np.argwhere(np.abs(scaled) > 1.0 + OUTSIDE)
+        if len(outside):
+            row, column = (int(index) for index in outside[0])
+            values = actions[:, column]
+            raise DatasetError(
+                f"{name}: actions: expected values in [{low[column]:g}, {high[column]:g}], found "
+                f"{float(block[row, column]):g} at index ({start + row}, {column}) and a range of "
+                f"[{float(values.min()):g}, {float(values.max()):g}]; "
+                "give the environment's bounds as action_low and action_high"
+            )
+        result[start : start + len(block)] = scaled.clip(-ACTION_LIMIT, ACTION_LIMIT)
+    return result
+
+
+def _usable(array: Array) -> bool:
+    """Whether tensors can be made of an array as it lies."""
+    return array.dtype == np.float32 and array.flags.c_contiguous
+
+
+def select_rows(field: str, array: Array, keep: Bools | None, allocate: Allocate = in_memory) -> Floats:
+    """The rows of an array where ``keep`` (N,) holds, as float32; the very array where nothing changes.
+
+    Args:
+        field: what ``allocate`` is told.
+        array: (N, ...).
+        keep: None for all rows.
+        allocate: gives the array for a changed one.
+    """
+    if _usable(array) and (keep is None or keep.all()):
+        return array
+    result = allocate(field, array.shape if keep is None else (int(keep.sum()), *array.shape[1:]))
+    place = 0
+    for start, block in blocks(array):
+        kept = block if keep is None else block[keep[start : start + len(block)]]
+        result[place : place + len(kept)] = kept
+        place += len(kept)
+    return result
+
+
+def shift_within_episodes(
+    observations: Array, terminated: Bools, keep: Bools, allocate: Allocate = in_memory
+) -> Floats:
+    """Next observations of the rows to keep: the row below, or its own where the MDP terminated.
+
+    Args:
+        observations: (N, n_s).
+        terminated: (N,).
+        keep: (N,), which never holds where an episode was cut, as the row below is another's.
+        allocate: gives the array for the result.
+    """
+    result = allocate("next_observations", (int(keep.sum()), observations.shape[1]))
+    place = 0
+    for start, block in blocks(observations):
+        rows = np.arange(start, start + len(block))[keep[start : start + len(block)]]
+        result[place : place + len(rows)] = observations[np.where(terminated[rows], rows, rows + 1)]
+        place += len(rows)
+    return result
+
+
+def check_fraction(validation_fraction: float) -> None:
+    """A share of episodes to hold out lies in [0, 1).
+
+    Raises:
+        DatasetError: it does not.
+    """
+    if not 0.0 <= validation_fraction < 1.0:
+        raise DatasetError(
+            f"validation_fraction: expected at least 0 and below 1, found {validation_fraction}; 0.1 is usual"
+        )
+
+
+def check_reference_scores(scores: ArrayLike | None, name: str) -> tuple[float, float] | None:
+    """Returns of a random and of an expert policy, or None.
+
+    Raises:
+        DatasetError: not two finite numbers, or the expert's is not the larger.
+    """
+    if scores is None:
+        return None
+    array = np.asarray(scores)
+    if array.dtype.kind not in "fiu" or array.shape != (2,) or not np.isfinite(array).all() or array[0] >= array[1]:
+        raise DatasetError(
+            f"{name}: reference_scores: expected the returns of a random and of an expert policy, random below expert, "
+            f"found {array.tolist()}; leave them out if they are not known"
+        )
+    return float(array[0]), float(array[1])

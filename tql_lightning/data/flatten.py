@@ -1,0 +1,54 @@
+"""Observation spaces as the columns that the critic sees; the same for recorded data and for environments."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import gymnasium
+
+GOAL_KEYS = ("observation", "desired_goal")
+
+
+def flat_keys(space: gymnasium.spaces.Dict) -> list[str]:
+    """The parts of a Dict space, in the order of their columns.
+
+    A goal-conditioned space gives ``observation``, then ``desired_goal``; ``achieved_goal`` is left out, as it repeats
+    part of the observation. Any other gives all its keys in the space's own order (sorted, as Gymnasium keeps them).
+    """
+    return list(GOAL_KEYS) if set(GOAL_KEYS) <= set(space.spaces) else list(space.spaces)
+
+
+def flat_space(space: gymnasium.Space[Any]) -> gymnasium.spaces.Box | None:
+    """The float32 Box (n,) of the columns of a Box, or of a Dict of Boxes (nested or not); None for anything else."""
+    from gymnasium.spaces import Box, Dict
+
+    if isinstance(space, Box):
+        low, high = (bound.astype(np.float32).ravel() for bound in (space.low, space.high))
+        return Box(low, high, dtype=np.float32)
+    if not isinstance(space, Dict) or not space.spaces:
+        return None
+    parts = [flat_space(space[key]) for key in flat_keys(space)]
+    boxes = [part for part in parts if part is not None]
+    if len(boxes) < len(parts):
+        return None
+    low, high = (np.concatenate([getattr(box, name) for box in boxes]) for name in ("low", "high"))
+    return Box(low, high, dtype=np.float32)
+
+
+def flatten(space: gymnasium.Space[Any], values: Any, leading: tuple[int, ...] = ()) -> NDArray[Any]:
+    """Values of a space, with some leading dimensions, as columns (..., n).
+
+    Args:
+        space: a Box or a Dict of Boxes.
+        values: an array, or a dictionary of arrays.
+        leading: the dimensions before those of the space; () for one observation, (T,) for an episode.
+    """
+    import gymnasium
+
+    if isinstance(space, gymnasium.spaces.Dict):
+        return np.concatenate([flatten(space[key], values[key], leading) for key in flat_keys(space)], axis=-1)
+    return np.asarray(values).reshape(*leading, -1)

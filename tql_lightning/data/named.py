@@ -1,0 +1,130 @@
+"""A dataset by its name alone, whatever its format, and conversion into our own."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from tql_lightning.data.checks import DatasetError, check_fraction
+from tql_lightning.data.files import require_writable, validation_path
+from tql_lightning.data.sources.d4rl import load_d4rl
+from tql_lightning.data.sources.d4rl_scores import REFERENCE_SCORES
+from tql_lightning.data.sources.minari import load_minari
+from tql_lightning.data.sources.npy_folder import load_npy_folder, prepare_npy_folder, save_npy_folder
+from tql_lightning.data.sources.npz import load_npz, save_npz
+from tql_lightning.data.sources.ogbench import is_single_task, load_ogbench
+from tql_lightning.data.sources.schema import fields_of
+from tql_lightning.data.transitions import TransitionDataset
+
+MINARI = "minari:"
+Kind = Literal["minari", "ogbench", "d4rl", "npz", "folder"]
+
+
+def kind_of(name: str) -> Kind:
+    """Which source a name means; the first that holds.
+
+    1. ``minari:ID``: Minari's dataset ID, cached or downloaded.
+    2. An OGBench name with ``-singletask``: ``cube-double-play-singletask-task2-v0``.
+    3. A path ending in ``.hdf5`` or ``.h5``: D4RL's file.
+    4. A path ending in ``.npz``: our own file.
+    5. The path of a folder: our own .npy files.
+
+    Raises:
+        DatasetError: none of these.
+    """
+    if name.startswith(MINARI):
+        return "minari"
+    if is_single_task(name):
+        return "ogbench"
+    path = Path(name).expanduser()
+    kinds: dict[str, Kind] = {".hdf5": "d4rl", ".h5": "d4rl", ".npz": "npz"}
+    if path.suffix in kinds:
+        return kinds[path.suffix]
+    if path.is_dir():
+        return "folder"
+    hint = "give the path of this D4RL dataset's .hdf5 file" if name in REFERENCE_SCORES else "check the name"
+    raise DatasetError(
+        f"{name}: expected minari:ID, an OGBench name such as cube-double-play-singletask-task2-v0, a path ending in "
+        f".npz or .hdf5, or a folder of .npy files, found none of these; {hint}"
+    )
+
+
+def load_dataset(name: str, validation_fraction: float = 0.0) -> TransitionDataset:
+    """Loads a dataset by its name alone.
+
+    Args:
+        name: "minari:mujoco/hopper/medium-v0", "cube-double-play-singletask-task2-v0", or the path of an .npz file, a
+            folder of .npy files or a D4RL .hdf5 file.
+        validation_fraction: share of the episodes, the last ones, held out; 0 where files hold some out already.
+
+    Raises:
+        DatasetError: an unknown name, or whatever is wrong with the dataset.
+    """
+    kind = kind_of(name)
+    check_fraction(validation_fraction)
+    if kind == "minari":
+        return load_minari(name.removeprefix(MINARI), validation_fraction=validation_fraction)
+    if kind != "ogbench":
+        return {"d4rl": _d4rl, "npz": load_npz, "folder": load_npy_folder}[kind](name, validation_fraction)
+    dataset = load_ogbench(name)
+    if validation_fraction and dataset.validation is not None:
+        raise DatasetError(
+            f"validation_fraction: expected 0, as OGBench's validation file is there, found {validation_fraction}; "
+            "leave it out"
+        )
+    return dataset.hold_out(validation_fraction)
+
+
+def _d4rl(path: str, validation_fraction: float) -> TransitionDataset:
+    return load_d4rl(path, validation_fraction=validation_fraction)
+
+
+def convert(name: str, output: str, overwrite: bool = False) -> list[tuple[Path, TransitionDataset]]:
+    """Writes any dataset as an .npz file or a folder of .npy files; what it holds out goes to ``OUTPUT-val`` beside it.
+
+    The very same transitions load from it. From a folder of .npy files only blocks are held in memory.
+
+    Args:
+        name: see `kind_of`; a folder may have any numeric dtypes, and no next observations.
+        output: a path ending in .npz, or without an ending for a folder; each is whole or not there.
+        overwrite: replace an existing file; folders are never replaced.
+
+    Returns:
+        What was written, with its transitions.
+
+    Raises:
+        DatasetError: something is wrong with the dataset, or ``output`` cannot be written.
+    """
+    target = Path(output).expanduser()
+    if target.suffix not in ("", ".npz"):
+        raise DatasetError(f"output: expected a path ending in .npz, or a folder's without an ending, found {output}")
+    for path in (target, validation_path(target)):
+        if path.exists() and not (overwrite and path.is_file()):
+            remedy = "remove the folder" if path.is_dir() else "pass --overwrite=true"
+            raise DatasetError(f"output: {path} exists already; {remedy}, or choose another")
+    require_writable(target)
+    if kind_of(name) != "folder":
+        return _write(load_dataset(name), target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
+        folder = Path(name).expanduser()
+        dataset = prepare_npy_folder(folder, Path(scratch))
+        if validation_path(folder).is_dir():
+            dataset = replace(dataset, validation=prepare_npy_folder(validation_path(folder), Path(scratch)))
+        return _write(dataset, target)
+
+
+def _write(dataset: TransitionDataset, target: Path) -> list[tuple[Path, TransitionDataset]]:
+    parts = {target: dataset, validation_path(target): dataset.validation}
+    if dataset.validation is None:
+        validation_path(target).unlink(missing_ok=True)  # of what was here before
+    written = [(path, part) for path, part in parts.items() if part is not None]
+    for path, part in reversed(written):  # the held-out transitions first: a dataset is never there without them
+        if target.suffix:
+            arrays, settings = fields_of(part)
+            save_npz(path, **arrays, **settings)
+        else:
+            save_npy_folder(path, part)
+    return written

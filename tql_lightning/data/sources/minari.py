@@ -1,0 +1,155 @@
+"""Minari's datasets (Farama Foundation), by the minari package's own storage."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tql_lightning.data.checks import check_fraction
+from tql_lightning.data.flatten import flat_space, flatten
+from tql_lightning.data.transitions import DatasetError, TransitionDataset
+
+
+def load_minari(name: str, download: bool = True, validation_fraction: float = 0.0) -> TransitionDataset:
+    """Loads a Minari dataset that is cached ($MINARI_DATASETS_PATH, or ~/.minari/datasets), or downloads it.
+
+    Box observations become their columns, in order. Goal-conditioned ones become observation, then desired_goal;
+    other Dicts all their parts in the order of their sorted keys. Actions are a Box of rank 1, scaled by its bounds.
+    Terminations mask, truncations do not; an episode whose last step is neither is one that was cut short.
+    Where the dataset states reference scores, they are the normalised score's.
+
+    Args:
+        name: the dataset's id, "mujoco/pendulum/expert-v0".
+        download: fetch it if it is not cached.
+        validation_fraction: share of the episodes, the last ones, held out for validation.
+
+    Raises:
+        DatasetError: the package is missing, the dataset is unknown, damaged or cannot be fetched, or its spaces or
+            arrays are not what transitions are made of. Where it is not there, the message lists what is cached.
+    """
+    try:
+        import minari
+    except ImportError as error:
+        raise DatasetError("Minari's datasets need its package; pip install 'tql-lightning[minari]'") from error
+    check_fraction(validation_fraction)
+    source = _open(minari, name, download)
+    _check_spaces(name, source)
+    fields = _fields(name, source)
+    metadata = source.storage.metadata
+    scores = (metadata.get("ref_min_score"), metadata.get("ref_max_score"))
+    dataset = TransitionDataset.from_arrays(
+        **fields,
+        name=name,
+        env_id=_env_id(source),
+        action_low=source.action_space.low,
+        action_high=source.action_space.high,
+        reference_scores=None if None in scores else scores,
+    )
+    return dataset.hold_out(validation_fraction)
+
+
+def cached_datasets() -> list[str]:
+    """Ids of the Minari datasets on this computer, without damaged ones."""
+    import minari
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of damaged ones
+        return sorted(minari.list_local_datasets())
+
+
+def _open(minari: Any, name: str, download: bool) -> Any:
+    try:
+        return minari.load_dataset(name)
+    except FileNotFoundError:
+        _fetch(minari, name, download)
+    except Exception as error:  # whatever a damaged store makes its readers raise
+        raise _damaged(name, error) from error
+    return minari.load_dataset(name)
+
+
+def _fetch(minari: Any, name: str, download: bool) -> None:
+    cached = cached_datasets()
+    hint = f"cached: {', '.join(cached) or 'none'}"
+    close = difflib.get_close_matches(name, cached)
+    if close:
+        hint = f"did you mean {' or '.join(close)}? {hint}"
+    if not download:
+        raise DatasetError(f"{name}: expected a cached dataset of Minari, found none; {hint}")
+    try:
+        minari.download_dataset(name)
+    except Exception as error:  # whatever a hub, a network or a wrong name makes minari raise
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise DatasetError(
+            f"{name}: not cached, and its download failed ({first}); fetch it where there is a network with: "
+            f"minari download {name}\n{hint}"
+        ) from error
+
+
+def _damaged(name: str, error: Exception) -> DatasetError:
+    return DatasetError(
+        f"{name}: expected a whole dataset of Minari, found a damaged one ({type(error).__name__}: {error}); remove it "
+        f"with: minari delete {name}, and fetch or make it again"
+    )
+
+
+def _check_spaces(name: str, source: Any) -> None:
+    import gymnasium
+
+    actions = source.action_space
+    if not isinstance(actions, gymnasium.spaces.Box) or len(actions.shape) != 1:
+        raise DatasetError(
+            f"{name}: actions: expected a Box of rank 1, found {actions}; TQL's policy is for continuous actions"
+        )
+    if flat_space(source.observation_space) is None:
+        raise DatasetError(
+            f"{name}: observations: expected a Box or a Dict of Boxes, found {source.observation_space}; choose a "
+            "dataset with numbers as observations"
+        )
+
+
+def _fields(name: str, source: Any) -> dict[str, Any]:
+    """Arrays of all episodes, one after another."""
+    rows: dict[str, list[NDArray[Any]]] = {}
+    try:
+        for episode in _counted(source.iterate_episodes()):
+            observations = flatten(source.observation_space, episode.observations, (len(episode) + 1,))
+            truncations = np.array(episode.truncations, dtype=bool)
+            truncations[-1] |= not episode.terminations[-1]
+            columns = {
+                "observations": observations[:-1],
+                "actions": episode.actions,
+                "rewards": episode.rewards,
+                "terminations": episode.terminations,
+                "truncations": truncations,
+                "next_observations": observations[1:],
+            }
+            for field, values in columns.items():
+                rows.setdefault(field, []).append(np.asarray(values))
+    except Exception as error:
+        raise _damaged(name, error) from error
+    if not rows:
+        raise DatasetError(f"{name}: expected at least one episode, found none; choose another dataset")
+    return {field: np.concatenate(rows.pop(field)) for field in list(rows)}
+
+
+def _counted(episodes: Iterable[Any]) -> Iterable[Any]:
+    """Leaves out episodes in which nothing was done."""
+    return (episode for episode in episodes if len(episode))
+
+
+def _env_id(source: Any) -> str | None:
+    """The environment: its id, or its whole specification where it was made with arguments of its own."""
+    import gymnasium
+
+    spec = source.env_spec
+    if spec is None:
+        return None
+    registered = gymnasium.registry.get(spec.id)
+    telling = ("kwargs", "max_episode_steps", "additional_wrappers")
+    same = registered is not None and all(getattr(registered, name) == getattr(spec, name) for name in telling)
+    return str(spec.id if same else spec.to_json())

@@ -1,0 +1,106 @@
+"""The project's own schema: the arrays and settings by which an npz file or a folder holds a dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tql_lightning.data.checks import Allocate, check_fraction, in_memory
+from tql_lightning.data.files import validation_path
+from tql_lightning.data.transitions import DatasetError, TransitionDataset
+
+REQUIRED = ("observations", "actions", "rewards", "terminations", "truncations")
+OPTIONAL = ("next_observations", "masks")
+SETTINGS = ("env_id", "action_low", "action_high", "actions_scaled", "reference_scores")
+
+
+def dataset_from(path: Path, fields: Mapping[str, Any], allocate: Allocate = in_memory) -> TransitionDataset:
+    """Checks what a file or folder holds and makes a dataset of it.
+
+    Args:
+        path: the file or folder, for the dataset's name and for errors.
+        fields: arrays and settings by name.
+        allocate: see `TransitionDataset.from_arrays`.
+
+    Raises:
+        DatasetError: one is missing, unknown or wrong.
+    """
+    missing = [key for key in REQUIRED if key not in fields]
+    unknown = [key for key in fields if key not in REQUIRED + OPTIONAL + SETTINGS]
+    if missing or unknown:
+        hint = (
+            "; one of OGBench's files is loaded by its dataset's name" if {"terminals", "qpos"} <= set(unknown) else ""
+        )
+        raise DatasetError(
+            f"{path}: expected arrays {', '.join(REQUIRED)} (and optionally {', '.join(OPTIONAL + SETTINGS)}); "
+            f"missing: {', '.join(missing) or 'none'}; unknown: {', '.join(unknown) or 'none'}{hint}"
+        )
+    plain = dict(fields)
+    for key, kind, expected in (("env_id", str, "a string"), ("actions_scaled", bool, "true or false")):
+        if key in plain:
+            plain[key] = np.asarray(plain[key]).tolist()
+            if not isinstance(plain[key], kind):
+                raise DatasetError(f"{path}: {key}: expected {expected}, found {plain[key]!r}; write it so")
+    return TransitionDataset.from_arrays(**plain, name=path.stem, allocate=allocate)
+
+
+def fields_of(dataset: TransitionDataset) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arrays and settings from which `dataset_from` makes the very same transitions."""
+    terminations = dataset.episode_ends & (dataset.masks == 0)
+    arrays = {
+        "observations": dataset.observations,
+        "actions": dataset.actions,
+        "rewards": dataset.rewards,
+        "terminations": terminations,
+        "truncations": dataset.episode_ends & ~terminations,
+        "next_observations": dataset.next_observations,
+        "masks": dataset.masks,
+    }
+    settings = {
+        "env_id": dataset.env_id,
+        "action_low": dataset.action_low.tolist(),
+        "action_high": dataset.action_high.tolist(),
+        "actions_scaled": True,
+        "reference_scores": dataset.reference_scores,
+    }
+    return arrays, {key: value for key, value in settings.items() if value is not None}
+
+
+def with_held_out(
+    load: Callable[[Path], TransitionDataset], path: Path, validation_fraction: float
+) -> TransitionDataset:
+    """Loads a dataset and what is held out: what lies beside it (``NAME-val``), or a share of its last episodes.
+
+    Args:
+        load: loads what lies at a path.
+        path: of the dataset.
+        validation_fraction: share of the episodes, the last ones, to hold out.
+
+    Raises:
+        DatasetError: an impossible share, both ways at once, or held-out transitions of other sizes.
+    """
+    check_fraction(validation_fraction)
+    dataset = load(path)
+    beside = validation_path(path)
+    if not beside.exists():
+        return dataset.hold_out(validation_fraction)
+    if validation_fraction:
+        raise DatasetError(
+            f"validation_fraction: expected 0 where {beside} holds transitions out already, found "
+            f"{validation_fraction}; leave it out, or move that away"
+        )
+    validation = load(beside)
+    found, expected = (
+        (part.observation_dim, part.action_dim, part.action_low.tolist(), part.action_high.tolist())
+        for part in (validation, dataset)
+    )
+    if found != expected:
+        raise DatasetError(
+            f"{beside}: expected sizes and action bounds {expected} as in {path}, found {found}; move it away, or make "
+            "it again"
+        )
+    return replace(dataset, validation=validation)

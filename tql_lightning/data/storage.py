@@ -1,0 +1,150 @@
+"""Where a dataset's arrays lie while it is sampled: on the device that trains, in main memory, or in mapped files."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tql_lightning.batch import Batch
+from tql_lightning.data.mapped import RowReader, can_be_read, mapping_of
+from tql_lightning.data.transitions import TransitionDataset
+
+StorageChoice = Literal["auto", "trainer", "cpu"]
+FITTING_SHARE = 0.5  # of the free memory of a device; the rest is for networks and activations
+RESIDENT_BYTES = 512 * 2**20  # of mapped files, in this process's memory
+
+
+class Storage(ABC):
+    """Arrays of N transitions that rows are taken from.
+
+    Attributes:
+        device: where rows are given and taken.
+        target: the device that trains.
+    """
+
+    def __init__(self, device: torch.device, target: torch.device) -> None:
+        self.device = device
+        self.target = target
+        self.pinned = device.type == "cpu" and target.type == "cuda"
+
+    @abstractmethod
+    def take(self, field: str, rows: Tensor) -> Tensor:
+        """Rows of a field of `Batch`.
+
+        Args:
+            field: name of the field.
+            rows: int64 of any shape, on ``device``.
+
+        Returns:
+            The shape of ``rows``, and after it the field's own columns if it has any; on ``device``.
+        """
+
+    def deliver(self, batch: Batch) -> Batch:
+        """A batch on the device that trains; a copy to a GPU does not wait for what the GPU is doing."""
+        if self.device == self.target:
+            return batch
+        fields = (field.pin_memory() if self.pinned and not field.is_pinned() else field for field in batch)
+        return Batch(*(field.to(self.target, non_blocking=True) for field in fields))
+
+
+class TensorStorage(Storage):
+    """Tensors on one device.
+
+    Args:
+        dataset: the transitions; arrays in main memory are shared, not copied, where they can be.
+        device: where to hold them.
+        target: the device that trains.
+        dtype: floating type of what is taken.
+    """
+
+    def __init__(
+        self, dataset: TransitionDataset, device: torch.device, target: torch.device, dtype: torch.dtype
+    ) -> None:
+        super().__init__(device, target)
+        self.fields = {name: _tensor(getattr(dataset, name)).to(device, dtype) for name in Batch._fields}
+
+    def take(self, field: str, rows: Tensor) -> Tensor:
+        """One gather, into page-locked memory where it is to be copied to a GPU; see `Storage.take`."""
+        source, flat = self.fields[field], rows.flatten()
+        shape = (*rows.shape, *source.shape[1:])
+        if not self.pinned:
+            return source.index_select(0, flat).view(shape)
+        out = torch.empty((len(flat), *source.shape[1:]), dtype=source.dtype, pin_memory=True)
+        return torch.index_select(source, 0, flat, out=out).view(shape)
+
+
+class MappedStorage(Storage):
+    """Files mapped into memory and read in place, so that a dataset may be larger than memory.
+
+    Small fields are looked up in the mapping, ``RESIDENT_BYTES`` of them at most; of larger ones rows are read from
+    the file. Either way pages stay in the kernel's cache, which all processes share that use the file, and which
+    shrinks when memory is needed.
+
+    Args:
+        dataset: transitions whose arrays are, at least in part, memory-mapped.
+        target: the device that trains.
+        dtype: floating type of what is taken.
+    """
+
+    def __init__(self, dataset: TransitionDataset, target: torch.device, dtype: torch.dtype) -> None:
+        super().__init__(torch.device("cpu"), target)
+        self.dtype = dtype
+        self.fields: dict[str, NDArray[Any]] = {name: getattr(dataset, name) for name in Batch._fields}
+        self.readers: dict[str, RowReader] = {}
+        resident = 0
+        for name, array in sorted(self.fields.items(), key=lambda item: item[1].nbytes):
+            resident += array.nbytes if mapping_of(array) else 0
+            if resident > RESIDENT_BYTES and can_be_read(array):
+                self.readers[name] = RowReader(array)
+
+    def take(self, field: str, rows: Tensor) -> Tensor:
+        """Looks the rows up or reads them; see `Storage.take`."""
+        source, flat = self.fields[field], rows.flatten().numpy()
+        reader = self.readers.get(field)
+        found = reader.read(flat) if reader else np.take(source, flat, axis=0, mode="clip")
+        return torch.from_numpy(found).to(self.dtype).view((*rows.shape, *source.shape[1:]))
+
+
+def store(
+    dataset: TransitionDataset,
+    target: torch.device | str,
+    choice: StorageChoice = "auto",
+    dtype: torch.dtype = torch.float32,
+) -> Storage:
+    """Holds a dataset where it is sampled fastest, or where it is told to.
+
+    Args:
+        dataset: the transitions.
+        target: the device that trains.
+        choice: "trainer" copies them to ``target``. "cpu" keeps them in main memory, or in their mapped files, and
+            copies what is drawn. "auto" is "trainer" for a GPU that has twice their size free, and else "cpu".
+        dtype: floating type of what is drawn.
+    """
+    target = torch.device(target)
+    if choice == "auto":
+        choice = "trainer" if _fits(dataset, target) else "cpu"
+    if choice == "trainer":
+        return TensorStorage(dataset, target, target, dtype)
+    if any(mapping_of(getattr(dataset, name)) for name in Batch._fields):
+        return MappedStorage(dataset, target, dtype)
+    return TensorStorage(dataset, torch.device("cpu"), target, dtype)
+
+
+def _fits(dataset: TransitionDataset, target: torch.device) -> bool:
+    if target.type == "cpu":
+        return False  # where it lies is where it is sampled
+    if target.type != "cuda":
+        return True
+    free, _ = torch.cuda.mem_get_info(target)
+    size = sum(int(getattr(dataset, name).nbytes) for name in Batch._fields)
+    return size <= FITTING_SHARE * free
+
+
+def _tensor(array: NDArray[Any]) -> Tensor:
+    """A tensor that shares an array's memory, or if it must not be written to holds a copy."""
+    return torch.from_numpy(array if array.flags.writeable else array.copy())

@@ -1,0 +1,137 @@
+"""What one row of a batch spans: actions taken open loop, and rewards summed before the value is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tql_lightning.batch import Batch
+from tql_lightning.data.storage import Storage
+from tql_lightning.data.transitions import DatasetError, TransitionDataset
+
+
+@dataclass(frozen=True)
+class Span:
+    """How far one decision and its target reach.
+
+    With one step and one action a row of a batch is a transition of the dataset, and ``discount`` is not used.
+
+    Attributes:
+        n_step: decisions whose rewards are summed before the value of the next is added (n-step returns).
+        action_chunk: h, actions that one decision is made of and that are taken without looking again
+            (Q-chunking, arXiv 2507.07969).
+        discount: gamma, of one step of the environment.
+
+    Raises:
+        ValueError: ``n_step`` or ``action_chunk`` is below 1, or ``discount`` is not between 0 and 1.
+    """
+
+    n_step: int = 1
+    action_chunk: int = 1
+    discount: float = 0.99
+
+    def __post_init__(self) -> None:
+        for name in ("n_step", "action_chunk"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"data.{name}: expected at least 1, found {getattr(self, name)}")
+        if not 0.0 <= self.discount <= 1.0:
+            raise ValueError(f"data.discount: expected between 0 and 1, found {self.discount}")
+
+    @property
+    def steps(self) -> int:
+        """Environment steps that a target reaches at most."""
+        return self.n_step * self.action_chunk
+
+
+class Windows:
+    """The rows that a batch may be made of, each a window of steps that starts at a transition.
+
+    A window of ``span.steps`` ends early, after m steps, with its episode or with the first transition whose mask
+    is 0. From transition t on, its row is
+
+        observations      s_t
+        actions           a_t ... a_{t+h-1}, one after the other, (h * n_a,)
+        rewards           r_t + gamma r_{t+1} + ... + gamma^{m-1} r_{t+m-1}
+        next_observations s_{t+m}
+        masks             gamma^{m-1} times the mask of transition t+m-1
+
+    so that reward + gamma * mask * value stays the target. A window starts only where the episode has h more
+    actions: which ones would follow a time limit nobody knows. (The authors of Q-chunking give such rows no weight
+    in the critic's loss; leaving them out does the same and keeps every row of a batch.) After a true termination
+    actions have no effect: there windows start at every transition, and missing actions are 0.
+
+    Args:
+        storage: holds the transitions.
+        dataset: the transitions; their episodes are read from it.
+        span: of a window.
+
+    Raises:
+        DatasetError: no episode has as many actions as a chunk.
+    """
+
+    def __init__(self, storage: Storage, dataset: TransitionDataset, span: Span) -> None:
+        self.storage = storage
+        self.span = span
+        self.action_dim = span.action_chunk * dataset.action_dim
+        self._size = len(dataset)
+        if span.steps == 1:
+            return
+        device = storage.device
+        self._ends = torch.from_numpy(dataset.episode_ends.nonzero()[0]).to(device)
+        self._starts = torch.cat([self._ends.new_zeros(1), self._ends[:-1] + 1])
+        lengths = self._ends - self._starts + 1
+        terminated = storage.take("masks", self._ends) == 0
+        counts = torch.where(terminated, lengths, (lengths - span.action_chunk + 1).clamp(min=0))
+        self._cumulative = counts.cumsum(0)
+        self._size = int(self._cumulative[-1])
+        self._powers = span.discount ** torch.arange(span.steps, dtype=torch.float64, device=device)
+        if self._size == 0:
+            raise DatasetError(
+                f"data.action_chunk: {dataset.name}: expected at most {int(lengths.max())}, its longest episode, "
+                f"found {span.action_chunk}"
+            )
+
+    def __len__(self) -> int:
+        """Number of windows."""
+        return self._size
+
+    def batch(self, positions: Tensor) -> Batch:
+        """The rows of windows, on the device that trains.
+
+        Args:
+            positions: of windows among all, 0 <= position < len(self), (..., B), on the storage's device.
+
+        Returns:
+            Leading dimensions (..., B).
+        """
+        take = self.storage.take
+        if self.span.steps == 1:
+            return self.storage.deliver(Batch(*(take(field, positions) for field in Batch._fields)))
+        first, last = self._bounds(positions)
+        steps = first.unsqueeze(-1) + torch.arange(self.span.steps, device=first.device)
+        inside = steps <= last.unsqueeze(-1)
+        steps = torch.minimum(steps, last.unsqueeze(-1))
+        masks = take("masks", steps)
+        goes_on = torch.cat([torch.ones_like(masks[..., :1]), masks[..., :-1].cumprod(dim=-1)], dim=-1) > 0
+        taken = inside & goes_on
+        final = taken.sum(dim=-1, keepdim=True) - 1  # m - 1
+        discounts = self._powers.to(masks.dtype)
+        chunk = slice(self.span.action_chunk)
+        actions = take("actions", steps[..., chunk]) * inside[..., chunk, None]
+        return self.storage.deliver(
+            Batch(
+                observations=take("observations", first),
+                actions=actions.flatten(-2),
+                rewards=(take("rewards", steps) * taken * discounts).sum(dim=-1),
+                next_observations=take("next_observations", first + final.squeeze(-1)),
+                masks=(masks.gather(-1, final) * discounts[final]).squeeze(-1),
+            )
+        )
+
+    def _bounds(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """First transition of each window, and last of its episode."""
+        episode = torch.searchsorted(self._cumulative, positions, right=True)
+        before = torch.where(episode > 0, self._cumulative[episode - 1], 0)
+        return self._starts[episode] + positions - before, self._ends[episode]

@@ -1,0 +1,95 @@
+"""Tokens of one scalar each, kept as factors: what their first normalisation and linear layer need not do.
+
+A token is affine in its scalar, x * direction + offset. Normalised by LayerNorm it is still a combination of three
+vectors that the batch shares, so that a linear map is applied to those (3 n rows) and not to every token (B n rows),
+forward and backward. Exact but for rounding.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class FactoredTokens(NamedTuple):
+    """Tokens of low rank: token i of batch row b is features[b, i] @ basis[i].
+
+    Attributes:
+        features: (B, n, r).
+        basis: (n, r, H).
+    """
+
+    features: Tensor
+    basis: Tensor
+
+    def dense(self) -> Tensor:
+        """The tokens themselves, (B, n, H)."""
+        # In full precision also under autocast: rounding a feature would move a whole token one way.
+        with torch.autocast(self.features.device.type, enabled=False):
+            return torch.bmm(self.features.transpose(0, 1), self.basis).transpose(0, 1)
+
+    def linear(self, weight: Tensor, bias: Tensor) -> Tensor:
+        """The tokens through a linear layer, (B, n, H) -> (B, n, out).
+
+        Args:
+            weight: (out, H).
+            bias: (out,).
+        """
+        with torch.autocast(self.features.device.type, enabled=False):
+            basis = self.basis @ weight.t()
+            constant = torch.cat([torch.zeros_like(basis[:, :-1]), bias.expand(len(basis), 1, -1)], dim=1)
+            return FactoredTokens(self.features, basis + constant).dense()
+
+
+class ScalarTokens(NamedTuple):
+    """Tokens scalar * direction + offset.
+
+    Attributes:
+        scalars: (B, n).
+        directions: (n, H).
+        offsets: (n, H).
+    """
+
+    scalars: Tensor
+    directions: Tensor
+    offsets: Tensor
+
+    def dense(self) -> Tensor:
+        """The tokens themselves, (B, n, H)."""
+        return torch.addcmul(self.offsets, self.scalars.unsqueeze(-1), self.directions)
+
+    def layer_norm(self, norm: nn.LayerNorm) -> FactoredTokens:
+        """The tokens after a LayerNorm over H that has weight and bias; the last feature is 1.
+
+        The part of the offset that lies along the direction is added to the scalar instead. That holds for any
+        part (so it is without gradient), and the variance loses no digits where scalar and offset cancel.
+        """
+        directions, offsets = (x - x.mean(dim=-1, keepdim=True) for x in (self.directions, self.offsets))
+        power = directions.square().sum(dim=-1)
+        smallest = torch.finfo(power.dtype).tiny ** 0.5
+        shift = ((directions * offsets).sum(dim=-1) / power.clamp(min=smallest)).detach()
+        offsets = offsets - shift.unsqueeze(-1) * directions
+        scalars = self.scalars + shift
+        total = scalars.square() * power + 2.0 * scalars * (directions * offsets).sum(dim=-1)
+        variance = (total + offsets.square().sum(dim=-1)) / directions.shape[-1]
+        scale = (variance + norm.eps).rsqrt()
+        features = torch.stack([scalars * scale, scale, torch.ones_like(scale)], dim=-1)
+        basis = torch.stack([directions * norm.weight, offsets * norm.weight, norm.bias.expand_as(directions)], dim=1)
+        return FactoredTokens(features, basis)
+
+
+def normalise(norm: nn.Module, tokens: Tensor | ScalarTokens) -> Tensor | FactoredTokens:
+    """Tokens through a normalisation; factored where that is exact, which is LayerNorm with weight and bias."""
+    if isinstance(tokens, Tensor):
+        normalised: Tensor = norm(tokens)
+        return normalised
+    if isinstance(norm, nn.LayerNorm) and norm.weight is not None and norm.bias is not None:
+        return tokens.layer_norm(norm)
+    return normalise(norm, tokens.dense())
+
+
+def dense(tokens: Tensor | FactoredTokens | ScalarTokens) -> Tensor:
+    """Tokens (B, n, H) that may be kept as factors."""
+    return tokens if isinstance(tokens, Tensor) else tokens.dense()

@@ -1,0 +1,262 @@
+"""A policy that has left the lab: what `tql export` wrote acts on NumPy observations, without Lightning.
+
+    from tql_lightning import Policy
+    policy = Policy.load("exported")
+    action = policy.act(observation)
+
+An exported folder holds metadata.json, whose keys are `METADATA_KEYS`, and
+
+- format "onnx": policy.onnx (observations, noise -> actions) and policy_deterministic.onnx (observations -> actions,
+  with zero noise inside), which any ONNX runtime can run; here onnxruntime does, and torch is not imported;
+- format "torch": policy.pt, the weights alone. The network is built by this package from the plain numbers under
+  ``architecture``. torch.export's own files are not used: reading them can fall back to pickle and evaluates
+  expressions, so a file of a stranger's could run code.
+
+Loading runs no code that the folder brings along.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+if TYPE_CHECKING:
+    from tql_lightning.nn.policy import ScaledPolicy
+
+Floats = NDArray[np.float32]
+Act = Callable[[Floats, Floats], Floats]
+ExportFormat = Literal["onnx", "torch"]
+
+METADATA_FILE = "metadata.json"
+FORMAT_VERSION = 1
+FILES = {"onnx": ("policy.onnx", "policy_deterministic.onnx"), "torch": ("policy.pt",)}
+METADATA_KEYS = {
+    "format_version": "of this layout",
+    "format": "onnx or torch",
+    "files": "SHA-256 of every other file, by name",
+    "extraction": "how actions are chosen",
+    "observation_dim": "n_s; observations are float32, flat, as the dataset has them",
+    "action_dim": "n_a",
+    "noise_shape": "of the standard normal noise of one observation",
+    "action_low": "lower bounds of the actions, in the environment's units",
+    "action_high": "upper bounds of the actions",
+    "env_id": "Gymnasium id of the environment, or null",
+    "dataset": "that the policy was trained on",
+    "updates": "that the policy was trained for",
+    "architecture": "arguments of the networks (torch), or null (onnx)",
+    "verification": "how the files were compared with the checkpoint",
+    "versions": "of the packages that wrote the files",
+}
+
+
+class PolicyError(ValueError):
+    """An exported policy cannot be used, or is used wrongly; the message says why."""
+
+
+class Policy:
+    """Acts in the environment's units on NumPy observations; made by `Policy.load`.
+
+    Attributes:
+        metadata: what metadata.json holds.
+    """
+
+    def __init__(self, metadata: Mapping[str, Any], act: Act, act_deterministic: Act, seed: int = 0) -> None:
+        self.metadata = metadata
+        self._act, self._act_deterministic = act, act_deterministic
+        self._rng = np.random.default_rng(seed)
+
+    @classmethod
+    def load(cls, path: Path | str, seed: int = 0) -> Policy:
+        """Reads what `tql export` wrote.
+
+        Args:
+            path: the folder.
+            seed: of the noise that `act` draws.
+
+        Raises:
+            PolicyError: it is no such folder, a file is missing, damaged or changed, or a package is missing.
+        """
+        folder = Path(path)
+        metadata = read_metadata(folder)
+        try:
+            acts = _onnx(folder) if metadata["format"] == "onnx" else _torch(folder, metadata)
+        except ModuleNotFoundError as error:
+            raise PolicyError(f'policy {path}: {error}; pip install "tql-lightning[export]"') from error
+        return cls(metadata, *acts, seed)
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """Shape of the standard normal noise that one observation needs."""
+        return tuple(self.metadata["noise_shape"])
+
+    def act(
+        self, observations: ArrayLike, *, noise: ArrayLike | None = None, deterministic: bool = False
+    ) -> NDArray[np.float32]:
+        """Actions for one observation or a batch of them.
+
+        Args:
+            observations: (n_s,) or (B, n_s), finite.
+            noise: (*noise_shape) or (B, *noise_shape), standard normal; None to draw it from the policy's own
+                generator, which was seeded on loading.
+            deterministic: act with zero noise instead.
+
+        Returns:
+            (n_a,) or (B, n_a) float32 between the environment's bounds.
+
+        Raises:
+            PolicyError: observations or noise have another shape, or are not finite.
+        """
+        given = np.asarray(observations, dtype=np.float32)
+        batch = np.ascontiguousarray(np.atleast_2d(given))
+        size = int(self.metadata["observation_dim"])
+        if given.ndim not in (1, 2) or batch.shape[1] != size or not len(batch):
+            raise PolicyError(f"observations: expected shape ({size},) or (B, {size}), found {given.shape}")
+        if not np.isfinite(batch).all():
+            raise PolicyError("observations: expected finite numbers, found NaN or infinity")
+        if deterministic and noise is not None:
+            raise PolicyError("deterministic: acts with zero noise, so give no noise")
+        drawn = self._noise(noise, given.ndim == 1, len(batch), deterministic)
+        actions = (self._act_deterministic if deterministic else self._act)(batch, drawn)
+        return actions[0] if given.ndim == 1 else actions
+
+    def _noise(self, noise: ArrayLike | None, single: bool, rows: int, deterministic: bool) -> Floats:
+        shape = (rows, *self.noise_shape)
+        if deterministic:
+            return np.zeros(shape, dtype=np.float32)
+        if noise is None:
+            return self._rng.standard_normal(shape, dtype=np.float32)
+        given = np.asarray(noise, dtype=np.float32)
+        given = given[None] if single else given
+        if given.shape != shape or not np.isfinite(given).all():
+            found = given.shape[1:] if single else given.shape
+            raise PolicyError(
+                f"noise: expected finite numbers of shape {shape[1:] if single else shape}, found shape {found}"
+            )
+        return np.ascontiguousarray(given)
+
+
+def read_metadata(folder: Path) -> dict[str, Any]:
+    """An exported folder's metadata.json, once it and the files it names are found whole.
+
+    Raises:
+        PolicyError: otherwise.
+    """
+    if folder.is_file():
+        raise PolicyError(
+            f"policy {folder}: expected a folder that tql export wrote, found a file; tql export it first"
+        )
+    path = folder / METADATA_FILE
+    if not path.is_file():
+        raise PolicyError(f"policy {folder}: expected a folder that tql export wrote, found no {METADATA_FILE} in it")
+    try:
+        metadata: dict[str, Any] = json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise PolicyError(f"policy {folder}: {METADATA_FILE} is damaged ({error}); export again") from error
+    missing = [key for key in METADATA_KEYS if not isinstance(metadata, dict) or key not in metadata]
+    if missing:
+        raise PolicyError(f"policy {folder}: {METADATA_FILE} lacks {', '.join(missing)}; tql export did not write it")
+    if metadata["format_version"] != FORMAT_VERSION or metadata["format"] not in FILES:
+        found = f"{metadata['format_version']} ({metadata['format']})"
+        raise PolicyError(f"policy {folder}: expected format version {FORMAT_VERSION} (onnx or torch), found {found}")
+    _check_numbers(folder, metadata)
+    for name in FILES[metadata["format"]]:
+        file = folder / name
+        if not file.is_file():
+            raise PolicyError(f"policy {folder}: {name} is missing; copy the whole folder, or export again")
+        if hashlib.sha256(file.read_bytes()).hexdigest() != metadata["files"].get(name):
+            raise PolicyError(f"policy {folder}: {name} is not the file that was exported; copy or export it again")
+    return metadata
+
+
+def _check_numbers(folder: Path, metadata: Mapping[str, Any]) -> None:
+    """Refuses sizes and bounds that cannot be."""
+    sizes = [metadata["observation_dim"], metadata["action_dim"]]
+    shape, bounds = metadata["noise_shape"], [metadata["action_low"], metadata["action_high"]]
+    sane = (
+        all(type(size) is int and size >= 1 for size in sizes)
+        and isinstance(shape, list)
+        and all(type(size) is int and size >= 1 for size in shape)
+        and isinstance(metadata["files"], dict)
+        and all(isinstance(bound, list) and len(bound) == sizes[1] for bound in bounds)
+        and all(isinstance(value, int | float) and math.isfinite(value) for bound in bounds for value in bound)
+    )
+    if not sane:
+        raise PolicyError(
+            f"policy {folder}: {METADATA_FILE}: sizes, noise_shape, files or action bounds are not what tql export "
+            f"writes: found sizes {sizes}, noise_shape {shape}, bounds {bounds}"
+        )
+
+
+def _onnx(folder: Path) -> tuple[Act, Act]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1  # a small network gains nothing from more, and idle threads spin
+    sessions = []
+    for name in FILES["onnx"]:
+        try:
+            sessions.append(onnxruntime.InferenceSession(folder / name, options, ["CPUExecutionProvider"]))
+        except Exception as error:  # onnxruntime's own exceptions have no common class
+            first = str(error).splitlines()[0]
+            raise PolicyError(f"policy {folder}: onnxruntime cannot read {name} ({first}); export again") from error
+
+    def act(observations: Floats, noise: Floats) -> Floats:
+        actions: Floats = sessions[0].run(["actions"], {"observations": observations, "noise": noise})[0]
+        return actions
+
+    def act_deterministic(observations: Floats, _: Floats) -> Floats:
+        actions: Floats = sessions[1].run(["actions"], {"observations": observations})[0]
+        return actions
+
+    return act, act_deterministic
+
+
+def _torch(folder: Path, metadata: Mapping[str, Any]) -> tuple[Act, Act]:
+    import pickle
+
+    import torch
+
+    try:
+        network = build(metadata)
+        network.load_state_dict(torch.load(folder / FILES["torch"][0], map_location="cpu", weights_only=True))
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError, AttributeError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise PolicyError(f"policy {folder}: weights and architecture do not fit ({first}); export again") from error
+    network.eval()
+
+    @torch.inference_mode()
+    def act(observations: Floats, noise: Floats) -> Floats:
+        actions: Floats = network(torch.from_numpy(observations), torch.from_numpy(noise)).numpy()
+        return actions
+
+    return act, act
+
+
+def build(metadata: Mapping[str, Any]) -> ScaledPolicy:
+    """The network of an exported folder's metadata, with fresh weights.
+
+    Args:
+        metadata: as in metadata.json; ``architecture`` is {"policy": arguments of `FlowPolicy`, "critic": null or
+            {"class": "TransformerCritic" or "MLPCritic", "arguments": ...}}.
+
+    Raises:
+        KeyError, TypeError, ValueError: the arguments are not those of the networks.
+    """
+    from tql_lightning.nn.critic import Critic, MLPCritic, TransformerCritic
+    from tql_lightning.nn.policy import FlowPolicy, ScaledPolicy
+
+    sizes = metadata["observation_dim"], metadata["action_dim"]
+    architecture = metadata["architecture"]
+    critic: Critic | None = None
+    if architecture["critic"] is not None:
+        known = {kind.__name__: kind for kind in (TransformerCritic, MLPCritic)}
+        critic = known[architecture["critic"]["class"]](*sizes, **architecture["critic"]["arguments"])
+    policy = FlowPolicy(*sizes, **architecture["policy"])
+    return ScaledPolicy(policy, critic, metadata["extraction"], metadata["action_low"], metadata["action_high"])

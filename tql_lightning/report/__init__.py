@@ -1,0 +1,1 @@
+"""`tql report`: one self-contained page about one or more runs."""

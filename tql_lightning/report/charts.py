@@ -1,0 +1,134 @@
+"""What the page's charts show: a method's runs over training, as plain data for charts.js."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from tql_lightning.report.methods import Method
+from tql_lightning.report.runs import Run
+from tql_lightning.statistics import interquartile_mean
+
+MOST_POINTS = 200  # of a line; longer ones are thinned
+RESAMPLES = 200  # a point of a curve
+Chart = dict[str, Any]
+
+# Sections of the page in order: title, pattern of the keys in them.
+SECTIONS = (
+    ("Evaluation", r"eval/(?!.*_(stderr|low|high)$).*"),
+    ("Attention entropy", r"train/attention_entropy/.*"),
+    ("Temperatures", r"train/temperature/.*"),
+    ("Values", r"train/(target_q_mean|q_mean|policy_q_mean)|q_landscape/.*|.*roughness.*"),
+    ("Losses", r"train/\w*_loss"),
+)
+REST = ("Everything else that was logged", r"(?!.*_(stderr|low|high)$)(?!train/target_entropy/).*")
+# What an axis reaches in any case: 0 is collapse, and a rate lies between 0 and 1.
+BOUNDS = {"train/attention_entropy/": (0.0, None), "eval/success_rate": (0.0, 1.0)}
+TITLES = {"success_rate": "success rate", "normalized_score": "normalised score", "length": "episode length"}
+
+
+def sections(methods: Sequence[Method], tasks: Sequence[str]) -> list[tuple[str, list[Chart]]]:
+    """Charts by section; sections without any are left out. The last holds what no other does."""
+    keys = sorted({key for method in methods for run in method.runs for key in run.series}, key=_order)
+    found = []
+    for title, pattern in (*SECTIONS, REST):
+        inside = [key for key in keys if re.fullmatch(pattern, key)]
+        keys = [key for key in keys if key not in inside]
+        charts = [_chart(key, task, methods, len(tasks) > 1) for key in inside for task in tasks]
+        charts = [chart for chart in charts if chart["lines"]]
+        if charts:
+            found.append((title, charts))
+    return found
+
+
+def _order(key: str) -> tuple[int, str]:
+    """Scores by preference, then by name."""
+    names = ["eval/success_rate", "eval/normalized_score", "eval/return", "eval/length"]
+    return names.index(key) if key in names else len(names), key
+
+
+def _chart(key: str, task: str, methods: Sequence[Method], several_tasks: bool) -> Chart:
+    lines: list[dict[str, Any]] = []
+    for method in methods:
+        runs = [run for run in method.on(task) if key in run.series]
+        if runs:
+            lines.append({"name": method.label, "color": method.index, **_curve(runs, key)})
+    target = key.replace("attention_entropy", "target_entropy")
+    if target != key:
+        for method in methods:
+            runs = [run for run in method.on(task) if target in run.series]
+            if runs:
+                curve = _curve(runs[:1], target)
+                lines.append({"name": f"target, {method.label}", "color": method.index, "dashed": True, **curve})
+    title = _title(key)
+    bounds = next((bounds for start, bounds in BOUNDS.items() if key.startswith(start)), (None, None))
+    return {"title": f"{title} – {task}" if several_tasks else title, "key": key, "bounds": bounds, "lines": lines}
+
+
+def _title(key: str) -> str:
+    """docs/metrics.md's key in words."""
+    stage, _, name = key.partition("/")
+    entropy = re.fullmatch(r"(attention_entropy|temperature)/layer_(\d+)/(\w+)", name)
+    if entropy:
+        unit = " (nats)" if entropy[1] == "attention_entropy" else ""
+        queries = "[VALUE]" if entropy[3] == "value" else entropy[3].replace("_", " ")
+        return f"layer {entropy[2]}, {queries}{unit}"
+    words = TITLES.get(name, name.replace("_", " ").replace("/", ", "))
+    return words if stage in ("eval", "train") else f"{stage}: {words}"
+
+
+def _curve(runs: Sequence[Run], key: str) -> dict[str, Any]:
+    """Interquartile mean of the runs at every update that any of them has, its interval, and each run's own values."""
+    values = [dict(zip(*run.series[key], strict=True)) for run in runs]
+    updates = _thin(sorted({update for run in values for update in run}))
+    middle: list[float | None] = []
+    low: list[float | None] = []
+    high: list[float | None] = []
+    for update in updates:
+        present = [run[update] for run in values if math.isfinite(run.get(update, math.nan))]
+        if len(present) > 1:
+            estimate = interquartile_mean([present], RESAMPLES)
+            middle.append(estimate.value)
+            low.append(estimate.low)
+            high.append(estimate.high)
+        else:
+            middle.append(present[0] if present else None)
+            low.append(None)
+            high.append(None)
+    curve: dict[str, Any] = {"x": updates, "y": _rounded(middle), "runs": len(runs)}
+    if len(runs) > 1:
+        curve |= {"low": _rounded(low), "high": _rounded(high)}
+        curve["each"] = [_rounded([_finite(run.get(update)) for update in updates]) for run in values]
+    elif (interval := _episodes_interval(runs[0], key, updates)) is not None:
+        curve |= interval
+    return curve
+
+
+def _episodes_interval(run: Run, key: str, updates: Sequence[int]) -> dict[str, Any] | None:
+    """Of a single run's evaluations, the intervals over their episodes."""
+    ends = {}
+    for end in ("low", "high"):
+        if f"{key}_{end}" not in run.series:
+            return None
+        at = dict(zip(*run.series[f"{key}_{end}"], strict=True))
+        ends[end] = _rounded([_finite(at.get(update)) for update in updates])
+    return ends
+
+
+def _thin(updates: list[int]) -> list[int]:
+    """At most `MOST_POINTS` of them, evenly, with the first and the last."""
+    if len(updates) <= MOST_POINTS:
+        return updates
+    last = len(updates) - 1
+    return [updates[round(index * last / (MOST_POINTS - 1))] for index in range(MOST_POINTS)]
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _rounded(values: Sequence[float | None]) -> list[float | None]:
+    """Six significant digits: the page shows fewer."""
+    return [None if value is None else float(f"{value:.6g}") for value in values]

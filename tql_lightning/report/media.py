@@ -1,0 +1,95 @@
+"""Pictures and videos inside the page, as data URIs, up to a limit."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tql_lightning.report.runs import Run
+from tql_lightning.run_folder import ATTENTION_MAP, Q_LANDSCAPE, picture_files, video_files
+
+KINDS = {
+    ATTENTION_MAP: ("Attention maps", "Which token looks at which, averaged over a fixed batch."),
+    Q_LANDSCAPE: ("Q landscapes", "Q around dataset and policy actions."),
+}
+TYPES = {".png": "image/png", ".mp4": "video/mp4"}
+
+
+@dataclass(frozen=True)
+class Item:
+    """A picture or video."""
+
+    path: Path
+    update: int
+    uri: str
+
+
+@dataclass
+class Media:
+    """What a page shows besides charts.
+
+    Attributes:
+        pictures: kind -> run's name -> pictures by update.
+        videos: run's name -> videos.
+        left_out: files that the limit left no room for.
+    """
+
+    pictures: dict[str, dict[str, list[Item]]] = field(default_factory=dict)
+    videos: dict[str, list[Item]] = field(default_factory=dict)
+    left_out: list[Path] = field(default_factory=list)
+
+    def updates(self, kind: str) -> list[int]:
+        """Updates of all runs' pictures of a kind."""
+        return sorted({item.update for items in self.pictures[kind].values() for item in items})
+
+
+def collect_media(runs: Sequence[Run], limit: int) -> Media:
+    """Reads the runs' pictures and videos.
+
+    Where they do not all fit, the ends of training come first, then a first video of every run, then what lies
+    between, halving the gaps.
+
+    Args:
+        runs: whose.
+        limit: bytes that the page may spend on them, encoded.
+    """
+    wanted: list[tuple[float, str, str, int, Path]] = []  # (rank, kind, run, update, file)
+    for run in runs:
+        for kind in KINDS:
+            files = list(picture_files(run.folder, kind).items())
+            ranks = _halving_ranks(len(files))
+            wanted += [(rank, kind, run.name, *file) for rank, file in zip(ranks, files, strict=True)]
+        wanted += [(1.5 + rank, "", run.name, 0, file) for rank, file in enumerate(video_files(run.folder))]
+    media, used, taken = Media(), 0, []
+    for _, kind, name, update, path in sorted(wanted, key=lambda each: each[0]):
+        size = 4 * -(-path.stat().st_size // 3)
+        if used + size > limit:
+            media.left_out.append(path)
+            continue
+        used += size
+        taken.append((kind, name, update, path))
+    for kind, name, update, path in sorted(taken, key=lambda each: (each[2], each[3].name)):
+        uri = f"data:{TYPES[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
+        item = Item(path, update, uri)
+        if kind:
+            media.pictures.setdefault(kind, {}).setdefault(name, []).append(item)
+        else:
+            media.videos.setdefault(name, []).append(item)
+    return media
+
+
+def _halving_ranks(count: int) -> list[float]:
+    """Rank of each of ``count`` items in a row: the last 0, the first 1, the middle 2, the quarters 3, ..."""
+    ranks = [0.0] * count
+    if count > 1:
+        ranks[0] = 1.0
+    gaps = [(0, count - 1, 2.0)]
+    while gaps:
+        left, right, rank = gaps.pop()
+        if right - left > 1:
+            middle = (left + right) // 2
+            ranks[middle] = rank
+            gaps += [(left, middle, rank + 1), (middle, right, rank + 1)]
+    return ranks

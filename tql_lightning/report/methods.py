@@ -1,0 +1,171 @@
+"""Runs grouped into methods, and what their runs reached.
+
+A method is one configuration apart from seed, folder, dataset and what only observes (callbacks, loggers).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tql_lightning.report.runs import Run
+from tql_lightning.statistics import Estimate, interquartile_mean, probability_of_improvement
+
+# Scores by preference, what to call them, and whether several tasks share their scale.
+SCORES = {
+    "success_rate": ("success rate", True),
+    "normalized_score": ("normalised score", True),
+    "return": ("return", False),
+}
+LONGEST_LABEL = 60
+
+
+@dataclass(frozen=True)
+class Method:
+    """Runs of one configuration.
+
+    Attributes:
+        label: short and unique in a report.
+        index: its colour.
+        runs: over seeds and tasks.
+    """
+
+    label: str
+    index: int
+    runs: Sequence[Run]
+
+    def on(self, task: str) -> list[Run]:
+        """Its runs on a task."""
+        return [run for run in self.runs if run.task == task]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a method's runs reached on one task, or on all tasks together.
+
+    Attributes:
+        method: whose.
+        task: or None for all.
+        estimate: interquartile mean over runs of the last evaluation; None where none was made.
+        best: the highest mean of an evaluation of any run.
+        runs: how many count.
+        updates: smallest and largest number of updates of the evaluations that count.
+        over_episodes: the interval is that of a single run's episodes.
+    """
+
+    method: Method
+    task: str | None
+    estimate: Estimate | None
+    best: float | None
+    runs: int
+    updates: tuple[int, int]
+    over_episodes: bool = False
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How probable it is that a run of one method beats a run of another."""
+
+    method: Method
+    other: Method
+    estimate: Estimate
+
+
+def group_methods(runs: Sequence[Run]) -> list[Method]:
+    """Methods in the order of their first run."""
+    grouped: dict[tuple[tuple[str, str], ...], list[Run]] = {}
+    for run in runs:
+        grouped.setdefault(run.method_key, []).append(run)
+    groups = list(grouped.values())
+    return [
+        Method(label, index, group) for index, (label, group) in enumerate(zip(_labels(groups), groups, strict=True))
+    ]
+
+
+def _labels(groups: Sequence[Sequence[Run]]) -> list[str]:
+    """The folder that a group's runs share, where that tells groups apart; else the settings that differ."""
+    folders = [{run.folder.absolute().parent.name for run in group} for group in groups]
+    labels = [next(iter(names)) if len(names) == 1 and len(group) > 1 else group[0].name
+              for names, group in zip(folders, groups, strict=True)]  # fmt: skip
+    if len(set(labels)) == len(labels):
+        return labels
+    differing = differences([dict(group[0].method_key) for group in groups])
+    texts = []
+    for index, group in enumerate(groups):
+        settings = ", ".join(f"{key.rpartition('.')[2]}={values[index]}" for key, values in differing.items())
+        texts.append(f"{index + 1}: {settings or group[0].name}"[:LONGEST_LABEL])
+    return texts
+
+
+def differences(configs: Sequence[dict[str, str]]) -> dict[str, list[str]]:
+    """Settings that not all configurations share: dotted key -> the value of each, "–" where it has none."""
+    keys = dict.fromkeys(key for config in configs for key in config)
+    values = {key: [config.get(key, "–") for config in configs] for key in keys}
+    return {key: each for key, each in values.items() if len(set(each)) > 1}
+
+
+def choose_score(runs: Sequence[Run]) -> str | None:
+    """The score that most tells: one of `SCORES` that some run was evaluated by."""
+    return next((name for name in SCORES if any(f"eval/{name}" in run.series for run in runs)), None)
+
+
+def results(methods: Sequence[Method], tasks: Sequence[str], score: str) -> list[Result]:
+    """By task and method, and over all tasks where they are several and share a scale."""
+    groups: list[tuple[str | None, list[str]]] = [(task, [task]) for task in tasks]
+    if len(tasks) > 1 and SCORES[score][1]:
+        groups.insert(0, (None, list(tasks)))
+    return [
+        _result(method, task, inside, score)
+        for task, inside in groups
+        for method in methods
+        if any(method.on(each) for each in inside)
+    ]
+
+
+def _result(method: Method, task: str | None, tasks: Sequence[str], score: str) -> Result:
+    runs = [run for each in tasks for run in method.on(each)]
+    scored = [run.series[f"eval/{score}"] for run in runs if f"eval/{score}" in run.series]
+    if not scored:
+        return Result(method, task, None, None, 0, (0, 0))
+    estimate = interquartile_mean(last_scores(method, tasks, score))
+    over_episodes = False
+    if len(scored) == 1:
+        estimate, over_episodes = _single(runs, score, estimate)
+    ends = [updates[-1] for updates, _ in scored]
+    best = max(max(values) for _, values in scored)
+    return Result(method, task, estimate, best, len(scored), (min(ends), max(ends)), over_episodes)
+
+
+def _single(runs: Sequence[Run], score: str, estimate: Estimate) -> tuple[Estimate, bool]:
+    """A single run says nothing of other seeds; its last evaluation's interval is of its episodes."""
+    (run,) = [run for run in runs if f"eval/{score}" in run.series]
+    low, high = (run.series.get(f"eval/{score}_{end}") for end in ("low", "high"))
+    if low is None or high is None:
+        return estimate, False
+    return Estimate(estimate.value, low[1][-1], high[1][-1]), True
+
+
+def last_scores(method: Method, tasks: Sequence[str], score: str) -> list[list[float]]:
+    """The last evaluation of every run by task, without tasks that none was evaluated on."""
+    key = f"eval/{score}"
+    by_task = [[run.series[key][1][-1] for run in method.on(task) if key in run.series] for task in tasks]
+    return [scores for scores in by_task if scores]
+
+
+def comparisons(methods: Sequence[Method], tasks: Sequence[str], score: str) -> list[Comparison]:
+    """Every pair of methods that ran on the same tasks, each pair once: the one more probably better first."""
+    found = []
+    for index, method in enumerate(methods):
+        for other in methods[index + 1 :]:
+            shared = [
+                task for task in tasks if last_scores(method, [task], score) and last_scores(other, [task], score)
+            ]
+            if not shared:
+                continue
+            pair = last_scores(method, shared, score), last_scores(other, shared, score)
+            estimate = probability_of_improvement(*pair)
+            if estimate.value >= 0.5:
+                found.append(Comparison(method, other, estimate))
+            else:
+                found.append(Comparison(other, method, probability_of_improvement(pair[1], pair[0])))
+    return found

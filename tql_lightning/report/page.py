@@ -1,0 +1,239 @@
+"""The page: runs -> methods -> results, charts, pictures -> one HTML file that needs no network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from tql_lightning.data.files import require_writable, write_text_whole
+from tql_lightning.report.charts import sections
+from tql_lightning.report.media import KINDS, Media, collect_media
+from tql_lightning.report.methods import (
+    SCORES,
+    Comparison,
+    Method,
+    Result,
+    choose_score,
+    comparisons,
+    differences,
+    group_methods,
+    results,
+)
+from tql_lightning.report.runs import Run, read_runs
+from tql_lightning.statistics import Estimate
+
+MAIN_PACKAGES = ("tql-lightning", "torch", "lightning", "numpy", "gymnasium", "ogbench", "minari", "mujoco")
+MEGABYTE = 10**6
+COLORS = 8  # that the style sheet has
+
+
+def write_report(folders: Sequence[Path], output: Path, media_mb: float = 30.0) -> Path:
+    """Writes a self-contained page about runs.
+
+    Args:
+        folders: of runs, or folders that hold runs.
+        output: the HTML file.
+        media_mb: megabytes that pictures and videos may take, encoded; what does not fit is named on the page.
+
+    Returns:
+        ``output``.
+
+    Raises:
+        ReportError: a folder holds no run, or a run's files are damaged.
+        ValueError: the file cannot be written, or ``media_mb`` is negative.
+    """
+    if media_mb < 0:
+        raise ValueError(f"media_mb: expected at least 0, found {media_mb}")
+    require_writable(output)
+    runs = read_runs(folders)
+    write_text_whole(output, render(runs, collect_media(runs, int(media_mb * MEGABYTE))))
+    return output
+
+
+def render(runs: Sequence[Run], media: Media) -> str:
+    """The page about runs as text."""
+    import jinja2
+
+    here = files("tql_lightning.report")
+    methods = group_methods(runs)
+    tasks = list(dict.fromkeys(run.task for run in runs))
+    score = choose_score(runs)
+    found = [] if score is None else results(methods, tasks, score)
+    pairs = [] if score is None else comparisons(methods, tasks, score)
+    chart_sections = sections(methods, tasks)
+    charts = [chart for _, inside in chart_sections for chart in inside]
+    numbered = iter(range(len(charts)))
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.filters["number"] = number
+    template = environment.from_string((here / "template.html").read_text())
+    return template.render(
+        style=(here / "style.css").read_text(),
+        script=(here / "charts.js").read_text(),
+        runs=runs,
+        methods=methods,
+        tasks=tasks,
+        score=None if score is None else SCORES[score][0],
+        cards=_cards(found, runs, score),
+        result_groups=_result_groups(found),
+        comparisons=[_track(pair, pair.estimate, 0.0, 1.0) for pair in pairs],
+        notes=_notes(found, media),
+        sections=[(title, [(next(numbered), chart) for chart in inside]) for title, inside in chart_sections],
+        charts=charts,
+        media=media,
+        kinds=KINDS,
+        differences=_differences(methods),
+        environment=_environment(runs),
+        packages=_packages(runs),
+        colors=COLORS,
+    )
+
+
+def number(value: float | None) -> str:
+    """A number as a reader wants it: four digits, thousands apart, a true minus."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    size = abs(value)
+    text = f"{value:,.0f}" if size >= 1_000 else f"{value:.4g}" if size < 1e-3 or size >= 100 else f"{value:.3g}"
+    return text.replace("-", "−")
+
+
+def _cards(found: Sequence[Result], runs: Sequence[Run], score: str | None) -> list[dict[str, str]]:
+    """Headline figures: label, figure, remark."""
+    cards = []
+    ranked = [result for result in found if result.estimate is not None and result.task == found[0].task]
+    if ranked and score is not None:
+        top = max(ranked, key=lambda result: result.estimate.value if result.estimate else -math.inf)
+        assert top.estimate is not None
+        cards.append(
+            {
+                "label": f"{SCORES[score][0]}, last evaluation",
+                "figure": number(top.estimate.value),
+                "remark": f"{top.method.label}: {_interval(top)}",
+            }
+        )
+        best = max(ranked, key=lambda result: result.best if result.best is not None else -math.inf)
+        cards.append(
+            {"label": "best evaluation of a run", "figure": number(best.best), "remark": best.method.label},
+        )
+    entropy = _lowest_entropy(runs)
+    if entropy is not None:
+        cards.append(entropy)
+    updates = [run.updates for run in runs]
+    cards.append(
+        {
+            "label": "updates",
+            "figure": number(max(updates)),
+            "remark": "in every run" if min(updates) == max(updates) else f"{number(min(updates))} in the shortest run",
+        }
+    )
+    return cards
+
+
+def _interval(result: Result) -> str:
+    assert result.estimate is not None
+    low, high = number(result.estimate.low), number(result.estimate.high)
+    if result.runs > 1:
+        return f"IQM of {result.runs} runs, 95 % interval {low} to {high}"
+    return f"one run, 95 % interval of its episodes {low} to {high}" if result.over_episodes else "one run"
+
+
+def _lowest_entropy(runs: Sequence[Run]) -> dict[str, str] | None:
+    """The layer and token group whose entropy is lowest against its target at the end of a run."""
+    prefix = "train/attention_entropy/"
+    shares = []
+    for run in runs:
+        for key in run.series:
+            target = run.series.get(key.replace("attention_entropy", "target_entropy"))
+            if key.startswith(prefix) and target is not None and target[1][-1] > 0:
+                entropy = run.series[key][1][-1]
+                shares.append((entropy / target[1][-1], key.removeprefix(prefix), run.name, entropy, target[1][-1]))
+    if not shares:
+        return None
+    share, key, name, entropy, target_entropy = min(shares)
+    where = key.replace("_", " ").replace("/", ", ")
+    return {
+        "label": "lowest attention entropy, of its target",
+        "figure": f"{100 * share:.0f} %",
+        "remark": f"{number(entropy)} of {number(target_entropy)} nats; {where}; {name}",
+    }
+
+
+def _result_groups(found: Sequence[Result]) -> list[dict[str, Any]]:
+    """Results of a task together, with where interval and value lie on a common scale."""
+    groups = []
+    for task in dict.fromkeys(result.task for result in found):
+        inside = [result for result in found if result.task == task]
+        ends = [end for result in inside if result.estimate is not None for end in result.estimate]
+        if ends:
+            margin = 0.04 * (max(ends) - min(ends)) or 1.0
+            low, high = min(ends) - margin, max(ends) + margin
+            rows = [_track(result, result.estimate, low, high) for result in inside if result.estimate is not None]
+            groups.append({"task": task, "rows": rows})
+    return groups
+
+
+def _track(item: Result | Comparison, estimate: Estimate, low: float, high: float) -> dict[str, Any]:
+    """An estimate's place on a scale, in per cent of its width."""
+
+    def place(value: float) -> float:
+        return round(100 * (value - low) / (high - low), 2)
+
+    start, end = place(estimate.low), place(estimate.high)
+    return {"item": item, "estimate": estimate, "start": start, "width": end - start, "dot": place(estimate.value)}
+
+
+def _notes(found: Sequence[Result], media: Media) -> list[str]:
+    """What the reader must know before comparing."""
+    notes = []
+    counted = [result for result in found if result.estimate is not None]
+    ends = {end for result in counted for end in result.updates}
+    if len(ends) > 1:
+        notes.append(
+            f"The last evaluations are of different updates, from {number(min(ends))} to {number(max(ends))}: "
+            "compare the curves, not the last figures."
+        )
+    if any(result.runs < 3 for result in counted if result.task is not None):
+        notes.append("Some methods have fewer than three runs on a task; other seeds may well differ more than shown.")
+    if media.left_out:
+        names = ", ".join(f"{path.parent.name}/{path.name}" for path in media.left_out[:5])
+        more = f" and {len(media.left_out) - 5} more" if len(media.left_out) > 5 else ""
+        notes.append(f"Pictures and videos that --media_mb left no room for: {names}{more}.")
+    return notes
+
+
+def _differences(methods: Sequence[Method]) -> dict[str, list[str]]:
+    """Settings that the methods do not share. Runs of a method differ in nothing that changes an update."""
+    return differences([dict(method.runs[0].method_key) for method in methods])
+
+
+def _environment(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, list[str]]]]]:
+    """Property -> (value, names of the runs that had it) for what the runs recorded when they were last started."""
+    rows: dict[str, dict[str, list[str]]] = {}
+    for run in runs:
+        for start in run.starts[-1:]:
+            packages = start.get("packages", {})
+            properties = {
+                "Python": start.get("python"),
+                "system": start.get("system"),
+                "device": start.get("device"),
+                "processes": start.get("processes"),
+                "CPU cores": start.get("cores"),
+                "threads (OMP_NUM_THREADS)": start.get("threads"),
+                **{name: packages[name] for name in MAIN_PACKAGES if name in packages},
+            }
+            for name, value in properties.items():
+                rows.setdefault(name, {}).setdefault("not set" if value is None else str(value), []).append(run.name)
+    return [(name, list(values.items())) for name, values in rows.items()]
+
+
+def _packages(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+    """Every different set of installed packages as a constraints file, with the runs that had it."""
+    found: dict[str, list[str]] = {}
+    for run in runs:
+        for start in run.starts[-1:]:
+            lines: Iterable[str] = (f"{name}=={version}" for name, version in start.get("packages", {}).items())
+            found.setdefault("\n".join(lines), []).append(run.name)
+    return list(found.items())

@@ -1,0 +1,162 @@
+"""Runs as a report reads them from their folders; whatever a run did not write is empty."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tql_lightning.plots import Series, read_metrics
+from tql_lightning.provenance import read_starts
+from tql_lightning.run_folder import CONFIG_FILE, METRICS_FILE, evaluation_files
+
+DEEPEST = 3  # folders under a given one in which runs are looked for
+FOLDER_KEY = "trainer.default_root_dir"
+SEED_KEYS = ("seed_everything", "data.seed")
+DATASET_PREFIX = "data.dataset"
+OBSERVERS = ("trainer.callbacks", "trainer.logger", "trainer.log_every_n_steps", "trainer.enable_")  # change no update
+
+
+class ReportError(ValueError):
+    """There is nothing to report on, or a run's files are damaged; the message names the file."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run.
+
+    Attributes:
+        name: its folder, without what all runs of the report have in front.
+        folder: where it lies.
+        config: its resolved configuration by dotted key, without seed and folder.
+        config_text: the file.
+        seed: of the run, or None.
+        series: its metrics.csv.
+        evaluations: update -> what an evaluation wrote.
+        starts: how it was started and continued; see `provenance`.
+    """
+
+    name: str
+    folder: Path
+    config: Mapping[str, str]
+    config_text: str
+    seed: str | None
+    series: Series
+    evaluations: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    starts: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def updates(self) -> int:
+        """The last update that anything was logged at."""
+        return max((updates[-1] for updates, _ in self.series.values()), default=0)
+
+    @property
+    def method_key(self) -> tuple[tuple[str, str], ...]:
+        """The configuration apart from seed, folder, dataset and what only observes."""
+        apart = (DATASET_PREFIX, *OBSERVERS)
+        return tuple((key, value) for key, value in self.config.items() if not key.startswith(apart))
+
+    @property
+    def task(self) -> str:
+        """What it is evaluated on, or else its dataset."""
+        for evaluation in self.evaluations.values():
+            return str(evaluation["env_id"])
+        values = [value for key, value in self.config.items() if key.startswith(f"{DATASET_PREFIX}.init_args")]
+        return Path(values[0]).stem if values else self.config.get(f"{DATASET_PREFIX}.class_path", "one task")
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """Every run in the given folders, in their order.
+
+    Args:
+        folders: of runs, or folders that hold runs.
+
+    Raises:
+        ReportError: a folder is missing or holds no run, two are the same, or a file is damaged.
+    """
+    found: list[Path] = []
+    for folder in folders:
+        inside = list(_runs_in(folder))
+        if not inside:
+            what = "a file" if folder.is_file() else "no run in it" if folder.is_dir() else "no such folder"
+            raise ReportError(
+                f"report {folder}: expected a run's folder with a {METRICS_FILE}, or a folder of runs, found {what}"
+            )
+        found += [run for run in inside if run not in found]
+    names = _short_names(found)
+    return [_read_run(name, folder) for name, folder in zip(names, found, strict=True)]
+
+
+def _runs_in(folder: Path, depth: int = 0) -> Iterator[Path]:
+    if (folder / METRICS_FILE).is_file():
+        yield folder
+    elif folder.is_dir() and depth < DEEPEST:
+        for inside in sorted(folder.iterdir()):
+            if inside.is_dir():
+                yield from _runs_in(inside, depth + 1)
+
+
+def _short_names(folders: Sequence[Path]) -> list[str]:
+    parts = [folder.absolute().parts for folder in folders]
+    shared = 0
+    while len(parts) > 1 and all(len(each) > shared + 1 and each[shared] == parts[0][shared] for each in parts):
+        shared += 1
+    shared = shared if len(parts) > 1 else max(len(parts[0]) - 2, 0)
+    return ["/".join(each[shared:]) for each in parts]
+
+
+def _read_run(name: str, folder: Path) -> Run:
+    metrics = folder / METRICS_FILE
+    try:
+        series = read_metrics(metrics)
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise ReportError(
+            f"report {metrics}: expected numbers by column and a column step, as tql fit writes, found {error!r}"
+        ) from error
+    text, config = _read_config(folder / CONFIG_FILE)
+    own_folder = config.pop(FOLDER_KEY, None)
+    seeds = [config.pop(key) for key in SEED_KEYS if key in config]
+    if own_folder:
+        config = {key: value.replace(own_folder, "RUN") for key, value in config.items()}
+    evaluations = {update: _read_evaluation(path) for update, path in evaluation_files(folder).items()}
+    return Run(name, folder, config, text, seeds[0] if seeds else None, series, evaluations, read_starts(folder))
+
+
+def _read_config(path: Path) -> tuple[str, dict[str, str]]:
+    if not path.is_file():
+        return "", {}
+    try:
+        text = path.read_text()
+        config = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise ReportError(f"report {path}: expected the configuration that tql fit wrote, found {first}") from error
+    if not isinstance(config, dict):
+        raise ReportError(f"report {path}: expected settings by name, found {type(config).__name__}")
+    return text, dict(_flat("", config))
+
+
+def _flat(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Leaves of a configuration by dotted key, as YAML shows them."""
+    if isinstance(value, dict) and value:
+        for name, inside in value.items():
+            yield from _flat(f"{prefix}.{name}" if prefix else str(name), inside)
+    elif isinstance(value, list) and any(isinstance(inside, dict) for inside in value):
+        for index, inside in enumerate(value):
+            yield from _flat(f"{prefix}.{index}", inside)
+    else:
+        yield prefix, value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _read_evaluation(path: Path) -> dict[str, Any]:
+    try:
+        evaluation = json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise ReportError(f"report {path}: expected an evaluation in JSON, found {error}") from error
+    if not isinstance(evaluation, dict) or not {"env_id", "summary", "returns"} <= evaluation.keys():
+        raise ReportError(f"report {path}: expected env_id, returns and summary, as an evaluation has, found neither")
+    return evaluation

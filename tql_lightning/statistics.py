@@ -1,0 +1,91 @@
+"""Several runs summed up as reliably as few runs allow (Agarwal et al. 2021, arXiv 2108.13264).
+
+Scores are one number a run, grouped by task: ``[[task 1's runs], [task 2's runs], ...]``. Pure functions of finished
+runs; what is measured while training lies in `metrics`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+Floats = NDArray[np.float64]
+Scores = Sequence[Sequence[float] | Floats]
+
+TRIMMED = 0.25  # share of the runs left out at each end
+RESAMPLES = 2_000
+LEVEL = 0.95
+
+
+class Estimate(NamedTuple):
+    """A value and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def interquartile_mean(scores: Scores, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
+    """Mean of the middle half of all runs of all tasks, with its stratified bootstrap interval.
+
+    Of n scores the floor(n / 4) smallest and largest are left out; with fewer than four it is the mean.
+
+    Args:
+        scores: by task, at least one run each.
+        resamples: how often every task's runs are drawn anew, with replacement.
+        seed: of these draws.
+
+    Raises:
+        ValueError: a task has no run.
+    """
+    return _with_interval(_interquartile_mean, [scores], resamples, seed)
+
+
+def probability_of_improvement(scores: Scores, others: Scores, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
+    """Probability that a run of one method beats a run of another on the same task, averaged over the tasks.
+
+    Of every task, the share of pairs (x, y) with x > y, where a tie counts one half: the Mann-Whitney statistic.
+
+    Args:
+        scores: of the first method, by task.
+        others: of the second method, by the same tasks.
+        resamples: as for `interquartile_mean`.
+        seed: of the draws.
+
+    Raises:
+        ValueError: a task has no run, or the methods have different numbers of tasks.
+    """
+    if len(scores) != len(others):
+        raise ValueError(f"expected the same tasks of both methods, found {len(scores)} and {len(others)}")
+    return _with_interval(_probability_of_improvement, [scores, others], resamples, seed)
+
+
+def _interquartile_mean(tasks: list[Floats]) -> Floats:
+    """Resampled runs of every task, (R, n) each -> (R,)."""
+    mean: Floats = stats.trim_mean(np.concatenate(tasks, axis=1), TRIMMED, axis=1)
+    return mean
+
+
+def _probability_of_improvement(tasks: list[Floats], others: list[Floats]) -> Floats:
+    """Resampled runs of every task of both methods, (R, n) each -> (R,)."""
+    shares = []
+    for own, other in zip(tasks, others, strict=True):
+        x, y = own[:, :, None], other[:, None, :]
+        shares.append(((x > y) + 0.5 * (x == y)).mean(axis=(1, 2)))
+    return np.asarray(np.mean(shares, axis=0), dtype=np.float64)
+
+
+def _with_interval(statistic: Callable[..., Floats], methods: Sequence[Scores], resamples: int, seed: int) -> Estimate:
+    arrays = [[np.asarray(task, dtype=np.float64)[None] for task in scores] for scores in methods]
+    if any(not tasks or any(task.shape[1] == 0 for task in tasks) for tasks in arrays):
+        raise ValueError("expected at least one task and one run of every task, found none")
+    rng = np.random.default_rng(seed)
+    drawn = [
+        [task[0, rng.integers(task.shape[1], size=(resamples, task.shape[1]))] for task in tasks] for tasks in arrays
+    ]
+    low, high = np.quantile(statistic(*drawn), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Estimate(float(statistic(*arrays)[0]), float(low), float(high))
