@@ -70,8 +70,8 @@ class TQLCLI(LightningCLI):
             raise
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The model's sizes and the range of its rewards are the dataset's."""
-        for name in ("observation_dim", "action_dim", "reward_range"):
+        """The model's sizes and the ranges of its rewards are the dataset's."""
+        for name in ("observation_dim", "action_dim", "reward_range", "final_reward_range"):
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
 
     def _parse_ckpt_path(self) -> None:

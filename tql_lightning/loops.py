@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from tql_lightning.batch import Batch, Noise
@@ -25,6 +26,7 @@ class UpdateLoop(LightningModule, ABC):
     def __init__(self) -> None:
         super().__init__()
         self.automatic_optimization = False
+        self._seen_updates = 0  # by the weights, while no trainer trains them
 
     @abstractmethod
     def update(self, batch: Batch, noise: Noise, with_metrics: bool = True) -> dict[str, Any]:
@@ -102,6 +104,20 @@ class UpdateLoop(LightningModule, ABC):
                     metrics[f"attention_entropy/layer_{layer}/{group}"] = value
         scalars = {f"{stage}/{name}": value for name, value in metrics.items()}
         self.log_dict(scalars, batch_size=len(batch.rewards), sync_dist=True)
+
+    @property
+    def current_update(self) -> int:
+        """Updates that the weights have seen: also for a trainer that only validates or tests, which counts none."""
+        trains = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        return self.global_step if trains else self._seen_updates
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes over how many updates the checkpoint's weights have seen."""
+        self._seen_updates = int(checkpoint.get("global_step", 0))
+
+    def on_train_end(self) -> None:
+        """Keeps how many updates the weights have seen."""
+        self._seen_updates = self.global_step
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Writes how critic, policy and entropy control are made as class path and arguments.

@@ -17,9 +17,17 @@ Deviations from paper and release, and why:
 - Evaluation episodes and their noise are seeded; the release draws them afresh.
 - Logged gradient norms are 2-norms over each network, not the release's sum of per-array norms.
 - Query, key and value are one matrix; their weights, decay and initialisation are the release's.
+- Gradient clipping, which is off by default, multiplies by clip / (norm + 1e-6) where the release divides by the norm.
+- The "sign" form of the temperature is written with expm1 and log1p, exact near 0 where exp(x) - 1 loses digits.
+- LayerNorm takes the variance of x - mean, where the release takes E[x^2] - E[x]^2: they differ by rounding.
+- Softmax, entropy, values and targets are float32 also where the rest is bfloat16.
+- Without entropy control there is no temperature; the release has one that nothing uses.
+- Entropy targets that no attention can reach (ln n and above) are refused; the release runs with them.
+- The release's optimizer "adam" is AdamW with ``weight_decay`` 0.
 
-Beyond paper and release, and off by default: targets that move over training (`nn.temperature.TargetSchedule`), values
-learned by classification (`nn.value_loss.HLGauss`), soft cap, clipped softmax and gated attention. What the paper
+Beyond paper and release, and off by default: a learning rate of the temperatures' own, targets that move over training
+(`nn.temperature.TargetSchedule`), values learned by classification (`nn.value_loss.HLGauss`), soft cap, clipped softmax
+and gated attention. What the paper
 compares with is not in its release; `docs/variants.md` says how each is read here.
 """
 
@@ -28,7 +36,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -58,7 +66,8 @@ class TQL(UpdateLoop):
             alone. Without effect for a critic that has no attention.
         value_loss: what makes the TD loss from the range of discounted returns: ``SquaredError`` (TQL) or
             ``HLGauss``.
-        reward_range: smallest and largest reward of the data (taken from the dataset by the CLI).
+        reward_range: smallest and largest reward of transitions that continue (taken from the dataset by the CLI).
+        final_reward_range: the same of transitions that terminate; null if none does.
         discount: gamma.
         tau: share of the critic that moves into the target critic at each update.
         target_aggregation: over the heads of the target critic, in the TD target.
@@ -91,6 +100,7 @@ class TQL(UpdateLoop):
         entropy_control: Callable[[int, int], EntropyControl] | None = AttentionTemperature,
         value_loss: Callable[[tuple[float, float] | None], ValueLoss] = SquaredError,
         reward_range: tuple[float, float] | None = None,
+        final_reward_range: tuple[float, float] | None = None,
         discount: float = 0.99,
         tau: float = 0.005,
         target_aggregation: Literal["mean", "min"] = "mean",
@@ -111,14 +121,24 @@ class TQL(UpdateLoop):
         _require("discount", 0.0 <= discount <= 1.0, "between 0 and 1", discount)
         _require("tau", 0.0 < tau <= 1.0, "above 0 and at most 1", tau)
         _require("num_samples", num_samples >= 1, "at least 1", num_samples)
-        _require("bc_coefficient", bc_coefficient >= 0.0, "at least 0", bc_coefficient)
+        _require("bc_coefficient", 0.0 <= bc_coefficient < math.inf, "a finite number of at least 0", bc_coefficient)
         _require("warmup_updates", warmup_updates >= 0, "at least 0", warmup_updates)
         _require("schedule_updates", schedule_updates >= 1, "at least 1", schedule_updates)
         _require("target_aggregation", target_aggregation in ("mean", "min"), "mean or min", target_aggregation)
+        _require("extraction", extraction in get_args(Extraction), " or ".join(get_args(Extraction)), extraction)
+        schedules = ("warmup_cosine", "constant")
+        _require("lr_schedule", lr_schedule in schedules, " or ".join(schedules), lr_schedule)
+        for name, value in {
+            "critic_learning_rate": critic_learning_rate,
+            "temperature_learning_rate": temperature_learning_rate,
+            "actor_learning_rate": actor_learning_rate,
+            "weight_decay": weight_decay,
+        }.items():
+            _require(name, value is None or 0.0 <= value < math.inf, "a finite number of at least 0", value)
         _require("gradient_clip_norm", gradient_clip_norm is None or gradient_clip_norm > 0, "> 0", gradient_clip_norm)
         self.save_hyperparameters()
 
-        self.value_loss = value_loss(return_range(reward_range, discount))
+        self.value_loss = value_loss(return_range(reward_range, final_reward_range, discount))
         self.critic = make_critic(critic, observation_dim, action_dim, self.value_loss)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.policy = policy(observation_dim, action_dim)
@@ -176,7 +196,9 @@ class TQL(UpdateLoop):
     def losses(
         self, batch: Batch, noise: Noise, with_metrics: bool = True
     ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
-        """Everything TQL minimises, as a pure function of parameters, batch, noise and (for targets that move) update.
+        """Everything TQL minimises, as a function of parameters, batch, noise and (for targets that move) update.
+
+        One side effect: where sigma-Reparam is used, each of the critic's two passes moves its buffers in training.
 
         Args:
             batch: transitions, leading dimension (B,).
@@ -251,7 +273,7 @@ class TQL(UpdateLoop):
     @property
     def target_entropy(self) -> Tensor | None:
         """Entropy targets at the current update, (L, 2); None without control or for control without a target."""
-        return None if self.temperature is None else self.temperature.target_entropy(self.global_step)
+        return None if self.temperature is None else self.temperature.target_entropy(self.current_update)
 
     @torch.no_grad()
     def move_target(self) -> None:
@@ -270,6 +292,9 @@ class TQL(UpdateLoop):
 
         Args:
             extraction: how to choose actions; None for the model's own setting.
+
+        Raises:
+            ValueError: there is no such way.
         """
         match extraction or self.extraction:
             case "fql":
@@ -278,6 +303,8 @@ class TQL(UpdateLoop):
                 return Actor((self.num_samples, self.action_dim), self.implicit_actions)
             case "behaviour_flow":
                 return Actor((self.action_dim,), self.policy.flow_actions)
+            case unknown:
+                raise ValueError(f"extraction: expected {' or '.join(get_args(Extraction))}, found {unknown}")
 
     def one_step_actions(self, observations: Tensor, noise: Tensor) -> Tensor:
         """clip(mu(s, z), -1, 1): (B, n_s), (B, n_a) -> (B, n_a)."""

@@ -63,9 +63,14 @@ class TransitionDataset:
         return int(self.actions.shape[1])
 
     @property
-    def reward_range(self) -> tuple[float, float]:
-        """Smallest and largest reward."""
-        return float(self.rewards.min()), float(self.rewards.max())
+    def reward_range(self) -> tuple[float, float] | None:
+        """Smallest and largest reward of the transitions that continue; None if none does."""
+        return _range(self.rewards[self.masks != 0.0])
+
+    @property
+    def final_reward_range(self) -> tuple[float, float] | None:
+        """Smallest and largest reward of the transitions that terminate; None if none does."""
+        return _range(self.rewards[self.masks == 0.0])
 
     def episode_returns(self) -> NDArray[np.float64]:
         """Undiscounted return of every whole episode, (episodes,)."""
@@ -183,6 +188,10 @@ class TransitionDataset:
             env_id=env_id,
             validation=validation,
         )
+
+
+def _range(values: Floats) -> tuple[float, float] | None:
+    return (float(values.min()), float(values.max())) if len(values) else None
 
 
 def _numbers(field: str, values: ArrayLike, rank: int, name: str) -> NDArray[np.generic]:
