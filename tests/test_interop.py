@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,19 @@ def test_files_that_are_no_archive_of_arrays_are_named(content: bytes | str, tmp
         load_release_params(toy_model(), path)
     with pytest.raises(FileNotFoundError, match=r"none\.npz: no such file"):
         load_release_params(toy_model(), tmp_path / "none.npz")
+
+
+def test_the_documented_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(__file__).parents[1]
+    (example,) = re.findall(r"```python\n(.*?)```", (root / "docs" / "fidelity.md").read_text(), flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tests").symlink_to(root / "tests")
+    namespace: dict[str, Any] = {}
+    exec(example, namespace)  # the document's own code
+    model, again = namespace["model"], namespace["again"]
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
+    with np.load(root / "tests" / "golden" / "A" / "params_5.npz") as release:
+        assert all(np.array_equal(array, release[name]) for name, array in release_arrays(again).items())
 
 
 def with_parts(**parts: Any) -> dict[str, Any]:

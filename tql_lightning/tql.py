@@ -162,7 +162,7 @@ class TQL(UpdateLoop):
         self.gradient_clip_norm = gradient_clip_norm
         self._gradient_norms: dict[str, Tensor] | None = None
 
-    # ------------------------------------------------------------------ one update (spec section 6)
+    # ------------------------------------------------------------------ one update (section 6 of docs/algorithm.md)
 
     def update(self, batch: Batch, noise: Noise, with_metrics: bool = True) -> dict[str, Any]:
         """One update: losses at the old parameters, target critic, one gradient step.
@@ -285,7 +285,7 @@ class TQL(UpdateLoop):
         for target_buffer, buffer in zip(self.target_critic.buffers(), self.critic.buffers(), strict=True):
             target_buffer.copy_(buffer)
 
-    # ------------------------------------------------------------------ acting (spec section 5)
+    # ------------------------------------------------------------------ acting (section 5 of docs/algorithm.md)
 
     def actor(self, extraction: Extraction | None = None) -> Actor:
         """The policy as a pure function of observations and noise.
@@ -322,7 +322,7 @@ class TQL(UpdateLoop):
         """Acts with the model's own extraction; see `actor` for the shape of the noise."""
         return self.actor().act(observations, noise)
 
-    # ------------------------------------------------------------------ optimisation (spec section 6)
+    # ------------------------------------------------------------------ optimisation (section 6 of docs/algorithm.md)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Parameters with their peak learning rate and weight decay, which only weight matrices have."""

@@ -1,4 +1,4 @@
-"""Multi-head self-attention that also returns its entropy (spec sections 2 and 3)."""
+"""Multi-head self-attention that also returns its entropy (sections 2 and 3 of docs/algorithm.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every critic promises, the transformer critic of TQL and the MLP critic of FQL (spec section 2)."""
+"""What every critic promises, TQL's transformer critic and FQL's MLP critic (section 2 of docs/algorithm.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weight initialisation of the authors' release (spec section 2)."""
+"""Weight initialisation of the authors' release (section 2 of docs/algorithm.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Forms of entropy control: what weighs the attention entropy in the critic's loss (spec section 3).
+"""Forms of entropy control: what weighs the attention entropy in the critic's loss (section 3 of docs/algorithm.md).
 
 The *attention* temperature is a loss weight: it rises while the entropy is under its target and falls
 while it is over. It is neither a softmax temperature nor SAC's policy temperature.

@@ -37,7 +37,7 @@ class ValueLoss(nn.Module, ABC):
 
 
 class SquaredError(ValueLoss):
-    """Mean over batch and heads of (Q_k(s, a) - y)^2, TQL's own (spec section 4).
+    """Mean over batch and heads of (Q_k(s, a) - y)^2, TQL's own (section 4 of docs/algorithm.md).
 
     Args:
         return_range: of the data; a regression does not need it.
