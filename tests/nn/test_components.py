@@ -135,8 +135,10 @@ def test_swiglu_is_a_gated_product_with_as_many_weights_as_the_plain_layer(token
 def test_a_sandwich_block_normalises_both_branches_before_they_are_added(norm: type, tokens: Tensor) -> None:
     torch.manual_seed(0)
     block = SandwichBlock(HIDDEN, HEADS, 2 * HIDDEN, 0.0, norm)
+    norms = [module for module in block.modules() if isinstance(module, norm)]
+    assert len(norms) == 4  # none is shared
     with torch.no_grad():
-        for parameter in (p for module in block.modules() if isinstance(module, norm) for p in module.parameters()):
+        for parameter in (parameter for module in norms for parameter in module.parameters()):
             parameter.uniform_(0.5, 2.0)
     ours, _ = block(tokens, value_only=False, with_entropy=False)
 
