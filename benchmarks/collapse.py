@@ -1,20 +1,24 @@
 """Does attention collapse as the critic widens, and does entropy control hold it? Trains, measures, draws, tabulates.
 
     python benchmarks/collapse.py pendulum cube-single --output runs/collapse
+    python benchmarks/collapse.py pendulum --widths 256 --set model.critic_learning_rate=1e-4 model.tau=0.01
 
 Each run is `tql fit` in a process of its own; a run that is complete is not trained again, so the command can be
-stopped and repeated. It writes ``collapse.md`` and one ``collapse_<dataset>.png`` per dataset.
+stopped and repeated, and repeated with more updates where the learning rate is constant. Other settings are another
+run. It writes ``collapse.md`` and one ``collapse_<dataset>.png`` per dataset, of all that its arguments name.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -47,7 +51,9 @@ class Problem:
     dataset: str
     batch_size: int
     episodes: int
+    initial_temperature: float
 
+    @cache  # noqa: B019  (a few, for the life of the program)
     def load(self) -> TransitionDataset:
         """The transitions."""
         if self.config == "quickstart":
@@ -56,15 +62,19 @@ class Problem:
 
 
 PROBLEMS = {
-    "pendulum": Problem("quickstart", "datasets/Pendulum-v1.npz", batch_size=256, episodes=20),
-    "cube-single": Problem("ogbench/cube-single", "cube-single-play", batch_size=64, episodes=10),
-    "cube-double": Problem("ogbench/cube-double", "cube-double-play", batch_size=64, episodes=10),
+    "pendulum": Problem("quickstart", "datasets/Pendulum-v1.npz", batch_size=64, episodes=20, initial_temperature=3.0),
+    "cube-single": Problem(
+        "ogbench/cube-single", "cube-single-play", batch_size=32, episodes=10, initial_temperature=1.0
+    ),
+    "cube-double": Problem(
+        "ogbench/cube-double", "cube-double-play", batch_size=32, episodes=10, initial_temperature=1.0
+    ),
 }
 
 
 @dataclass(frozen=True)
 class Run:
-    """One critic: a width, a control and a seed on a dataset."""
+    """One critic: a width, a control and a seed on a dataset, and settings "key=value" beside the benchmark's own."""
 
     problem: str
     width: int
@@ -72,12 +82,15 @@ class Run:
     seed: int
     updates: int
     output: Path
-    options: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
-        """Where it trains."""
-        return self.output / self.problem / f"width_{self.width}_{self.control}_seed_{self.seed}_{self.updates}"
+        """Where it trains; other settings are another place."""
+        name = f"width_{self.width}_{self.control}_seed_{self.seed}"
+        if self.settings:
+            name += f"_{hashlib.sha256(repr(self.settings).encode()).hexdigest()[:8]}"
+        return self.output / self.problem / name
 
     @property
     def checkpoint(self) -> Path:
@@ -85,7 +98,11 @@ class Run:
         return self.folder / "checkpoints" / "last.ckpt"
 
     def train(self) -> None:
-        """Runs `tql fit` unless it already reached its end; what it prints goes to train.log."""
+        """Runs `tql fit` unless it already reached its end; what it prints goes to train.log.
+
+        Raises:
+            RuntimeError: it failed; the message names its log.
+        """
         if self.checkpoint.exists() and load_checkpoint(self.checkpoint)[1]["global_step"] >= self.updates:
             return
         problem = PROBLEMS[self.problem]
@@ -94,13 +111,20 @@ class Run:
         command += [f"--trainer.default_root_dir={self.folder}", f"--seed_everything={self.seed}"]
         command += ["--model.critic=tql_lightning.nn.critic.TransformerCritic"]
         command += [f"--model.critic.init_args.hidden_dim={self.width}", *CONTROLS[self.control]]
+        if self.control != "none":
+            command += [f"--model.entropy_control.init_args.initial={problem.initial_temperature}"]
         command += [f"--data.batch_size={problem.batch_size}"]
-        command += self.options
+        command += [f"--{setting}" for setting in self.settings]
         command += ["--ckpt_path=last"] if self.checkpoint.exists() else []
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "train.log").open("a") as log:
+        file = self.folder / "train.log"
+        with file.open("a") as log:
             environment = os.environ | {"OMP_NUM_THREADS": "1"}
-            subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT, env=environment)
+            code = subprocess.run(
+                command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False
+            ).returncode
+        if code:
+            raise RuntimeError(f"{file}: training ended with exit code {code}; its last lines say why")
 
 
 @torch.no_grad()
@@ -136,7 +160,7 @@ def smoothness(model: TQL, dataset: TransitionDataset) -> tuple[float, float]:
 def table_row(run: Run) -> str:
     """A finished run's line of the table."""
     series = read_metrics(run.folder / METRICS_FILE)
-    model, _ = load_checkpoint(run.checkpoint)
+    model, checkpoint = load_checkpoint(run.checkpoint)
     slope, roughness = smoothness(model, PROBLEMS[run.problem].load())
     figures = evaluate_checkpoint(run.checkpoint, PROBLEMS[run.problem].episodes, seed=1000, num_envs=10)
     entropies = []
@@ -145,7 +169,7 @@ def table_row(run: Run) -> str:
         target = f"train/target_entropy/{name}"
         entropies.append(f"{entropy:.2f}" + (f" ({entropy - tail(series, target):+.2f})" if target in series else ""))
     q = tail(series, "train/q_mean")
-    cells = [run.problem, run.width, run.control, run.seed, run.updates, *entropies]
+    cells = [run.problem, run.width, run.control, run.seed, checkpoint["global_step"], *entropies]
     cells += [f"{slope:.3f}", f"{roughness:.3f}", f"{q:.1f}"]
     cells += [f"{figures['return']:.1f} +- {figures['return_stderr']:.1f}"]
     return "| " + " | ".join(map(str, cells)) + " |"
@@ -204,12 +228,10 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=3_000)
     parser.add_argument("--parallel", type=int, default=os.cpu_count() or 1, help="runs at once, one thread each")
     parser.add_argument("--output", type=Path, default=Path("runs/collapse"))
-    parser.add_argument(
-        "--options", nargs="*", default=[], help="for every tql fit, in quotes; with an --output of its own"
-    )
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of every tql fit")
     arguments = parser.parse_args()
     runs = [
-        Run(problem, width, control, seed, arguments.updates, arguments.output, tuple(arguments.options))
+        Run(problem, width, control, seed, arguments.updates, arguments.output, tuple(arguments.set))
         for problem in arguments.problems
         for width in arguments.widths
         for seed in arguments.seeds
