@@ -17,18 +17,17 @@ Deviations from paper and release, and why:
 - Evaluation episodes and their noise are seeded; the release draws them afresh.
 - Logged gradient norms are 2-norms over each network, not the release's sum of per-array norms.
 - Query, key and value are one matrix; their weights, decay and initialisation are the release's.
-- Gradient clipping, which is off by default, multiplies by clip / (norm + 1e-6) where the release divides by the norm.
+- Gradient clipping, which is off by default, multiplies by clip / (norm + 1e-6), torch's own; the release has no 1e-6.
 - The "sign" form of the temperature is written with expm1 and log1p, exact near 0 where exp(x) - 1 loses digits.
-- LayerNorm takes the variance of x - mean, where the release takes E[x^2] - E[x]^2: they differ by rounding.
-- Softmax, entropy, values and targets are float32 also where the rest is bfloat16.
+- LayerNorm takes the variance of x - mean, torch's own, where the release takes E[x^2] - E[x]^2: rounding apart.
+- Softmax, entropy, values and targets are float32 also where the rest is bfloat16, which is too coarse for them.
 - Without entropy control there is no temperature; the release has one that nothing uses.
 - Entropy targets that no attention can reach (ln n and above) are refused; the release runs with them.
 - The release's optimizer "adam" is AdamW with ``weight_decay`` 0.
 
 Beyond paper and release, and off by default: a learning rate of the temperatures' own, targets that move over training
 (`nn.temperature.TargetSchedule`), values learned by classification (`nn.value_loss.HLGauss`), soft cap, clipped softmax
-and gated attention. What the paper
-compares with is not in its release; `docs/variants.md` says how each is read here.
+and gated attention. What the paper compares with is not in its release; `docs/variants.md` says how each is read here.
 """
 
 from __future__ import annotations
