@@ -34,7 +34,10 @@ def build(config: dict[str, Any], observation_dim: int, action_dim: int) -> TQL:
     entropy_control, out_of_reach = None, False
     if config["use_attention_entropy_loss"]:
         targets = config["attention_entropy_target"]
-        out_of_reach = np.max(targets) >= math.log(1 + observation_dim + action_dim)  # the release runs with these too
+        largest = math.log(1 + observation_dim + action_dim)
+        out_of_reach = not all(
+            0.0 < target < largest for row in targets for target in row
+        )  # the release runs with these
         entropy_control = partial(
             AttentionTemperature,
             targets=None if out_of_reach else targets,
