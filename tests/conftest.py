@@ -11,10 +11,28 @@ import torch
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
 GOLDEN = Path(__file__).parent / "golden"
+REACHED = pytest.StashKey[dict[str, dict[str, float]]]()  # largest differences from the release: case -> kind -> size
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--golden", type=Path, default=GOLDEN, help="folder of golden cases, one folder each")
+    parser.addoption("--reached", action="store_true", help="print the largest differences from the golden numbers")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[REACHED] = {}
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    cases = config.stash[REACHED]
+    if not config.getoption("--reached") or not cases:
+        return
+    kinds = sorted({kind for reached in cases.values() for kind in reached})
+    rows = [
+        [kind, *(f"{reached[kind]:.1e}" if kind in reached else "" for reached in cases.values())] for kind in kinds
+    ]
+    for row in (["largest difference", *cases], ["---"] * (1 + len(cases)), *rows):
+        terminalreporter.write_line(f"| {' | '.join(row)} |")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

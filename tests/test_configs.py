@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.command_line import make_model, parse_fit
+from tests.toy import fit
 from tql_lightning.configs import ConfigError, find_config, packaged_configs, resolve_configs
 from tql_lightning.data.sources.ogbench import known_domains
 from tql_lightning.nn.attention import EntropyAttention
@@ -89,6 +90,16 @@ def test_variants_change_what_they_name_and_keep_size_and_targets(name: str, mon
         assert model.temperature.targets.tolist() == [[3.0, 3.0], [2.5, 2.5]]
     else:
         assert name in ("variant/no_control", "variant/fixed_penalty")
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants_train_in_bfloat16(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    sizes = ("--model.critic.hidden_dim=16", "--model.critic.head_dim=8", "--model.policy.hidden_dims=[16]")
+    model = make_model(parse_fit(monkeypatch, "--config", name, DATA, *sizes), 3, 1)
+    trainer = fit(tmp_path, model, updates=2, updates_per_step=2, precision="bf16-mixed", limit_val_batches=0)
+    assert trainer.global_step == 2
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
 def test_interpolations_follow_overrides(monkeypatch: pytest.MonkeyPatch) -> None:

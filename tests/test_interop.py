@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,8 @@ def broken(change: str) -> dict[str, np.ndarray]:
         arrays["critic/transformer_block_9/key/kernel"] = arrays[name]
     elif change == "misshapen":
         arrays[name] = arrays[name].reshape(16, 16)
+    elif change in ("str", "object", "complex128"):
+        arrays[name] = arrays[name].astype(change)
     else:
         arrays[name] = arrays[name] * np.nan
     return arrays
@@ -63,6 +66,9 @@ def broken(change: str) -> dict[str, np.ndarray]:
         ("extra", r"left over critic/transformer_block_9/key/kernel \(16, 2, 8\)"),
         ("misshapen", r"critic/transformer_block_1/key/kernel: expected shape \(16, 2, 8\), found \(16, 16\)"),
         ("not finite", r"critic/transformer_block_1/key/kernel: expected finite numbers"),
+        ("str", r"critic/transformer_block_1/key/kernel: expected real numbers, found <U\d+"),
+        ("object", r"critic/transformer_block_1/key/kernel: expected real numbers, found object"),
+        ("complex128", r"critic/transformer_block_1/key/kernel: expected real numbers, found complex128"),
     ],
 )
 def test_arrays_that_do_not_fit_are_named_and_the_model_stays(change: str, message: str) -> None:
@@ -74,6 +80,55 @@ def test_arrays_that_do_not_fit_are_named_and_the_model_stays(change: str, messa
     with pytest.raises(ValueError, match=message):
         load_release_params(model, broken(change))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_whatever_numpy_takes_for_real_numbers_is_loaded() -> None:
+    model = toy_model()
+    expected = {name: array + np.float32(1.0) for name, array in release_arrays(model).items()}
+    for array in expected.values():
+        array.flags.writeable = False
+    given: dict[str, Any] = dict(expected)
+    given["critic/cls_token"] = expected["critic/cls_token"].tolist()
+    given["critic/pos_embedding"] = expected["critic/pos_embedding"].astype(np.float64)
+    load_release_params(model, given)
+    assert all(np.array_equal(array, expected[name]) for name, array in release_arrays(model).items())
+
+
+def test_the_releases_temperature_is_left_out_where_asked_to(tmp_path: Path) -> None:
+    save_release_params(toy_model(), tmp_path / "params.npz")
+    model = toy_model(entropy_control=None)
+    with pytest.raises(ValueError, match=r"left over attention_entropy_temperature/log_value .*set ignore_temperature"):
+        load_release_params(model, tmp_path / "params.npz")
+    load_release_params(model, tmp_path / "params.npz", ignore_temperature=True)
+    with pytest.raises(ValueError, match=r"left over critic/other \(1,\)"):
+        load_release_params(model, release_arrays(model) | {"critic/other": np.zeros(1)}, ignore_temperature=True)
+
+
+@pytest.mark.parametrize("content", [b"no archive", b"", "an array"])
+def test_files_that_are_no_archive_of_arrays_are_named(content: bytes | str, tmp_path: Path) -> None:
+    path = tmp_path / "params.npz"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        with path.open("wb") as file:
+            np.save(file, np.zeros(3))
+    with pytest.raises(ValueError, match=r"params\.npz: expected"):
+        load_release_params(toy_model(), path)
+    with pytest.raises(FileNotFoundError, match=r"none\.npz: no such file"):
+        load_release_params(toy_model(), tmp_path / "none.npz")
+
+
+def test_the_documented_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(__file__).parents[1]
+    (example,) = re.findall(r"```python\n(.*?)```", (root / "docs" / "fidelity.md").read_text(), flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tests").symlink_to(root / "tests")
+    namespace: dict[str, Any] = {}
+    exec(example, namespace)  # the document's own code
+    model, again = namespace["model"], namespace["again"]
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
+    with np.load(root / "tests" / "golden" / "A" / "params_5.npz") as release:
+        assert all(np.array_equal(array, release[name]) for name, array in release_arrays(again).items())
 
 
 def with_parts(**parts: Any) -> dict[str, Any]:

@@ -142,9 +142,26 @@ def test_the_trees_order_is_that_of_imports() -> None:
 def test_every_folder_and_link_shown_exists() -> None:
     for folder in re.findall(r"^(\w+)/", TREE, flags=re.MULTILINE):
         assert (ROOT / folder).is_dir()
-    for document in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"):
+    for document in (
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        ROOT / "CHANGELOG.md",
+        *(ROOT / "docs").glob("*.md"),
+    ):
         for target in re.findall(r"\]\(([^)]+)\)", document.read_text()):
-            assert target.startswith("https://") or (ROOT / target).is_file(), target
+            assert target.startswith("https://") or (document.parent / target).is_file(), target
+
+
+def test_every_document_and_section_that_docstrings_cite_exists() -> None:
+    headings = re.findall(r"^## (\d)\.", (ROOT / "docs" / "algorithm.md").read_text(), flags=re.MULTILINE)
+    cited: set[str] = set()
+    for path in MODULES.values():
+        text = path.read_text()
+        for document in re.findall(r"docs/\w+\.md", text):
+            assert (ROOT / document).is_file(), f"{path}: {document}"
+        for sections in re.findall(r"sections? ([\d and to]+) of docs/algorithm\.md", text):
+            cited |= set(re.findall(r"\d", sections))
+    assert {"2", "3", "4", "5", "6"} <= cited <= set(headings)
 
 
 def test_the_command_is_installed() -> None:

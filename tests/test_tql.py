@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger
 
-from tests.toy import fit, toy_model
+from tests.toy import fit, toy_dataset, toy_model
+from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.loops import TrainingDivergedError
 from tql_lightning.nn.attention import EntropyAttention
 from tql_lightning.nn.attention_components import HeadGate, SoftCap
@@ -165,6 +167,22 @@ def test_targets_move_with_the_updates_of_the_run(tmp_path: Path) -> None:
     assert first == pytest.approx([1.0 + 0.2 * max(0.0, 1 - update / 10) for update in range(12)])
 
 
+def test_held_out_losses_of_a_checkpoint_have_the_targets_of_its_update(tmp_path: Path) -> None:
+    control = partial(AttentionTemperature, targets=[(1.0, 1.0), (0.5, 0.5)], schedule=TargetSchedule(0.2, 10))
+    model = toy_model(entropy_control=control)
+    trainer = fit(tmp_path, model, updates=5)
+    trainer.save_checkpoint(tmp_path / "model.ckpt")
+    data = OfflineDataModule(toy_dataset(), batch_size=16)
+    settings: dict[str, Any] = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False}
+    expected = trainer.validate(model, data, verbose=False)[0]
+    torch.testing.assert_close(model.target_entropy, torch.tensor([[1.1, 1.1], [0.6, 0.6]]))
+    fresh = toy_model(entropy_control=control)
+    found = Trainer(**settings).validate(fresh, data, tmp_path / "model.ckpt", verbose=False, weights_only=True)[0]
+    assert found == expected
+    loaded = TQL.load_from_checkpoint(tmp_path / "model.ckpt", weights_only=True)
+    assert Trainer(**settings).validate(loaded, data, verbose=False)[0] == expected
+
+
 def test_only_matrices_decay_and_every_parameter_has_one_group() -> None:
     model = toy_model()
     optimizer = model.configure_optimizers()["optimizer"]  # type: ignore[index, call-overload]
@@ -256,6 +274,18 @@ def test_extractions_act_within_the_bounds() -> None:
         assert actions.abs().max() <= 1.0
 
 
+def test_an_unknown_extraction_is_refused() -> None:
+    with pytest.raises(ValueError, match="extraction: expected fql or implicit or behaviour_flow, found max"):
+        toy_model().actor("max")  # type: ignore[arg-type]
+
+
+def test_dropout_spares_the_target_critic() -> None:
+    model = toy_model(critic=partial(TransformerCritic, hidden_dim=16, head_dim=8, dropout=0.5)).train()
+    inputs = (torch.randn(4, 3), torch.zeros(4, 1))
+    assert not torch.equal(model.critic(*inputs).values, model.critic(*inputs).values)
+    assert torch.equal(model.target_critic(*inputs).values, model.target_critic(*inputs).values)
+
+
 def test_metrics_are_written_at_updates_with_learning_rates(tmp_path: Path) -> None:
     logger = CSVLogger(tmp_path, name="", version="")
     fit(tmp_path, toy_model(), updates=20, logger=logger, log_every_n_steps=10)
@@ -295,6 +325,13 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"num_samples": 0}, "model.num_samples"),
     ({"target_aggregation": "max"}, "model.target_aggregation: expected mean or min, found max"),
     ({"gradient_clip_norm": 0.0}, "model.gradient_clip_norm"),
+    ({"extraction": "max"}, "model.extraction: expected fql or implicit or behaviour_flow, found max"),
+    ({"lr_schedule": "cosin"}, "model.lr_schedule: expected warmup_cosine or constant, found cosin"),
+    ({"critic_learning_rate": -1.0}, "model.critic_learning_rate: expected a finite number of at least 0, found -1.0"),
+    ({"temperature_learning_rate": math.inf}, "model.temperature_learning_rate: .*found inf"),
+    ({"actor_learning_rate": math.nan}, "model.actor_learning_rate: .*found nan"),
+    ({"weight_decay": -1.0}, "model.weight_decay"),
+    ({"bc_coefficient": math.inf}, "model.bc_coefficient"),
     ({"schedule_updates": 0}, "model.schedule_updates"),
     ({"policy": partial(FlowPolicy, flow_steps=0)}, "policy.flow_steps"),
 ]

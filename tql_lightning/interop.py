@@ -13,13 +13,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
+from tql_lightning.data.files import write_whole
+from tql_lightning.data.sources.npz import open_npz
 from tql_lightning.nn.attention import EntropyAttention
 from tql_lightning.nn.critic import Critic, TransformerCritic
 from tql_lightning.nn.mlp import MLP
 from tql_lightning.nn.temperature import AttentionTemperature
 from tql_lightning.tql import TQL
+
+TEMPERATURE = "attention_entropy_temperature/"
 
 Arrays = dict[str, np.ndarray]
 Read = Callable[[Tensor], Tensor | None]
@@ -44,47 +49,70 @@ def release_arrays(model: TQL, read: Read = lambda parameter: parameter.detach()
     return arrays
 
 
-def load_release_params(model: TQL, source: Path | str | Mapping[str, np.ndarray]) -> None:
+def load_release_params(
+    model: TQL, source: Path | str | Mapping[str, ArrayLike], *, ignore_temperature: bool = False
+) -> None:
     """Sets every parameter of a model to the release's, target critic and temperatures included.
 
     Args:
         model: with a `TransformerCritic` of the sizes that the arrays have.
-        source: an npz file of arrays by the release's names, or such a mapping.
+        source: an npz file of arrays by the release's names, or a mapping to anything that NumPy takes for an array
+            of real numbers.
+        ignore_temperature: leave the release's temperature out for a model without entropy control. The release has
+            one also where nothing uses it.
 
     Raises:
-        ValueError: an array is missing, left over, not finite or of another shape; the message names it. The
-            model is then as it was.
+        ValueError: the file is no npz file, or an array is missing, left over, of another type or shape, or not
+            finite; the message names it. The model is then as it was.
         FileNotFoundError: there is no such file.
     """
-    if isinstance(source, Mapping):
-        arrays = dict(source)
-    else:
-        with np.load(source, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+    arrays = (
+        {name: np.asarray(array) for name, array in source.items()}
+        if isinstance(source, Mapping)
+        else _read(Path(source))
+    )
+    if ignore_temperature and model.temperature is None:
+        arrays = {name: array for name, array in arrays.items() if not name.startswith(TEMPERATURE)}
     entries = list(_entries(model))
     expected = {name: tuple(to_release(parameter.detach()).shape) for name, parameter, to_release, _ in entries}
     problems = [f"missing {name} {shape}" for name, shape in expected.items() if name not in arrays]
     problems += [f"left over {name} {array.shape}" for name, array in arrays.items() if name not in expected]
     for name, shape in expected.items():
-        if name in arrays and arrays[name].shape != shape:
+        if name not in arrays:
+            continue
+        if arrays[name].dtype.kind not in "fiu":
+            problems.append(f"{name}: expected real numbers, found {arrays[name].dtype}")
+        elif arrays[name].shape != shape:
             problems.append(f"{name}: expected shape {shape}, found {arrays[name].shape}")
-        elif name in arrays and not np.isfinite(arrays[name]).all():
+        elif not np.isfinite(arrays[name]).all():
             problems.append(f"{name}: expected finite numbers, found NaN or infinity")
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise ValueError(
             f"parameters of the release do not fit this model: {'; '.join(problems[:5])}{more}; "
             "build the model with the sizes that the release was run with"
+            + (", or, without entropy control, set ignore_temperature" if model.temperature is None else "")
         )
     with torch.no_grad():
         for name, parameter, _, from_release in entries:
-            from_release(parameter, torch.from_numpy(np.ascontiguousarray(arrays[name])))
+            from_release(parameter, torch.from_numpy(np.array(arrays[name], dtype=np.float32)))
 
 
 def save_release_params(model: TQL, path: Path | str) -> None:
-    """Writes a model's parameters to an npz file that `load_release_params` reads back exactly."""
-    with Path(path).open("wb") as file:
-        np.savez(file, allow_pickle=False, **release_arrays(model))
+    """Writes a model's parameters to an npz file that `load_release_params` reads back exactly.
+
+    A model without entropy control has no temperature; the release's own parameters have one nevertheless.
+    """
+    arrays = release_arrays(model)
+    with write_whole(Path(path)) as file:
+        np.savez(file, allow_pickle=False, **arrays)
+
+
+def _read(path: Path) -> Arrays:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file of parameters")
+    with open_npz(path) as file:
+        return {name: file[name] for name in file.files}
 
 
 Entry = tuple[str, Tensor, Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], object]]
@@ -103,7 +131,7 @@ def _entries(model: TQL) -> Iterator[Entry]:
                 f"found {type(model.temperature).__name__}"
             )
         leaf = "log_value" if model.temperature.form == "exp" else "raw"
-        yield _plain(f"attention_entropy_temperature/{leaf}", model.temperature.raw)
+        yield _plain(f"{TEMPERATURE}{leaf}", model.temperature.raw)
 
 
 def _critic(prefix: str, critic: Critic) -> Iterator[Entry]:

@@ -80,7 +80,7 @@ class TQLCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The model's sizes and the range of its rewards are the dataset's; what both need is set once."""
-        for name in ("observation_dim", "action_dim", "reward_range"):
+        for name in ("observation_dim", "action_dim", "reward_range", "final_reward_range"):
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
         parser.link_arguments("data.action_chunk", "model.action_chunk")
         parser.link_arguments("model.discount", "data.discount")

@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
@@ -51,6 +52,7 @@ class UpdateLoop(LightningModule, ABC):
         self._precision_before = torch.get_float32_matmul_precision()
         self._captured: CapturedStep | None = None
         self._hears_backward = True
+        self._seen_updates = 0  # by the weights, while no trainer trains them
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Leaves out torch's search for parameters where Lightning notes, ten times an update, which hook it is in."""
@@ -227,6 +229,20 @@ class UpdateLoop(LightningModule, ABC):
                     metrics[f"attention_entropy/layer_{layer}/{group}"] = value
         scalars = {f"{stage}/{name}": value for name, value in metrics.items()}
         self.log_dict(scalars, batch_size=len(batch.rewards), sync_dist=True)
+
+    @property
+    def current_update(self) -> int:
+        """Updates that the weights have seen: also for a trainer that only validates or tests, which counts none."""
+        trains = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        return self.global_step if trains else self._seen_updates
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes over how many updates the checkpoint's weights have seen."""
+        self._seen_updates = int(checkpoint.get("global_step", 0))
+
+    def on_train_end(self) -> None:
+        """Keeps how many updates the weights have seen."""
+        self._seen_updates = self.global_step
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Writes how critic, policy and entropy control are made as class path and arguments.

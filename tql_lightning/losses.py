@@ -1,4 +1,4 @@
-"""The losses of TQL as pure functions: tensors and noise in, a scalar out (spec sections 3 to 5)."""
+"""The losses of TQL as pure functions: tensors and noise in, a scalar out (sections 3 to 5 of docs/algorithm.md)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def td_target(
     discount: float,
     aggregation: Literal["mean", "min"],
 ) -> Tensor:
-    """TD target y = r + discount * mask * aggregate_k Q_k(s', a'), spec section 4.
+    """TD target y = r + discount * mask * aggregate_k Q_k(s', a'), section 4.
 
     Args:
         rewards: (B,).
@@ -33,7 +33,7 @@ def td_target(
 
 
 def td_loss(values: Tensor, target: Tensor) -> Tensor:
-    """Mean over batch and heads of (Q_k(s, a) - y)^2, spec section 4; values (B, E), target (B,)."""
+    """Mean over batch and heads of (Q_k(s, a) - y)^2, section 4; values (B, E), target (B,)."""
     return (values - target.unsqueeze(-1)).square().mean()
 
 
@@ -66,32 +66,32 @@ def hl_gauss_loss(logits: Tensor, target: Tensor, edges: Tensor, sigma: float) -
 
 
 def entropy_loss(attention_entropy: Tensor, entropy_weight: Tensor) -> Tensor:
-    """Mean over (L, 2) of -sg(clip alpha) * H, spec section 3; its gradient reaches the critic only."""
+    """Mean over (L, 2) of -sg(clip alpha) * H, section 3; its gradient reaches the critic only."""
     return -(entropy_weight.detach() * attention_entropy).mean()
 
 
 def temperature_loss(attention_entropy: Tensor, temperature: Tensor, target_entropy: Tensor) -> Tensor:
-    """Mean over (L, 2) of alpha * (sg(H) - target), spec section 3; its gradient reaches alpha only."""
+    """Mean over (L, 2) of alpha * (sg(H) - target), section 3; its gradient reaches alpha only."""
     return (temperature * (attention_entropy.detach() - target_entropy)).mean()
 
 
 def flow_interpolation(x0: Tensor, actions: Tensor, t: Tensor) -> Tensor:
-    """x_t = (1 - t) x_0 + t x_1, spec section 5; x_0 and actions (B, n_a), t (B, 1)."""
+    """x_t = (1 - t) x_0 + t x_1, section 5; x_0 and actions (B, n_a), t (B, 1)."""
     return (1.0 - t) * x0 + t * actions
 
 
 def behaviour_flow_loss(velocity: Tensor, x0: Tensor, actions: Tensor) -> Tensor:
-    """Mean of (v(s, x_t, t) - (x_1 - x_0))^2, spec section 5; all (B, n_a)."""
+    """Mean of (v(s, x_t, t) - (x_1 - x_0))^2, section 5; all (B, n_a)."""
     return (velocity - (actions - x0)).square().mean()
 
 
 def distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean of (mu(s, z) - sg flow(s, z))^2, spec section 5: unclipped student, clipped teacher, (B, n_a)."""
+    """Mean of (mu(s, z) - sg flow(s, z))^2, section 5: unclipped student, clipped teacher, (B, n_a)."""
     return (student - teacher.detach()).square().mean()
 
 
 def q_loss(values: Tensor, normalize: bool) -> Tensor:
-    """-mean over the batch of the mean of the online heads at the policy's action, spec section 5.
+    """-mean over the batch of the mean of the online heads at the policy's action, section 5.
 
     Args:
         values: Q_k(s, clip mu(s, z)), (B, E); always averaged over the heads, whatever the TD target does.

@@ -18,10 +18,17 @@ Deviations from paper and release, and why:
 - Evaluation episodes and their noise are seeded; the release draws them afresh.
 - Logged gradient norms are 2-norms over each network, not the release's sum of per-array norms.
 - Query, key and value are one matrix; their weights, decay and initialisation are the release's.
+- Gradient clipping, which is off by default, multiplies by clip / (norm + 1e-6), torch's own; the release has no 1e-6.
+- The "sign" form of the temperature is written with expm1 and log1p, exact near 0 where exp(x) - 1 loses digits.
+- LayerNorm takes the variance of x - mean, torch's own, where the release takes E[x^2] - E[x]^2: rounding apart.
+- Softmax, entropy, values and targets are float32 also where the rest is bfloat16, which is too coarse for them.
+- Without entropy control there is no temperature; the release has one that nothing uses.
+- Entropy targets that no attention can reach (ln n and above) are refused; the release runs with them.
+- The release's optimizer "adam" is AdamW with ``weight_decay`` 0.
 
-Beyond paper and release, and off by default: targets that move over training (`nn.temperature.TargetSchedule`), values
-learned by classification (`nn.value_loss.HLGauss`), soft cap, clipped softmax and gated attention. What the paper
-compares with is not in its release; `docs/variants.md` says how each is read here.
+Beyond paper and release, and off by default: a learning rate of the temperatures' own, targets that move over training
+(`nn.temperature.TargetSchedule`), values learned by classification (`nn.value_loss.HLGauss`), soft cap, clipped softmax
+and gated attention. What the paper compares with is not in its release; `docs/variants.md` says how each is read here.
 """
 
 from __future__ import annotations
@@ -29,7 +36,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -60,7 +67,8 @@ class TQL(UpdateLoop):
             alone. Without effect for a critic that has no attention.
         value_loss: what makes the TD loss from the range of discounted returns: ``SquaredError`` (TQL) or
             ``HLGauss``.
-        reward_range: smallest and largest reward of the data (taken from the dataset by the CLI).
+        reward_range: smallest and largest reward of transitions that continue (taken from the dataset by the CLI).
+        final_reward_range: the same of transitions that terminate; null if none does.
         action_chunk: h, steps of the environment that one decision is made of (taken from the data by the CLI).
         discount: gamma.
         tau: share of the critic that moves into the target critic at each update.
@@ -100,6 +108,7 @@ class TQL(UpdateLoop):
         entropy_control: Callable[[int, int], EntropyControl] | None = AttentionTemperature,
         value_loss: Callable[[tuple[float, float] | None], ValueLoss] = SquaredError,
         reward_range: tuple[float, float] | None = None,
+        final_reward_range: tuple[float, float] | None = None,
         action_chunk: int = 1,
         discount: float = 0.99,
         tau: float = 0.005,
@@ -126,16 +135,26 @@ class TQL(UpdateLoop):
         _require("discount", 0.0 <= discount <= 1.0, "between 0 and 1", discount)
         _require("tau", 0.0 < tau <= 1.0, "above 0 and at most 1", tau)
         _require("num_samples", num_samples >= 1, "at least 1", num_samples)
-        _require("bc_coefficient", bc_coefficient >= 0.0, "at least 0", bc_coefficient)
+        _require("bc_coefficient", 0.0 <= bc_coefficient < math.inf, "a finite number of at least 0", bc_coefficient)
         _require("warmup_updates", warmup_updates >= 0, "at least 0", warmup_updates)
         _require("schedule_updates", schedule_updates >= 1, "at least 1", schedule_updates)
         _require("target_aggregation", target_aggregation in ("mean", "min"), "mean or min", target_aggregation)
         matmul, known = float32_matmul_precision, ("highest", "high", "medium")
         _require("float32_matmul_precision", matmul in known, "highest, high or medium", matmul)
+        _require("extraction", extraction in get_args(Extraction), " or ".join(get_args(Extraction)), extraction)
+        schedules = ("warmup_cosine", "constant")
+        _require("lr_schedule", lr_schedule in schedules, " or ".join(schedules), lr_schedule)
+        for name, value in {
+            "critic_learning_rate": critic_learning_rate,
+            "temperature_learning_rate": temperature_learning_rate,
+            "actor_learning_rate": actor_learning_rate,
+            "weight_decay": weight_decay,
+        }.items():
+            _require(name, value is None or 0.0 <= value < math.inf, "a finite number of at least 0", value)
         _require("gradient_clip_norm", gradient_clip_norm is None or gradient_clip_norm > 0, "> 0", gradient_clip_norm)
         self.save_hyperparameters()
 
-        self.value_loss = value_loss(return_range(reward_range, discount))
+        self.value_loss = value_loss(return_range(reward_range, final_reward_range, discount))
         self.critic = make_critic(critic, observation_dim, action_dim, self.value_loss)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.policy = policy(observation_dim, action_dim)
@@ -159,7 +178,7 @@ class TQL(UpdateLoop):
         self.gradient_clip_norm = gradient_clip_norm
         self._gradient_norms: dict[str, Tensor] | None = None
 
-    # ------------------------------------------------------------------ one update (spec section 6)
+    # ------------------------------------------------------------------ one update (section 6 of docs/algorithm.md)
 
     def update(self, batch: Batch, noise: Noise, with_metrics: bool = True) -> dict[str, Any]:
         """One update: losses at the old parameters, target critic, one gradient step.
@@ -200,7 +219,9 @@ class TQL(UpdateLoop):
         return total.detach(), None if entropy is None else entropy.detach(), metrics
 
     def losses(self, batch: Batch, noise: Noise, target_entropy: Tensor | None, with_metrics: bool = True) -> Losses:
-        """Everything TQL minimises, as a pure function of parameters and arguments.
+        """Everything TQL minimises, as a function of parameters and arguments.
+
+        One side effect: where sigma-Reparam is used, each of the critic's two passes moves its buffers in training.
 
         Args:
             batch: transitions, leading dimension (B,).
@@ -277,7 +298,7 @@ class TQL(UpdateLoop):
     @property
     def target_entropy(self) -> Tensor | None:
         """Entropy targets at the current update, (L, 2); None without control or for control without a target."""
-        return None if self.temperature is None else self.temperature.target_entropy(self.global_step)
+        return None if self.temperature is None else self.temperature.target_entropy(self.current_update)
 
     @torch.no_grad()
     def move_target(self) -> None:
@@ -289,7 +310,7 @@ class TQL(UpdateLoop):
         for target_buffer, buffer in zip(self.target_critic.buffers(), self.critic.buffers(), strict=True):
             target_buffer.copy_(buffer)
 
-    # ------------------------------------------------------------------ acting (spec section 5)
+    # ------------------------------------------------------------------ acting (section 5 of docs/algorithm.md)
 
     @property
     def env_action_dim(self) -> int:
@@ -301,6 +322,9 @@ class TQL(UpdateLoop):
 
         Args:
             extraction: how to choose actions; None for the model's own setting.
+
+        Raises:
+            ValueError: there is no such way.
         """
         match extraction or self.extraction:
             case "fql":
@@ -309,6 +333,8 @@ class TQL(UpdateLoop):
                 return Actor((self.num_samples, self.action_dim), self.implicit_actions, self.action_chunk)
             case "behaviour_flow":
                 return Actor((self.action_dim,), self.policy.flow_actions, self.action_chunk)
+            case unknown:
+                raise ValueError(f"extraction: expected {' or '.join(get_args(Extraction))}, found {unknown}")
 
     def one_step_actions(self, observations: Tensor, noise: Tensor) -> Tensor:
         """clip(mu(s, z), -1, 1): (B, n_s), (B, n_a) -> (B, n_a)."""
@@ -322,7 +348,7 @@ class TQL(UpdateLoop):
         """Acts with the model's own extraction; see `actor` for the shape of the noise."""
         return self.actor().act(observations, noise)
 
-    # ------------------------------------------------------------------ optimisation (spec section 6)
+    # ------------------------------------------------------------------ optimisation (section 6 of docs/algorithm.md)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Parameters with their peak learning rate and weight decay, which only weight matrices have."""

@@ -31,6 +31,18 @@ def test_only_a_termination_masks_and_both_end_an_episode() -> None:
     assert dataset.episode_returns().tolist() == [6.0, 9.0]
 
 
+def test_rewards_of_continuing_and_of_final_transitions_are_told_apart_by_masks() -> None:
+    dataset = TransitionDataset.from_arrays(**arrays())
+    assert (dataset.reward_range, dataset.final_reward_range) == ((1.0, 4.0), (5.0, 5.0))
+    assert (
+        TransitionDataset.from_arrays(
+            **arrays(terminations=np.zeros(5), truncations=np.array([0, 0, 1, 0, 1]))
+        ).final_reward_range
+        is None
+    )
+    assert TransitionDataset.from_arrays(**arrays(terminations=np.ones(5))).reward_range is None
+
+
 def test_missing_next_observations_never_cross_an_episode_end() -> None:
     dataset = TransitionDataset.from_arrays(**arrays(next_observations=None))
     # Row 2 was cut short: where it led is not known, so it is left out. Row 4 terminated: it stays.

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
 
 from tests.toy import toy_model
@@ -16,7 +17,7 @@ from tql_lightning.nn.attention import EntropyAttention
 from tql_lightning.nn.attention_components import ClippedSoftmax, HeadGate, SoftCap
 from tql_lightning.nn.critic import TransformerCritic
 from tql_lightning.nn.feedforward import FeedForward, SwiGLU
-from tql_lightning.nn.initialisation import LayerNorm, StackedLinear
+from tql_lightning.nn.initialisation import LayerNorm, RMSNorm, StackedLinear
 from tql_lightning.nn.sigma_reparam import SigmaReparam
 from tql_lightning.nn.transformer import SandwichBlock, TransformerBlock
 
@@ -66,13 +67,15 @@ def make_attention(**parts: object) -> EntropyAttention:
 
 
 def test_query_key_norm_normalises_each_head_before_the_product(tokens: Tensor) -> None:
-    attention = make_attention(query_key_norm=partial(nn.RMSNorm, eps=1e-6))
-    assert attention.query_norm is not None
+    attention = make_attention(query_key_norm=RMSNorm)
+    assert isinstance(attention.query_norm, RMSNorm)
+    assert isinstance(attention.key_norm, RMSNorm)
     with torch.no_grad():
-        attention.query_norm.weight.uniform_(0.5, 2.0)  # type: ignore[operator, union-attr]
+        attention.query_norm.weight.uniform_(0.5, 2.0)
+        attention.key_norm.weight.uniform_(0.5, 2.0)
     query, key, value = projections(attention, tokens)
-    query = query / np.sqrt((query**2).mean(-1, keepdims=True) + 1e-6) * array(attention.query_norm.weight)  # type: ignore[arg-type]
-    key = key / np.sqrt((key**2).mean(-1, keepdims=True) + 1e-6)
+    query = query / np.sqrt((query**2).mean(-1, keepdims=True) + 1e-6) * array(attention.query_norm.weight)
+    key = key / np.sqrt((key**2).mean(-1, keepdims=True) + 1e-6) * array(attention.key_norm.weight)
     weights = softmax(query @ key.swapaxes(-1, -2) / math.sqrt(HIDDEN // HEADS))
     assert_attention(attention, tokens, output(attention, weights @ value), weights)
 
@@ -97,6 +100,15 @@ def test_clipped_softmax_reaches_zero_and_reports_the_softmaxs_entropy(tokens: T
     assert_attention(attention, 3.0 * tokens, output(attention, clipped @ value), weights)
 
 
+@pytest.mark.parametrize("num_tokens", [2, 5, 43, 500])
+def test_clipped_softmax_leaves_uniform_attention_open(num_tokens: int) -> None:
+    uniform = torch.full((num_tokens,), 1.0 / num_tokens, requires_grad=True)
+    clipped = ClippedSoftmax()(uniform)
+    assert (clipped > 0.4 / num_tokens).all()
+    (gradient,) = torch.autograd.grad(clipped.sum(), uniform)
+    assert (gradient > 0.0).all()
+
+
 def test_gates_scale_each_heads_output_by_a_sigmoid_of_the_asking_token(tokens: Tensor) -> None:
     attention = make_attention(gate=partial(HeadGate, initial=0.25))
     assert isinstance(attention.gate, HeadGate)
@@ -119,15 +131,21 @@ def test_swiglu_is_a_gated_product_with_as_many_weights_as_the_plain_layer(token
     assert matrices[0] == matrices[1]
 
 
-@pytest.mark.parametrize("norm", [LayerNorm, partial(nn.RMSNorm, eps=1e-6)])
+@pytest.mark.parametrize("norm", [LayerNorm, RMSNorm])
 def test_a_sandwich_block_normalises_both_branches_before_they_are_added(norm: type, tokens: Tensor) -> None:
     torch.manual_seed(0)
     block = SandwichBlock(HIDDEN, HEADS, 2 * HIDDEN, 0.0, norm)
+    norms = [module for module in block.modules() if isinstance(module, norm)]
+    assert len(norms) == 4  # none is shared
+    with torch.no_grad():
+        for parameter in (parameter for module in norms for parameter in module.parameters()):
+            parameter.uniform_(0.5, 2.0)
     ours, _ = block(tokens, value_only=False, with_entropy=False)
 
-    def normalised(x: np.ndarray) -> np.ndarray:
+    def normalised(x: np.ndarray, module: nn.Module) -> np.ndarray:
         centred = x - x.mean(-1, keepdims=True) if norm is LayerNorm else x
-        result: np.ndarray = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
+        scale, *shift = [array(parameter) for parameter in module.parameters()]
+        result: np.ndarray = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6) * scale + sum(shift)
         return result
 
     def through(module: nn.Module, x: np.ndarray) -> np.ndarray:
@@ -135,9 +153,30 @@ def test_a_sandwich_block_normalises_both_branches_before_they_are_added(norm: t
         return array(result[0] if isinstance(result, tuple) else result)
 
     x = array(tokens)
-    x = x + normalised(through(block.attention, normalised(x)))
-    x = x + normalised(through(block.feedforward, normalised(x)))
+    attended = through(block.attention, normalised(x, block.attention_norm))
+    x = x + normalised(attended, block.attention_output)
+    fed = through(block.feedforward, normalised(x, block.feedforward_norm))
+    x = x + normalised(fed, block.feedforward_output)
     np.testing.assert_allclose(array(ours), x, rtol=1e-4, atol=1e-5)
+
+
+def test_a_sandwich_blocks_dropout_stands_after_its_norm(tokens: Tensor) -> None:
+    torch.manual_seed(0)
+    block = SandwichBlock(HIDDEN, HEADS, 2 * HIDDEN, 0.5)
+    after_attention: list[Tensor] = []
+    block.feedforward_norm.register_forward_pre_hook(lambda _, inputs: after_attention.append(inputs[0]))
+    block(tokens, value_only=False, with_entropy=False)
+    dropped = (after_attention[0] == tokens).float().mean()
+    assert 0.3 < dropped < 0.7
+
+
+def test_rms_norm_is_torchs_and_float32_under_autocast(tokens: Tensor) -> None:
+    ours, theirs = RMSNorm(HIDDEN), nn.RMSNorm(HIDDEN, eps=1e-6)
+    assert torch.equal(ours(tokens), theirs(tokens))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = ours(tokens.bfloat16())
+    assert torch.equal(mixed, theirs(tokens.bfloat16().float()))
+    assert ours.double()(tokens.double()).dtype == torch.float64
 
 
 def test_sigma_reparam_is_torchs_spectral_norm_times_gamma() -> None:
@@ -167,6 +206,26 @@ def test_sigma_reparam_treats_stacked_maps_one_by_one() -> None:
         reparam(layer.weight)
     singular = [np.linalg.svd(part, compute_uv=False)[0] for part in array(reparam(layer.weight)).reshape(3, 6, 6)]
     np.testing.assert_allclose(singular, 1.0, rtol=1e-4)
+
+
+def test_sigma_reparam_holds_every_linear_layer_of_the_blocks_at_its_gammas() -> None:
+    torch.manual_seed(0)
+    critic = TransformerCritic(3, 1, hidden_dim=16, head_dim=8, weight_parametrisation=SigmaReparam)
+    layers = [module for module in critic.transformer.modules() if isinstance(module, nn.Linear)]
+    assert len(layers) == 8  # of each of two blocks: query, key and value in one, output, two of the feed-forward layer
+    for layer in layers:
+        assert parametrize.is_parametrized(layer, "weight")
+        reparam = layer.parametrizations.weight[0]  # type: ignore[index, union-attr]
+        assert isinstance(reparam, SigmaReparam)
+        with torch.no_grad():
+            reparam.gamma.uniform_(0.5, 2.0).neg_()
+            for _ in range(300):
+                weight = layer.weight
+        parts = np.split(array(weight), reparam.stacked)
+        singular = [np.linalg.svd(part, compute_uv=False)[0] for part in parts]
+        np.testing.assert_allclose(singular, -array(reparam.gamma), rtol=1e-3)
+    outside = [module for module in critic.modules() if isinstance(module, nn.Linear) and module not in layers]
+    assert not any(parametrize.is_parametrized(module) for module in outside)
 
 
 def test_sigma_reparams_gradient_is_that_of_the_exact_norm() -> None:
@@ -217,7 +276,10 @@ def test_the_target_critic_follows_the_singular_vectors() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (partial(SoftCap, 0.0), r"SoftCap.cap: expected above 0, found 0.0"),
+        (partial(SoftCap, 0.0), r"SoftCap.cap: expected a finite number above 0, found 0.0"),
+        (partial(SoftCap, math.nan), r"SoftCap.cap: expected a finite number above 0, found nan"),
+        (partial(ClippedSoftmax, alpha=math.nan), r"ClippedSoftmax.alpha: expected at least 0 and finite, found nan"),
+        (partial(ClippedSoftmax, zeta=math.inf), r"ClippedSoftmax.zeta: expected at least 1 and finite, found inf"),
         (partial(ClippedSoftmax, alpha=-1.0), r"ClippedSoftmax.alpha: expected at least 0"),
         (partial(ClippedSoftmax, zeta=0.9), r"ClippedSoftmax.zeta: expected at least 1"),
         (partial(HeadGate, 8, 2, initial=1.0), r"HeadGate.initial: expected between 0 and 1"),

@@ -13,12 +13,11 @@ from tql_lightning.nn.attention import EntropyAttention
 from tql_lightning.nn.attention_components import ClippedSoftmax, HeadGate, SoftCap
 from tql_lightning.nn.critic import Critic, MLPCritic, TransformerCritic
 from tql_lightning.nn.feedforward import FeedForward, SwiGLU
-from tql_lightning.nn.initialisation import LayerNorm
+from tql_lightning.nn.initialisation import LayerNorm, RMSNorm
 from tql_lightning.nn.sigma_reparam import SigmaReparam
 from tql_lightning.nn.transformer import Block, SandwichBlock, TransformerBlock
 
 OBSERVATIONS, ACTIONS, BATCH = 6, 2, 16
-RMS_NORM = partial(torch.nn.RMSNorm, eps=1e-6)
 
 
 def with_attention(
@@ -34,12 +33,12 @@ CRITICS: dict[str, Callable[[int, int], Critic]] = {
     "deep transformer": partial(TransformerCritic, hidden_dim=32, head_dim=8, num_layers=3, num_critics=3),
     "without modalities": partial(TransformerCritic, hidden_dim=32, modality_embeddings=False),
     "sigma-Reparam": partial(TransformerCritic, hidden_dim=32, weight_parametrisation=SigmaReparam),
-    "QK-norm": partial(TransformerCritic, hidden_dim=32, block=with_attention(query_key_norm=RMS_NORM)),
+    "QK-norm": partial(TransformerCritic, hidden_dim=32, block=with_attention(query_key_norm=RMSNorm)),
     "RMSNorm, sandwich, QK-norm, SwiGLU": partial(
         TransformerCritic,
         hidden_dim=32,
-        norm=RMS_NORM,
-        block=with_attention(SandwichBlock, query_key_norm=RMS_NORM, feedforward=SwiGLU),
+        norm=RMSNorm,
+        block=with_attention(SandwichBlock, query_key_norm=RMSNorm, feedforward=SwiGLU),
     ),
     "soft cap": partial(TransformerCritic, hidden_dim=32, block=with_attention(score_transform=SoftCap(5.0))),
     "clipped softmax": partial(
@@ -49,7 +48,7 @@ CRITICS: dict[str, Callable[[int, int], Critic]] = {
     "everything": partial(
         TransformerCritic,
         hidden_dim=32,
-        norm=RMS_NORM,
+        norm=RMSNorm,
         block=with_attention(
             SandwichBlock,
             feedforward=SwiGLU,
@@ -133,6 +132,15 @@ def test_decay_spares_biases_norms_and_the_tokenizer(critic: Critic) -> None:
     assert all(critic.get_parameter(name).ndim == 2 for name in decaying)
 
 
+def test_dropout_acts_in_training_only() -> None:
+    torch.manual_seed(0)
+    critic = TransformerCritic(OBSERVATIONS, ACTIONS, hidden_dim=32, dropout=0.5)
+    first, second = critic(*inputs()).values, critic(*inputs()).values
+    assert not torch.allclose(first, second, rtol=1e-2)
+    critic.eval()
+    assert torch.equal(critic(*inputs()).values, critic(*inputs()).values)
+
+
 SIZES = {128: 419_714, 256: 1_658_626, 512: 6_594_050, 1024: 26_295_298}
 
 
@@ -163,6 +171,8 @@ def test_initialisation_has_the_releases_spread() -> None:
     ("make", "message"),
     [
         (partial(TransformerCritic, hidden_dim=100), "critic.hidden_dim: expected a multiple of head_dim=32.*try 96"),
+        (partial(TransformerCritic, hidden_dim=1, head_dim=1), "critic.hidden_dim: expected at least 2, found 1"),
+        (partial(TransformerCritic, dropout=1.0), "critic.dropout: expected at least 0 and below 1, found 1.0"),
         (partial(TransformerCritic, num_layers=0), "critic.num_layers: expected at least 1, found 0"),
         (partial(TransformerCritic, num_critics=0), "critic.num_critics"),
         (partial(MLPCritic, num_critics=0), "critic.num_critics"),

@@ -86,6 +86,11 @@ def test_a_penalty_without_effect_or_bound_is_refused(weight: float) -> None:
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"targets": [(1.0, 1.0)]}, "expected 2 rows .*found"),
     ({"targets": [(1.0,), (1.0,)]}, "expected 2 rows"),
+    ({"targets": [1.0, 1.0]}, r"expected 2 rows .*below ln 10 = 2.303 nats; found \[1.0, 1.0\]"),
+    ({"targets": 1.0}, "expected 2 rows .*below ln 10 = 2.303 nats; found 1.0"),
+    ({"targets": [(1.0, 1.0), 1.0]}, "expected 2 rows .*below ln 10 = 2.303 nats"),
+    ({"targets": [("high", "low"), (1.0, 1.0)]}, "expected 2 rows .*below ln 10 = 2.303 nats; found .*high"),
+    ({"targets": [(1.0, None), (1.0, 1.0)]}, "layer 0, others: .*below ln 10 = 2.303 nats, found nan"),
     ({"targets": [(1.0, 3.0), (1.0, 1.0)]}, "layer 0, others: .*below ln 10 = 2.303 nats, found 3.0"),
     ({"targets": [(1.0, 1.0), (-1.0, 1.0)]}, "layer 1, value: expected above 0"),
     ({"targets": [(1.0, 1.0), (math.nan, 1.0)]}, "layer 1, value: .*found nan"),
@@ -98,6 +103,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
         {"targets": [(2.0, 1.0), (1.0, 1.0)], "schedule": TargetSchedule(0.5, 10)},
         "at the start of the schedule, layer 0, value: .*below ln 10 = 2.303 nats, found 2.5",
     ),
+    ({"initial": math.nan}, "initial: expected a finite temperature, found nan"),
+    ({"initial": math.inf}, "initial: expected a finite temperature, found inf"),
+    ({"minimum": math.nan}, "minimum: expected less than maximum=100.0, found nan"),
+    ({"schedule": TargetSchedule(math.nan, 10)}, "at the start of the schedule, layer 0, value: .*found nan"),
     ({"minimum": 1.0, "maximum": 1.0}, "minimum: expected less than maximum"),
 ]
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 
 from tests.toy import fit, toy_model
 from tql_lightning import losses
+from tql_lightning.batch import Batch, Noise
 from tql_lightning.nn.critic import Critic, CriticOutput, MLPCritic, TransformerCritic
 from tql_lightning.nn.value_loss import HLGauss, SquaredError, return_range
 from tql_lightning.tql import TQL
@@ -89,14 +91,85 @@ def test_targets_beyond_the_range_are_clipped_to_it() -> None:
     assert loss(values, logits, torch.tensor([500.0])) == loss(values, logits, torch.tensor([0.0]))
 
 
-def test_the_support_covers_every_return_the_rewards_allow() -> None:
-    assert return_range((-2.0, 0.0), 0.99) == pytest.approx((-200.0, 0.0))
-    assert return_range((0.5, 1.0), 0.9) == pytest.approx((0.5, 10.0))
-    assert return_range((0.0, 1.0), 1.0) is None
-    assert return_range(None, 0.9) is None
+REWARDS = [
+    ((-2.0, -1.0), (0.0, 0.0)),
+    ((0.0, 0.0), (1.0, 1.0)),
+    ((-1.0, 0.5), (-30.0, 2.0)),
+    ((0.5, 1.0), (-0.5, 20.0)),
+]
+
+
+@pytest.mark.parametrize(("continuing", "final"), REWARDS)
+def test_the_support_is_the_range_of_returns_that_the_rewards_allow(
+    continuing: tuple[float, float], final: tuple[float, float]
+) -> None:
+    discount = 0.8
+    low, high = return_range(continuing, final, discount)  # type: ignore[misc]
+
+    def discounted(rewards: Sequence[float]) -> float:
+        return sum(discount**step * reward for step, reward in enumerate(rewards))
+
+    short = [
+        discounted((*rewards, last))
+        for length in range(7)
+        for rewards in product(continuing, repeat=length)
+        for last in final
+    ]
+    assert low <= min(short) + 1e-9
+    assert high >= max(short) - 1e-9
+    extremes = [
+        discounted([reward] * length + [last])
+        for reward, last in zip(continuing, final, strict=True)
+        for length in (0, 200)
+    ]
+    assert (min(extremes), max(extremes)) == pytest.approx((low, high))
+
+
+def test_the_support_of_rewards_of_one_kind() -> None:
+    assert return_range((-2.0, 0.0), None, 0.99) == pytest.approx((-200.0, 0.0))
+    assert return_range(None, (0.5, 1.0), 0.9) == return_range(None, (0.5, 1.0), 1.0) == (0.5, 1.0)
+    assert return_range((0.0, 1.0), None, 1.0) is None
+    assert return_range(None, None, 0.9) is None
+    with pytest.raises(ValueError, match=r"the discount is 1 .*set value_loss.low and value_loss.high"):
+        toy_model(value_loss=HLGauss, reward_range=(0.0, 1.0), discount=1.0)
     model = toy_model(value_loss=HLGauss, reward_range=(-1.0, 3.0), discount=0.9)
     assert isinstance(model.value_loss, HLGauss)
     assert (model.value_loss.low, model.value_loss.high) == pytest.approx((-10.0, 30.0))
+
+
+def test_the_td_loss_of_bins_is_the_cross_entropy_to_the_td_target() -> None:
+    model = toy_model(value_loss=partial(HLGauss, num_bins=25), reward_range=(-3.0, 1.0), discount=0.9)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    batch = Batch(
+        torch.randn(6, 3), torch.rand(6, 1), -3.0 * torch.rand(6), torch.randn(6, 3), (torch.arange(6) % 3 > 0).float()
+    )
+    noise = Noise(torch.randn(6, 1), torch.randn(6, 1), torch.rand(6, 1), torch.randn(6, 1), torch.randn(6, 1))
+    _, _, metrics = model.losses(batch, noise)
+
+    width = 40.0 / (25 - 6)  # returns from -30 to 10, three bins beyond each end
+    edges = [-30.0 + width * (index - 3) for index in range(26)]
+    centres = torch.tensor([low + width / 2 for low in edges[:-1]])
+    with torch.no_grad():
+        next_actions = model.one_step_actions(batch.next_observations, noise.next_action)
+        next_logits = model.target_critic(batch.next_observations, next_actions).logits
+        logits = model.critic(batch.observations, batch.actions).logits
+    assert next_logits is not None
+    assert logits is not None
+    next_values = (next_logits.softmax(-1) @ centres).mean(dim=1)
+    total, targets = 0.0, []
+    for row in range(6):
+        target = float(batch.rewards[row] + 0.9 * batch.masks[row] * next_values[row])
+        targets.append(target)
+        mass = [normal_cdf((edge - target) / (0.75 * width)) for edge in edges]
+        for head in range(2):
+            log_probabilities = logits[row, head].log_softmax(-1).tolist()
+            shares = [(high - low) / (mass[-1] - mass[0]) for low, high in pairwise(mass)]
+            total -= sum(share * log for share, log in zip(shares, log_probabilities, strict=True))
+    assert metrics["td_loss"].item() == pytest.approx(total / 12, rel=1e-4)
+    assert metrics["target_q_mean"].item() == pytest.approx(sum(targets) / 6, rel=1e-4)
+    assert metrics["q_mean"].item() == pytest.approx((logits.softmax(-1) @ centres).mean().item(), rel=1e-4)
 
 
 def test_a_run_with_bins_trains_and_its_checkpoint_loads(tmp_path: Path) -> None:
@@ -129,10 +202,15 @@ def test_a_critic_of_two_arguments_works_with_squared_error_and_is_refused_with_
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"return_range": None}, "HLGauss: expected the range of returns, found none; give low and high"),
+        (
+            {"return_range": None},
+            "HLGauss: expected the range of returns, found none: .*set value_loss.low and value_loss.high",
+        ),
         ({"num_bins": 7}, r"HLGauss.num_bins: expected at least 8, found 7"),
-        ({"sigma": 0.0}, r"HLGauss.sigma: expected above 0"),
-        ({"low": 1.0}, "HLGauss: expected low below high, found 1.0 and 0.0"),
+        ({"sigma": 0.0}, r"HLGauss.sigma: expected a finite number above 0"),
+        ({"sigma": math.nan}, r"HLGauss.sigma: expected a finite number above 0, found nan"),
+        ({"low": 1.0}, "HLGauss: expected finite low below high, found 1.0 and 0.0"),
+        ({"high": math.inf}, "HLGauss: expected finite low below high, found -200.0 and inf"),
     ],
 )
 def test_bad_settings_are_refused_by_name(settings: dict[str, object], message: str) -> None:

@@ -83,9 +83,14 @@ class OfflineDataModule(LightningDataModule):
         return self.span.action_chunk * self.dataset.action_dim
 
     @property
-    def reward_range(self) -> tuple[float, float]:
-        """Smallest and largest reward."""
+    def reward_range(self) -> tuple[float, float] | None:
+        """Smallest and largest reward of the transitions that continue; None if none does."""
         return self.dataset.reward_range
+
+    @property
+    def final_reward_range(self) -> tuple[float, float] | None:
+        """Smallest and largest reward of the transitions that terminate; None if none does."""
+        return self.dataset.final_reward_range
 
     @property
     def env_id(self) -> str | None:

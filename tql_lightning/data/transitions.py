@@ -89,9 +89,14 @@ class TransitionDataset:
         return int(self.actions.shape[1])
 
     @property
-    def reward_range(self) -> tuple[float, float]:
-        """Smallest and largest reward."""
-        return float(self.rewards.min()), float(self.rewards.max())
+    def reward_range(self) -> tuple[float, float] | None:
+        """Smallest and largest reward of the transitions that continue; None if none does."""
+        return _range(self.rewards[self.masks != 0.0])
+
+    @property
+    def final_reward_range(self) -> tuple[float, float] | None:
+        """Smallest and largest reward of the transitions that terminate; None if none does."""
+        return _range(self.rewards[self.masks == 0.0])
 
     def episode_returns(self) -> NDArray[np.float64]:
         """Undiscounted return of every whole episode, (episodes,)."""
@@ -225,6 +230,10 @@ class TransitionDataset:
             validation=validation,
             reference_scores=scores,
         )
+
+
+def _range(values: Floats) -> tuple[float, float] | None:
+    return (float(values.min()), float(values.max())) if len(values) else None
 
 
 def _check_masks(fields: dict[str, Array], terminated: Bools, name: str) -> None:

@@ -40,14 +40,14 @@ class SoftCap(ScoreTransform):
         cap: the bound; 50 in Gemma 2.
 
     Raises:
-        ValueError: ``cap`` is not above 0.
+        ValueError: ``cap`` is not a finite number above 0.
     """
 
     cap: float = 50.0
 
     def __post_init__(self) -> None:
-        if self.cap <= 0.0:
-            raise ValueError(f"SoftCap.cap: expected above 0, found {self.cap}")
+        if not 0.0 < self.cap < math.inf:
+            raise ValueError(f"SoftCap.cap: expected a finite number above 0, found {self.cap}")
 
     def __call__(self, scores: Tensor) -> Tensor:
         """See `ScoreTransform`."""
@@ -61,22 +61,26 @@ class ClippedSoftmax(WeightTransform):
     Gamma is -alpha / n, as the paper recommends, so that the setting does not depend on the number of tokens.
     The attention entropy stays that of the softmax: it lies in [0, ln n] and has a gradient where the clip has none.
 
+    Uniform attention, from which a critic starts and to which entropy control leads, must stay open: it does for alpha
+    below n / (n - 1), where (1 + alpha / n) / n > alpha / n. With more every weight of it is 0 and passes no gradient.
+
     Args:
-        alpha: n times how far the weights are stretched below 0; 2 to 4 in the paper.
+        alpha: n times how far the weights are stretched below 0. The paper has 2 to 4, for sequences and scores at
+            which attention is far from uniform.
         zeta: what a weight of 1 is stretched to; 1 in most of the paper.
 
     Raises:
-        ValueError: ``alpha`` is negative or ``zeta`` below 1.
+        ValueError: ``alpha`` is negative, ``zeta`` below 1, or one of them not finite.
     """
 
-    alpha: float = 2.0
+    alpha: float = 0.5
     zeta: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.alpha < 0.0:
-            raise ValueError(f"ClippedSoftmax.alpha: expected at least 0, found {self.alpha}")
-        if self.zeta < 1.0:
-            raise ValueError(f"ClippedSoftmax.zeta: expected at least 1, found {self.zeta}")
+        if not 0.0 <= self.alpha < math.inf:
+            raise ValueError(f"ClippedSoftmax.alpha: expected at least 0 and finite, found {self.alpha}")
+        if not 1.0 <= self.zeta < math.inf:
+            raise ValueError(f"ClippedSoftmax.zeta: expected at least 1 and finite, found {self.zeta}")
 
     def __call__(self, weights: Tensor) -> Tensor:
         """See `WeightTransform`."""

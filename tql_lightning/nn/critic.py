@@ -1,4 +1,4 @@
-"""What every critic promises, the transformer critic of TQL and the MLP critic of FQL (spec section 2)."""
+"""What every critic promises, TQL's transformer critic and FQL's MLP critic (section 2 of docs/algorithm.md)."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class TransformerCritic(Critic):
         num_critics: E, heads of the value ensemble.
         dropout: probability of dropout inside the blocks.
         modality_embeddings: whether state and action tokens carry a learned embedding of their kind.
-        norm: what makes every normalisation of tokens, e.g. ``torch.nn.RMSNorm``.
+        norm: what makes every normalisation of tokens, e.g. ``RMSNorm``.
         block: what makes a block from (hidden_dim, num_heads, inner width, dropout, norm).
         weight_parametrisation: what makes, from a linear layer of a block, the map from the stored weight to
             the one that is used, e.g. ``SigmaReparam``; null for the weight itself.
@@ -109,7 +109,8 @@ class TransformerCritic(Critic):
             values without bins.
 
     Raises:
-        ValueError: a size is not positive, or ``hidden_dim`` is no multiple of ``head_dim``.
+        ValueError: a size is not positive, ``hidden_dim`` is below 2 (the heads halve it) or no multiple of
+            ``head_dim``, or ``dropout`` is no probability.
     """
 
     def __init__(
@@ -138,6 +139,10 @@ class TransformerCritic(Critic):
             mlp_ratio=mlp_ratio,
             num_critics=num_critics,
         )
+        if hidden_dim < 2:
+            raise ValueError(f"critic.hidden_dim: expected at least 2, found {hidden_dim}; the heads halve it")
+        if not 0.0 <= dropout < 1.0:
+            raise ValueError(f"critic.dropout: expected at least 0 and below 1, found {dropout}")
         if hidden_dim % head_dim:
             raise ValueError(
                 f"critic.hidden_dim: expected a multiple of head_dim={head_dim}, found {hidden_dim}; "

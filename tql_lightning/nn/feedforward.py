@@ -9,7 +9,7 @@ from tql_lightning.nn.initialisation import lecun_normal_
 
 
 class FeedForward(nn.Sequential):
-    """Drop(W2 Drop(gelu(W1 x))), gelu in its tanh form (spec section 2); (..., H) -> (..., H).
+    """Drop(W2 Drop(gelu(W1 x))), gelu in its tanh form (section 2 of docs/algorithm.md); (..., H) -> (..., H).
 
     Args:
         hidden_dim: H.

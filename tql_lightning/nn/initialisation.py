@@ -1,11 +1,11 @@
-"""Weight initialisation of the authors' release (spec section 2)."""
+"""Weight initialisation of the authors' release (section 2 of docs/algorithm.md)."""
 
 from __future__ import annotations
 
 import math
 from typing import TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 TRUNCATED_STD = 0.87962566103423978  # standard deviation of N(0, 1) truncated to [-2, 2]
 LAYER_NORM_EPS = 1e-6
@@ -23,6 +23,22 @@ class LayerNorm(nn.LayerNorm):
 
     def __init__(self, dim: int, eps: float = LAYER_NORM_EPS) -> None:
         super().__init__(dim, eps=eps)
+
+
+class RMSNorm(nn.RMSNorm):
+    """RMSNorm with a learned scale, in the number type of that scale: float32 under autocast, as LayerNorm.
+
+    Args:
+        dim: size of what is normalised, the last dimension.
+        eps: added to the mean square.
+    """
+
+    def __init__(self, dim: int, eps: float = LAYER_NORM_EPS) -> None:
+        super().__init__(dim, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., dim) -> (..., dim)."""
+        return super().forward(x.to(self.weight.dtype))
 
 
 class StackedLinear(nn.Linear):

@@ -1,4 +1,4 @@
-"""The plain network of the flow policy and of the MLP critic (spec section 5)."""
+"""The plain network of the flow policy and of the MLP critic (section 5 of docs/algorithm.md)."""
 
 from __future__ import annotations
 

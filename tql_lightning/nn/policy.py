@@ -30,7 +30,7 @@ class Actor:
 
 
 class FlowPolicy(nn.Module):
-    """Behaviour flow v(s, x_t, t) and one-step policy mu(s, z), both plain MLPs (spec section 5).
+    """Behaviour flow v(s, x_t, t) and one-step policy mu(s, z), both plain MLPs (section 5 of docs/algorithm.md).
 
     Args:
         observation_dim: n_s (taken from the dataset by the CLI).

@@ -1,4 +1,4 @@
-"""Forms of entropy control: what weighs the attention entropy in the critic's loss (spec section 3).
+"""Forms of entropy control: what weighs the attention entropy in the critic's loss (section 3 of docs/algorithm.md).
 
 The *attention* temperature is a loss weight: it rises while the entropy is under its target and falls
 while it is over. It is neither a softmax temperature nor SAC's policy temperature.
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -114,10 +115,12 @@ class AttentionTemperature(EntropyControl):
         schedule: TargetSchedule | None = None,
     ) -> None:
         super().__init__()
-        if minimum >= maximum:
+        if not minimum < maximum:
             raise ValueError(f"minimum: expected less than maximum={maximum}, found {minimum}")
         if form not in ("exp", "sign"):
             raise ValueError(f"form: expected 'exp' or 'sign', found {form!r}")
+        if not math.isfinite(initial):
+            raise ValueError(f"initial: expected a finite temperature, found {initial}")
         if form == "exp" and initial <= 0.0:
             raise ValueError(f"initial: form 'exp' needs a temperature above 0, found {initial}")
         if form == "sign" and initial == 0.0:
@@ -206,16 +209,20 @@ def check_targets(targets: Sequence[Sequence[float]], num_layers: int, num_token
     """
     largest = math.log(num_tokens)
     reachable = f"above 0 and below ln {num_tokens} = {largest:.3f} nats"
-    if len(targets) != num_layers or any(len(row) != len(TOKEN_GROUPS) for row in targets):
+    try:
+        table = np.asarray(targets, dtype=np.float64)
+    except (TypeError, ValueError):  # rows of different lengths, or what is no number
+        table = np.empty(0)
+    if table.shape != (num_layers, len(TOKEN_GROUPS)):
         raise ValueError(
             f"targets: expected {num_layers} rows (value, others), one per attention layer, each {reachable}; "
-            f"found {[list(row) for row in targets]}"
+            f"found {targets}"
         )
-    for layer, row in enumerate(targets):
+    for layer, row in enumerate(table.tolist()):
         for group, target in zip(TOKEN_GROUPS, row, strict=True):
             if not 0.0 < target < largest:
                 raise ValueError(
                     f"targets: {at}layer {layer}, {group}: expected {reachable}, found {target}; lower "
                     "target_scale, raise last_layer_offset, or give targets for this dataset's token count"
                 )
-    return torch.tensor(targets, dtype=torch.float32)
+    return torch.tensor(table, dtype=torch.float32)

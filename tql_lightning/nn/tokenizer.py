@@ -1,4 +1,4 @@
-"""Every scalar of an observation and of an action becomes one token (spec section 2)."""
+"""Every scalar of an observation and of an action becomes one token (section 2 of docs/algorithm.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pre-norm transformer whose last block computes only what the [VALUE] token needs (spec section 2)."""
+"""Pre-norm transformer whose last block computes only what the [VALUE] token needs (section 2 of docs/algorithm.md)."""
 
 from __future__ import annotations
 

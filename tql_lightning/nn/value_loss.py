@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
@@ -36,7 +37,7 @@ class ValueLoss(nn.Module, ABC):
 
 
 class SquaredError(ValueLoss):
-    """Mean over batch and heads of (Q_k(s, a) - y)^2, TQL's own (spec section 4).
+    """Mean over batch and heads of (Q_k(s, a) - y)^2, TQL's own (section 4 of docs/algorithm.md).
 
     Args:
         return_range: of the data; a regression does not need it.
@@ -81,17 +82,18 @@ class HLGauss(ValueLoss):
         super().__init__()
         if num_bins < 2 * PADDING_BINS + 2:
             raise ValueError(f"HLGauss.num_bins: expected at least {2 * PADDING_BINS + 2}, found {num_bins}")
-        if sigma <= 0.0:
-            raise ValueError(f"HLGauss.sigma: expected above 0, found {sigma}")
+        if not 0.0 < sigma < math.inf:
+            raise ValueError(f"HLGauss.sigma: expected a finite number above 0, found {sigma}")
         if (low is None or high is None) and return_range is None:
             raise ValueError(
-                "HLGauss: expected the range of returns, found none; give low and high, or the model a reward_range "
-                "and a discount below 1 (the command line takes the range from the dataset)"
+                "HLGauss: expected the range of returns, found none: the rewards are unknown, or the discount is 1 and "
+                "sums of them have no bound; set value_loss.low and value_loss.high, or a reward_range of the model "
+                "(the command line takes it from the dataset) and a discount below 1"
             )
         self.low = return_range[0] if low is None else low  # type: ignore[index]
         self.high = return_range[1] if high is None else high  # type: ignore[index]
-        if not self.low < self.high:
-            raise ValueError(f"HLGauss: expected low below high, found {self.low} and {self.high}")
+        if not -math.inf < self.low < self.high < math.inf:
+            raise ValueError(f"HLGauss: expected finite low below high, found {self.low} and {self.high}")
         width = (self.high - self.low) / (num_bins - 2 * PADDING_BINS)
         self.sigma = sigma * width
         self.support = [self.low + width * (index + 0.5 - PADDING_BINS) for index in range(num_bins)]
@@ -105,13 +107,26 @@ class HLGauss(ValueLoss):
         return losses.hl_gauss_loss(logits, target.clamp(self.low, self.high), self.edges, self.sigma)
 
 
-def return_range(reward_range: tuple[float, float] | None, discount: float) -> tuple[float, float] | None:
-    """Smallest and largest discounted return of episodes of any length with rewards in a range.
+def return_range(
+    reward_range: tuple[float, float] | None,
+    final_reward_range: tuple[float, float] | None,
+    discount: float,
+) -> tuple[float, float] | None:
+    """Smallest and largest discounted return of episodes of any length with rewards in given ranges.
+
+    With n rewards r that continue and a last one f the return is r (1 + gamma + ...) + gamma^n f: between f, for n = 0,
+    and r / (1 - gamma), as n grows.
+
+    Args:
+        reward_range: smallest and largest reward of transitions that continue, None if there are none.
+        final_reward_range: smallest and largest reward of transitions that terminate, None if there are none.
+        discount: gamma.
 
     Returns:
         None where the rewards are unknown, or undiscounted and so without bound.
     """
-    if reward_range is None or discount == 1.0:
+    if discount == 1.0 and reward_range is not None:
         return None
-    low, high = reward_range
-    return min(low, low / (1.0 - discount)), max(high, high / (1.0 - discount))
+    ranges = [] if reward_range is None else [(reward_range[0] / (1.0 - discount), reward_range[1] / (1.0 - discount))]
+    ranges += [] if final_reward_range is None else [final_reward_range]
+    return (min(low for low, _ in ranges), max(high for _, high in ranges)) if ranges else None

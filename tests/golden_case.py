@@ -1,0 +1,200 @@
+"""A golden case: the real `TQL` made from its configuration, run under a real Trainer on its batches and noise."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, Trainer
+
+from tql_lightning.batch import Batch, Noise
+from tql_lightning.interop import load_release_params, release_arrays
+from tql_lightning.nn.critic import TransformerCritic
+from tql_lightning.nn.policy import FlowPolicy
+from tql_lightning.nn.temperature import AttentionTemperature
+from tql_lightning.tql import TQL
+
+Arrays = dict[str, np.ndarray]
+
+
+def read(path: Path) -> Arrays:
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+def build(config: dict[str, Any], observation_dim: int, action_dim: int) -> TQL:
+    """Our model for a configuration of the release."""
+    entropy_control, out_of_reach = None, False
+    if config["use_attention_entropy_loss"]:
+        targets = config["attention_entropy_target"]
+        largest = math.log(1 + observation_dim + action_dim)
+        out_of_reach = not all(
+            0.0 < target < largest for row in targets for target in row
+        )  # the release runs with these
+        entropy_control = partial(
+            AttentionTemperature,
+            targets=None if out_of_reach else targets,
+            initial=config["attention_entropy_temperature_init"],
+            form=config["temp_type"],
+            minimum=config["attention_entropy_temperature_min"],
+            maximum=config["attention_entropy_temperature_max"],
+        )
+    model = TQL(
+        observation_dim,
+        action_dim,
+        critic=partial(
+            TransformerCritic,
+            hidden_dim=config["hidden_dim"],
+            num_layers=config["num_layers"],
+            head_dim=config["hidden_dim"] // config["num_heads"],
+            mlp_ratio=config["mlp_ratio"],
+            num_critics=config["num_ensembles"],
+            modality_embeddings=config["use_modality_embeddings"],
+        ),
+        policy=partial(
+            FlowPolicy,
+            hidden_dims=config["actor_hidden_dims"],
+            flow_steps=config["flow_steps"],
+            layer_norm=config["actor_layer_norm"],
+        ),
+        entropy_control=entropy_control,
+        discount=config["discount"],
+        tau=config["tau"],
+        target_aggregation=config["q_agg"],
+        bc_coefficient=config["alpha"],
+        normalize_q_loss=config["normalize_q_loss"],
+        critic_learning_rate=config["critic_lr"],
+        actor_learning_rate=config["actor_lr"],
+        weight_decay=config["adamw_weight_decay"] if config["optimizer"] == "adamw" else 0.0,
+        lr_schedule="warmup_cosine" if config["warmup_steps"] else "constant",
+        warmup_updates=config["warmup_steps"],
+        schedule_updates=config["train_steps"],
+        gradient_clip_norm=config["critic_grad_clip"] or None,
+    )
+    if out_of_reach and model.temperature is not None:
+        model.temperature.get_buffer("targets").copy_(torch.tensor(targets))
+    return model
+
+
+class RecordedUpdates:
+    """The recorded batches and noise as a trainer's data: one update a step."""
+
+    def __init__(self, case: Case, num_updates: int) -> None:
+        self.case, self.num_updates = case, num_updates
+
+    def __iter__(self) -> Iterator[tuple[Batch, Noise]]:
+        for update in range(self.num_updates):
+            batch, noise = self.case.batch(update), self.case.noise(update)
+            yield Batch(*(part[None] for part in batch)), Noise(*(part[None] for part in noise))
+
+
+@dataclass
+class Record(Callback):
+    """What a run of the recorded updates did; observes only."""
+
+    outputs: list[dict[str, Any]] = field(default_factory=list)
+    learning_rates: list[dict[str, float]] = field(default_factory=list)
+    gradients: list[Arrays] = field(default_factory=list)
+    parameters: list[Arrays] = field(default_factory=list)
+
+    def on_after_backward(self, trainer: Trainer, pl_module: TQL) -> None:
+        groups = trainer.optimizers[0].param_groups
+        self.learning_rates.append({group["name"]: group["lr"] for group in groups})
+        self.gradients.append(release_arrays(pl_module, lambda parameter: parameter.grad))
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: TQL, outputs: Any, *_: Any) -> None:
+        self.outputs.append(outputs)
+        self.parameters.append(release_arrays(pl_module))
+
+
+@dataclass
+class Case:
+    """A golden case, the model that starts from it, and what running it recorded."""
+
+    config: dict[str, Any]
+    core: Arrays
+    folder: Path
+    model: TQL
+    record: Record
+    reached: dict[str, float]
+
+    @property
+    def updates(self) -> range:
+        return range(len(self.record.outputs))
+
+    def batch(self, update: int) -> Batch:
+        return Batch(*(torch.from_numpy(self.core[f"u{update}/batch/{name}"]) for name in Batch._fields))
+
+    def noise(self, update: int) -> Noise:
+        names = ("next_action_noise", "flow_x0", "flow_t", "distill_noise", "metric_noise")
+        return Noise(*(torch.from_numpy(self.core[f"u{update}/draw/{name}"]) for name in names))
+
+    def compare(
+        self,
+        kind: str,
+        name: str,
+        ours: Any,
+        release: Any,
+        tolerance: float,
+        scale: float | None = None,
+        floor: float = 1e-7,
+        absolute: bool = False,
+    ) -> None:
+        """Asserts that two arrays are equal to a tolerance, and notes what was reached.
+
+        Args:
+            kind: under which the largest difference over ``scale`` is noted.
+            name: of the array, for the message.
+            ours: any shape.
+            release: the same shape.
+            tolerance: of the difference over ``scale``.
+            scale: largest number that the array's entries are sums of; None for the largest entry itself.
+            floor: absolute difference that is always allowed.
+            absolute: take 1 for the scale.
+        """
+        ours, release = np.asarray(ours, dtype=np.float64), np.asarray(release, dtype=np.float64)
+        assert ours.shape == release.shape, f"{name}: shape {ours.shape}, release {release.shape}"
+        difference = float(np.abs(ours - release).max(initial=0.0))
+        scale = 1.0 if absolute else max(scale or 0.0, float(np.abs(release).max(initial=0.0)))
+        if scale > 0.0:
+            self.reached[kind] = max(self.reached.get(kind, 0.0), difference / scale)
+        allowed = max(floor, tolerance * scale)
+        assert difference <= allowed, f"{name}: differs by {difference:.3g}, allowed {allowed:.3g}"
+
+
+def run_case(folder: Path, scratch: Path, reached: dict[str, float]) -> Case:
+    """Runs a case's updates by a real Trainer and records them.
+
+    Args:
+        folder: of the case.
+        scratch: where the Trainer may write.
+        reached: takes the largest difference of each kind of number.
+    """
+    torch.set_num_threads(1)
+    settings = json.loads((folder / "config.json").read_text())
+    model = build(settings["config"], settings["obs_dim"], settings["action_dim"])
+    load_release_params(model, folder / "params_0.npz", ignore_temperature=True)
+    record = Record()
+    case = Case(settings["config"], read(folder / "core.npz"), folder, model, record, reached)
+    num_updates = settings["K"]
+    trainer = Trainer(
+        max_steps=num_updates,
+        limit_val_batches=0,
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        callbacks=[record],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=scratch,
+    )
+    trainer.fit(model, train_dataloaders=RecordedUpdates(case, num_updates))
+    return case
