@@ -17,8 +17,7 @@ from tests.conftest import REACHED
 from tests.golden_case import Arrays, Case, build, read, run_case
 from tql_lightning import losses
 from tql_lightning.interop import TEMPERATURE, load_release_params, release_arrays
-from tql_lightning.nn.attention import EntropyAttention
-from tql_lightning.nn.attention_components import WeightTransform
+from tql_lightning.nn.attention_weights import attention_log_weights
 
 # Largest difference over the largest entry of each array, for what update 0 computes and for later updates,
 # whose parameters already carry the rounding of earlier Adam steps.
@@ -70,23 +69,11 @@ def test_all_recorded_updates_ran(case: Case) -> None:
     assert len(case.record.outputs) == len(case.record.gradients) == len(case.record.parameters) >= 5
 
 
-class KeepWeights(WeightTransform):
-    """Leaves attention weights as they are and keeps them."""
-
-    def __init__(self) -> None:
-        self.kept: list[Tensor] = []
-
-    def __call__(self, weights: Tensor) -> Tensor:
-        self.kept.append(weights)
-        return weights
-
-
 def test_initial_forward_equals_the_release(case: Case) -> None:
     fresh = build(case.config, case.model.observation_dim, case.model.action_dim)
     load_release_params(fresh, case.folder / "params_0.npz", ignore_temperature=True)
     batch, noise = case.batch(0), case.noise(0)
     x_t = torch.from_numpy(case.core["u0/bc_x_t"])
-    weights = KeepWeights()
     with torch.no_grad():
         values, entropy, _ = fresh.critic(batch.observations, batch.actions, with_entropy=True)
         tokens = fresh.critic.tokenizer(batch.observations, batch.actions)
@@ -113,18 +100,15 @@ def test_initial_forward_equals_the_release(case: Case) -> None:
         }
         if fresh.temperature is not None:
             ours["temperature"] = fresh.temperature()
-        for attention in (module for module in fresh.critic.modules() if isinstance(module, EntropyAttention)):
-            attention.weight_transform = weights
-        fresh.critic(batch.observations, batch.actions, with_entropy=True)
+        log_weights = attention_log_weights(fresh.critic, batch.observations, batch.actions)
     for name, array in ours.items():
         case.compare("update 0, forward", name, array, case.core[f"u0/{name}"], UPDATE_0)
     case.compare("update 0, forward", "q without entropy", without_entropy, case.core["u0/q"], UPDATE_0)
     release = case.core["u0/attention_weights_first4"]
-    assert len(weights.kept) == len(release)
-    for layer, kept in enumerate(weights.kept):  # the last layer has no query but [VALUE]
-        rows, queries = release.shape[1], kept.shape[2]
+    assert len(log_weights) == len(release)
+    for layer, found in enumerate(log_weights):
         name = f"attention weights of layer {layer}"
-        case.compare("update 0, forward", name, kept[:rows], release[layer, :, :, :queries], UPDATE_0)
+        case.compare("update 0, forward", name, found.exp()[: release.shape[1]], release[layer], UPDATE_0)
 
 
 def aggregated(next_values: Tensor, aggregation: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""Multi-head self-attention that also returns its entropy (docs/algorithm.md, 2 and 3); the choice of what computes it."""
+"""Multi-head self-attention that also returns its entropy (docs/algorithm.md, 2 and 3), and what computes it."""
 
 from __future__ import annotations
 
