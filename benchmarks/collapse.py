@@ -202,17 +202,20 @@ def main() -> None:
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 128, 256])
     parser.add_argument("--controls", nargs="+", choices=CONTROLS, default=list(CONTROLS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--updates", type=int, default=3_000)
+    parser.add_argument("--updates", type=int, nargs="+", default=[3_000], help="of every run, or one for each control")
     parser.add_argument("--parallel", type=int, default=os.cpu_count() or 1, help="runs at once, one thread each")
     parser.add_argument("--output", type=Path, default=Path("runs/collapse"))
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of every tql fit")
     arguments = parser.parse_args()
+    if len(arguments.updates) not in (1, len(arguments.controls)):
+        parser.error(f"--updates: expected one, or one for each of {len(arguments.controls)} controls")
+    updates = arguments.updates * (len(arguments.controls) if len(arguments.updates) == 1 else 1)
     runs = [
-        Run(problem, width, control, seed, arguments.updates, arguments.output, tuple(arguments.set))
+        Run(problem, width, control, seed, number, arguments.output, tuple(arguments.set))
         for problem in arguments.problems
         for width in arguments.widths
         for seed in arguments.seeds
-        for control in arguments.controls
+        for control, number in zip(arguments.controls, updates, strict=True)
     ]
     with ThreadPoolExecutor(arguments.parallel) as pool:
         for run, _ in zip(runs, pool.map(Run.train, runs), strict=True):
