@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.command_line import make_model, parse_fit
 from tql_lightning.nn.attention import EntropyAttention, Implementation, choose_implementation
@@ -97,14 +98,14 @@ def test_the_implementation_is_no_part_of_the_state() -> None:
 
 
 @on_cpu_only
-def test_size_decides_and_transforms_are_plain() -> None:
-    def choose(tokens: int, transformed: bool = False) -> Implementation:
-        rows = torch.empty(1, 1, tokens, 4, device="meta")
-        return choose_implementation(rows, rows, transformed)
-
-    assert choose(43) == choose(128) == "plain"
-    assert choose(129) == "chunked"
-    assert choose(129, transformed=True) == "plain"
+def test_size_decides_on_any_device_and_transforms_are_plain() -> None:
+    """The kernels are taken where they are asked for by name only."""
+    with FakeTensorMode():
+        for device in ("cpu", "cuda"):
+            short, long = (torch.empty(1, 1, tokens, 4, device=device) for tokens in (128, 129))
+            assert choose_implementation(short, transformed=False) == "plain"
+            assert choose_implementation(long, transformed=False) == "chunked"
+            assert choose_implementation(long, transformed=True) == "plain"
 
 
 @on_cpu_only
