@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cached_property, partial
 from typing import Any, Literal
 
@@ -111,11 +112,14 @@ class UpdateLoop(LightningModule, ABC):
         return CapturedStep(work, self, optimizer, new_recorder(self.device))
 
     def backward_pass(self, loss: Tensor) -> None:
-        """Lightning's backward pass; a plain one where that is all it would come to."""
-        if self._hears_backward:
-            self.manual_backward(loss)
-        else:
-            torch.autograd.backward(loss)
+        """Lightning's backward pass, a plain one where that is all it would come to; in the types of the forward pass."""
+        # Else autocast, in which Lightning makes the whole step, would round also what the losses kept out of it.
+        autocast = torch.is_autocast_enabled(self.device.type)
+        with torch.autocast(self.device.type, enabled=False) if autocast else nullcontext():
+            if self._hears_backward:
+                self.manual_backward(loss)
+            else:
+                torch.autograd.backward(loss)
 
     def training_losses(
         self, batch: Batch, noise: Noise, target_entropy: Tensor | None, with_metrics: bool = True
@@ -264,6 +268,6 @@ def hears_backward(trainer: Any, module: LightningModule) -> bool:
     if type(precision) is not Precision and (type(precision) is not MixedPrecision or precision.scaler is not None):
         return True
     hooks = ("on_before_backward", "on_after_backward")
-    if any(is_overridden(hook, module, LightningModule) for hook in (*hooks, "backward")):
+    if any(is_overridden(hook, module, LightningModule) for hook in (*hooks, "backward", "manual_backward")):
         return True
     return any(is_overridden(hook, callback, Callback) for hook in hooks for callback in trainer.callbacks)

@@ -148,3 +148,20 @@ def test_the_command_line_sets_the_implementation(monkeypatch: pytest.MonkeyPatc
     model = make_model(configuration, 3, 1)
     attentions = [module for module in model.critic.modules() if isinstance(module, EntropyAttention)]
     assert [attention.implementation for attention in attentions] == ["chunked", "chunked"]
+
+
+def test_a_backward_pass_under_autocast_computes_in_the_forward_passes_types(
+    pair: tuple[EntropyAttention, EntropyAttention],
+) -> None:
+    _, attention = pair
+    gradients = []
+    for inside in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            q, k, v = (tokens().view(4, HEADS, TOKENS, -1).bfloat16().requires_grad_() for _ in range(3))
+            output, entropy = attention._attend(q, k, v, TOKENS, True)
+            loss = output.float().sum() + entropy.square().sum()
+            if inside:
+                gradients.append(torch.autograd.grad(loss, (q, k, v)))
+        if not inside:
+            gradients.append(torch.autograd.grad(loss, (q, k, v)))
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
@@ -22,8 +23,8 @@ def attention_operator(name: str, forward: Forward, backward: Backward, empty_ou
         backward: queries, keys, values and the gradients of both outputs -> the gradients of queries, keys and values.
         empty_outputs: what `forward` returns, with the same shapes, types and strides, not computed.
     """
-    operator = torch.library.custom_op(f"tql_lightning::{name}", forward, mutates_args=())
-    gradient = torch.library.custom_op(f"tql_lightning::{name}_backward", backward, mutates_args=())
+    operator = torch.library.custom_op(f"tql_lightning::{name}", _own_types(forward), mutates_args=())
+    gradient = torch.library.custom_op(f"tql_lightning::{name}_backward", _own_types(backward), mutates_args=())
 
     def remember(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int], output: tuple[Tensor, Tensor]) -> None:  # noqa: ARG001
         ctx.save_for_backward(*inputs[:3])
@@ -35,3 +36,14 @@ def attention_operator(name: str, forward: Forward, backward: Backward, empty_ou
     operator.register_autograd(differentiate, setup_context=remember)
     gradient.register_fake(lambda *tensors: tuple(tensor.new_empty(tensor.shape) for tensor in tensors[:3]))
     return operator
+
+
+def _own_types(implementation: Any) -> Any:
+    """An implementation that computes in the types it chose, also where it is called under autocast."""
+
+    @wraps(implementation)
+    def uncast(queries: Tensor, *others: Any) -> Any:
+        with torch.autocast(queries.device.type, enabled=False):
+            return implementation(queries, *others)
+
+    return uncast
