@@ -91,7 +91,8 @@ class TQL(UpdateLoop):
         compile: compile the losses of an update (``torch.compile``, one graph). Pays on GPUs; the first update then
             takes minutes.
         cuda_graphs: record an update once as a CUDA graph, from loss to optimizer, and replay it. On one CUDA device.
-            Callbacks then see gradients of the update before in ``on_before_optimizer_step``.
+            Callbacks then see gradients of the update before in ``on_before_optimizer_step``, and nobody is called at
+            backward passes.
         float32_matmul_precision: of matrix products in float32 while a trainer runs: "highest" float32, "high" TF32
             on NVIDIA GPUs, "medium" bfloat16. Entropy, softmax, TD targets and temperatures stay float32.
 
