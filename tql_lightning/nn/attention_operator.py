@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 Forward = Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]
 Backward = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+Implementation = TypeVar("Implementation", Forward, Backward)
 
 
 def attention_operator(name: str, forward: Forward, backward: Backward, empty_outputs: Forward) -> Forward:
@@ -38,7 +39,7 @@ def attention_operator(name: str, forward: Forward, backward: Backward, empty_ou
     return operator
 
 
-def _own_types(implementation: Any) -> Any:
+def _own_types(implementation: Implementation) -> Implementation:
     """An implementation that computes in the types it chose, also where it is called under autocast."""
 
     @wraps(implementation)
@@ -46,4 +47,4 @@ def _own_types(implementation: Any) -> Any:
         with torch.autocast(queries.device.type, enabled=False):
             return implementation(queries, *others)
 
-    return uncast
+    return cast("Implementation", uncast)
