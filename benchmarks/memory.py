@@ -3,7 +3,8 @@
     python -m benchmarks.memory --device cpu --json
 
 On CUDA the allocator tells the most that was allocated; on the CPU torch's profiler lists every allocation, and the
-peak is that of their running sum. Parameters, gradients and the optimizer's state are there before and count.
+peak is that of their running sum. It is counted beyond what is there before the update; parameters, gradients and the
+optimizer's state are told apart.
 """
 
 from __future__ import annotations

@@ -67,9 +67,9 @@ class Problem:
         self.optimizer, self.schedule = configured["optimizer"], configured["lr_scheduler"]
 
     def precision_context(self) -> Any:
-        """Autocast for bfloat16."""
+        """Autocast for bfloat16, as Lightning's: without a cache of cast weights."""
         if self.precision == "bfloat16":
-            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+            return torch.autocast(self.device.type, dtype=torch.bfloat16, cache_enabled=False)
         return nullcontext()
 
     def backward(self, with_metrics: bool = False) -> Tensor:

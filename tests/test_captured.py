@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
@@ -114,6 +114,31 @@ def test_what_callbacks_are_given_outlives_the_next_replay(tmp_path: Path) -> No
             assert torch.equal(value, replayed["metrics"][name]), name
         for name in ("loss", "attention_entropy", "temperature", "target_entropy"):
             assert torch.equal(plain[name], replayed[name]), name
+
+
+class Addresses(Callback):
+    """Where everything lies that a recorded update reads or changes, after each chunk."""
+
+    def __init__(self) -> None:
+        self.seen: list[list[int]] = []
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        optimizer = trainer.optimizers[0]
+        tensors = [*pl_module.parameters(), *pl_module.buffers(), *(group["lr"] for group in optimizer.param_groups)]
+        tensors += [tensor for state in optimizer.state.values() for tensor in state.values()]
+        self.seen.append([tensor.data_ptr() for tensor in tensors])
+
+
+@pytest.mark.usefixtures("recorders")
+def test_what_a_graph_finds_by_its_address_stays_there(tmp_path: Path) -> None:
+    """Schedule, optimizer, target critic and validation write into the tensors that were recorded."""
+    whole, stopped = Addresses(), Addresses()
+    _, trainer = run(tmp_path, True, updates=7, callbacks=[stopped], limit_val_batches=1, val_check_interval=1)
+    trainer.save_checkpoint(tmp_path / "stop.ckpt")
+    run(tmp_path, True, updates=20, callbacks=[whole], ckpt_path=tmp_path / "stop.ckpt")
+    for addresses in (stopped.seen, whole.seen):
+        assert len(addresses) > 1
+        assert all(later == addresses[0] for later in addresses)
 
 
 def test_cuda_graphs_are_refused_on_the_cpu(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import inspect
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from tests.command_line import parse_fit
 from tests.toy import fit, toy_model
+from tql_lightning.nn.attention import EntropyAttention
 from tql_lightning.plots import read_metrics
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -46,6 +48,14 @@ def test_the_example_of_a_callback_runs_and_observes_only(tmp_path: Path, monkey
     added = configuration["trainer"]["callbacks"][-1]
     assert added["class_path"] == "disagreement.Disagreement"
     assert added["init_args"]["every_n_updates"] == 10
+
+
+def test_the_example_of_an_implementation_sets_it() -> None:
+    (text,) = re.findall(r"```python\n(.*?)```", (DOCS / "attention.md").read_text(), flags=re.DOTALL)
+    namespace: dict[str, Any] = {}
+    exec(text, namespace)  # the document's own code
+    attentions = [part for part in namespace["critic"].modules() if isinstance(part, EntropyAttention)]
+    assert [attention.implementation for attention in attentions] == ["chunked", "chunked"]
 
 
 def test_the_table_of_callbacks_lists_every_one_and_its_defaults(monkeypatch: pytest.MonkeyPatch) -> None:

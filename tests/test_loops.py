@@ -9,6 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from tests.toy import fit, toy_model
 from tql_lightning.loops import hears_backward
@@ -32,6 +33,17 @@ class OwnBackward(TQL):
         loss.backward(*args, **kwargs)
 
 
+class OwnManualBackward(TQL):
+    """The same, where manual optimisation calls it."""
+
+    def manual_backward(self, loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+        loss.backward(*args, **kwargs)
+
+
+class OwnStrategy(SingleDeviceStrategy):
+    """A user's strategy, which may hear anything."""
+
+
 def scaler() -> MixedPrecision:
     return MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu"))
 
@@ -45,6 +57,7 @@ def scaler() -> MixedPrecision:
         ({"callbacks": [CountBackward()]}, True),
         ({"profiler": "simple"}, True),
         ({"strategy": "ddp"}, True),
+        ({"strategy": OwnStrategy("cpu")}, True),
         ({"plugins": [scaler()]}, True),
     ],
 )
@@ -56,9 +69,10 @@ def test_lightnings_backward_is_called_where_somebody_hears_it(
     assert hears_backward(trainer, toy_model()) is heard
 
 
-def test_a_models_own_backward_is_called(tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", [OwnBackward, OwnManualBackward])
+def test_a_models_own_backward_is_called(tmp_path: Path, model: type[TQL]) -> None:
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, default_root_dir=tmp_path)
-    assert hears_backward(trainer, OwnBackward(3, 1))
+    assert hears_backward(trainer, model(3, 1))
 
 
 def test_every_backward_pass_is_heard(tmp_path: Path) -> None:

@@ -41,6 +41,38 @@ def test_losses_targets_entropies_and_temperatures_are_float32_under_bfloat16(mo
     assert not torch.equal(total, exact)
 
 
+class KeepGradients(Callback):
+    """Keeps the last chunk and gradients."""
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, *_: Any) -> None:
+        self.chunk = batch
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        self.gradients = [parameter.grad.clone() for parameter in pl_module.parameters() if parameter.requires_grad]
+
+
+def test_a_trainers_backward_pass_rounds_no_more_than_the_forward_pass(tmp_path: Path) -> None:
+    keep = KeepGradients()
+    fit(tmp_path, toy_model(), updates=1, callbacks=[keep], precision="bf16-mixed")
+    model = toy_model()
+    batch, noise = (part.update(0) for part in keep.chunk)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        total, _, _ = model.losses(batch, noise, model.temperature.targets)
+    total.backward()  # outside autocast
+    expected = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for (name, gradient), found in zip(expected.items(), keep.gradients, strict=True):
+        assert torch.equal(gradient, found), name
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_the_updates_of_a_chunk_each_start_from_the_weights_before_them(tmp_path: Path, precision: Any) -> None:
+    """Autocast may keep cast weights; none may outlive the optimizer's step."""
+    runs = [toy_model() for _ in range(2)]
+    for model, updates_per_step in zip(runs, (1, 5), strict=True):
+        fit(tmp_path, model, updates=5, updates_per_step=updates_per_step, precision=precision)
+    assert all(torch.equal(one, other) for one, other in zip(*(m.parameters() for m in runs), strict=True))
+
+
 class SeePrecision(Callback):
     """Notes how exact matrix products are while training."""
 

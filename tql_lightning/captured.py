@@ -47,7 +47,8 @@ class CudaRecorder:
 
     def record(self, work: Callable[[], Any]) -> None:
         """See `Recorder`."""
-        with torch.cuda.graph(self.graph):
+        # What other threads do, such as one that pins memory, is none of the recording.
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
             self.outputs = work()
 
     def replay(self) -> Any:
@@ -86,9 +87,8 @@ class CapturedStep:
                 self.recorder.warm_up(self._work)
             with uncached_autocast(self.model):
                 self.recorder.record(self._work)
-        for static, tensor in zip(self.inputs, given, strict=True):
-            if static is not None and tensor is not None:
-                static.copy_(tensor)
+        static = [tensor for tensor in self.inputs if tensor is not None]
+        torch._foreach_copy_(static, [tensor for tensor in given if tensor is not None])  # few launches
         return self.recorder.replay()
 
     def _work(self) -> Any:

@@ -1,4 +1,4 @@
-"""A model's settings in a form that its checkpoint can be loaded from without pickle."""
+"""A model's settings: checked, and in a form that its checkpoint can be loaded from without pickle."""
 
 from __future__ import annotations
 
@@ -26,3 +26,13 @@ def describe(value: Any) -> Any:
         return value
     described = {name: describe(argument) for name, argument in arguments.items()}
     return {"class_path": f"{factory.__module__}.{factory.__qualname__}", "init_args": described}
+
+
+def require(name: str, condition: bool, expected: str, found: object) -> None:
+    """Checks a setting of the model.
+
+    Raises:
+        ValueError: the condition does not hold; the message names the setting, what was expected and what was found.
+    """
+    if not condition:
+        raise ValueError(f"model.{name}: expected {expected}, found {found}")

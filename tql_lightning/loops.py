@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cached_property, partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch import Callback, LightningModule
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from tql_lightning.batch import Batch, Noise
 from tql_lightning.captured import CapturedStep, ReplayedAdamW, can_record, new_recorder
-from tql_lightning.hyperparameters import loadable
+from tql_lightning.hyperparameters import loadable, require
 from tql_lightning.nn.temperature import TOKEN_GROUPS
 
 Losses = tuple[Tensor, Tensor | None, dict[str, Tensor]]  # total, attention entropy (L, 2) or None, scalars to log
@@ -37,6 +38,9 @@ class UpdateLoop(LightningModule, ABC):
         compile: whether the losses of an update are compiled.
         cuda_graphs: whether an update is recorded once and replayed.
         float32_matmul_precision: of matrix products while a trainer runs.
+
+    Raises:
+        ValueError: there is no such precision.
     """
 
     def __init__(
@@ -46,6 +50,8 @@ class UpdateLoop(LightningModule, ABC):
         float32_matmul_precision: MatmulPrecision,
     ) -> None:
         super().__init__()
+        matmul, known = float32_matmul_precision, get_args(MatmulPrecision)
+        require("float32_matmul_precision", matmul in known, "highest, high or medium", matmul)
         self.automatic_optimization = False
         self.compiled, self.cuda_graphs = compile, cuda_graphs
         self.float32_matmul_precision: MatmulPrecision = float32_matmul_precision
@@ -111,11 +117,14 @@ class UpdateLoop(LightningModule, ABC):
         return CapturedStep(work, self, optimizer, new_recorder(self.device))
 
     def backward_pass(self, loss: Tensor) -> None:
-        """Lightning's backward pass; a plain one where that is all it would come to."""
-        if self._hears_backward:
-            self.manual_backward(loss)
-        else:
-            torch.autograd.backward(loss)
+        """Lightning's backward pass, plain where that is all it would come to; in the types of the forward pass."""
+        # Else autocast, in which Lightning makes the whole step, would round also what the losses kept out of it.
+        autocast = torch.is_autocast_enabled(self.device.type)
+        with torch.autocast(self.device.type, enabled=False) if autocast else nullcontext():
+            if self._hears_backward:
+                self.manual_backward(loss)
+            else:
+                torch.autograd.backward(loss)
 
     def training_losses(
         self, batch: Batch, noise: Noise, target_entropy: Tensor | None, with_metrics: bool = True
@@ -264,6 +273,6 @@ def hears_backward(trainer: Any, module: LightningModule) -> bool:
     if type(precision) is not Precision and (type(precision) is not MixedPrecision or precision.scaler is not None):
         return True
     hooks = ("on_before_backward", "on_after_backward")
-    if any(is_overridden(hook, module, LightningModule) for hook in (*hooks, "backward")):
+    if any(is_overridden(hook, module, LightningModule) for hook in (*hooks, "backward", "manual_backward")):
         return True
     return any(is_overridden(hook, callback, Callback) for hook in hooks for callback in trainer.callbacks)

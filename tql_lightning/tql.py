@@ -39,22 +39,22 @@ from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 
 from tql_lightning import losses
 from tql_lightning.batch import Batch, Noise
-from tql_lightning.captured import ReplayedAdamW
 from tql_lightning.extraction import Extraction
-from tql_lightning.loops import Losses, MatmulPrecision, UpdateLoop
+from tql_lightning.hyperparameters import require
+from tql_lightning.loops import Losses, MatmulPrecision
 from tql_lightning.nn.critic import Critic, TransformerCritic, make_critic
 from tql_lightning.nn.policy import Actor, FlowPolicy
 from tql_lightning.nn.temperature import AttentionTemperature, EntropyControl
 from tql_lightning.nn.value_loss import SquaredError, ValueLoss, return_range
+from tql_lightning.optimisation import OptimisedLoop
 
 
-class TQL(UpdateLoop):
+class TQL(OptimisedLoop):
     """Transformer Q-Learning: flow actor, transformer critic, attention entropy held near a target.
 
     Args:
@@ -91,7 +91,8 @@ class TQL(UpdateLoop):
         compile: compile the losses of an update (``torch.compile``, one graph). Pays on GPUs; the first update then
             takes minutes.
         cuda_graphs: record an update once as a CUDA graph, from loss to optimizer, and replay it. On one CUDA device.
-            Callbacks then see gradients of the update before in ``on_before_optimizer_step``.
+            Callbacks then see gradients of the update before in ``on_before_optimizer_step``, and nobody is called at
+            backward passes.
         float32_matmul_precision: of matrix products in float32 while a trainer runs: "highest" float32, "high" TF32
             on NVIDIA GPUs, "medium" bfloat16. Entropy, softmax, TD targets and temperatures stay float32.
 
@@ -129,29 +130,27 @@ class TQL(UpdateLoop):
         cuda_graphs: bool = False,
         float32_matmul_precision: MatmulPrecision = "highest",
     ) -> None:
-        super().__init__(compile, cuda_graphs, float32_matmul_precision)
+        super().__init__(
+            critic_learning_rate=critic_learning_rate,
+            temperature_learning_rate=temperature_learning_rate,
+            actor_learning_rate=actor_learning_rate,
+            weight_decay=weight_decay,
+            lr_schedule=lr_schedule,
+            warmup_updates=warmup_updates,
+            schedule_updates=schedule_updates,
+            gradient_clip_norm=gradient_clip_norm,
+            compile=compile,
+            cuda_graphs=cuda_graphs,
+            float32_matmul_precision=float32_matmul_precision,
+        )
         divides = action_chunk >= 1 and action_dim % action_chunk == 0
-        _require("action_chunk", divides, f"a divisor of action_dim={action_dim}", action_chunk)
-        _require("discount", 0.0 <= discount <= 1.0, "between 0 and 1", discount)
-        _require("tau", 0.0 < tau <= 1.0, "above 0 and at most 1", tau)
-        _require("num_samples", num_samples >= 1, "at least 1", num_samples)
-        _require("bc_coefficient", 0.0 <= bc_coefficient < math.inf, "a finite number of at least 0", bc_coefficient)
-        _require("warmup_updates", warmup_updates >= 0, "at least 0", warmup_updates)
-        _require("schedule_updates", schedule_updates >= 1, "at least 1", schedule_updates)
-        _require("target_aggregation", target_aggregation in ("mean", "min"), "mean or min", target_aggregation)
-        matmul, known = float32_matmul_precision, ("highest", "high", "medium")
-        _require("float32_matmul_precision", matmul in known, "highest, high or medium", matmul)
-        _require("extraction", extraction in get_args(Extraction), " or ".join(get_args(Extraction)), extraction)
-        schedules = ("warmup_cosine", "constant")
-        _require("lr_schedule", lr_schedule in schedules, " or ".join(schedules), lr_schedule)
-        for name, value in {
-            "critic_learning_rate": critic_learning_rate,
-            "temperature_learning_rate": temperature_learning_rate,
-            "actor_learning_rate": actor_learning_rate,
-            "weight_decay": weight_decay,
-        }.items():
-            _require(name, value is None or 0.0 <= value < math.inf, "a finite number of at least 0", value)
-        _require("gradient_clip_norm", gradient_clip_norm is None or gradient_clip_norm > 0, "> 0", gradient_clip_norm)
+        require("action_chunk", divides, f"a divisor of action_dim={action_dim}", action_chunk)
+        require("discount", 0.0 <= discount <= 1.0, "between 0 and 1", discount)
+        require("tau", 0.0 < tau <= 1.0, "above 0 and at most 1", tau)
+        require("num_samples", num_samples >= 1, "at least 1", num_samples)
+        require("bc_coefficient", 0.0 <= bc_coefficient < math.inf, "a finite number of at least 0", bc_coefficient)
+        require("target_aggregation", target_aggregation in ("mean", "min"), "mean or min", target_aggregation)
+        require("extraction", extraction in get_args(Extraction), " or ".join(get_args(Extraction)), extraction)
         self.save_hyperparameters()
 
         self.value_loss = value_loss(return_range(reward_range, final_reward_range, discount))
@@ -168,15 +167,6 @@ class TQL(UpdateLoop):
         self.bc_coefficient, self.normalize_q_loss = bc_coefficient, normalize_q_loss
         self.extraction: Extraction = extraction
         self.num_samples = num_samples
-        self.critic_learning_rate, self.actor_learning_rate = critic_learning_rate, actor_learning_rate
-        self.temperature_learning_rate = (
-            critic_learning_rate if temperature_learning_rate is None else temperature_learning_rate
-        )
-        self.weight_decay = weight_decay
-        self.lr_schedule, self.warmup_updates = lr_schedule, warmup_updates
-        self.schedule_updates = schedule_updates
-        self.gradient_clip_norm = gradient_clip_norm
-        self._gradient_norms: dict[str, Tensor] | None = None
 
     # ------------------------------------------------------------------ one update (section 6 of docs/algorithm.md)
 
@@ -348,97 +338,8 @@ class TQL(UpdateLoop):
         """Acts with the model's own extraction; see `actor` for the shape of the noise."""
         return self.actor().act(observations, noise)
 
-    # ------------------------------------------------------------------ optimisation (section 6 of docs/algorithm.md)
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """Parameters with their peak learning rate and weight decay, which only weight matrices have."""
-        critic_lr, actor_lr = self.critic_learning_rate, self.actor_learning_rate
-        decaying, plain = _split(self.critic, self.critic.decays)
-        policy_decaying, policy_plain = _split(self.policy, lambda _, parameter: parameter.ndim > 1)
-        temperatures = [] if self.temperature is None else list(self.temperature.parameters())
-        groups = [
-            {"name": "critic", "params": decaying, "lr": critic_lr, "weight_decay": self.weight_decay},
-            {"name": "critic_no_decay", "params": plain, "lr": critic_lr, "weight_decay": 0.0},
-            {"name": "temperature", "params": temperatures, "lr": self.temperature_learning_rate, "weight_decay": 0.0},
-            {"name": "actor", "params": policy_decaying, "lr": actor_lr, "weight_decay": self.weight_decay},
-            {"name": "actor_no_decay", "params": policy_plain, "lr": actor_lr, "weight_decay": 0.0},
-        ]
-        return [group for group in groups if group["params"]]
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """One AdamW over critic, temperatures and actor, and the one schedule of their learning rates."""
-        # The fused step unscales float16 gradients itself, too late for measuring and clipping them.
-        scaled = self._trainer is not None and getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        groups = [group | {"lr": self.learning_rate(group["lr"])} for group in self.parameter_groups()]
-        capturable = self.cuda_graphs and self.device.type == "cuda"
-        optimizer = ReplayedAdamW(groups, fused=not scaled, capturable=capturable)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.learning_rate_factor)
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
-
-    def learning_rate_factor(self, update: int) -> float:
-        """Share of the peak learning rate at an update, counted from 0.
-
-        Linear from 0.01 over ``warmup_updates``, then a cosine to 0.1. As in the release the cosine ends
-        ``warmup_updates`` before the run does, and the rest stays at 0.1.
-        """
-        if self.lr_schedule == "constant":
-            return 1.0
-        if update < self.warmup_updates:
-            return 0.01 + 0.99 * update / self.warmup_updates
-        length = self.schedule_updates - 2 * self.warmup_updates
-        progress = min((update - self.warmup_updates) / length, 1.0) if length > 0 else 1.0
-        return 0.9 * (1.0 + math.cos(math.pi * progress)) / 2.0 + 0.1
-
-    def learning_rate(self, value: float) -> float | Tensor:
-        """A learning rate as the optimizer takes it: where updates are replayed it is a tensor that can change."""
-        return torch.tensor(value, device=self.device) if self.cuda_graphs else value
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Measures and clips gradients after any unscaling; a recorded step has done so itself."""
-        if not self.cuda_graphs:
-            self.clip_each_network()
-
-    def clip_each_network(self) -> None:
-        """Measures and clips the gradient of each network on its own, where wanted."""
-        if self._gradient_norms is None and self.gradient_clip_norm is None:
-            return
-        critic_side = [*self.critic.parameters(), *(self.temperature.parameters() if self.temperature else ())]
-        for name, parameters in {"critic": critic_side, "actor": list(self.policy.parameters())}.items():
-            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-            norm = nn.utils.get_total_norm(gradients)
-            if self._gradient_norms is not None:
-                self._gradient_norms[f"gradient_norm/{name}"] = norm
-            if self.gradient_clip_norm is not None:
-                nn.utils.clip_grads_with_norm_(parameters, self.gradient_clip_norm, norm)
-
-    def on_train_start(self) -> None:
-        """Gives a continued run its own learning rates and weight decay, where the checkpoint's were restored."""
-        optimizer: torch.optim.Optimizer = self.optimizers().optimizer  # type: ignore[union-attr]
-        schedule: Any = self.lr_schedulers()
-        factor = self.learning_rate_factor(self.global_step)
-        own: dict[str, dict[str, float]] = {group["name"]: group for group in self.parameter_groups()}
-        for index, group in enumerate(optimizer.param_groups):
-            peak, decay = own[group["name"]]["lr"], own[group["name"]]["weight_decay"]
-            group |= {"initial_lr": peak, "lr": self.learning_rate(peak * factor), "weight_decay": decay}
-            group["capturable"] = self.cuda_graphs and self.device.type == "cuda"
-            schedule.base_lrs[index] = peak
-
     def train(self, mode: bool = True) -> TQL:
         """Switches to training or evaluation; the target critic never drops out."""
         super().train(mode)
         self.target_critic.eval()
         return self
-
-
-def _split(
-    module: nn.Module, decays: Callable[[str, nn.Parameter], bool]
-) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """A module's parameters with and without weight decay."""
-    decaying = [parameter for name, parameter in module.named_parameters() if decays(name, parameter)]
-    plain = [parameter for name, parameter in module.named_parameters() if not decays(name, parameter)]
-    return decaying, plain
-
-
-def _require(name: str, condition: bool, expected: str, found: object) -> None:
-    if not condition:
-        raise ValueError(f"model.{name}: expected {expected}, found {found}")

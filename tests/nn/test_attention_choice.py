@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.command_line import make_model, parse_fit
 from tql_lightning.nn.attention import EntropyAttention, Implementation, choose_implementation
@@ -97,14 +98,14 @@ def test_the_implementation_is_no_part_of_the_state() -> None:
 
 
 @on_cpu_only
-def test_size_decides_and_transforms_are_plain() -> None:
-    def choose(tokens: int, transformed: bool = False) -> Implementation:
-        rows = torch.empty(1, 1, tokens, 4, device="meta")
-        return choose_implementation(rows, rows, transformed)
-
-    assert choose(43) == choose(128) == "plain"
-    assert choose(129) == "chunked"
-    assert choose(129, transformed=True) == "plain"
+def test_size_decides_on_any_device_and_transforms_are_plain() -> None:
+    """The kernels are taken where they are asked for by name only."""
+    with FakeTensorMode():
+        for device in ("cpu", "cuda"):
+            short, long = (torch.empty(1, 1, tokens, 4, device=device) for tokens in (128, 129))
+            assert choose_implementation(short, transformed=False) == "plain"
+            assert choose_implementation(long, transformed=False) == "chunked"
+            assert choose_implementation(long, transformed=True) == "plain"
 
 
 @on_cpu_only
@@ -147,3 +148,20 @@ def test_the_command_line_sets_the_implementation(monkeypatch: pytest.MonkeyPatc
     model = make_model(configuration, 3, 1)
     attentions = [module for module in model.critic.modules() if isinstance(module, EntropyAttention)]
     assert [attention.implementation for attention in attentions] == ["chunked", "chunked"]
+
+
+def test_a_backward_pass_under_autocast_computes_in_the_forward_passes_types(
+    pair: tuple[EntropyAttention, EntropyAttention],
+) -> None:
+    _, attention = pair
+    gradients = []
+    for inside in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            q, k, v = (tokens().view(4, HEADS, TOKENS, -1).bfloat16().requires_grad_() for _ in range(3))
+            output, entropy = attention._attend(q, k, v, TOKENS, True)
+            loss = output.float().sum() + entropy.square().sum()
+            if inside:
+                gradients.append(torch.autograd.grad(loss, (q, k, v)))
+        if not inside:
+            gradients.append(torch.autograd.grad(loss, (q, k, v)))
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))

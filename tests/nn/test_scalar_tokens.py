@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -28,7 +29,7 @@ def layers(dtype: torch.dtype = torch.float64) -> tuple[LayerNorm, nn.Linear]:
 
 
 def gradients(output: Tensor, tokens: ScalarTokens, norm: LayerNorm, linear: nn.Linear) -> tuple[Tensor, ...]:
-    direction = torch.randn(output.shape, generator=torch.Generator().manual_seed(1), dtype=output.dtype)
+    direction = torch.randn(output.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(output)
     return torch.autograd.grad((output * direction).sum(), [*tokens, *norm.parameters(), *linear.parameters()])
 
 
@@ -53,6 +54,45 @@ def test_digits_are_kept_where_offset_and_scalar_cancel() -> None:
     made = normalise(norm, tokens).dense()
     exact = norm.double()(ScalarTokens(*(tensor.double() for tensor in tokens)).dense())
     assert (made - exact).abs().max() < 3e-5  # from x^2 d.d + 2 x d.o + o.o it would be 2e-4
+
+
+CASES = {  # scale of scalars, of directions, of offsets
+    "usual": (1.0, 1.0, 0.03),
+    "large": (1e4, 1.0, 0.03),
+    "tiny": (1e-6, 1.0, 0.03),
+    "constant": (0.0, 1.0, 0.03),
+    "no direction": (1.0, 0.0, 0.03),
+    "nothing": (0.0, 0.0, 0.0),
+}
+
+
+@pytest.mark.parametrize("scales", CASES.values(), ids=CASES)
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [(torch.float64, 1e-11), (torch.float32, 2e-6), (torch.bfloat16, 0.02), (torch.float16, 0.004)],
+)
+def test_extreme_tokens_are_as_exact_as_layer_norm_in_every_number_type(
+    scales: tuple[float, ...], dtype: torch.dtype, tolerance: float
+) -> None:
+    """Against float64, value and gradients of directions, offsets, weight and bias, of their largest entry."""
+    shapes = ((32, TOKENS), (TOKENS, 64), (TOKENS, 64))
+    generator = torch.Generator().manual_seed(3)
+    parts = [s * torch.randn(shape, generator=generator) for s, shape in zip(scales, shapes, strict=True)]
+    results = []
+    for number in (dtype, torch.float64):
+        norm, linear = LayerNorm(64).to(number), nn.Linear(64, OUT).to(number)
+        linear.load_state_dict({"weight": torch.ones(OUT, 64).cumsum(1) / 64, "bias": torch.ones(OUT)})
+        tokens = ScalarTokens(*(part.to(dtype).to(number).requires_grad_() for part in parts))
+        if number == dtype:
+            output = normalise(norm, tokens).linear(linear.weight, linear.bias)
+            assert output.dtype == normalise(norm, tokens).dense().dtype == dtype
+        else:
+            output = linear(norm(tokens.dense()))
+        results.append([output, *gradients(output, tokens, norm, linear)[1:]])  # of scalars: huge ones have none
+    largest_gradient = max(gradient.abs().max() for gradient in results[1][1:])
+    for made, exact in zip(*results, strict=True):
+        largest = exact.abs().max() if made is results[0][0] else largest_gradient
+        assert (made.double() - exact).abs().max() <= tolerance * largest
 
 
 def test_other_normalisations_get_dense_tokens() -> None:

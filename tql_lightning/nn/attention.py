@@ -75,33 +75,20 @@ def plain_attention(
     return weights.to(values.dtype) @ values, entropy
 
 
-def choose_implementation(queries: Tensor, keys: Tensor, transformed: bool) -> Implementation:
-    """What computes attention fastest, where its memory stays small.
+def choose_implementation(keys: Tensor, transformed: bool) -> Implementation:
+    """What computes attention where nobody says what should: never the Triton kernels, which no GPU has run yet.
 
     Args:
-        queries: (B, h, m, e).
         keys: (B, h, n, e).
         transformed: whether scores or weights go through a transform; only the plain implementation has those at hand.
     """
-    if transformed:
-        return "plain"
-    if _has_kernels(queries.device) and _kernels_take(queries, keys):
-        return "triton"
-    return "plain" if keys.shape[-2] <= SHORT else "chunked"
+    return "plain" if transformed or keys.shape[-2] <= SHORT else "chunked"
 
 
 def _kernels_take(queries: Tensor, keys: Tensor) -> bool:
     """Whether the Triton kernels are made for such sizes and number types."""
     num_tokens, size = max(queries.shape[-2], keys.shape[-2]), keys.shape[-1]
     return num_tokens <= SHORT and size <= KERNEL_HEAD_DIM and keys.dtype in KERNEL_DTYPES
-
-
-def _has_kernels(device: torch.device) -> bool:
-    """Whether a device can run the Triton kernels: NVIDIA's from compute capability 8.0 on."""
-    if not HAS_TRITON or device.type != "cuda" or torch.version.hip is not None:
-        return False
-    major: int = torch.cuda.get_device_properties(device).major
-    return major >= 8
 
 
 class EntropyAttention(nn.Module):
@@ -120,8 +107,9 @@ class EntropyAttention(nn.Module):
         weight_transform: applied to the softmax's weights; the entropy is the softmax's. Null for none.
         gate: what makes the gates on the heads' outputs from (hidden_dim, num_heads); null for none.
         implementation: what computes it: "plain" holds the matrix of weights; "chunked" takes memory linear in the
-            number of tokens; "triton" is one kernel for up to 128 tokens on NVIDIA GPUs; "auto" chooses by size, type
-            and device (docs/attention.md). Transforms of scores or weights are "plain" only, and "auto" knows.
+            number of tokens; "triton" is one kernel for up to 128 tokens on NVIDIA GPUs from capability 8.0 on, not
+            yet run on one; "auto" is plain up to 128 tokens, then chunked (docs/attention.md). Transforms of scores or
+            weights are "plain" only, and "auto" knows.
 
     Raises:
         ValueError: ``num_heads`` does not divide ``hidden_dim``, or ``implementation`` is unknown, not installed, or
@@ -186,7 +174,7 @@ class EntropyAttention(nn.Module):
         implementation = self.implementation
         if implementation == "auto":
             transformed = self.score_transform is not None or self.weight_transform is not None
-            implementation = choose_implementation(queries, keys, transformed)
+            implementation = choose_implementation(keys, transformed)
         if implementation == "plain":
             return plain_attention(
                 queries,

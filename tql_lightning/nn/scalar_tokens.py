@@ -17,8 +17,8 @@ class FactoredTokens(NamedTuple):
     """Tokens of low rank: token i of batch row b is features[b, i] @ basis[i].
 
     Attributes:
-        features: (B, n, r).
-        basis: (n, r, H).
+        features: (B, n, r), at least float32: rounding one would move a whole token one way.
+        basis: (n, r, H), in the number type of the tokens.
     """
 
     features: Tensor
@@ -26,9 +26,9 @@ class FactoredTokens(NamedTuple):
 
     def dense(self) -> Tensor:
         """The tokens themselves, (B, n, H)."""
-        # In full precision also under autocast: rounding a feature would move a whole token one way.
         with torch.autocast(self.features.device.type, enabled=False):
-            return torch.bmm(self.features.transpose(0, 1), self.basis).transpose(0, 1)
+            tokens = torch.bmm(self.features.transpose(0, 1), self.basis.to(self.features.dtype))
+        return tokens.transpose(0, 1).to(self.basis.dtype)
 
     def linear(self, weight: Tensor, bias: Tensor) -> Tensor:
         """The tokens through a linear layer, (B, n, H) -> (B, n, out).
@@ -38,9 +38,10 @@ class FactoredTokens(NamedTuple):
             bias: (out,).
         """
         with torch.autocast(self.features.device.type, enabled=False):
-            basis = self.basis @ weight.t()
+            wide = self.features.dtype
+            basis = self.basis.to(wide) @ weight.to(wide).t()
             constant = torch.cat([torch.zeros_like(basis[:, :-1]), bias.expand(len(basis), 1, -1)], dim=1)
-            return FactoredTokens(self.features, basis + constant).dense()
+            return FactoredTokens(self.features, basis + constant).dense().to(self.basis.dtype)
 
 
 class ScalarTokens(NamedTuple):
@@ -64,20 +65,22 @@ class ScalarTokens(NamedTuple):
         """The tokens after a LayerNorm over H that has weight and bias; the last feature is 1.
 
         The part of the offset that lies along the direction is added to the scalar instead. That holds for any
-        part (so it is without gradient), and the variance loses no digits where scalar and offset cancel.
+        part (so it is without gradient), and the variance loses no digits where scalar and offset cancel. As torch's
+        own LayerNorm it computes at least in float32: squares of scalars have no room in float16.
         """
-        directions, offsets = (x - x.mean(dim=-1, keepdim=True) for x in (self.directions, self.offsets))
+        scalars, directions, offsets = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in self)
+        directions, offsets = (x - x.mean(dim=-1, keepdim=True) for x in (directions, offsets))
         power = directions.square().sum(dim=-1)
         smallest = torch.finfo(power.dtype).tiny ** 0.5
         shift = ((directions * offsets).sum(dim=-1) / power.clamp(min=smallest)).detach()
         offsets = offsets - shift.unsqueeze(-1) * directions
-        scalars = self.scalars + shift
+        scalars = scalars + shift
         total = scalars.square() * power + 2.0 * scalars * (directions * offsets).sum(dim=-1)
         variance = (total + offsets.square().sum(dim=-1)) / directions.shape[-1]
         scale = (variance + norm.eps).rsqrt()
         features = torch.stack([scalars * scale, scale, torch.ones_like(scale)], dim=-1)
         basis = torch.stack([directions * norm.weight, offsets * norm.weight, norm.bias.expand_as(directions)], dim=1)
-        return FactoredTokens(features, basis)
+        return FactoredTokens(features, basis.to(self.directions.dtype))
 
 
 def normalise(norm: nn.Module, tokens: Tensor | ScalarTokens) -> Tensor | FactoredTokens:
