@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from tql_lightning.callbacks.observing import dataset_of, evaluation_mode, fixed_transitions, require_tql
+from tql_lightning.callbacks.observing import data_of, evaluation_mode, fixed_transitions, require_tql
 from tql_lightning.nn.attention_weights import attention_log_weights, head_entropies
 from tql_lightning.nn.temperature import TOKEN_GROUPS
 
@@ -78,7 +78,7 @@ class AttentionEntropyMonitor(Callback):
             return {}
         model = require_tql(self, pl_module)
         with evaluation_mode(model.critic):
-            pairs = fixed_transitions(dataset_of(self, trainer), self.transitions, model)
+            pairs = fixed_transitions(data_of(self, trainer), self.transitions, model)
             tables = [head_entropies(layer).tolist() for layer in attention_log_weights(model.critic, *pairs)]
         return {
             f"train/head_entropy/layer_{layer}/{group}/head_{head}": value

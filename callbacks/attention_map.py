@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lightning.pytorch import Trainer
 
-from tql_lightning.callbacks.observing import dataset_of, evaluation_mode, fixed_transitions
+from tql_lightning.callbacks.observing import data_of, evaluation_mode, fixed_transitions
 from tql_lightning.callbacks.periodic import PeriodicObserver
 from tql_lightning.media import save_figure
 from tql_lightning.nn.attention_weights import attention_log_weights
@@ -36,7 +36,7 @@ class AttentionMap(PeriodicObserver):
     def observe(self, trainer: Trainer, model: TQL) -> None:
         """Draws the maps."""
         with evaluation_mode(model.critic):
-            pairs = fixed_transitions(dataset_of(self, trainer), self.transitions, model)
+            pairs = fixed_transitions(data_of(self, trainer), self.transitions, model)
             logarithms = attention_log_weights(model.critic, *pairs)
         if logarithms:
             maps = [layer.exp().mean(dim=(0, 1)).cpu().numpy() for layer in logarithms]

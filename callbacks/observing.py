@@ -9,7 +9,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from tql_lightning.data.transitions import TransitionDataset
+from tql_lightning.data.datamodule import OfflineDataModule
+from tql_lightning.data.storage import store
+from tql_lightning.data.windows import Windows
 from tql_lightning.tql import TQL
 
 
@@ -36,30 +38,30 @@ def require_tql(callback: Callback, pl_module: LightningModule) -> TQL:
     return pl_module
 
 
-def dataset_of(callback: Callback, trainer: Trainer) -> TransitionDataset:
-    """The dataset that is trained on.
+def data_of(callback: Callback, trainer: Trainer) -> OfflineDataModule:
+    """The data that are trained on.
 
     Raises:
-        ValueError: the trainer's datamodule has none.
+        ValueError: the trainer has no OfflineDataModule.
     """
-    dataset = getattr(getattr(trainer, "datamodule", None), "dataset", None)
-    if not isinstance(dataset, TransitionDataset):
+    data = getattr(trainer, "datamodule", None)
+    if not isinstance(data, OfflineDataModule):
         raise ValueError(f"{type(callback).__name__}: expected to train on an OfflineDataModule, found none")
-    return dataset
+    return data
 
 
-def fixed_transitions(dataset: TransitionDataset, size: int, model: TQL) -> tuple[Tensor, Tensor]:
-    """Evenly spaced transitions, the same at every call, as the model computes.
+def fixed_transitions(data: OfflineDataModule, size: int, model: TQL) -> tuple[Tensor, Tensor]:
+    """Evenly spaced rows of what is trained on, the same at every call, as the model computes.
 
     Args:
-        dataset: to take them from.
+        data: to take them from.
         size: how many at most.
         model: whose device and floating type they get.
 
     Returns:
-        Observations (size, n_s) and actions (size, n_a).
+        Observations (size, n_s) and actions (size, n_a), of action chunks h actions in a row.
     """
-    rows = torch.linspace(0, len(dataset) - 1, min(size, len(dataset))).long().numpy()
+    windows = Windows(store(data.dataset, "cpu"), data.dataset, data.span)
+    batch = windows.batch(torch.linspace(0, len(windows) - 1, min(size, len(windows))).long())
     dtype = next(model.critic.parameters()).dtype
-    observations = torch.as_tensor(dataset.observations[rows]).to(model.device, dtype)
-    return observations, torch.as_tensor(dataset.actions[rows]).to(model.device, dtype)
+    return batch.observations.to(model.device, dtype), batch.actions.to(model.device, dtype)

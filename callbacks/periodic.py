@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from tql_lightning.callbacks.intervals import is_due, require_multiple
-from tql_lightning.callbacks.observing import dataset_of, require_tql
+from tql_lightning.callbacks.observing import data_of, require_tql
 from tql_lightning.tql import TQL
 
 
@@ -36,7 +36,7 @@ class PeriodicObserver(Callback, ABC):
         if stage == "fit":
             require_multiple(trainer, f"{type(self).__name__}.every_n_updates", self.every_n_updates)
             require_tql(self, pl_module)
-            dataset_of(self, trainer)
+            data_of(self, trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Looks at the model as it was initialised, not when a run is resumed."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from tql_lightning.callbacks.observing import dataset_of, evaluation_mode, fixed_transitions, require_tql
+from tql_lightning.callbacks.observing import data_of, evaluation_mode, fixed_transitions, require_tql
 from tql_lightning.callbacks.periodic import PeriodicObserver
 from tql_lightning.landscape import q_around, smoothness, steepest_dimensions
 from tql_lightning.media import save_figure
@@ -71,7 +71,7 @@ class QLandscape(PeriodicObserver):
         """Measures and draws."""
         update = trainer.global_step
         with evaluation_mode(model), torch.no_grad():
-            observations, actions = fixed_transitions(dataset_of(self, trainer), self.transitions, model)
+            observations, actions = fixed_transitions(data_of(self, trainer), self.transitions, model)
             slope, roughness = smoothness(model.critic, observations, actions)
             dimensions = self.dimensions or steepest_dimensions(model.critic, observations, actions)
             shown = torch.linspace(0, len(actions) - 1, COLUMNS).long()

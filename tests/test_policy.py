@@ -8,7 +8,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -24,15 +24,15 @@ from tql_lightning.extraction import Extraction
 from tql_lightning.nn.critic import TransformerCritic
 from tql_lightning.nn.policy import FlowPolicy
 from tql_lightning.nn.value_loss import HLGauss
-from tql_lightning.policy import FILES, METADATA_KEYS, PolicyError
+from tql_lightning.policy import FILES, METADATA_KEYS, ExportFormat, PolicyError
 
 OBSERVATIONS = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
 
 
-def trained(folder: Path, **settings: Any) -> Path:
+def trained(folder: Path, data: dict[str, Any] | None = None, **settings: Any) -> Path:
     """A checkpoint after one step; its data name Pendulum and bounds of -2 and 2."""
     model = toy_model(**({"num_samples": 4} | settings))
-    fit(folder, model, 5, [LastCheckpoint(str(folder / "checkpoints"), 5)], env_id="Pendulum-v1")
+    fit(folder, model, 5, [LastCheckpoint(str(folder / "checkpoints"), 5)], env_id="Pendulum-v1", data=data)
     path = folder / "checkpoints" / "last.ckpt"
     raw = torch.load(path, weights_only=True)
     raw["OfflineDataModule"] |= {"action_low": [-2.0], "action_high": [2.0]}
@@ -107,6 +107,24 @@ def test_the_readmes_three_lines_act_without_lightning(
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.startswith("(1,)")
     assert not absent & set(finished.stdout.split())
+
+
+@pytest.mark.parametrize("export_format", get_args(ExportFormat))
+def test_chunks_of_actions_leave_as_steps_to_take_one_after_the_other(
+    export_format: ExportFormat, tmp_path: Path
+) -> None:
+    checkpoint = trained(tmp_path / "run", data={"action_chunk": 3}, action_chunk=3)
+    exported = export_checkpoint(checkpoint, tmp_path / "policy", export_format)
+    metadata = exported.metadata
+    assert (metadata["action_dim"], metadata["action_chunk"], metadata["noise_shape"]) == (1, 3, [3])
+    assert (metadata["action_low"], metadata["action_high"]) == ([-2.0], [2.0])
+    policy, (model, _) = Policy.load(exported.folder), load_checkpoint(checkpoint)
+    noise = np.random.default_rng(1).normal(size=(5, 3)).astype(np.float32)
+    with torch.inference_mode():
+        expected = 2.0 * model.actor().act(torch.from_numpy(OBSERVATIONS), torch.from_numpy(noise)).numpy()
+    np.testing.assert_allclose(policy.act(OBSERVATIONS, noise=noise), expected[..., None], atol=2e-5)
+    assert policy.act(OBSERVATIONS[0]).shape == (3, 1)
+    assert policy.act(OBSERVATIONS, deterministic=True).shape == (5, 3, 1)
 
 
 @pytest.mark.parametrize("extraction", ["implicit", "behaviour_flow"])

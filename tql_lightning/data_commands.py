@@ -28,7 +28,9 @@ def inspect_command(name: str, plot: str | None = None) -> None:
 
         figures = {"return": summary.returns, "episode length": summary.lengths, "reward": dataset.rewards}
         print(f"wrote {plot_dataset(dataset.name, figures, Path(plot))}")
-    check_environment(dataset)  # last: the figures help to see what is wrong
+    problem = check_environment(dataset)  # last: the figures help to see what is wrong
+    if problem:
+        print(f"not compared with {dataset.env_id}, which cannot be made here ({problem})")
 
 
 def convert_command(name: str, output: str, overwrite: bool = False) -> None:

@@ -95,16 +95,19 @@ def export_checkpoint(
     model, raw = load_checkpoint(checkpoint)
     chosen = extraction or model.extraction
     data = raw.get("OfflineDataModule", {})
-    low = data.get("action_low", [-1.0] * model.action_dim)
-    high = data.get("action_high", [1.0] * model.action_dim)
-    network = ScaledPolicy(model.policy, model.critic if chosen == "implicit" else None, chosen, low, high).eval()
+    low = data.get("action_low", [-1.0] * model.env_action_dim)
+    high = data.get("action_high", [1.0] * model.env_action_dim)
+    critic = model.critic if chosen == "implicit" else None
+    bounds = low * model.action_chunk, high * model.action_chunk
+    network = ScaledPolicy(model.policy, critic, chosen, *bounds).eval()
     metadata = {
         "format_version": FORMAT_VERSION,
         "format": export_format,
         "files": {},
         "extraction": chosen,
         "observation_dim": model.observation_dim,
-        "action_dim": model.action_dim,
+        "action_dim": model.env_action_dim,
+        "action_chunk": model.action_chunk,
         "noise_shape": list(model.actor(chosen).noise_shape),
         "action_low": low,
         "action_high": high,
@@ -246,7 +249,7 @@ def _compare(
                 rows = slice(start, start + batch_size)
                 drawn = None if deterministic else given[rows]
                 found = policy.act(observations[rows], noise=drawn, deterministic=deterministic)
-                differences = np.abs(expected[rows] - found[:, None]).max(axis=-1)
+                differences = np.abs(expected[rows] - found.reshape(len(found), 1, -1)).max(axis=-1)
                 difference = float(np.nanmin(differences, axis=1).max()) / unit
                 largest = max(largest, difference)
                 if not difference <= TOLERANCE:

@@ -43,7 +43,8 @@ METADATA_KEYS = {
     "files": "SHA-256 of every other file, by name",
     "extraction": "how actions are chosen",
     "observation_dim": "n_s; observations are float32, flat, as the dataset has them",
-    "action_dim": "n_a",
+    "action_dim": "n_a, of one step of the environment",
+    "action_chunk": "h, steps that one decision is made of; the files give its h * n_a numbers step after step",
     "noise_shape": "of the standard normal noise of one observation",
     "action_low": "lower bounds of the actions, in the environment's units",
     "action_high": "upper bounds of the actions",
@@ -101,6 +102,9 @@ class Policy:
     ) -> NDArray[np.float32]:
         """Actions for one observation or a batch of them.
 
+        A policy that was trained with action chunks (metadata's ``action_chunk``, h, above 1) decides on h steps at
+        once; they are to be taken one after the other before it is asked again.
+
         Args:
             observations: (n_s,) or (B, n_s), finite.
             noise: (*noise_shape) or (B, *noise_shape), standard normal; None to draw it from the policy's own
@@ -108,7 +112,7 @@ class Policy:
             deterministic: act with zero noise instead.
 
         Returns:
-            (n_a,) or (B, n_a) float32 between the environment's bounds.
+            (n_a,) or (B, n_a) float32 between the environment's bounds; (h, n_a) or (B, h, n_a) where h is above 1.
 
         Raises:
             PolicyError: observations or noise have another shape, or are not finite.
@@ -124,6 +128,8 @@ class Policy:
             raise PolicyError("deterministic: acts with zero noise, so give no noise")
         drawn = self._noise(noise, given.ndim == 1, len(batch), deterministic)
         actions = (self._act_deterministic if deterministic else self._act)(batch, drawn)
+        if self.metadata["action_chunk"] > 1:
+            actions = actions.reshape(len(batch), self.metadata["action_chunk"], -1)
         return actions[0] if given.ndim == 1 else actions
 
     def _noise(self, noise: ArrayLike | None, single: bool, rows: int, deterministic: bool) -> Floats:
@@ -177,7 +183,7 @@ def read_metadata(folder: Path) -> dict[str, Any]:
 
 def _check_numbers(folder: Path, metadata: Mapping[str, Any]) -> None:
     """Refuses sizes and bounds that cannot be."""
-    sizes = [metadata["observation_dim"], metadata["action_dim"]]
+    sizes = [metadata["observation_dim"], metadata["action_dim"], metadata["action_chunk"]]
     shape, bounds = metadata["noise_shape"], [metadata["action_low"], metadata["action_high"]]
     sane = (
         all(type(size) is int and size >= 1 for size in sizes)
@@ -252,11 +258,13 @@ def build(metadata: Mapping[str, Any]) -> ScaledPolicy:
     from tql_lightning.nn.critic import Critic, MLPCritic, TransformerCritic
     from tql_lightning.nn.policy import FlowPolicy, ScaledPolicy
 
-    sizes = metadata["observation_dim"], metadata["action_dim"]
+    chunk = metadata["action_chunk"]
+    sizes = metadata["observation_dim"], chunk * metadata["action_dim"]
     architecture = metadata["architecture"]
     critic: Critic | None = None
     if architecture["critic"] is not None:
         known = {kind.__name__: kind for kind in (TransformerCritic, MLPCritic)}
         critic = known[architecture["critic"]["class"]](*sizes, **architecture["critic"]["arguments"])
     policy = FlowPolicy(*sizes, **architecture["policy"])
-    return ScaledPolicy(policy, critic, metadata["extraction"], metadata["action_low"], metadata["action_high"])
+    low, high = metadata["action_low"] * chunk, metadata["action_high"] * chunk
+    return ScaledPolicy(policy, critic, metadata["extraction"], low, high)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tql_lightning.data.counter_random import normal, uniform
+from tql_lightning.data.transitions import normalized_score
 from tql_lightning.envs import EnvError, make_env
 from tql_lightning.metrics import MeanWithError, bootstrap_interval
 from tql_lightning.nn.policy import Actor
@@ -47,15 +48,14 @@ class RolloutResult:
         """Means, standard errors and 95 % intervals by the keys they are logged under, without ``eval/``.
 
         Args:
-            reference_scores: returns of a random and of an expert policy, for the normalised score
-                100 (return - random) / (expert - random); None where they are not known.
+            reference_scores: returns of a random and of an expert policy, for `normalized_score`; None where they are
+                not known.
         """
         columns = {"return": self.returns, "length": self.lengths}
         if self.successes is not None:
             columns["success_rate"] = self.successes
         if reference_scores is not None:
-            random, expert = reference_scores
-            columns["normalized_score"] = 100.0 * (self.returns - random) / (expert - random)
+            columns["normalized_score"] = normalized_score(self.returns, reference_scores)
         summary: dict[str, float] = {}
         for name, values in columns.items():
             summary[name], summary[f"{name}_stderr"] = mean_with_error(values)

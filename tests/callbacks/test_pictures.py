@@ -16,10 +16,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.toy import fit, toy_dataset, toy_model
 from tql_lightning.callbacks import throughput
+from tql_lightning.callbacks.attention_entropy import AttentionEntropyMonitor
 from tql_lightning.callbacks.attention_map import AttentionMap
+from tql_lightning.callbacks.observing import fixed_transitions
 from tql_lightning.callbacks.q_landscape import QLandscape
 from tql_lightning.callbacks.throughput import ROWS, Throughput, device_peak, flops_of_update
-from tql_lightning.data.sampler import TransitionSampler
+from tql_lightning.data.datamodule import OfflineDataModule
+from tql_lightning.data.sampler import TransitionSampler, ValidationPass
 from tql_lightning.landscape import smoothness
 from tql_lightning.loggers import ContinuedCSVLogger
 from tql_lightning.media import read_picture
@@ -44,6 +47,23 @@ def test_pictures_are_drawn_before_at_every_interval_and_after_the_last_update(t
     slope, roughness = smoothness(model.critic, *pairs)
     assert series["train/q_roughness"] == ([0, 10, 15], pytest.approx([*series["train/q_roughness"][1][:2], roughness]))
     assert series["train/q_slope"][1][-1] == pytest.approx(slope)
+
+
+def test_chunks_of_actions_are_looked_at_as_they_are_trained_on(tmp_path: Path) -> None:
+    model = toy_model(action_chunk=3)
+    logger = ContinuedCSVLogger(str(tmp_path))
+    callbacks: list[Callback] = [AttentionMap(5), QLandscape(5), AttentionEntropyMonitor(transitions=8)]
+    fit(tmp_path, model, 5, callbacks, logger=logger, log_every_n_steps=5, data={"n_step": 2, "action_chunk": 3})
+    for kind in (ATTENTION_MAP, Q_LANDSCAPE):
+        assert list(picture_files(tmp_path, kind)) == [0, 5]
+    assert "train/head_entropy/layer_0/others/head_0" in read_metrics(tmp_path / "metrics.csv")
+    data = OfflineDataModule(toy_dataset(), action_chunk=3)
+    observations, actions = fixed_transitions(data, 4, model)
+    windows = ValidationPass(toy_dataset(), 10_000, 0, span=data.span)
+    every = next(iter(windows))[0]
+    rows = torch.linspace(0, len(every.rewards) - 1, 4).long()
+    assert torch.equal(observations, every.observations[rows])
+    assert torch.equal(actions, every.actions[rows])
 
 
 def test_a_critic_without_attention_has_a_landscape_and_no_map(tmp_path: Path) -> None:

@@ -120,6 +120,12 @@ def empty_folder(folder: Path) -> str:
     return str(folder / "bad")
 
 
+def folder_for_metadata(folder: Path) -> str:
+    path = Path(npy_folder(metadata=None)(folder))
+    (path / "metadata.json").mkdir()
+    return str(path)
+
+
 def wrong_held_out(folder: Path) -> str:
     path = Path(npz()(folder))
     wide = arrays(observations=np.ones((5, 3)), next_observations=np.ones((5, 3)))
@@ -185,7 +191,10 @@ BAD: dict[str, tuple[Write, tuple[str, ...]]] = {
     "infinite bounds": (npz(action_high=np.inf), ("action bounds: expected finite", "found [-1.0] and [inf]")),
     "too many bounds": (npz(action_low=[-1.0, -1.0]), ("action_low: expected 1 bounds, found shape (2,)", "for each")),
     "bounds as strings": (npz(action_low="low"), ("action_low: expected 1 bounds, found shape () of <U3",)),
-    "no end": (npz(terminations=np.zeros(5)), ("the last transition neither terminates nor is truncated; mark where",)),
+    "no end": (
+        npz(terminations=np.zeros(5)),
+        ("truncations: expected 1 at index 4, found 0", "nor is truncated; mark where"),
+    ),
     "one episode without an end": (
         npz(terminations=np.zeros(5), truncations=np.zeros(5)),
         ("the last transition neither terminates nor is truncated",),
@@ -244,9 +253,12 @@ BAD: dict[str, tuple[Write, tuple[str, ...]]] = {
     "unknown file": (npy_folder(reward=np.ones(5)), ("missing: none; unknown: reward",)),
     "setting as an array": (npy_folder(env_id=np.array("A-v0")), ("env_id.npy: expected env_id in metadata.json",)),
     "no JSON": (npy_folder(metadata=b"{"), ("metadata.json: expected JSON", "mend or remove it")),
+    "a folder for JSON": (folder_for_metadata, ("metadata.json: expected JSON", "mend or remove it")),
     "a list": (npy_folder(metadata=b"[1]"), ("metadata.json: expected an object of env_id", "found list")),
     "unknown setting": (settings(env="A-v0"), ("metadata.json: expected an object of", "found env; remove")),
     "environment of another type": (settings(env_id=3), ("bad: env_id: expected a string, found 3",)),
+    "ragged bounds": (settings(action_low=[[1], [2, 3]]), ("bad: action_low: expected an array of numbers", "pad or")),
+    "ragged scores": (settings(reference_scores=[[1], 2]), ("bad: reference_scores: expected an array of numbers",)),
     "a number for yes": (settings(actions_scaled=1), ("actions_scaled: expected true or false, found 1",)),
     # D4RL.
     "no hdf5 file": (named("FOLDER/absent.hdf5"), ("absent.hdf5: no such file; check the path",)),
@@ -270,6 +282,10 @@ BAD: dict[str, tuple[Write, tuple[str, ...]]] = {
     "unknown name": (named("cartpole"), ("cartpole: expected minari:ID, an OGBench name", "; check the name")),
     "D4RL's name": (named("hopper-medium-v2"), ("hopper-medium-v2: expected", "give the path of this D4RL dataset's")),
     "no such folder": (named("FOLDER/absent"), ("absent: expected minari:ID", "found none of these")),
+    "OGBench's name of no single task": (
+        named("cube-single-play-v0"),
+        ("; for a single task of OGBench: cube-single-play-singletask-task1-v0",),
+    ),
     "unknown OGBench domain": (
         named("cube-singel-play-singletask-task1-v0"),
         ("expected a domain of OGBench, found 'cube-singel-play'; did you mean cube-single-play",),

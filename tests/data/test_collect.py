@@ -17,7 +17,8 @@ import pytest
 
 from tql_lightning.data.behaviours import random_behaviour
 from tql_lightning.data.collect import collect
-from tql_lightning.data.collect_ogbench import KINDS, _cube_stays_visible, validation_file
+from tql_lightning.data.collect_ogbench import KINDS, _cube_stays_visible
+from tql_lightning.data.files import validation_path
 from tql_lightning.data.gather import gather
 from tql_lightning.data.partial import KeptEpisodes
 from tql_lightning.data.pointmaze import maze_cells
@@ -91,8 +92,8 @@ def test_the_number_of_workers_changes_nothing(environment: str, transitions: in
         collect(environment, transitions, seed=3, workers=workers, output=str(path))
     assert equal_files(*paths)
     if environment in KINDS:
-        assert equal_files(*map(validation_file, paths))
-        assert not equal_files(paths[0], validation_file(paths[0]))
+        assert equal_files(*map(validation_path, paths))
+        assert not equal_files(paths[0], validation_path(paths[0]))
 
 
 def test_another_seed_gives_other_data(tmp_path: Path) -> None:
@@ -102,7 +103,7 @@ def test_another_seed_gives_other_data(tmp_path: Path) -> None:
 
 def test_play_data_has_the_official_format(play_folder: Path) -> None:
     path = dataset_file("cube-single-play", str(play_folder))
-    assert sorted(file.name for file in play_folder.iterdir()) == sorted([path.name, validation_file(path).name])
+    assert sorted(file.name for file in play_folder.iterdir()) == sorted([path.name, validation_path(path).name])
     arrays = read_npz(path)
     shapes = {name: (array.shape, array.dtype.name) for name, array in arrays.items()}
     assert shapes == {
@@ -141,7 +142,7 @@ def test_statistics_are_those_that_ogbench_publishes(environment: str, tmp_path:
     domain = f"{environment}-{KINDS[environment]}"
     path = dataset_file(domain, str(tmp_path))
     assert collect(environment, steps, workers=1, output=str(path)).transitions == steps
-    for file in (path, validation_file(path)):
+    for file in (path, validation_path(path)):
         arrays = read_npz(file)
         assert arrays.keys() == {"observations", "actions", "terminals", "qpos", "qvel"} | more
         widths = {"observations": observation, "actions": action, "qpos": positions, "qvel": velocities}
@@ -289,7 +290,7 @@ def test_puzzles_record_their_buttons_and_leave_numpys_global_numbers_alone(tmp_
     collected = collect("puzzle-3x3", 10, workers=1, output=str(tmp_path / "p.npz"), validation_transitions=1)
     np.testing.assert_array_equal(np.random.random(3), expected)  # noqa: NPY002
     assert read_npz(collected.path)["button_states"].shape == (11, 9)
-    assert read_npz(validation_file(collected.path))["observations"].shape == (11, 55)
+    assert read_npz(validation_path(collected.path))["observations"].shape == (11, 55)
 
 
 @pytest.mark.parametrize(

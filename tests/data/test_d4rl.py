@@ -11,7 +11,7 @@ import pytest
 from tests.data.formats import write_d4rl
 from tql_lightning.data.sources.d4rl import load_d4rl
 from tql_lightning.data.sources.d4rl_scores import REFERENCE_SCORES, dataset_name
-from tql_lightning.data.transitions import DatasetError, normalised_score
+from tql_lightning.data.transitions import DatasetError, normalized_score
 
 
 def columns(**changes: Any) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def test_published_files_have_scores(stem: str, name: str) -> None:
 def test_an_expert_scores_a_hundred() -> None:
     for random, expert in REFERENCE_SCORES.values():
         assert random < expert
-        np.testing.assert_allclose(normalised_score([random, expert], (random, expert)), [0.0, 100.0])
+        np.testing.assert_allclose(normalized_score([random, expert], (random, expert)), [0.0, 100.0])
 
 
 def test_actions_beyond_the_bounds_are_refused_or_scaled(tmp_path: Path) -> None:

@@ -182,6 +182,11 @@ def test_inspect_prints_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_inspect_tells_that_an_environment_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "inspect", str(npz(tmp_path / "mine.npz", env_id="Pendlum-v1"))]) == 0
+    assert "not compared with Pendlum-v1, which cannot be made here (NameNotFound: " in capsys.readouterr().out
+
+
 def test_inspect_shows_the_figures_of_what_does_not_fit_its_environment(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tql_lightning.data.transitions import ACTION_LIMIT, DatasetError, TransitionDataset, normalised_score
+from tql_lightning.data.transitions import ACTION_LIMIT, DatasetError, TransitionDataset, normalized_score
 
 
 def arrays(**changes: Any) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def test_scores_lie_between_random_and_expert_and_reach_the_checkpoint() -> None
 
     dataset = TransitionDataset.from_arrays(**arrays(reference_scores=(-10.0, 30.0)))
     assert dataset.reference_scores is not None
-    assert normalised_score([-10.0, 10.0, 30.0, 50.0], dataset.reference_scores).tolist() == [0.0, 50.0, 100.0, 150.0]
+    assert normalized_score([-10.0, 10.0, 30.0, 50.0], dataset.reference_scores).tolist() == [0.0, 50.0, 100.0, 150.0]
     assert OfflineDataModule(dataset).state_dict()["reference_scores"] == (-10.0, 30.0)
     assert OfflineDataModule(TransitionDataset.from_arrays(**arrays())).state_dict()["reference_scores"] is None
 

@@ -85,9 +85,21 @@ def test_windows_equal_a_loop(n_step: int, action_chunk: int, seed: int) -> None
     expected = obvious_rows(dataset, span)
     windows = windows_of(dataset, span)
     assert len(windows) == len(expected)
-    batch = windows.batch(torch.arange(len(windows)))
+    every = torch.arange(len(windows))
+    batch = windows.batch(every)
     for name in Batch._fields:
         np.testing.assert_allclose(getattr(batch, name), np.stack([row[name] for row in expected]), atol=1e-5)
+    windows.tabulate()
+    for name, tensor in windows.batch(every.view(1, -1))._asdict().items():
+        assert torch.equal(tensor[0], getattr(batch, name)), name
+
+
+def test_what_windows_reach_is_tabulated_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset, span = episodes(), Span(2, 2, DISCOUNT)
+    expected = TransitionSampler(dataset, 64, 0, span=span).chunk(0, 2)[0]
+    monkeypatch.setattr("tql_lightning.data.windows.BLOCK", 12)  # three windows at a time
+    found = TransitionSampler(dataset, 64, 0, span=span).chunk(0, 2)[0]
+    assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
 
 
 def test_a_target_of_n_steps_is_the_one_of_single_steps_where_values_are_exact() -> None:

@@ -55,10 +55,7 @@ def check_numbers(field: str, values: ArrayLike, rank: int, name: str) -> Array:
     Raises:
         DatasetError: dtype, rank, emptiness, or a number that is not finite, with its index.
     """
-    try:
-        array = values if isinstance(values, np.ndarray) else np.asarray(values)
-    except ValueError as error:  # rows of unequal lengths
-        raise DatasetError(f"{name}: {field}: expected an array of numbers, found {error}; pad or split it") from error
+    array = _as_array(field, values, name)
     if array.dtype.kind not in "fiub":
         raise DatasetError(f"{name}: {field}: expected numbers, found dtype {array.dtype}; convert it to float32")
     if array.ndim != rank:
@@ -77,6 +74,13 @@ def check_numbers(field: str, values: ArrayLike, rank: int, name: str) -> Array:
                 f"{(start + row, *column)}{_where_not_finite(array)}; remove such episodes"
             )
     return array
+
+
+def _as_array(field: str, values: ArrayLike, name: str) -> Array:
+    try:
+        return values if isinstance(values, np.ndarray) else np.asarray(values)
+    except ValueError as error:  # rows of unequal lengths
+        raise DatasetError(f"{name}: {field}: expected an array of numbers, found {error}; pad or split it") from error
 
 
 def _finite(block: Array) -> Bools:
@@ -135,7 +139,7 @@ def action_bounds(low: ArrayLike | None, high: ArrayLike | None, action_dim: int
     """
     arrays = []
     for field, value, default in (("action_low", low, -1.0), ("action_high", high, 1.0)):
-        array = np.asarray(default if value is None else value)
+        array = _as_array(field, default if value is None else value, name)
         if array.dtype.kind not in "fiub" or array.shape not in ((), (1,), (action_dim,)):
             raise DatasetError(
                 f"{name}: {field}: expected {action_dim} bounds, found shape {array.shape} of {array.dtype}; "
@@ -244,7 +248,7 @@ def check_reference_scores(scores: ArrayLike | None, name: str) -> tuple[float, 
     """
     if scores is None:
         return None
-    array = np.asarray(scores)
+    array = _as_array("reference_scores", scores, name)
     if array.dtype.kind not in "fiu" or array.shape != (2,) or not np.isfinite(array).all() or array[0] >= array[1]:
         raise DatasetError(
             f"{name}: reference_scores: expected the returns of a random and of an expert policy, random below expert, "

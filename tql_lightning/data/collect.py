@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from tql_lightning.data.behaviours import DEFAULTS, MakeBehaviour, random_behaviour
-from tql_lightning.data.collect_ogbench import KINDS, collect_official, validation_file
-from tql_lightning.data.files import require_writable
+from tql_lightning.data.collect_ogbench import KINDS, collect_official
+from tql_lightning.data.files import require_writable, validation_path
 from tql_lightning.data.flatten import flat_space, flatten
 from tql_lightning.data.gather import CollectEpisode, Key, gather
 from tql_lightning.data.partial import Arrays, KeptEpisodes, joined
@@ -109,7 +109,7 @@ def collect(
     path = Path(output).expanduser() if output else default
     if path.suffix != ".npz":
         raise DatasetError(f"output: expected a file ending in .npz, found {path}")
-    for file in (path, validation_file(path)) if official else (path,):
+    for file in (path, validation_path(path)) if official else (path,):
         if file.exists() and not overwrite:
             raise DatasetError(f"output: {file} exists already; pass --overwrite=true, or another --output")
     require_writable(path)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tql_lightning.data.behaviours import seeded_globally
+from tql_lightning.data.files import validation_path
 from tql_lightning.data.gather import CollectEpisode, Key, gather
 from tql_lightning.data.partial import Arrays, KeptEpisodes, joined
 from tql_lightning.data.pointmaze import MAZES, navigator
@@ -34,11 +35,6 @@ ORACLES: dict[str, tuple[tuple[str, ...], tuple[float, float]]] = {
 
 # Environment: kind of data, as OGBench names it.
 KINDS = dict.fromkeys(ORACLES, "play") | dict.fromkeys(MAZES, "navigate")
-
-
-def validation_file(path: Path) -> Path:
-    """Where OGBench's loader looks for the held-out episodes that belong to a file."""
-    return path.with_name(f"{path.stem}-val.npz")
 
 
 def collect_official(
@@ -83,7 +79,7 @@ def collect_official(
     rows = len(keys) * (length + 1)
     gathered = gather(partial(_collector, environment, length), keys, workers, rows, kept)
     # The official files come in pairs; the training file comes last, so that it never stands without the other.
-    save_npz(validation_file(path), **joined(gathered[episodes:]))
+    save_npz(validation_path(path), **joined(gathered[episodes:]))
     save_npz(path, **joined(gathered[:episodes]))
     return episodes * length, episodes
 

@@ -24,10 +24,11 @@ def environment_spec(env_id: str) -> str | EnvSpec:
     return EnvSpec.from_json(env_id) if env_id.startswith("{") else env_id
 
 
-def check_environment(dataset: TransitionDataset) -> None:
+def check_environment(dataset: TransitionDataset) -> str | None:
     """Makes the environment that a dataset names, and compares sizes and the bounds of actions.
 
-    An environment that cannot be made here is left to whoever needs it.
+    Returns:
+        Why they could not be compared, where the environment cannot be made here; whoever plays in it refuses it.
 
     Raises:
         DatasetError: they differ.
@@ -35,15 +36,16 @@ def check_environment(dataset: TransitionDataset) -> None:
     import gymnasium
 
     if dataset.env_id is None:
-        return
+        return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what whoever plays in it is told
         try:
             env = gymnasium.make(environment_spec(dataset.env_id))
-        except Exception:  # whatever an environment, its package or its simulator raises
-            return
+        except Exception as error:  # whatever an environment, its package or its simulator raises
+            return f"{type(error).__name__}: {error}"
     with closing(env):
         check_spaces(dataset, env.observation_space, env.action_space)
+    return None
 
 
 def check_spaces(dataset: TransitionDataset, observations: gymnasium.Space[Any], actions: gymnasium.Space[Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -64,6 +65,7 @@ def gather(
     except (KeyboardInterrupt, SystemExit, ChildProcessError):
         if kept:
             kept.write()
+            print(f"\nEpisodes so far are in {kept.folder}; the same call continues there.", file=sys.stderr)
         raise
     return episodes
 

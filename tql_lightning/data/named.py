@@ -14,7 +14,7 @@ from tql_lightning.data.sources.d4rl_scores import REFERENCE_SCORES
 from tql_lightning.data.sources.minari import load_minari
 from tql_lightning.data.sources.npy_folder import load_npy_folder, prepare_npy_folder, save_npy_folder
 from tql_lightning.data.sources.npz import load_npz, save_npz
-from tql_lightning.data.sources.ogbench import is_single_task, load_ogbench
+from tql_lightning.data.sources.ogbench import DATA_KINDS, is_single_task, load_ogbench
 from tql_lightning.data.sources.schema import fields_of
 from tql_lightning.data.transitions import TransitionDataset
 
@@ -45,6 +45,8 @@ def kind_of(name: str) -> Kind:
     if path.is_dir():
         return "folder"
     hint = "give the path of this D4RL dataset's .hdf5 file" if name in REFERENCE_SCORES else "check the name"
+    if name.split("-")[0] in DATA_KINDS and name.endswith("-v0"):
+        hint = f"for a single task of OGBench: {name.removesuffix('-v0')}-singletask-task1-v0"
     raise DatasetError(
         f"{name}: expected minari:ID, an OGBench name such as cube-double-play-singletask-task2-v0, a path ending in "
         f".npz or .hdf5, or a folder of .npy files, found none of these; {hint}"

@@ -55,6 +55,7 @@ class TransitionSampler:
                 f"multiple of {world_size}, found {batch_size}"
             )
         self.windows = Windows(store(dataset, device, storage, dtype), dataset, span)
+        self.windows.tabulate()
         self.seed = seed
         per_rank = batch_size // world_size
         self.rows = torch.arange(rank * per_rank, (rank + 1) * per_rank, device=device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -25,7 +26,10 @@ class Storage(ABC):
     Attributes:
         device: where rows are given and taken.
         target: the device that trains.
+        fields: arrays or tensors by name.
     """
+
+    fields: Mapping[str, Any]
 
     def __init__(self, device: torch.device, target: torch.device) -> None:
         self.device = device
@@ -43,6 +47,15 @@ class Storage(ABC):
         Returns:
             The shape of ``rows``, and after it the field's own columns if it has any; on ``device``.
         """
+
+    def take_runs(self, field: str, rows: Tensor, length: int) -> Tensor:
+        """As `take`, but so many rows from each on, one after the other; beyond the last row of all anything finite.
+
+        Returns:
+            The shape of ``rows``, then ``length``, then the field's own columns.
+        """
+        steps = rows.unsqueeze(-1) + torch.arange(length, device=rows.device)
+        return self.take(field, steps.clamp_(max=len(self.fields[field]) - 1))
 
     def deliver(self, batch: Batch) -> Batch:
         """A batch on the device that trains; a copy to a GPU does not wait for what the GPU is doing."""
@@ -66,16 +79,32 @@ class TensorStorage(Storage):
         self, dataset: TransitionDataset, device: torch.device, target: torch.device, dtype: torch.dtype
     ) -> None:
         super().__init__(device, target)
-        self.fields = {name: _tensor(getattr(dataset, name)).to(device, dtype) for name in Batch._fields}
+        self.fields: dict[str, Tensor] = {
+            name: _tensor(getattr(dataset, name)).to(device, dtype) for name in Batch._fields
+        }
+        self._runs: dict[tuple[str, int], Tensor] = {}
 
     def take(self, field: str, rows: Tensor) -> Tensor:
         """One gather, into page-locked memory where it is to be copied to a GPU; see `Storage.take`."""
-        source, flat = self.fields[field], rows.flatten()
-        shape = (*rows.shape, *source.shape[1:])
+        source = self.fields[field]
+        return self._gather(source, rows).view(*rows.shape, *source.shape[1:])
+
+    def take_runs(self, field: str, rows: Tensor, length: int) -> Tensor:
+        """One gather of overlapping rows ``length`` times as long; see `Storage.take_runs`."""
+        columns = self.fields[field].shape[1:]
+        if (field, length) not in self._runs:
+            source = self.fields[field].flatten(1) if columns else self.fields[field].unsqueeze(1)
+            size, width = source.shape
+            longer = torch.cat([source, source.new_zeros(length - 1, width)])
+            self._runs[field, length] = longer.as_strided((size, length * width), (width, 1))
+        return self._gather(self._runs[field, length], rows).view(*rows.shape, length, *columns)
+
+    def _gather(self, source: Tensor, rows: Tensor) -> Tensor:
+        flat = rows.flatten()
         if not self.pinned:
-            return source.index_select(0, flat).view(shape)
+            return source.index_select(0, flat)
         out = torch.empty((len(flat), *source.shape[1:]), dtype=source.dtype, pin_memory=True)
-        return torch.index_select(source, 0, flat, out=out).view(shape)
+        return torch.index_select(source, 0, flat, out=out)
 
 
 class MappedStorage(Storage):

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tql_lightning.data.checks import blocks
-from tql_lightning.data.transitions import TransitionDataset, normalised_score
+from tql_lightning.data.transitions import TransitionDataset, normalized_score
 
 FIELDS = ("observations", "actions", "rewards", "next_observations", "masks")
 BINS = 12
@@ -77,7 +77,7 @@ class Summary:
         ]
         if dataset.reference_scores is not None:
             random, expert = dataset.reference_scores
-            scores = normalised_score(self.returns, dataset.reference_scores)
+            scores = normalized_score(self.returns, dataset.reference_scores)
             lines.append(f"normalised score  {_spread(scores)} (0 = {random:g}, 100 = {expert:g})")
         lines += [
             f"terminals         {self.terminals:,} ({self.terminals / len(dataset):.3%} of transitions)",

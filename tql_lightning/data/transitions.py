@@ -29,7 +29,7 @@ Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
 
 
-def normalised_score(returns: ArrayLike, reference_scores: tuple[float, float]) -> NDArray[np.float64]:
+def normalized_score(returns: ArrayLike, reference_scores: tuple[float, float]) -> NDArray[np.float64]:
     """Returns in units where a random policy has 0 and an expert 100, as D4RL (arXiv 2004.07219) reports them.
 
     Args:
@@ -58,7 +58,7 @@ class TransitionDataset:
         name: what reports call the dataset.
         env_id: Gymnasium id of its environment ("Pendulum-v1", "package:Env-v0"), or None.
         validation: held-out transitions, or None.
-        reference_scores: returns of a random and of an expert policy (see `normalised_score`), or None.
+        reference_scores: returns of a random and of an expert policy (see `normalized_score`), or None.
     """
 
     observations: Floats
@@ -194,8 +194,9 @@ class TransitionDataset:
         ends = terminated | fields["truncations"].astype(bool)
         if not ends[-1]:
             raise DatasetError(
-                f"{name}: the last transition neither terminates nor is truncated; mark where each episode ends "
-                "(a time limit, or the end of the recording, is a truncation)"
+                f"{name}: truncations: expected 1 at index {len(ends) - 1}, found 0: the last transition neither "
+                "terminates nor is truncated; mark where each episode ends (a time limit, or the end of the recording, "
+                "is a truncation)"
             )
         if masks is not None:
             _check_masks(fields, terminated, name)

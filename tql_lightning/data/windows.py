@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from tql_lightning.batch import Batch
-from tql_lightning.data.storage import Storage
+from tql_lightning.data.storage import Storage, TensorStorage
 from tql_lightning.data.transitions import DatasetError, TransitionDataset
 
 
@@ -45,6 +46,27 @@ class Span:
         return self.n_step * self.action_chunk
 
 
+BLOCK = 1 << 18  # steps that are looked at in one go where a table is made
+
+
+class Reach(NamedTuple):
+    """What windows (...) reach, but for observations and actions.
+
+    Attributes:
+        first: t, int64.
+        final: t+m-1, int64.
+        rewards: discounted sum.
+        masks: discounted mask of the last transition.
+        known: actions of the chunk that the episode has, int64; None where no window lacks any.
+    """
+
+    first: Tensor
+    final: Tensor
+    rewards: Tensor
+    masks: Tensor
+    known: Tensor | None
+
+
 class Windows:
     """The rows that a batch may be made of, each a window of steps that starts at a transition.
 
@@ -76,6 +98,7 @@ class Windows:
         self.span = span
         self.action_dim = span.action_chunk * dataset.action_dim
         self._size = len(dataset)
+        self._table: dict[str, Tensor] = {}
         if span.steps == 1:
             return
         device = storage.device
@@ -92,10 +115,25 @@ class Windows:
                 f"data.action_chunk: {dataset.name}: expected at most {int(lengths.max())}, its longest episode, "
                 f"found {span.action_chunk}"
             )
+        self._some_missing = span.action_chunk > 1 and bool(terminated.any())
 
     def __len__(self) -> int:
         """Number of windows."""
         return self._size
+
+    def tabulate(self) -> None:
+        """Works out once what every window reaches, so that batches look it up; 16 to 32 bytes a window.
+
+        Nothing happens where transitions are not in memory, or where a window is a transition.
+        """
+        if self.span.steps == 1 or not isinstance(self.storage, TensorStorage):
+            return
+        every, block = torch.arange(self._size, device=self.storage.device), max(1, BLOCK // self.span.steps)
+        parts = [self._reach(every[start : start + block]) for start in range(0, self._size, block)]
+        columns = zip(Reach._fields, zip(*parts, strict=True), strict=True)
+        self._table = {name: torch.cat(column) for name, column in columns if column[0] is not None}
+        if self.span.action_chunk == 1:
+            del self._table["first"]  # a window starts at every transition
 
     def batch(self, positions: Tensor) -> Batch:
         """The rows of windows, on the device that trains.
@@ -109,7 +147,39 @@ class Windows:
         take = self.storage.take
         if self.span.steps == 1:
             return self.storage.deliver(Batch(*(take(field, positions) for field in Batch._fields)))
-        first, last = self._bounds(positions)
+        reach = self._look_up(positions) if self._table else self._reach(positions)
+        return self.storage.deliver(
+            Batch(
+                observations=take("observations", reach.first),
+                actions=self._actions(reach),
+                rewards=reach.rewards,
+                next_observations=take("next_observations", reach.final),
+                masks=reach.masks,
+            )
+        )
+
+    def _actions(self, reach: Reach) -> Tensor:
+        chunk = self.span.action_chunk
+        if chunk == 1:
+            return self.storage.take("actions", reach.first)
+        actions = self.storage.take_runs("actions", reach.first, chunk)
+        if reach.known is not None:
+            missing = torch.arange(chunk, device=actions.device) >= reach.known.unsqueeze(-1)
+            actions = actions.masked_fill(missing.unsqueeze(-1), 0.0)
+        return actions.flatten(-2)
+
+    def _look_up(self, positions: Tensor) -> Reach:
+        flat = positions.flatten()
+        found: dict[str, Any] = {"first": positions, "known": None}
+        found |= {name: column.index_select(0, flat).view(positions.shape) for name, column in self._table.items()}
+        return Reach(**found)
+
+    def _reach(self, positions: Tensor) -> Reach:
+        """Goes through the windows step by step."""
+        take = self.storage.take
+        episode = torch.searchsorted(self._cumulative, positions, right=True)
+        before = torch.where(episode > 0, self._cumulative[episode - 1], 0)
+        first, last = self._starts[episode] + positions - before, self._ends[episode]
         steps = first.unsqueeze(-1) + torch.arange(self.span.steps, device=first.device)
         inside = steps <= last.unsqueeze(-1)
         steps = torch.minimum(steps, last.unsqueeze(-1))
@@ -118,20 +188,10 @@ class Windows:
         taken = inside & goes_on
         final = taken.sum(dim=-1, keepdim=True) - 1  # m - 1
         discounts = self._powers.to(masks.dtype)
-        chunk = slice(self.span.action_chunk)
-        actions = take("actions", steps[..., chunk]) * inside[..., chunk, None]
-        return self.storage.deliver(
-            Batch(
-                observations=take("observations", first),
-                actions=actions.flatten(-2),
-                rewards=(take("rewards", steps) * taken * discounts).sum(dim=-1),
-                next_observations=take("next_observations", first + final.squeeze(-1)),
-                masks=(masks.gather(-1, final) * discounts[final]).squeeze(-1),
-            )
+        return Reach(
+            first=first,
+            final=first + final.squeeze(-1),
+            rewards=(take("rewards", steps) * taken * discounts).sum(dim=-1),
+            masks=(masks.gather(-1, final) * discounts[final]).squeeze(-1),
+            known=inside[..., : self.span.action_chunk].sum(dim=-1) if self._some_missing else None,
         )
-
-    def _bounds(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """First transition of each window, and last of its episode."""
-        episode = torch.searchsorted(self._cumulative, positions, right=True)
-        before = torch.where(episode > 0, self._cumulative[episode - 1], 0)
-        return self._starts[episode] + positions - before, self._ends[episode]

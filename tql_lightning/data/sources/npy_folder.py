@@ -126,7 +126,7 @@ def _mapped(file: Path) -> NDArray[Any]:
 def _metadata(file: Path) -> dict[str, Any]:
     try:
         settings = json.loads(file.read_text())
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise DatasetError(f"{file}: expected JSON, found something else ({error}); mend or remove it") from error
     if not isinstance(settings, dict) or not settings.keys() <= set(SETTINGS):
         raise DatasetError(

@@ -30,7 +30,7 @@ COLLECTABLE |= dict.fromkeys([f"pointmaze-{maze}" for maze in ("medium", "large"
 DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer
 
 # Kinds of data that OGBench offers, by the beginning of the environment's name.
-_KINDS = {
+DATA_KINDS = {
     "antmaze": ("navigate", "stitch", "explore"),
     "antsoccer": ("navigate", "stitch"),
     "humanoidmaze": ("navigate", "stitch"),
@@ -141,7 +141,7 @@ def known_domains() -> list[str]:
 
     suffix = f"-singletask-task{TASKS[0]}-v0"
     environments = [name.removesuffix(suffix) for name in gymnasium.registry if name.endswith(suffix)]
-    return [f"{name}-{kind}" for name in sorted(environments) for kind in _KINDS.get(name.split("-")[0], ())]
+    return [f"{name}-{kind}" for name in sorted(environments) for kind in DATA_KINDS.get(name.split("-")[0], ())]
 
 
 def _check_arrays(path: Path) -> None:
