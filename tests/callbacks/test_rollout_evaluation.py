@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from tests import environments  # noqa: F401  (registers)
+from tests.callbacks.test_observers import Watch
 from tests.toy import fit, toy_model
 from tql_lightning.background_evaluation import BackgroundEvaluator, EvaluationJob
 from tql_lightning.callbacks.best_checkpoint import BestCheckpoint
@@ -128,7 +129,8 @@ def test_in_the_background_it_logs_the_same_at_the_same_updates_also_after_a_kil
     bests = [BestCheckpoint(str(folder / "checkpoints")) for folder in folders]
     settings: dict[str, Any] = {"log_every_n_steps": 5, "updates_per_step": 5}
     blocking = RolloutEvaluation(3, 10, env_id=SWING)
-    fit(folders[0], toy_model(), 20, [blocking, bests[0]], logger=ContinuedCSVLogger(str(folders[0])), **settings)
+    models, watch = (toy_model(), toy_model()), Watch()
+    fit(folders[0], models[0], 20, [blocking, bests[0]], logger=ContinuedCSVLogger(str(folders[0])), **settings)
 
     last, killed = (
         LastCheckpoint(str(folders[1]), every_n_updates=5),
@@ -140,8 +142,13 @@ def test_in_the_background_it_logs_the_same_at_the_same_updates_also_after_a_kil
     background = RolloutEvaluation(3, 10, env_id=SWING, background=True)
     background.on_train_epoch_start = interrupt_children  # type: ignore[method-assign]  # its process still imports
     settings |= {"logger": ContinuedCSVLogger(str(folders[1])), "ckpt_path": folders[1] / "last.ckpt"}
-    fit(folders[1], toy_model(), 20, [background, bests[1], last], **settings)
+    fit(folders[1], models[1], 20, [background, bests[1], last, watch], **settings)
     assert pending_files(folders[1]) == {}
+    found_state = models[1].state_dict()
+    assert all(torch.equal(value, found_state[name]) for name, value in models[0].state_dict().items())
+    assert len(watch.modes) == 2
+    assert watch.modes[0] == watch.modes[1]
+    assert torch.equal(*watch.states)
 
     expected, found = (
         {name: rows for name, rows in read_metrics(folder / "metrics.csv").items() if name.startswith("eval/")}
