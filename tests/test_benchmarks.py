@@ -8,11 +8,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
 
-from benchmarks import data, memory, trainer, update
+from benchmarks import data, memory, policy, trainer, update
 from benchmarks.attention import main as attention_benchmark
 from benchmarks.attention import peak_bytes
 from benchmarks.collapse import tail
@@ -197,3 +198,11 @@ def test_the_peak_is_the_most_that_is_held_at_once() -> None:
         del second, third
 
     assert peak_bytes(call, "cpu") == 4 * 1250
+
+
+@pytest.mark.slow  # writes ONNX
+def test_every_form_of_a_policy_is_timed_and_acts_alike(tmp_path: Path) -> None:
+    calls = policy.variants(toy_model(), tmp_path, "fql")
+    assert list(calls) == ["eager", "torch", "onnx", "session"]
+    actions = [np.asarray(call()).reshape(1) for call in calls.values()]
+    np.testing.assert_allclose(actions, [actions[0]] * 4, atol=1e-5)

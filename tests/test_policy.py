@@ -282,9 +282,9 @@ def _hyperparameters(raw: dict[str, Any], **changes: Any) -> dict[str, Any]:
 
 
 FOREIGN = {
-    "text": (lambda _: b"not a checkpoint", "damaged, or holds more than weights"),
+    "text": (lambda _: b"not a checkpoint", r"damaged, or holds more than weights \(it is no file of torch\.save\)"),
     "empty": (lambda _: b"", "damaged"),
-    "code": (lambda _: _Exploit(), "damaged, or holds more than weights"),
+    "code": (lambda _: _Exploit(), r"damaged, or holds more than weights \(it refers to .*print\)"),
     "cut short": (lambda raw: raw, "damaged"),
     "weights alone": (lambda raw: raw["state_dict"], "expected one that tql fit wrote"),
     "a list": (lambda _: [1, 2], "expected one that tql fit wrote"),

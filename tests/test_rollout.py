@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import random
+import signal
 
 import gymnasium
 import numpy as np
@@ -16,6 +19,7 @@ from tql_lightning.nn.policy import Actor, FlowPolicy
 from tql_lightning.rollout import ROWS, RolloutResult, episode_noise, join_shares, reset_seeds, rollout
 
 COUNTDOWN = "tests.environments:Countdown-v0"
+SWING = "tests.environments:Swing-v0"
 
 
 def flow_actor() -> Actor:
@@ -38,17 +42,22 @@ def assert_same(one: RolloutResult, other: RolloutResult) -> None:
 
 @pytest.mark.parametrize("num_envs", [1, 3, 20])
 def test_the_result_is_the_same_however_many_environments_play(num_envs: int) -> None:
-    reference = rollout(flow_actor(), "Pendulum-v1", 7, seed=5, num_envs=2)
-    assert_same(rollout(flow_actor(), "Pendulum-v1", 7, seed=5, num_envs=num_envs), reference)
+    reference = rollout(flow_actor(), SWING, 7, seed=5, num_envs=2)
+    assert_same(rollout(flow_actor(), SWING, 7, seed=5, num_envs=num_envs), reference)
 
 
-def test_processes_give_the_same_result() -> None:
-    reference = rollout(flow_actor(), "Pendulum-v1", 3, seed=5, num_envs=1)
-    assert_same(rollout(flow_actor(), "Pendulum-v1", 3, seed=5, num_envs=2, parallel=True), reference)
+def test_processes_give_the_same_result_and_do_not_hear_ctrl_c() -> None:
+    def interrupt() -> None:
+        for process in multiprocessing.active_children():
+            os.kill(process.ident or 0, signal.SIGINT)
+
+    reference = rollout(flow_actor(), SWING, 3, seed=5, num_envs=1)
+    found = rollout(flow_actor(), SWING, 3, seed=5, num_envs=2, parallel=True, before_step=interrupt)
+    assert_same(found, reference)
 
 
 def test_returns_equal_a_plain_loop() -> None:
-    actor, episodes, seed = flow_actor(), 3, 11
+    actor, episodes, seed = flow_actor(), 2, 11
     result = rollout(actor, "Pendulum-v1", episodes, seed)
     for episode, reset_seed in enumerate(reset_seeds(seed, episodes)):
         env = make_env("Pendulum-v1")
@@ -117,14 +126,14 @@ def test_the_noise_of_each_step_is_that_of_its_episode_whatever_the_number_of_en
 
 
 def test_several_processes_play_what_one_would() -> None:
-    whole = rollout(flow_actor(), "Pendulum-v1", 5, seed=5)
-    shares = [rollout(flow_actor(), "Pendulum-v1", 5, seed=5, share=(process, 2)) for process in range(2)]
+    whole = rollout(flow_actor(), SWING, 5, seed=5)
+    shares = [rollout(flow_actor(), SWING, 5, seed=5, share=(process, 2)) for process in range(2)]
     assert [len(share.returns) for share in shares] == [3, 2]
     assert_same(join_shares(shares), whole)
-    spare = rollout(flow_actor(), "Pendulum-v1", 1, seed=5, share=(1, 2))
+    spare = rollout(flow_actor(), SWING, 1, seed=5, share=(1, 2))
     assert_same(
-        join_shares([rollout(flow_actor(), "Pendulum-v1", 1, seed=5, share=(0, 2)), spare]),
-        rollout(flow_actor(), "Pendulum-v1", 1, seed=5),
+        join_shares([rollout(flow_actor(), SWING, 1, seed=5, share=(0, 2)), spare]),
+        rollout(flow_actor(), SWING, 1, seed=5),
     )
 
 

@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
-from tql_lightning.data.gather import end_with_parent, one_thread_in_new_processes
+from tql_lightning.data.gather import deaf_to_interrupts, end_with_parent, one_thread_in_new_processes
 from tql_lightning.envs import EnvError
 from tql_lightning.evaluation import CheckpointError, load_checkpoint
 from tql_lightning.extraction import Extraction
@@ -125,7 +125,7 @@ class BackgroundEvaluator:
         self._pipe, theirs = context.Pipe()
         self._heartbeat = context.RawValue("d", 0.0)
         self._process = context.Process(target=_work, args=(theirs, self._heartbeat), name="evaluation")
-        with one_thread_in_new_processes():
+        with one_thread_in_new_processes(), deaf_to_interrupts():
             self._process.start()
         theirs.close()
         self._given_at = time.monotonic()
@@ -145,8 +145,7 @@ class BackgroundEvaluator:
 def _work(pipe: Connection, heartbeat: Any) -> None:
     """What the process does until its parent ends."""
     with suppress(PermissionError):
-        os.setsid()  # so that it can be ended together with the environments' processes, and Ctrl-C spares it
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+        os.setsid()  # so that it can be ended together with the environments' processes
     os.nice(NICENESS)
     threading.Thread(target=end_with_parent, daemon=True).start()
     with suppress(EOFError, OSError):

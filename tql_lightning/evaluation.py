@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from argparse import ArgumentError
 from inspect import signature
 from pathlib import Path
@@ -41,7 +42,12 @@ def load_checkpoint(path: Path | str) -> tuple[TQL, dict[str, Any]]:
         raise CheckpointError(f"checkpoint {path}: no such file")
     try:
         raw = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except pickle.UnpicklingError as error:
+        # torch's text advises to load it with pickle; only the name of what it found is of use.
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"refers to {found[1]}" if found else "is no file of torch.save"
+        raise CheckpointError(f"checkpoint {path}: damaged, or holds more than weights (it {what})") from error
+    except (RuntimeError, EOFError, OSError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"checkpoint {path}: damaged, or holds more than weights ({first})") from error
     if not isinstance(raw, dict) or not {"state_dict", "hyper_parameters", "global_step"} <= raw.keys():

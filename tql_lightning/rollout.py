@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tql_lightning.data.counter_random import normal, uniform
+from tql_lightning.data.gather import deaf_to_interrupts
 from tql_lightning.data.transitions import normalized_score
 from tql_lightning.envs import EnvError, make_env
 from tql_lightning.metrics import MeanWithError, bootstrap_interval
@@ -159,13 +161,14 @@ class _Environments:
         self.env_id = env_id
         makers = [make] * number
         mode = AutoresetMode.DISABLED
-        self._envs: Any = self._try(
-            lambda: (
-                AsyncVectorEnv(makers, context="spawn", autoreset_mode=mode)
-                if parallel
-                else SyncVectorEnv(makers, autoreset_mode=mode)
+        with deaf_to_interrupts() if parallel else nullcontext():
+            self._envs: Any = self._try(
+                lambda: (
+                    AsyncVectorEnv(makers, context="spawn", autoreset_mode=mode)
+                    if parallel
+                    else SyncVectorEnv(makers, autoreset_mode=mode)
+                )
             )
-        )
         self.number = number
         self.action_shape: tuple[int, ...] = self._envs.action_space.shape
 

@@ -25,14 +25,12 @@ from tql_lightning.callbacks.throughput import Throughput
 from tql_lightning.nn.critic import TransformerCritic
 from tql_lightning.nn.sigma_reparam import SigmaReparam
 
+# In the background: test_rollout_evaluation.py.
 CALLBACKS: dict[str, Callable[[], Callback]] = {
     "AttentionEntropyMonitor": AttentionEntropyMonitor,
-    "RolloutEvaluation": lambda: RolloutEvaluation(episodes=2, every_n_updates=5, env_id="Pendulum-v1"),
+    "RolloutEvaluation": lambda: RolloutEvaluation(episodes=2, every_n_updates=5, env_id="tests.environments:Swing-v0"),
     "RolloutEvaluation, implicit": lambda: RolloutEvaluation(
-        episodes=2, every_n_updates=10, env_id="Pendulum-v1", extraction="implicit"
-    ),
-    "RolloutEvaluation, background": lambda: RolloutEvaluation(
-        episodes=2, every_n_updates=10, env_id="Pendulum-v1", background=True
+        episodes=2, every_n_updates=10, env_id="tests.environments:Swing-v0", extraction="implicit"
     ),
     "AttentionMap": lambda: AttentionMap(every_n_updates=5),
     "QLandscape": lambda: QLandscape(every_n_updates=5),

@@ -73,18 +73,19 @@ def test_a_critic_without_attention_has_a_landscape_and_no_map(tmp_path: Path) -
     assert list(picture_files(tmp_path, Q_LANDSCAPE)) == [0, 5]
 
 
+class Clock(Callback):
+    """Two seconds an update, and a hundred for whatever comes between chunks of them."""
+
+    now = 0.0
+
+    def on_before_optimizer_step(self, *_: Any) -> None:
+        self.now += 2.0
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.now += 100.0
+
+
 def test_throughput_is_that_of_the_updates_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Clock(Callback):
-        """Two seconds an update, and a hundred for whatever comes between chunks of them."""
-
-        now = 0.0
-
-        def on_before_optimizer_step(self, *_: Any) -> None:
-            self.now += 2.0
-
-        def on_train_batch_end(self, *_: Any) -> None:
-            self.now += 100.0
-
     clock = Clock()
     monkeypatch.setattr(throughput, "time", SimpleNamespace(perf_counter=lambda: clock.now))
     logger = ContinuedCSVLogger(str(tmp_path))
@@ -114,8 +115,40 @@ def test_operations_of_an_update_are_counted_and_leave_no_gradient() -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_a_peak_is_known_for_known_devices_only() -> None:
-    assert device_peak(torch.device("cpu"), "32-true") is None
+def test_utilisation_is_operations_per_second_over_the_peak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(throughput, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr(throughput, "device_peak", lambda *_: 1e6)
+    monkeypatch.setattr(throughput, "flops_of_update", lambda *_: 3e5 * ROWS)
+    logger = ContinuedCSVLogger(str(tmp_path))
+    fit(tmp_path, toy_model(), 10, [Throughput(), clock], logger=logger, log_every_n_steps=10)
+    # Half an update a second, 16 rows each, 3e5 operations a row: 2.4e6 a second.
+    assert read_metrics(tmp_path / "metrics.csv")["train/model_flops_utilization"] == ([10], [pytest.approx(2.4)])
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "float32", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", "bf16-mixed", "highest", 989e12),
+        ("NVIDIA H100 80GB HBM3", "32-true", "high", 494e12),
+        ("NVIDIA H100 80GB HBM3", "32-true", "highest", 67e12),
+        ("NVIDIA H100 80GB HBM3", "64-true", "highest", None),
+        ("NVIDIA H100 PCIe", "bf16-true", "highest", 756e12),
+        ("NVIDIA A100-SXM4-80GB", "16-mixed", "highest", 312e12),
+        ("NVIDIA L40S", "32-true", "highest", 91.6e12),
+        ("NVIDIA L40", "32-true", "highest", 90.5e12),
+        ("NVIDIA L4", "32-true", "highest", 30.3e12),
+        ("NVIDIA A10G", "32-true", "highest", None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", "32-true", "highest", None),
+    ],
+)
+def test_a_peak_is_that_of_the_device_and_the_precision(
+    name: str, precision: str, float32: str, peak: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: float32)
+    assert device_peak(torch.device("cuda"), precision) == peak
+    assert device_peak(torch.device("cpu"), precision) is None
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from tests import environments  # noqa: F401  (registers)
+from tests.callbacks.test_observers import Watch
 from tests.toy import fit, toy_model
 from tql_lightning.background_evaluation import BackgroundEvaluator, EvaluationJob
 from tql_lightning.callbacks.best_checkpoint import BestCheckpoint
@@ -28,23 +30,24 @@ from tql_lightning.rollout import rollout
 from tql_lightning.run_folder import evaluation_files, pending_files
 
 TOY = "tests.environments:Toy-v0"
+SWING = "tests.environments:Swing-v0"
 
 
 def test_it_evaluates_before_at_every_interval_and_after_the_last_update(tmp_path: Path) -> None:
     logger = CSVLogger(tmp_path, name="", version="")
     callback = RolloutEvaluation(episodes=3, every_n_updates=5)
     model = toy_model()
-    trainer = fit(tmp_path, model, updates=12, callbacks=[callback], logger=logger, env_id="Pendulum-v1")
+    trainer = fit(tmp_path, model, updates=12, callbacks=[callback], logger=logger, env_id=SWING)
     logger.save()
     updates, returns = read_metrics(tmp_path / "metrics.csv")["eval/return"]
     assert updates == [0, 5, 10, 12]
-    expected = rollout(model.eval().actor(), "Pendulum-v1", 3, seed=0).summary()["return"]
+    expected = rollout(model.eval().actor(), SWING, 3, seed=0).summary()["return"]
     assert returns[-1] == pytest.approx(expected)
     assert float(trainer.callback_metrics["eval/return"]) == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_checkpoint_can_follow_the_best_return(tmp_path: Path) -> None:
-    evaluation = RolloutEvaluation(episodes=2, every_n_updates=5, env_id="Pendulum-v1")
+    evaluation = RolloutEvaluation(episodes=2, every_n_updates=5, env_id=SWING)
     best = ModelCheckpoint(
         dirpath=tmp_path / "best",
         filename="best",
@@ -60,10 +63,10 @@ def test_a_checkpoint_can_follow_the_best_return(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
 def test_it_evaluates_in_every_precision(precision: Any, tmp_path: Path) -> None:
-    callback = RolloutEvaluation(episodes=1, every_n_updates=5, env_id="Pendulum-v1")
+    callback = RolloutEvaluation(episodes=1, every_n_updates=5, env_id=SWING)
     fit(tmp_path, toy_model(), updates=5, callbacks=[callback], precision=precision)
     assert callback.result is not None
-    assert callback.result.lengths.tolist() == [200]
+    assert callback.result.lengths.tolist() == [20]
 
 
 @pytest.mark.parametrize(
@@ -100,7 +103,7 @@ class SignalDuringEvaluation(Callback):
 
 def test_a_signal_ends_an_evaluation_which_the_continued_run_plays_again(tmp_path: Path) -> None:
     previous = signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-    evaluation = RolloutEvaluation(episodes=5_000, every_n_updates=5, env_id="Pendulum-v1", num_envs=50)
+    evaluation = RolloutEvaluation(episodes=5_000, every_n_updates=5, env_id=SWING, num_envs=50)
     evaluation.on_train_start = lambda *_: None  # type: ignore[method-assign]
     last = LastCheckpoint(str(tmp_path), every_n_updates=5)
     callbacks = [GracefulInterrupt(), evaluation, SignalDuringEvaluation(evaluation, 5), last]
@@ -115,12 +118,19 @@ def test_a_signal_ends_an_evaluation_which_the_continued_run_plays_again(tmp_pat
     assert list(evaluation_files(tmp_path)) == [5, 10]
 
 
+def interrupt_children(*_: Any) -> None:
+    """What a terminal does at Ctrl-C."""
+    for process in multiprocessing.active_children():
+        os.kill(process.ident or 0, signal.SIGINT)
+
+
 def test_in_the_background_it_logs_the_same_at_the_same_updates_also_after_a_kill(tmp_path: Path) -> None:
     folders = tmp_path / "blocking", tmp_path / "background"
     bests = [BestCheckpoint(str(folder / "checkpoints")) for folder in folders]
     settings: dict[str, Any] = {"log_every_n_steps": 5, "updates_per_step": 5}
-    blocking = RolloutEvaluation(3, 10, env_id="Pendulum-v1")
-    fit(folders[0], toy_model(), 20, [blocking, bests[0]], logger=ContinuedCSVLogger(str(folders[0])), **settings)
+    blocking = RolloutEvaluation(3, 10, env_id=SWING)
+    models, watch = (toy_model(), toy_model()), Watch()
+    fit(folders[0], models[0], 20, [blocking, bests[0]], logger=ContinuedCSVLogger(str(folders[0])), **settings)
 
     last, killed = (
         LastCheckpoint(str(folders[1]), every_n_updates=5),
@@ -129,10 +139,16 @@ def test_in_the_background_it_logs_the_same_at_the_same_updates_also_after_a_kil
     killed._submit = lambda *_: None  # type: ignore[method-assign]  # as if the process ended before any was played
     fit(folders[1], toy_model(), 10, [killed, bests[1], last], logger=ContinuedCSVLogger(str(folders[1])), **settings)
     assert list(pending_files(folders[1])) == [0, 10]
-    background = RolloutEvaluation(3, 10, env_id="Pendulum-v1", background=True)
+    background = RolloutEvaluation(3, 10, env_id=SWING, background=True)
+    background.on_train_epoch_start = interrupt_children  # type: ignore[method-assign]  # its process still imports
     settings |= {"logger": ContinuedCSVLogger(str(folders[1])), "ckpt_path": folders[1] / "last.ckpt"}
-    fit(folders[1], toy_model(), 20, [background, bests[1], last], **settings)
+    fit(folders[1], models[1], 20, [background, bests[1], last, watch], **settings)
     assert pending_files(folders[1]) == {}
+    found_state = models[1].state_dict()
+    assert all(torch.equal(value, found_state[name]) for name, value in models[0].state_dict().items())
+    assert len(watch.modes) == 2
+    assert watch.modes[0] == watch.modes[1]
+    assert torch.equal(*watch.states)
 
     expected, found = (
         {name: rows for name, rows in read_metrics(folder / "metrics.csv").items() if name.startswith("eval/")}
