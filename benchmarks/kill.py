@@ -3,9 +3,9 @@
     python -m benchmarks.kill --rounds 50 --json
     python -m benchmarks.kill --rounds 50 --plain   # Lightning's own way of writing, to compare
 
-A small real run saves after every chunk of updates, so that it is killed while writing as often as while computing. After
-each kill every checkpoint is checked, and the next process continues from the newest that is whole. At the end the
-weights are compared with those of a run that nothing interrupted.
+A small real run saves after every chunk of updates, so that it is killed while writing as often as while computing.
+After each kill every checkpoint is checked, and the next process continues from the newest that is whole. At the end
+the weights are compared with those of a run that nothing interrupted.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
 
 from tql_lightning import TQL, OfflineDataModule, TransitionDataset
 from tql_lightning.callbacks.checkpointing import LastCheckpoint
@@ -70,7 +70,7 @@ class _Reached(Callback):
     def __init__(self, updates: Any) -> None:
         self.updates = updates
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:  # type: ignore[override]
         self.updates.value = trainer.global_step
 
 

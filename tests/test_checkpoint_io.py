@@ -126,9 +126,9 @@ FORGED = {
         "subclass of Module",
     ),
     "in a setting that is a number": (_settings(tau=_critic("antigravity.fly")), r"TQL_TRUST=antigravity"),
-    "other number types": (_weights(lambda each: each.to(torch.complex64)), "does not fit a TQL model"),
-    "huge declared shapes": (_weights(lambda each: torch.zeros(1).expand(2**20, 2**20)), "claims more numbers"),
-    "weights of no kind": (_weights(lambda each: "weights"), "is no tensor"),
+    "other number types": (_weights(lambda each: each.to(torch.complex64)), "no tensor of real numbers"),
+    "huge declared shapes": (_weights(lambda _: torch.zeros(1).expand(2**20, 2**20)), "claims more than it holds"),
+    "weights of no kind": (_weights(lambda _: "weights"), "is no tensor of real numbers"),
     "no settings": (lambda raw: {"state_dict": raw["state_dict"], "global_step": 1}, "without settings"),
     "no dictionary": (lambda raw: [raw], "expected one that tql fit wrote"),
 }

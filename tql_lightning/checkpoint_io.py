@@ -1,8 +1,8 @@
 """Checkpoints that are whole or not there, carry a checksum, and are loaded with weights only.
 
 The checksum is the comment of the zip archive that ``torch.save`` writes: ``tql-sha256:`` and the SHA-256 of the
-archive as it is without a comment. One file holds both, so that they are replaced in one step, copied, linked and deleted
-together, and ``torch.load`` and plain Lightning read it as ever: a comment is part of the format. An archive
+archive as it is without a comment. One file holds both, so that they are replaced in one step, copied, linked and
+deleted together, and ``torch.load`` and plain Lightning read it as ever: a comment is part of the format. An archive
 without one, of plain Lightning or an earlier version, is checked by the CRC-32 of its parts.
 """
 

@@ -76,11 +76,11 @@ def check_contents(path: Path | str, raw: dict[str, Any], trusted: bool = False)
         check_class_paths(own, TQL, trusted)
     except ValueError as error:
         raise CheckpointError(f"checkpoint {path}: does not fit a TQL model ({error})") from error
-    strange = [name for name, each in weights.items() if not isinstance(each, torch.Tensor) or _exceeds_storage(each)]
+    strange = [name for name, each in weights.items() if not _is_real_tensor(each)]
     if strange:
         raise CheckpointError(
             f"checkpoint {path}: does not fit a TQL model "
-            f"({strange[0]} is no tensor, or claims more numbers than it holds)"
+            f"({strange[0]} is no tensor of real numbers, or claims more than it holds)"
         )
     broken = [name for name, each in weights.items() if not torch.isfinite(each).all()]
     if broken:
@@ -90,9 +90,11 @@ def check_contents(path: Path | str, raw: dict[str, Any], trusted: bool = False)
         )
 
 
-def _exceeds_storage(tensor: torch.Tensor) -> bool:
-    """Whether a tensor repeats its numbers by strides, as none that is saved by training does."""
-    return tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
+def _is_real_tensor(value: object) -> bool:
+    """Whether a value is a tensor of real numbers that it holds, none repeated by strides: training saves no other."""
+    if not isinstance(value, torch.Tensor) or value.is_complex():
+        return False
+    return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
 
 def write_evaluation(

@@ -89,14 +89,10 @@ def refuse_changes(path: Path, raw: Mapping[str, Any], model: TQL, data: Offline
     changes += _differences("data", stream, data.stream_settings)
     if changes:
         shown = [f"{name}: {was} in the checkpoint, {new} now" for name, was, new in changes[:MOST_SHOWN]]
+        more = [f"and {len(changes) - MOST_SHOWN} more"] if len(changes) > MOST_SHOWN else []
+        remedy = "give the checkpoint's, start a new run in another folder, or add --force=true"
         raise ValueError(
-            "\n".join(
-                [
-                    f"checkpoint {path}: {len(changes)} settings differ that its weights or its stream of minibatches "
-                    "are made by; give those of the checkpoint, start a new run, or add --force=true",
-                    *shown,
-                ]
-            )
+            "\n".join([f"checkpoint {path}: made by other settings than this run's", *shown, *more, remedy])
         )
 
 
@@ -108,7 +104,12 @@ def _differences(name: str, before: Any, now: Any) -> Iterator[tuple[str, Any, A
         for key in shared:
             yield from _differences(f"{name}.{key}", before[key], now[key])
     elif _plain(before) != _plain(now):
-        yield name, before, now
+        yield name, _short(before), _short(now)
+
+
+def _short(value: Any) -> Any:
+    """A part of a model by its class, anything else as it is."""
+    return value.get("class_path", value) if isinstance(value, Mapping) else value
 
 
 def _plain(value: Any) -> Any:
