@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import sys
+from contextlib import nullcontext
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -11,12 +13,15 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from tql_lightning.callbacks.intervals import require_multiple
+from tql_lightning.checkpoint_io import PREVIOUS, WholeCheckpointIO
+from tql_lightning.data.files import keep_replaced
 
 
 class LastCheckpoint(ModelCheckpoint):
     """Keeps ``last.ckpt``: written every N updates and whenever training ends, also by an interrupt.
 
-    Continue from it with ``--ckpt_path=last``.
+    Continue from it with ``--ckpt_path=last``. With `WholeCheckpointIO`, the default of ``tql fit``, the one before it
+    stays as ``previous.ckpt``, which a run continues from if the last is damaged.
 
     Args:
         dirpath: folder of the checkpoint.
@@ -44,6 +49,15 @@ class LastCheckpoint(ModelCheckpoint):
         """Writes the checkpoint of the last update, whatever ended the run."""
         if trainer.global_step > 0 and self._last_global_step_saved != trainer.global_step:
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        """Lightning's; keeps what it replaces, if this run wrote it or continues from it."""
+        path = Path(filepath).absolute()
+        own = {Path(known).absolute() for known in (self._last_checkpoint_saved, trainer.ckpt_path) if known}
+        whole = isinstance(trainer.strategy.checkpoint_io, WholeCheckpointIO)
+        keeps = trainer.is_global_zero and whole and path in own
+        with keep_replaced(path, path.with_name(PREVIOUS)) if keeps else nullcontext():
+            super()._save_checkpoint(trainer, filepath)
 
 
 class GracefulInterrupt(Callback):

@@ -18,7 +18,8 @@ from tests.test_readme import PYTHON
 from tests.toy import fit, toy_model
 from tql_lightning import Policy
 from tql_lightning.callbacks.checkpointing import LastCheckpoint
-from tql_lightning.evaluation import CheckpointError, load_checkpoint
+from tql_lightning.checkpoint_io import CheckpointError
+from tql_lightning.evaluation import load_checkpoint
 from tql_lightning.export import ExportError, export_checkpoint
 from tql_lightning.extraction import Extraction
 from tql_lightning.nn.critic import TransformerCritic

@@ -16,9 +16,10 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
+from tql_lightning.checkpoint_io import CheckpointError
 from tql_lightning.data.gather import deaf_to_interrupts, end_with_parent, one_thread_in_new_processes
 from tql_lightning.envs import EnvError
-from tql_lightning.evaluation import CheckpointError, load_checkpoint
+from tql_lightning.evaluation import load_checkpoint
 from tql_lightning.extraction import Extraction
 from tql_lightning.rollout import RolloutResult, rollout
 from tql_lightning.watched_rollout import hang_error
@@ -159,7 +160,7 @@ def _evaluate(job: EvaluationJob, heartbeat: Any) -> EvaluationOutcome:
 
     beat()
     try:
-        model, _ = load_checkpoint(job.snapshot)
+        model, _ = load_checkpoint(job.snapshot, trusted=True)
         actor = model.actor(job.extraction)
         played = rollout(actor, job.env_id, job.episodes, job.seed, job.num_envs, job.parallel, before_step=beat)
     except (EnvError, CheckpointError) as error:

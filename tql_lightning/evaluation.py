@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
-import re
 from argparse import ArgumentError
 from inspect import signature
 from pathlib import Path
@@ -12,9 +10,12 @@ from typing import Any
 
 import torch
 
+from tql_lightning.checkpoint_io import CheckpointError, read_checkpoint
+from tql_lightning.class_paths import check_class_paths
 from tql_lightning.data.files import write_text_whole
 from tql_lightning.envs import check_sizes
 from tql_lightning.extraction import Extraction
+from tql_lightning.hyperparameters import INSTANTIATOR
 from tql_lightning.rollout import RolloutResult, rollout
 from tql_lightning.run_folder import evaluation_file
 from tql_lightning.tql import TQL
@@ -23,36 +24,20 @@ LONGEST_REASON = 200  # characters of what a library says
 NOT_IN_NAMES = ("/", ".", "..", "checkpoints")  # parts of a checkpoint's path that do not tell it from others
 
 
-class CheckpointError(ValueError):
-    """A checkpoint cannot be used; the message says why."""
-
-
-def load_checkpoint(path: Path | str) -> tuple[TQL, dict[str, Any]]:
+def load_checkpoint(path: Path | str, trusted: bool = False) -> tuple[TQL, dict[str, Any]]:
     """A model in evaluation mode and the raw checkpoint it came from, loaded without pickle.
 
-    The modules of the classes that the checkpoint names are imported.
+    The classes that the checkpoint names are checked before anything is made of them; see `check_class_paths`.
 
     Args:
         path: a checkpoint that `tql fit` wrote.
+        trusted: import any module that it names; for checkpoints that this program has just written.
 
     Raises:
         CheckpointError: no such file, damaged, or not a checkpoint of TQL.
     """
-    if not Path(path).is_file():
-        raise CheckpointError(f"checkpoint {path}: no such file")
-    try:
-        raw = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # torch's text advises to load it with pickle; only the name of what it found is of use.
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"refers to {found[1]}" if found else "is no file of torch.save"
-        raise CheckpointError(f"checkpoint {path}: damaged, or holds more than weights (it {what})") from error
-    except (RuntimeError, EOFError, OSError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"checkpoint {path}: damaged, or holds more than weights ({first})") from error
-    if not isinstance(raw, dict) or not {"state_dict", "hyper_parameters", "global_step"} <= raw.keys():
-        raise CheckpointError(f"checkpoint {path}: expected one that tql fit wrote, found something else")
-    _check_contents(path, raw)
+    raw = read_checkpoint(path)
+    check_contents(path, raw, trusted)
     try:
         model = TQL.load_from_checkpoint(path, map_location="cpu", weights_only=True)
     except (KeyError, TypeError, RuntimeError, ValueError, ImportError, AttributeError, ArgumentError) as error:
@@ -61,22 +46,55 @@ def load_checkpoint(path: Path | str) -> tuple[TQL, dict[str, Any]]:
     return model.eval(), raw
 
 
-def _check_contents(path: Path | str, raw: dict[str, Any]) -> None:
-    """Refuses what Lightning would pass over (settings that are not TQL's), and weights that cannot act."""
-    settings, weights = raw["hyper_parameters"], raw["state_dict"]
+def check_contents(path: Path | str, raw: dict[str, Any], trusted: bool = False) -> None:
+    """Refuses what Lightning would pass over, or act on before it looks.
+
+    That is settings that are not TQL's, classes that are none of its parts, and weights that cannot act.
+
+    Args:
+        path: of the checkpoint, for messages.
+        raw: what it holds.
+        trusted: see `load_checkpoint`.
+
+    Raises:
+        CheckpointError: with the reason.
+    """
+    settings, weights = raw.get("hyper_parameters"), raw["state_dict"]
+    if settings is None:
+        raise CheckpointError(f"checkpoint {path}: expected one that tql fit wrote, found one without settings")
     if not isinstance(settings, dict) or not isinstance(weights, dict):
         raise CheckpointError(f"checkpoint {path}: does not fit a TQL model (expected settings and weights by name)")
-    unknown = [name for name in settings if name not in {*signature(TQL).parameters, "_instantiator"}]
+    own = {name: value for name, value in settings.items() if name != "_instantiator"}
+    unknown = [str(name) for name in own if name not in signature(TQL).parameters]
     if unknown:
         raise CheckpointError(f"checkpoint {path}: does not fit a TQL model (unknown settings {', '.join(unknown)})")
-    broken = [
-        name for name, each in weights.items() if isinstance(each, torch.Tensor) and not torch.isfinite(each).all()
-    ]
+    if settings.get("_instantiator", INSTANTIATOR) != INSTANTIATOR:
+        raise CheckpointError(
+            f"checkpoint {path}: does not fit a TQL model (to be made by {settings['_instantiator']!r:.80})"
+        )
+    try:
+        check_class_paths(own, TQL, trusted)
+    except ValueError as error:
+        raise CheckpointError(f"checkpoint {path}: does not fit a TQL model ({error})") from error
+    strange = [name for name, each in weights.items() if not _is_real_tensor(each)]
+    if strange:
+        raise CheckpointError(
+            f"checkpoint {path}: does not fit a TQL model "
+            f"({strange[0]} is no tensor of real numbers, or claims more than it holds)"
+        )
+    broken = [name for name, each in weights.items() if not torch.isfinite(each).all()]
     if broken:
         raise CheckpointError(
             f"checkpoint {path}: {len(broken)} of its weights hold NaN or infinite numbers, first {broken[0]}; "
             "training diverged: use an earlier checkpoint"
         )
+
+
+def _is_real_tensor(value: object) -> bool:
+    """Whether a value is a tensor of real numbers that it holds, none repeated by strides: training saves no other."""
+    if not isinstance(value, torch.Tensor) or value.is_complex():
+        return False
+    return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
 
 def write_evaluation(

@@ -6,12 +6,14 @@ from dataclasses import fields, is_dataclass
 from functools import partial
 from typing import Any
 
+INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"  # what makes a model from its settings
+
 
 def loadable(hyperparameters: dict[str, Any]) -> dict[str, Any]:
     """Hyperparameters with their parts as class path and arguments; callables without one are left out."""
     described = {name: describe(value) for name, value in hyperparameters.items()}
     kept = {name: value for name, value in described.items() if not callable(value)}
-    return {"_instantiator": "lightning.pytorch.cli.instantiate_module", **kept}
+    return {"_instantiator": INSTANTIATOR, **kept}
 
 
 def describe(value: Any) -> Any:

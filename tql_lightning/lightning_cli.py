@@ -9,14 +9,20 @@ from typing import Any
 
 import jsonargparse
 import torch
+from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning_utilities.core.rank_zero import rank_zero_warn
 
+from tql_lightning.checkpoint_io import LAST, PREVIOUS, WholeCheckpointIO, read_checkpoint
 from tql_lightning.commands import COMMANDS, add_group, command_parser, flags
 from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.data.transitions import TransitionDataset
 from tql_lightning.errors import name_close_options
+from tql_lightning.evaluation import check_contents
 from tql_lightning.provenance import record_start
+from tql_lightning.resuming import newest_whole, refuse_changes
 from tql_lightning.run_folder import CONFIG_FILE
 from tql_lightning.tql import TQL
 
@@ -85,18 +91,59 @@ class TQLCLI(LightningCLI):
         parser.link_arguments("data.action_chunk", "model.action_chunk")
         parser.link_arguments("model.discount", "data.discount")
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """Lightning's; fit can be told to continue a run with settings that do not fit it."""
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "fit":
+            parser.add_argument(
+                "--force",
+                type=bool,
+                default=False,
+                help="continue a run also with settings that its weights or minibatches were not made by",
+            )
+        return parser
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Lightning's, with `WholeCheckpointIO` beside the configured plugins, unless they write checkpoints."""
+        trainer_config = self._get(self.config_init, "trainer", default={})
+        plugins = trainer_config.get("plugins") or []
+        plugins = [*plugins] if isinstance(plugins, list | tuple) else [plugins]
+        writers = [each for each in plugins if isinstance(each, CheckpointIO)]
+        strategy = trainer_config.get("strategy")
+        if not isinstance(strategy, str) and getattr(strategy, "_checkpoint_io", None) is not None:
+            writers.append(strategy._checkpoint_io)
+        if not writers:
+            kwargs["plugins"] = [*plugins, WholeCheckpointIO()]
+        elif not isinstance(writers[0], WholeCheckpointIO):
+            rank_zero_warn(
+                f"trainer: {type(writers[0]).__name__} writes checkpoints instead of WholeCheckpointIO: they carry no "
+                "checksum, and none is kept for a damaged last one"
+            )
+        return super().instantiate_trainer(**kwargs)
+
     def _parse_ckpt_path(self) -> None:
-        """Keeps fit's own settings when it continues a run; Lightning would put the checkpoint's over them."""
+        """Keeps fit's own settings when it continues a run; Lightning would put the checkpoint's over them.
+
+        Raises:
+            CheckpointError: the checkpoint whose settings are to be used cannot be; nothing of it has been made.
+        """
         if self.config["subcommand"] != "fit":
+            path = self.config[self.config["subcommand"]].get("ckpt_path")
+            if path and Path(path).is_file():
+                check_contents(path, read_checkpoint(path))
             super()._parse_ckpt_path()
 
     def before_fit(self) -> None:
-        """Refuses to train into a folder that holds another run.
+        """Refuses to train into a folder that holds another run, and to continue one that does not fit or is damaged.
 
         Raises:
-            ValueError: the folder has a configuration, and no checkpoint to continue from is named.
+            ValueError: the folder has a configuration, and no checkpoint to continue from is named; or the checkpoint
+                was made with other settings.
+            CheckpointError: the checkpoint is missing or damaged.
         """
-        self._require_checkpoint()
+        found = self._find_checkpoint()
+        if found is not None and not self._get(self.config, "force"):
+            refuse_changes(*found, self.model, self.datamodule)
         folder = Path(self.trainer.default_root_dir)
         if (folder / CONFIG_FILE).exists() and not self._get(self.config, "ckpt_path"):
             raise ValueError(
@@ -114,7 +161,7 @@ class TQLCLI(LightningCLI):
             raise ValueError(
                 "ckpt_path: expected the checkpoint to measure, found none; add --ckpt_path=last or a file"
             )
-        self._require_checkpoint()
+        self._find_checkpoint()
         if self.datamodule.dataset.validation is None:
             raise ValueError(
                 f"data.dataset: {self.datamodule.dataset.name} holds no transitions out to measure on; for npz add "
@@ -123,19 +170,33 @@ class TQLCLI(LightningCLI):
 
     before_test = before_validate
 
-    def _require_checkpoint(self) -> None:
-        """Lightning only warns of a last checkpoint that is not there, and goes on with fresh weights."""
-        if self._get(self.config, "ckpt_path") != "last":
-            return
+    def _find_checkpoint(self) -> tuple[Path, dict[str, Any]] | None:
+        """The checkpoint to continue from or to measure, read and checked; None where there is none, or no file.
+
+        "last" becomes the file that is meant: Lightning only warns if there is none, and knows of no other if it is
+        damaged.
+        """
+        named = self._get(self.config, "ckpt_path")
+        if not named or named in ("best", "hpc") or "://" in named or Path(named).is_dir():
+            return None
+        if named != "last":
+            return Path(named), read_checkpoint(named, mmap=True)
         callbacks = [
             callback for callback in self.trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)
         ]
-        if not any(callback._find_last_checkpoints(self.trainer) for callback in callbacks):
+        candidates = [Path(path) for callback in callbacks for path in callback._find_last_checkpoints(self.trainer)]
+        kept = {Path(str(callback.dirpath)) / PREVIOUS for callback in callbacks if callback.dirpath}
+        if not candidates:  # between two steps of a file system without hard links, the last may be missing
+            candidates = [path.with_name(LAST) for path in kept if path.is_file()]
+        if not candidates:
             folders = ", ".join(str(callback.dirpath) for callback in callbacks) or "no callback that writes any"
             raise ValueError(
                 f"ckpt_path: there is no last checkpoint ({folders}); leave ckpt_path out to start a run, or give "
                 "the file or the run's --trainer.default_root_dir"
             )
+        path, raw = newest_whole(candidates)
+        self.config_init[self.subcommand]["ckpt_path"] = str(path)
+        return path, raw
 
 
 class SaveFitConfig(SaveConfigCallback):

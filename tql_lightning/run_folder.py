@@ -7,7 +7,7 @@ so that names sort as updates do.
 config.yaml                              the resolved configuration
 environment.json                         how the run was started and continued: commands, versions, kind of machine
 metrics.csv                              a row per log call; keys are those of docs/metrics.md, ``step`` is N
-checkpoints/                             last.ckpt, best.ckpt
+checkpoints/                             last.ckpt, previous.ckpt (the one before), best.ckpt
 evaluations/update_<N>.json              one evaluation: ``update``, ``env_id``, ``seed``, ``episodes``, ``returns``,
                                          ``lengths``, ``successes`` (or null), ``summary`` (docs/metrics.md, without
                                          ``eval/``)

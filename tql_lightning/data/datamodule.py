@@ -136,13 +136,29 @@ class OfflineDataModule(LightningDataModule):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """What whoever loads a checkpoint must know of the data: environment, bounds of actions, reference scores."""
+        """What whoever loads a checkpoint must know of the data.
+
+        That is environment, bounds of actions and reference scores; and what the run's stream of minibatches is made
+        from, which a continued run must not change.
+        """
         return {
             "name": self.dataset.name,
             "env_id": self.dataset.env_id,
             "action_low": self.dataset.action_low.tolist(),
             "action_high": self.dataset.action_high.tolist(),
             "reference_scores": self.dataset.reference_scores,
+            "stream": self.stream_settings,
+        }
+
+    @property
+    def stream_settings(self) -> dict[str, Any]:
+        """Settings that decide which transitions an update sees, and as what."""
+        return {
+            "dataset": self.dataset.name,
+            "transitions": len(self.dataset.observations),
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "n_step": self.span.n_step,
         }
 
     def _check_model(self, model: Any) -> None:

@@ -64,6 +64,36 @@ def write_whole_folder(path: Path) -> Iterator[Path]:
         raise
 
 
+def remove_leftovers(folder: Path, suffix: str) -> None:
+    """Removes what interrupted calls of `write_whole` and `keep_replaced` left beside files of a suffix."""
+    for path in folder.glob(f".*{suffix}.*.part"):
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def keep_replaced(path: Path, kept: Path) -> Iterator[None]:
+    """Keeps what is at ``path`` when the block begins, at ``kept``, once the block has replaced it by a new file.
+
+    Args:
+        path: what the block replaces as `write_whole` does, not in place; nothing may be there.
+        kept: in the same folder. Until the block has ended well it is as it was.
+    """
+    held = path.with_name(f".{path.name}.kept.part")
+    held.unlink(missing_ok=True)
+    if path.exists():
+        try:
+            os.link(path, held)
+        except OSError:  # a file system without hard links
+            shutil.copy2(path, held)
+    try:
+        yield
+    except BaseException:
+        held.unlink(missing_ok=True)
+        raise
+    if held.exists():
+        held.replace(kept)
+
+
 def validation_path(path: Path) -> Path:
     """Where the held-out transitions of a dataset's file or folder lie, if there are any: ``NAME-val`` beside it."""
     return path.with_name(f"{path.stem}-val{path.suffix}")

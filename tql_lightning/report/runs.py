@@ -21,6 +21,9 @@ DATASET_PREFIX = "data.dataset"
 OBSERVERS = ("trainer.callbacks", "trainer.logger", "trainer.log_every_n_steps", "trainer.enable_")  # change no update
 
 
+CONTINUING = ("ckpt_path", "force")  # how a run was continued makes it no other method
+
+
 class ReportError(ValueError):
     """There is nothing to report on, or a run's files are damaged; the message names the file."""
 
@@ -57,7 +60,7 @@ class Run:
     @property
     def method_key(self) -> tuple[tuple[str, str], ...]:
         """The configuration apart from seed, folder, dataset and what only observes."""
-        apart = (DATASET_PREFIX, *OBSERVERS)
+        apart = (DATASET_PREFIX, *OBSERVERS, *CONTINUING)
         return tuple((key, value) for key, value in self.config.items() if not key.startswith(apart))
 
     @property
