@@ -111,7 +111,7 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu", mmap: bool = Fa
     try:
         intact = _is_intact(path)
         raw = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap) if intact else None
-    except pickle.UnpicklingError as error:
+    except (pickle.UnpicklingError, zipfile.BadZipFile) as error:
         # torch's text advises to load it with pickle; only the name of what it found is of use.
         found = re.search(r"GLOBAL (\S+)", str(error))
         what = f"refers to {found[1]}" if found else "is no file of torch.save"

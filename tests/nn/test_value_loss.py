@@ -146,7 +146,7 @@ def test_the_td_loss_of_bins_is_the_cross_entropy_to_the_td_target() -> None:
         torch.randn(6, 3), torch.rand(6, 1), -3.0 * torch.rand(6), torch.randn(6, 3), (torch.arange(6) % 3 > 0).float()
     )
     noise = Noise(torch.randn(6, 1), torch.randn(6, 1), torch.rand(6, 1), torch.randn(6, 1), torch.randn(6, 1))
-    _, _, metrics = model.losses(batch, noise)
+    _, _, metrics = model.losses(batch, noise, model.target_entropy)
 
     width = 40.0 / (25 - 6)  # returns from -30 to 10, three bins beyond each end
     edges = [-30.0 + width * (index - 3) for index in range(26)]

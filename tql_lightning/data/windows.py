@@ -38,7 +38,9 @@ class Span:
             if getattr(self, name) < 1:
                 raise ValueError(f"data.{name}: expected at least 1, found {getattr(self, name)}")
         if not 0.0 <= self.discount <= 1.0:
-            raise ValueError(f"data.discount: expected between 0 and 1, found {self.discount}")
+            raise ValueError(
+                f"model.discount, which is also data.discount: expected between 0 and 1, found {self.discount}"
+            )
 
     @property
     def steps(self) -> int:
