@@ -10,20 +10,15 @@ the inputs.
 
 from __future__ import annotations
 
-import json
-import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
-from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.harness import PRECISIONS, alternate, machine, parser, prepare, show
+from benchmarks.harness import PRECISIONS, alternate, machine, parser, peak_bytes, prepare, show
 from tql_lightning.nn.attention import HAS_TRITON, SHORT, plain_attention
 from tql_lightning.nn.chunked_attention import chunked_attention
 
@@ -57,25 +52,6 @@ def passes(tokens: int, batch: int, options: Any) -> dict[str, Pass]:
         for name, attention in implementations(options.device).items()
         if name != "triton" or tokens <= SHORT
     }
-
-
-def peak_bytes(call: Pass, device: str) -> int:
-    """Most memory that a call holds at once, beyond what is held before."""
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        call()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        call()
-    with tempfile.TemporaryDirectory() as folder:
-        trace = Path(folder) / "trace.json"
-        profiler.export_chrome_trace(str(trace))
-        events = json.loads(trace.read_text())["traceEvents"]
-    changes = sorted((event["ts"], event["args"]["Bytes"]) for event in events if event.get("name") == "[memory]")
-    return max(accumulate((change for _, change in changes), initial=0))
 
 
 def measure(options: Any) -> dict[str, Any]:

@@ -10,38 +10,17 @@ optimizer's state are told apart.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
-from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.harness import machine, prepare, show
+from benchmarks.harness import machine, peak_bytes, prepare, show
 from benchmarks.update import Problem, update_parser
 
 SIZES = (128, 256, 512, 1024)
 MEBIBYTE = 2.0**20
-
-
-def peak_bytes(update: Callable[[], object], device: torch.device) -> int:
-    """The most memory that an update holds beyond what was there before it."""
-    update()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        update()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        update()
-    held = peak = 0
-    for event in recorded.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            peak = max(peak, held)
-    return peak
 
 
 def held_bytes(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> int:
@@ -57,8 +36,10 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     """Peak of an update in MiB, ours and plain, and their ratio."""
     problem = Problem(options)
     device = problem.device
+    problem.ours()
     ours = peak_bytes(problem.ours, device)
     problem.optimizer.zero_grad()
+    problem.plain_update()
     plain = peak_bytes(problem.plain_update, device)
     held = held_bytes(problem.model, [problem.optimizer])
     return {
