@@ -11,6 +11,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from tql_lightning.callbacks.observing import data_of, evaluation_mode, fixed_transitions, require_tql
 from tql_lightning.nn.attention_weights import attention_log_weights, head_entropies
 from tql_lightning.nn.temperature import TOKEN_GROUPS
+from tql_lightning.sharding import gathered
+from tql_lightning.tql import TQL
 
 PATIENCE = 3  # times in a row that metrics are logged
 
@@ -60,6 +62,7 @@ class AttentionEntropyMonitor(Callback):
                 [value - target for value, target in zip(row, target_row, strict=True)]
                 for row, target_row in zip(entropies, targets, strict=True)
             ]
+        head_entropies = self._head_entropies(trainer, require_tql(self, pl_module))
         if not trainer.is_global_zero:
             return
         self._warn_of_collapse(trainer.global_step, num_tokens, entropies, targets)
@@ -69,15 +72,17 @@ class AttentionEntropyMonitor(Callback):
             for layer, row in enumerate(table)
             for group, value in zip(TOKEN_GROUPS, row, strict=True)
         }
-        scalars |= self._head_entropies(trainer, pl_module)
+        scalars |= head_entropies
         for logger in trainer.loggers:
             logger.log_metrics(scalars, step=trainer.global_step)
 
-    def _head_entropies(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+    def _head_entropies(self, trainer: Trainer, model: TQL) -> dict[str, float]:
+        """By the key they are written under; on the first process, but called on all of them."""
         if self.transitions == 0 or not trainer.loggers:
             return {}
-        model = require_tql(self, pl_module)
-        with evaluation_mode(model.critic):
+        with gathered(model.critic), evaluation_mode(model.critic):
+            if not trainer.is_global_zero:
+                return {}
             pairs = fixed_transitions(data_of(self, trainer), self.transitions, model)
             tables = [head_entropies(layer).tolist() for layer in attention_log_weights(model.critic, *pairs)]
         return {

@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from tql_lightning.callbacks.intervals import is_due, require_multiple
 from tql_lightning.callbacks.observing import data_of, require_tql
+from tql_lightning.sharding import gathered
 from tql_lightning.tql import TQL
 
 
@@ -40,12 +41,17 @@ class PeriodicObserver(Callback, ABC):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Looks at the model as it was initialised, not when a run is resumed."""
-        if trainer.global_step == 0 and trainer.is_global_zero:
-            self.observe(trainer, require_tql(self, pl_module))
+        if trainer.global_step == 0:
+            self._observe(trainer, require_tql(self, pl_module))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Looks at the interval and after the last update."""
-        if is_due(trainer, self.every_n_updates) and trainer.is_global_zero:
-            self.observe(trainer, require_tql(self, pl_module))
+        if is_due(trainer, self.every_n_updates):
+            self._observe(trainer, require_tql(self, pl_module))
+
+    def _observe(self, trainer: Trainer, model: TQL) -> None:
+        with gathered(model.critic, model.policy):
+            if trainer.is_global_zero:
+                self.observe(trainer, model)

@@ -21,6 +21,7 @@ from tql_lightning.evaluation import write_evaluation
 from tql_lightning.extraction import Extraction
 from tql_lightning.rollout import RolloutResult, join_shares, rollout
 from tql_lightning.run_folder import evaluation_file, pending_file, pending_files
+from tql_lightning.sharding import gathered
 from tql_lightning.watched_rollout import RolloutStoppedError, watch_rollout
 
 MOST_PENDING = 2  # snapshots that wait for their evaluation; training waits rather than pile up more
@@ -199,7 +200,9 @@ class RolloutEvaluation(Callback):
             (trainer.global_rank, trainer.world_size),
         )
         own: RolloutResult | str | None
-        with evaluation_mode(model):
+        chooses = [model.critic] if (self.extraction or model.extraction) == "implicit" else []
+        # Processes play different numbers of steps, so that none may wait for another within one.
+        with gathered(model.policy, *chooses), evaluation_mode(model):
             try:
                 own = watch_rollout(play, self.timeout, partial(_interrupted, trainer))
             except RolloutStoppedError:

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tql_lightning.batch import Batch, Noise
 from tql_lightning.callbacks.observing import evaluation_mode, require_tql
+from tql_lightning.sharding import is_sharded
 from tql_lightning.tql import TQL
 
 ROWS = 2  # of a batch that operations are counted for; their number is proportional to the rows
@@ -73,7 +74,8 @@ class Throughput(Callback):
             "train/samples_per_second": per_second * rows * trainer.world_size,
             "train/memory_gb": memory_gb(model.device),
         }
-        peak = device_peak(model.device, str(trainer.precision))
+        # Of a sharded model the others would have to take part in finding out how many operations an update has.
+        peak = None if is_sharded(model.critic) else device_peak(model.device, str(trainer.precision))
         if peak is not None:
             if self._flops_per_row is None:
                 self._flops_per_row = flops_of_update(model, *batch) / ROWS

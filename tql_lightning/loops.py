@@ -22,6 +22,7 @@ from tql_lightning.batch import Batch, Noise
 from tql_lightning.captured import CapturedStep, ReplayedAdamW, can_record, new_recorder
 from tql_lightning.hyperparameters import loadable, require
 from tql_lightning.nn.temperature import TOKEN_GROUPS
+from tql_lightning.sharding import is_sharded, shard
 
 Losses = tuple[Tensor, Tensor | None, dict[str, Tensor]]  # total, attention entropy (L, 2) or None, scalars to log
 MatmulPrecision = Literal["highest", "high", "medium"]
@@ -141,6 +142,20 @@ class UpdateLoop(LightningModule, ABC):
             self.losses, fullgraph=True, dynamic=False
         )
         return compiled
+
+    def configure_model(self) -> None:
+        """Leaves each process its share of the networks, where ``trainer.strategy`` is "sharded"; see `sharding.shard`.
+
+        Raises:
+            ValueError: what is compiled or recorded cannot be gathered.
+        """
+        for name, wanted in (("compile", self.compiled), ("cuda_graphs", self.cuda_graphs)):
+            if self.device_mesh is not None and wanted:
+                raise ValueError(
+                    f"model.{name}: expected false with trainer.strategy sharded, whose weights come and go during an "
+                    "update, found true; set it to false, or use ddp"
+                )
+        shard(self)
 
     def setup(self, stage: str) -> None:
         """Sets how exact float32 matrix products are while a trainer runs."""

@@ -9,6 +9,11 @@ import torch
 from torch import Tensor
 
 
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Values, targets and logits in a type that has digits enough for them: float32, or float64 where they are."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
 def td_target(
     rewards: Tensor,
     masks: Tensor,

@@ -16,6 +16,7 @@ from tql_lightning.loops import MatmulPrecision, UpdateLoop
 from tql_lightning.nn.critic import Critic
 from tql_lightning.nn.policy import FlowPolicy
 from tql_lightning.nn.temperature import EntropyControl
+from tql_lightning.sharding import whole
 
 
 class OptimisedLoop(UpdateLoop):
@@ -135,7 +136,7 @@ class OptimisedLoop(UpdateLoop):
         critic_side = [*self.critic.parameters(), *(self.temperature.parameters() if self.temperature else ())]
         for name, parameters in {"critic": critic_side, "actor": list(self.policy.parameters())}.items():
             gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-            norm = nn.utils.get_total_norm(gradients)
+            norm = whole(nn.utils.get_total_norm(gradients))
             if self._gradient_norms is not None:
                 self._gradient_norms[f"gradient_norm/{name}"] = norm
             if self.gradient_clip_norm is not None:

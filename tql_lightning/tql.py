@@ -52,6 +52,7 @@ from tql_lightning.nn.policy import Actor, FlowPolicy
 from tql_lightning.nn.temperature import AttentionTemperature, EntropyControl
 from tql_lightning.nn.value_loss import SquaredError, ValueLoss, return_range
 from tql_lightning.optimisation import OptimisedLoop
+from tql_lightning.sharding import held_fixed, is_sharded, local
 
 
 class TQL(OptimisedLoop):
@@ -225,14 +226,14 @@ class TQL(OptimisedLoop):
         # TD target: a' = clip(mu(s', z')), y = r + discount * mask * aggregate Q_target(s', a')
         with torch.no_grad():
             next_actions = self.one_step_actions(batch.next_observations, noise.next_action)
-            next_values = self.target_critic(batch.next_observations, next_actions).values.float()
+            next_values = losses.at_least_float32(self.target_critic(batch.next_observations, next_actions).values)
             target = losses.td_target(batch.rewards, batch.masks, next_values, self.discount, self.target_aggregation)
 
         # Critic: TD loss, entropy loss (moves the critic), temperature loss (moves alpha)
         with_entropy = self.temperature is not None or with_metrics
         values, entropy, logits = self.critic(batch.observations, batch.actions, with_entropy=with_entropy)
-        values = values.float()
-        td_loss = self.value_loss(values, None if logits is None else logits.float(), target)
+        values = losses.at_least_float32(values)
+        td_loss = self.value_loss(values, None if logits is None else losses.at_least_float32(logits), target)
         entropy_loss = temperature_loss = torch.zeros_like(td_loss)
         if self.temperature is not None:
             entropy_loss = losses.entropy_loss(entropy, self.temperature.entropy_weight())
@@ -252,7 +253,7 @@ class TQL(OptimisedLoop):
         distillation_loss = losses.distillation_loss(student, teacher)
 
         # Q term: the online critic, held fixed, at the one-step policy's action
-        policy_values = self.frozen_critic_values(batch.observations, student.clamp(-1.0, 1.0)).float()
+        policy_values = losses.at_least_float32(self.frozen_critic_values(batch.observations, student.clamp(-1.0, 1.0)))
         q_loss = losses.q_loss(policy_values, self.normalize_q_loss)
         actor_loss = behaviour_flow_loss + self.bc_coefficient * distillation_loss + q_loss
 
@@ -281,6 +282,10 @@ class TQL(OptimisedLoop):
 
     def frozen_critic_values(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Online critic's values (B, E) whose gradient reaches the actions and not the critic."""
+        if is_sharded(self.critic):  # which would not gather what it is called with, and takes no part in one graph
+            with held_fixed(self.critic):
+                sharded_values: Tensor = self.critic(observations, actions).values
+            return sharded_values
         frozen = {name: parameter.detach() for name, parameter in self.critic.named_parameters()}
         values: Tensor = functional_call(self.critic, frozen, (observations, actions)).values
         return values
@@ -296,7 +301,7 @@ class TQL(OptimisedLoop):
 
         Buffers (sigma-Reparam's singular vectors) are taken over whole: their mean is none.
         """
-        torch._foreach_lerp_(list(self.target_critic.parameters()), list(self.critic.parameters()), self.tau)
+        torch._foreach_lerp_(local(self.target_critic.parameters()), local(self.critic.parameters()), self.tau)
         for target_buffer, buffer in zip(self.target_critic.buffers(), self.critic.buffers(), strict=True):
             target_buffer.copy_(buffer)
 
