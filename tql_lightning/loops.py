@@ -22,7 +22,7 @@ from tql_lightning.batch import Batch, Noise
 from tql_lightning.captured import CapturedStep, ReplayedAdamW, can_record, new_recorder
 from tql_lightning.hyperparameters import loadable, require
 from tql_lightning.nn.temperature import TOKEN_GROUPS
-from tql_lightning.sharding import is_sharded, shard
+from tql_lightning.sharding import shard
 
 Losses = tuple[Tensor, Tensor | None, dict[str, Tensor]]  # total, attention entropy (L, 2) or None, scalars to log
 MatmulPrecision = Literal["highest", "high", "medium"]
@@ -144,11 +144,15 @@ class UpdateLoop(LightningModule, ABC):
         return compiled
 
     def configure_model(self) -> None:
-        """Leaves each process its share of the networks, where ``trainer.strategy`` is "sharded"; see `sharding.shard`.
+        """Takes on the trainer's number type, and only its share of the networks where the strategy is "sharded".
 
         Raises:
-            ValueError: what is compiled or recorded cannot be gathered.
+            ValueError: sharded, what is compiled or recorded cannot be gathered; or see `sharding.shard`.
         """
+        if self._trainer is None:
+            return
+        # Lightning would do so after it has loaded a checkpoint, whose float64 would be rounded on the way.
+        self.trainer.precision_plugin.convert_module(self)
         for name, wanted in (("compile", self.compiled), ("cuda_graphs", self.cuda_graphs)):
             if self.device_mesh is not None and wanted:
                 raise ValueError(

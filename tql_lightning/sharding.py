@@ -46,7 +46,16 @@ class ShardedStrategy(ModelParallelStrategy):
         super().setup_environment()
 
     def setup(self, trainer: Trainer) -> None:
-        """Lightning's; what validation gathers must be of use to training, which inference mode forbids."""
+        """Lightning's; what validation gathers must be of use to training, which inference mode forbids.
+
+        Raises:
+            ValueError: float16, the scale of whose gradients each process would find for itself.
+        """
+        if getattr(self.precision_plugin, "scaler", None) is not None:
+            raise ValueError(
+                f"trainer.precision: expected 32-true, 64-true or bf16-mixed with trainer.strategy {NAME}, found "
+                f"{trainer.precision}; use bf16-mixed, or ddp"
+            )
         for loop in (trainer.fit_loop.epoch_loop.val_loop, trainer.validate_loop, trainer.test_loop):
             loop.inference_mode = False
         super().setup(trainer)

@@ -1,0 +1,102 @@
+"""Runs whose weights may be in shares, with all that looks at them; as a script, those of two processes.
+
+The script takes a folder and a checkpoint of five updates of one process: python -m tests.sharded_runs FOLDER CHECKPOINT
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed.tensor import DTensor
+
+from tests.toy import fit, toy_model
+from tql_lightning.callbacks.attention_entropy import AttentionEntropyMonitor
+from tql_lightning.callbacks.attention_map import AttentionMap
+from tql_lightning.callbacks.checkpointing import LastCheckpoint
+from tql_lightning.callbacks.q_landscape import QLandscape
+from tql_lightning.callbacks.rollout_evaluation import RolloutEvaluation
+from tql_lightning.checkpoint_io import WholeCheckpointIO
+from tql_lightning.nn.critic import MLPCritic, TransformerCritic
+from tql_lightning.nn.sigma_reparam import SigmaReparam
+from tql_lightning.nn.temperature import AttentionTemperature, TargetSchedule
+
+TRANSFORMER: dict[str, Any] = {
+    "critic": partial(TransformerCritic, hidden_dim=16, head_dim=8, weight_parametrisation=SigmaReparam),
+    "entropy_control": partial(AttentionTemperature, schedule=TargetSchedule(0.1, 10)),
+    "extraction": "implicit",
+    "num_samples": 3,
+    "gradient_clip_norm": 1.0,
+    "tau": 0.1,
+}
+MLP: dict[str, Any] = {"critic": partial(MLPCritic, hidden_dims=(8, 8))}
+
+
+class Shares(Callback):
+    """Asserts that after an update weights are shares, and that nothing is kept of passes without a backward."""
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        sharded = trainer.world_size > 1
+        assert all(isinstance(parameter, DTensor) == sharded for parameter in pl_module.parameters())
+        if sharded:
+            state = pl_module.target_critic._get_fsdp_state()
+            assert state._comm_ctx.post_forward_order == []
+            assert state._fsdp_param_groups[0]._post_forward_indices == []
+
+
+def train(folder: Path, processes: int, model: dict[str, Any], updates: int, **settings: Any) -> Trainer:
+    """Trains in float64, sharded where there are several processes."""
+    defaults: dict[str, Any] = {"precision": "64-true", "plugins": [WholeCheckpointIO()], "devices": processes}
+    strategy = {"strategy": "sharded"} if processes > 1 else {}
+    return fit(folder, toy_model(**model), updates, **(defaults | strategy | settings))
+
+
+def train_watched(folder: Path, processes: int) -> None:
+    """Ten updates with everything that looks at the model; leaves ``last.ckpt``, and ``previous.ckpt`` of update 5."""
+    callbacks = [
+        Shares(),
+        AttentionEntropyMonitor(transitions=16),
+        RolloutEvaluation(3, 5, env_id="tests.environments:Toy-v0", num_envs=2),
+        AttentionMap(5, transitions=16),
+        QLandscape(5, transitions=16, grid=5),
+        LastCheckpoint(str(folder), 5),
+    ]
+    logger = CSVLogger(folder, name="", version="")
+    settings: dict[str, Any] = {"log_every_n_steps": 5, "check_val_every_n_epoch": None, "val_check_interval": 1}
+    train(folder, processes, TRANSFORMER, 10, callbacks=callbacks, logger=logger, **settings)
+
+
+def assert_refused(folder: Path) -> None:
+    """What cannot be sharded is refused before training, with the reason."""
+    scaled = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu"))
+    plain = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
+    cases: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+        (r"model\.compile: expected false with trainer\.strategy sharded", {"compile": True}, {}),
+        (r"model\.cuda_graphs: expected false with trainer\.strategy sharded", {"cuda_graphs": True}, {}),
+        (
+            r"trainer\.strategy: expected sharded .* found ModelParallelStrategy",
+            {},
+            {"strategy": plain, "precision": "32-true"},
+        ),
+        (r"trainer\.precision: .*found 16-mixed", {}, {"precision": None, "plugins": [scaled]}),
+    ]
+    for message, model, settings in cases:
+        with pytest.raises(ValueError, match=message):
+            train(folder, 2, model, 5, **settings)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    root = Path(sys.argv[1])
+    assert_refused(root)
+    train_watched(root / "two", 2)
+    train(root, 2, TRANSFORMER, 10, ckpt_path=Path(sys.argv[2])).save_checkpoint(root / "continued.ckpt")
+    train(root, 2, MLP, 5).save_checkpoint(root / "mlp.ckpt")
