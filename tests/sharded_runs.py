@@ -1,6 +1,6 @@
 """Runs whose weights may be in shares, with all that looks at them; as a script, those of two processes.
 
-The script takes a folder and a checkpoint of five updates of one process: python -m tests.sharded_runs FOLDER CHECKPOINT
+Its arguments: a folder, and a checkpoint of five updates of one process.
 """
 
 from __future__ import annotations

@@ -126,9 +126,9 @@ StrategyRegistry.register(NAME, ShardedStrategy, description=ShardedStrategy.__d
 def shard(model: LightningModule) -> None:
     """Leaves this process its share of every network of a model, where the strategy is `ShardedStrategy`.
 
-    A network is a child that has a forward, or such a child of one that has none; what it holds in a ``ModuleList`` that
-    has a forward (blocks, heads) is gathered for itself, the rest of it together. So that weights are gathered when
-    they are used, a network must use them within its forward.
+    A network is a child that has a forward, or such a child of one that has none. Each part that it holds in a
+    ``ModuleList`` (blocks, heads) is gathered for itself while its forward runs, the rest of it while the network's
+    does; elsewhere weights cannot be used.
 
     Raises:
         ValueError: another ``ModelParallelStrategy``, or weights that are in no module with a forward.
@@ -223,7 +223,7 @@ def _has_forward(module: nn.Module) -> bool:
     return type(module).forward is not nn.Module.forward
 
 
-def _forget(module: nn.Module, inputs: Any, output: Any) -> None:
+def _forget(module: nn.Module, *_: Any) -> None:
     """Drops what torch notes at forward passes for backward passes, and only these drop: a target has none."""
     for part in module.modules():
         if isinstance(part, FSDPModule):
