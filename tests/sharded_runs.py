@@ -79,8 +79,8 @@ def assert_refused(folder: Path) -> None:
     scaled = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu"))
     plain = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
     cases: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
-        (r"model\.compile: expected false with trainer\.strategy sharded", {"compile": True}, {}),
-        (r"model\.cuda_graphs: expected false with trainer\.strategy sharded", {"cuda_graphs": True}, {}),
+        (r"model\.compile: expected false with trainer\.strategy=sharded", {"compile": True}, {}),
+        (r"model\.cuda_graphs: expected false with trainer\.strategy=sharded", {"cuda_graphs": True}, {}),
         (
             r"trainer\.strategy: expected sharded .* found ModelParallelStrategy",
             {},

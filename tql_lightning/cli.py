@@ -23,6 +23,7 @@ NEEDLESS_ADVICE = (
     r"Using ModelCheckpoint with manual optimization",  # the state after an update is what we want
     r"Total length of `list` across ranks is zero",  # a dataset may hold nothing out
     r"`isinstance\(treespec, LeafSpec\)`",  # between Lightning and torch
+    r"Detected call of `lr_scheduler.step\(\)` before",  # float16 leaves out steps at first, which count as updates
     r".*does not have many workers",  # the sampler draws on the device
 )
 ADVERTISEMENT = "try installing ["

@@ -17,11 +17,13 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
+from torch._functorch import config as aot_config
 
 from tql_lightning.batch import Batch, Noise
 from tql_lightning.captured import CapturedStep, ReplayedAdamW, can_record, new_recorder
 from tql_lightning.hyperparameters import loadable, require
 from tql_lightning.nn.temperature import TOKEN_GROUPS
+from tql_lightning.precision import take_number_type
 from tql_lightning.sharding import shard
 
 Losses = tuple[Tensor, Tensor | None, dict[str, Tensor]]  # total, attention entropy (L, 2) or None, scalars to log
@@ -138,28 +140,25 @@ class UpdateLoop(LightningModule, ABC):
 
     @cached_property
     def _compiled_losses(self) -> Callable[[Batch, Noise, Tensor | None], Losses]:
-        compiled: Callable[[Batch, Noise, Tensor | None], Losses] = torch.compile(
-            self.losses, fullgraph=True, dynamic=False
-        )
-        return compiled
+        compiled = torch.compile(self.losses, fullgraph=True, dynamic=False)
+
+        def run(batch: Batch, noise: Noise, target_entropy: Tensor | None) -> Losses:
+            # The backward pass is compiled with it, and is not to be rounded by autocast either; see `backward_pass`.
+            with aot_config.patch(backward_pass_autocast="off"):
+                outputs: Losses = compiled(batch, noise, target_entropy)
+            return outputs
+
+        return run
 
     def configure_model(self) -> None:
-        """Takes on the trainer's number type, and only its share of the networks where the strategy is "sharded".
+        """Takes on the trainer's number type, and where the strategy is "sharded" only its share of the networks.
 
         Raises:
-            ValueError: sharded, what is compiled or recorded cannot be gathered; or see `sharding.shard`.
+            ValueError: see `precision.take_number_type` and `sharding.shard`.
         """
-        if self._trainer is None:
-            return
-        # Lightning would do so after it has loaded a checkpoint, whose float64 would be rounded on the way.
-        self.trainer.precision_plugin.convert_module(self)
-        for name, wanted in (("compile", self.compiled), ("cuda_graphs", self.cuda_graphs)):
-            if self.device_mesh is not None and wanted:
-                raise ValueError(
-                    f"model.{name}: expected false with trainer.strategy sharded, whose weights come and go during an "
-                    "update, found true; set it to false, or use ddp"
-                )
-        shard(self)
+        if self._trainer is not None:
+            take_number_type(self)
+            shard(self, {"compile": self.compiled, "cuda_graphs": self.cuda_graphs})
 
     def setup(self, stage: str) -> None:
         """Sets how exact float32 matrix products are while a trainer runs."""

@@ -53,7 +53,7 @@ class ShardedStrategy(ModelParallelStrategy):
         """
         if getattr(self.precision_plugin, "scaler", None) is not None:
             raise ValueError(
-                f"trainer.precision: expected 32-true, 64-true or bf16-mixed with trainer.strategy {NAME}, found "
+                f"trainer.precision: expected 32-true, 64-true or bf16-mixed with trainer.strategy={NAME}, found "
                 f"{trainer.precision}; use bf16-mixed, or ddp"
             )
         for loop in (trainer.fit_loop.epoch_loop.val_loop, trainer.validate_loop, trainer.test_loop):
@@ -123,19 +123,29 @@ class ShardedStrategy(ModelParallelStrategy):
 StrategyRegistry.register(NAME, ShardedStrategy, description=ShardedStrategy.__doc__)
 
 
-def shard(model: LightningModule) -> None:
+def shard(model: LightningModule, graphs: Mapping[str, bool]) -> None:
     """Leaves this process its share of every network of a model, where the strategy is `ShardedStrategy`.
 
     A network is a child that has a forward, or such a child of one that has none. Each part that it holds in a
     ``ModuleList`` (blocks, heads) is gathered for itself while its forward runs, the rest of it while the network's
     does; elsewhere weights cannot be used.
 
+    Args:
+        model: with its trainer.
+        graphs: settings by name that make an update one graph, in which nothing is gathered, and whether they are on.
+
     Raises:
-        ValueError: another ``ModelParallelStrategy``, or weights that are in no module with a forward.
+        ValueError: such a setting is on; another ``ModelParallelStrategy``; or weights in no module with a forward.
     """
     mesh = model.device_mesh
     if mesh is None or any(is_sharded(module) for module in model.modules()):
         return
+    for name, on in graphs.items():
+        if on:
+            raise ValueError(
+                f"model.{name}: expected false with trainer.strategy={NAME}, whose weights come and go during an "
+                "update, found true; set it to false, or use ddp"
+            )
     if not isinstance(model.trainer.strategy, ShardedStrategy):
         raise ValueError(
             f"trainer.strategy: expected {NAME} for shares of weights, found {type(model.trainer.strategy).__name__}, "
