@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from tql_lightning.losses import at_least_float32
 from tql_lightning.nn.initialisation import LayerNorm, lecun_normal_
 from tql_lightning.nn.mlp import MLP
 from tql_lightning.nn.tokenizer import ScalarTokenizer
@@ -82,7 +83,7 @@ class Bins(nn.Module):
         if self.centres is None:
             return CriticOutput(outputs.squeeze(-1), attention_entropy)
         # No matrix product: autocast would round values to bfloat16.
-        values = (outputs.float().softmax(dim=-1) * self.centres).sum(dim=-1)
+        values = (at_least_float32(outputs).softmax(dim=-1) * self.centres).sum(dim=-1)
         return CriticOutput(values, attention_entropy, outputs)
 
 
