@@ -64,10 +64,10 @@ def evaluated(folder: Path) -> dict[int, Any]:
 
 
 def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    """To 1e-9, of numbers above 1 relative; 1e-6 of episodes, whose environments see actions in float32."""
+    """To 1e-9, of numbers above 1 relative; 1e-5 of episodes, whose environments see actions in float32."""
     assert list(found) == list(expected)
     for name, value in expected.items():
-        bound = 1e-6 if name.startswith("/eval/") else 1e-9
+        bound = 1e-5 if name.startswith("/eval/") else 1e-9
         difference = (found[name].double() - value.double()).abs() / value.double().abs().clamp(min=1.0)
         assert bool((difference <= bound).all()), f"{name}: off by up to {difference.max():.1e}"
 
@@ -96,7 +96,7 @@ def test_two_processes_play_the_episodes_that_one_plays(runs: Path) -> None:
         update: record["lengths"] for update, record in expected.items()
     }
     for update, record in expected.items():
-        assert found[update]["returns"] == pytest.approx(record["returns"], rel=1e-6)
+        assert found[update]["returns"] == pytest.approx(record["returns"], rel=1e-5)
     assert (runs / "two" / "best.ckpt").is_file()
 
 
