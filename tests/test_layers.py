@@ -27,7 +27,7 @@ ORDER = [
     *("nn.attention_weights", "nn.temperature", "nn.tokenizer"),
     *("nn.feedforward", "nn.transformer", "nn.sigma_reparam", "nn.mlp", "nn.value_loss", "nn.critic", "nn.policy"),
     *("policy", "class_paths", "checkpoint_io", "hyperparameters", "precision", "sharding", "captured"),
-    *("loops", "optimisation", "tql"),
+    *("processes", "loops", "optimisation", "tql"),
     *("resuming", "landscape"),
     *("metrics", "envs", "rollout", "watched_rollout", "videos", "interop", "evaluation", "background_evaluation"),
     *("plots", "pictures", "media", "loggers"),
