@@ -13,6 +13,7 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from tql_lightning.checkpoint_io import LAST, PREVIOUS, WholeCheckpointIO, read_checkpoint
@@ -112,11 +113,16 @@ class TQLCLI(LightningCLI):
         strategy = trainer_config.get("strategy")
         if not isinstance(strategy, str) and getattr(strategy, "_checkpoint_io", None) is not None:
             writers.append(strategy._checkpoint_io)
-        if not writers:
+        wrapper = writers[0] if writers else None
+        while isinstance(wrapper, _WrappingCheckpointIO) and wrapper.checkpoint_io is not None:
+            wrapper = wrapper.checkpoint_io
+        if wrapper is None:
             kwargs["plugins"] = [*plugins, WholeCheckpointIO()]
-        elif not isinstance(writers[0], WholeCheckpointIO):
+        elif isinstance(wrapper, _WrappingCheckpointIO):
+            wrapper.checkpoint_io = WholeCheckpointIO()
+        elif not isinstance(wrapper, WholeCheckpointIO):
             rank_zero_warn(
-                f"trainer: {type(writers[0]).__name__} writes checkpoints instead of WholeCheckpointIO: they carry no "
+                f"trainer: {type(wrapper).__name__} writes checkpoints instead of WholeCheckpointIO: they carry no "
                 "checksum, and none is kept for a damaged last one"
             )
         return super().instantiate_trainer(**kwargs)
