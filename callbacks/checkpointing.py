@@ -50,7 +50,7 @@ class LastCheckpoint(ModelCheckpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Writes at the interval, once validation is over where it is due: what a run continues from has it done."""
-        if not validation_follows(trainer):
+        if trainer.global_step % self._every_n_train_steps == 0 and not validation_follows(trainer):
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

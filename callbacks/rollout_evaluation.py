@@ -198,6 +198,7 @@ class RolloutEvaluation(Callback):
             return
         snapshot = pending_file(Path(trainer.default_root_dir), trainer.global_step)
         trainer.save_checkpoint(snapshot, weights_only=not _best_checkpoints(trainer))
+        trainer.strategy.checkpoint_io.teardown()  # one that writes in a thread has written it then
         if trainer.is_global_zero:
             self._submit(trainer.global_step, snapshot)
         self._log_finished(trainer, until_pending=MOST_PENDING)

@@ -16,20 +16,21 @@ def chunk_size(trainer: Any) -> int:
     return int(getattr(trainer.datamodule, "updates_per_step", 1))
 
 
-def restore_progress(loops: dict[str, Any], update: int, size: int, validated: bool) -> None:
-    """Makes the loops of a checkpoint those of an uninterrupted run at an update.
+def restore_progress(trainer: Any, checkpoint: dict[str, Any], validated: bool) -> None:
+    """Makes the loops of a checkpoint those of an uninterrupted run; leaves those over other data than ours alone.
 
     Args:
-        loops: the checkpoint's state of the fit loop; changed in place.
-        update: that it was written after.
-        size: K of the run that continues.
-        validated: whether the validation at this update is done, if one is due; else all of it follows.
+        trainer: that is to continue, with its datamodule.
+        checkpoint: to continue from; changed in place.
+        validated: whether the validation at its update is done, if one is due; else all of it follows.
     """
-    whole = dict.fromkeys(_COUNTS, update // size)
+    if not hasattr(trainer.datamodule, "updates_per_step") or "loops" not in checkpoint:
+        return
+    loops, size = checkpoint["loops"]["fit_loop"], chunk_size(trainer)
+    chunks, within = divmod(int(checkpoint["global_step"]), size)
+    whole = dict.fromkeys(_COUNTS, chunks)
     loops["epoch_loop.batch_progress"] |= {"total": whole, "current": dict(whole), "is_last_batch": False}
-    if (
-        update % size == 0 and not validated
-    ):  # as Lightning marks a validation that was broken off, before its first batch
+    if not within and not validated:  # as Lightning marks a validation that was broken off, before its first batch
         none = dict.fromkeys(_COUNTS, 0)
         begun = none | {"ready": 1, "started": 1}
         loops["epoch_loop.val_loop.batch_progress"] |= {"total": begun, "current": none, "is_last_batch": False}

@@ -288,10 +288,8 @@ class UpdateLoop(LightningModule, ABC):
         """Takes over how many updates the checkpoint's weights have seen, and how far the loops were with them."""
         self._seen_updates = int(checkpoint.get("global_step", 0))
         self._validated = int(checkpoint.get("validated_update", self._seen_updates))
-        if self._trainer is not None and "loops" in checkpoint:
-            validated = self._validated == self._seen_updates
-            loops = checkpoint["loops"]["fit_loop"]
-            restore_progress(loops, self._seen_updates, chunk_size(self.trainer), validated)
+        if self._trainer is not None:
+            restore_progress(self.trainer, checkpoint, self._validated == self._seen_updates)
 
     def on_train_end(self) -> None:
         """Keeps how many updates the weights have seen."""

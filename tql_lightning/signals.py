@@ -27,9 +27,10 @@ class Unit:
         """Puts itself before the handlers that there are; without effect outside the main thread."""
         if threading.current_thread() is not threading.main_thread():
             return
+        self.give_back()
         for number in signal.valid_signals():
             handler = signal.getsignal(number)
-            if callable(handler) and number not in self._handlers:
+            if callable(handler):
                 ours = self._let_wait(handler)
                 self._handlers[signal.Signals(number)] = (ours, handler)
                 signal.signal(number, ours)
@@ -49,6 +50,10 @@ class Unit:
                 handler(number, frame)
 
         return ours
+
+    def __reduce__(self) -> tuple[type[Unit], tuple[()]]:
+        """A copy has taken over nothing."""
+        return Unit, ()
 
     def __enter__(self) -> None:
         self._depth += 1

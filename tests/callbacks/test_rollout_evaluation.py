@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from tql_lightning.background_evaluation import BackgroundEvaluator, EvaluationJ
 from tql_lightning.callbacks.best_checkpoint import BestCheckpoint
 from tql_lightning.callbacks.checkpointing import GracefulInterrupt, LastCheckpoint
 from tql_lightning.callbacks.rollout_evaluation import RolloutEvaluation
+from tql_lightning.checkpoint_io import read_checkpoint
 from tql_lightning.data.counter_random import seed_generators
 from tql_lightning.loggers import ContinuedCSVLogger
 from tql_lightning.plots import read_metrics
@@ -210,6 +212,19 @@ def test_the_best_of_a_continued_run_is_not_overwritten_by_a_worse_one(tmp_path:
     assert torch.load(tmp_path / "best" / "best.ckpt", weights_only=True)["global_step"] == trainer.global_step == 5
 
 
+def test_a_damaged_best_is_told_of_and_the_next_evaluation_takes_its_place(tmp_path: Path) -> None:
+    last, best_file = LastCheckpoint(str(tmp_path), every_n_updates=5), tmp_path / "best" / "best.ckpt"
+    for updates in (5, 10):
+        best = BestCheckpoint(str(best_file.parent))
+        evaluation = RolloutEvaluation(2, 5, env_id=TOY)
+        continued = tmp_path / "last.ckpt" if updates > 5 else None
+        told = pytest.warns(UserWarning, match=r"best\.ckpt: damaged") if continued else nullcontext()
+        with told:
+            fit(tmp_path, toy_model(), updates, [evaluation, best, last], ckpt_path=continued)
+        assert read_checkpoint(best_file)["global_step"] == updates
+        best_file.write_bytes(best_file.read_bytes()[:-1000])
+
+
 def test_a_checkpoint_that_would_keep_other_weights_than_were_evaluated_is_refused(tmp_path: Path) -> None:
     callbacks = [
         RolloutEvaluation(2, 5, env_id=TOY, background=True),
@@ -241,6 +256,7 @@ def test_what_cannot_be_evaluated_is_refused_before_training(
 
 TWO_PROCESSES = """
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from tests.toy import fit, toy_model
 from tql_lightning.callbacks.best_checkpoint import BestCheckpoint

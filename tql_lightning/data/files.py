@@ -77,7 +77,7 @@ def _flush_folder(folder: Path) -> None:
 
 
 def remove_leftovers(folder: Path, suffix: str) -> None:
-    """Removes what interrupted calls of `write_whole` and `keep_replaced` left beside files of a suffix."""
+    """Removes what interrupted calls of `write_whole` left beside files of a suffix."""
     for path in folder.glob(f".*{suffix}.*.part"):
         path.unlink(missing_ok=True)
 
@@ -88,9 +88,10 @@ def keep_replaced(path: Path, kept: Path) -> Iterator[None]:
 
     Args:
         path: what the block replaces as `write_whole` does, not in place; nothing may be there.
-        kept: in the same folder. Until the block has ended well it is as it was.
+        kept: in the same folder. Until the block has ended well it is as it was. What an interrupted call leaves, the
+            next one removes.
     """
-    held = path.with_name(f".{path.name}.kept.part")
+    held = path.with_name(f".{path.name}.part")  # no leftover that `remove_leftovers` would take while the block writes
     held.unlink(missing_ok=True)
     if path.exists():
         try:
