@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
+from tql_lightning.checkpoint_io import CheckpointError, read_checkpoint
 from tql_lightning.data.files import write_whole
 from tql_lightning.run_folder import evaluation_files
 
@@ -42,9 +44,11 @@ class BestCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
         self._snapshot: Path | None = None
+        self._taken_up = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Lightning's, without its warning that a continued run's folder is not empty."""
+        self._taken_up = False
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Checkpoint directory")
             super().setup(trainer, pl_module, stage)
@@ -52,10 +56,25 @@ class BestCheckpoint(ModelCheckpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes up the best so far: it may have become known after the checkpoint that the run continues from."""
         super().on_train_start(trainer, pl_module)
-        best = Path(self.dirpath or "") / "best.ckpt"
-        if trainer.global_step == 0 or not best.is_file():
+        self._take_up(trainer)
+
+    def _take_up(self, trainer: Trainer) -> None:
+        """Once a run; one that is damaged or gone is replaced by the next evaluation's."""
+        if self._taken_up:
             return
-        update = torch.load(best, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+        self._taken_up = True
+        best = Path(self.dirpath or "") / "best.ckpt"
+        if trainer.global_step == 0:
+            return
+        try:
+            update = read_checkpoint(best, mmap=True)["global_step"]
+        except CheckpointError as error:
+            if best.is_file() or self.best_k_models:
+                rank_zero_warn(f"{error}\nBestCheckpoint: the next evaluation's weights take its place")
+            self.best_k_models = {}
+            self.best_model_path = self.kth_best_model_path = ""
+            self.best_model_score = self.current_score = None
+            return
         record = evaluation_files(Path(trainer.default_root_dir)).get(update)
         if record is not None:
             summary = json.loads(record.read_text())["summary"]
@@ -73,6 +92,7 @@ class BestCheckpoint(ModelCheckpoint):
             metrics: by logged key.
             snapshot: checkpoint of these weights; None where they are those at hand.
         """
+        self._take_up(trainer)
         self._snapshot = snapshot
         candidates = {self.monitor or "": self._score(metrics)}
         candidates |= {"step": torch.tensor(update), "epoch": torch.tensor(trainer.current_epoch)}

@@ -14,7 +14,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from tql_lightning.callbacks.intervals import require_multiple
-from tql_lightning.checkpoint_io import PREVIOUS, WholeCheckpointIO
+from tql_lightning.checkpoint_io import PREVIOUS, WholeCheckpointIO, base_io
+from tql_lightning.chunks import validation_follows
 from tql_lightning.data.files import keep_replaced
 
 
@@ -46,16 +47,32 @@ class LastCheckpoint(ModelCheckpoint):
             require_multiple(trainer, "LastCheckpoint.every_n_updates", self._every_n_train_steps)
         super().setup(trainer, pl_module, stage)
 
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Writes at the interval, once validation is over where it is due: what a run continues from has it done."""
+        if trainer.global_step % self._every_n_train_steps == 0 and not validation_follows(trainer):
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes at the interval."""
+        super().on_train_batch_end(trainer, pl_module, {}, None, 0)
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the checkpoint of the last update, whatever ended the run."""
         if trainer.global_step > 0 and self._last_global_step_saved != trainer.global_step:
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        """Lightning's; keeps what it replaces, if this run wrote it or continues from it."""
+        """Lightning's; keeps what it replaces, if this run wrote it or continues from it.
+
+        Loggers write first: a run that is killed right after has the metrics of what it continues from.
+        """
+        for logger in trainer.loggers:
+            logger.save()
         path = Path(filepath).absolute()
         own = {Path(known).absolute() for known in (self._last_checkpoint_saved, trainer.ckpt_path) if known}
-        whole = isinstance(trainer.strategy.checkpoint_io, WholeCheckpointIO)
+        whole = isinstance(base_io(trainer.strategy.checkpoint_io), WholeCheckpointIO)
         keeps = trainer.is_global_zero and whole and path in own
         with keep_replaced(path, path.with_name(PREVIOUS)) if keeps else nullcontext():
             super()._save_checkpoint(trainer, filepath)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,8 @@ class RolloutEvaluation(Callback):
         self.timeout = timeout
         self.result: RolloutResult | None = None
         self.failures = 0
+        self._known = -1  # update of the last evaluation that something came of
+        self._started = False
         self._reference_scores: tuple[float, float] | None = None
         self._evaluator: BackgroundEvaluator | None = None
 
@@ -98,6 +101,7 @@ class RolloutEvaluation(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Checks interval, environment and checkpoints before any training."""
         if stage == "fit":
+            self._started = False
             require_multiple(trainer, "RolloutEvaluation.every_n_updates", self.every_n_updates)
             self._check_checkpoints(trainer)
         datamodule: Any = getattr(trainer, "datamodule", None)
@@ -114,9 +118,16 @@ class RolloutEvaluation(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluates the policy as it was initialised; of a continued run, what its first part left out."""
+        self._started = True
+        if trainer.global_step == 0:
+            self._evaluate(trainer, pl_module)
+        else:
+            self._catch_up(trainer, pl_module, trainer.global_step % self.every_n_updates == 0)
+
+    def _catch_up(self, trainer: Trainer, pl_module: LightningModule, due: bool) -> None:
         folder, update = Path(trainer.default_root_dir), trainer.global_step
-        left_out = update == 0 or (update % self.every_n_updates == 0 and not evaluation_file(folder, update).exists())
-        pending = pending_files(folder) if update > 0 and self.background and trainer.is_global_zero else {}
+        left_out = due and self._known < update and not evaluation_file(folder, update).exists()
+        pending = pending_files(folder) if self.background and trainer.is_global_zero else {}
         for before, path in pending.items():
             if before <= update:
                 self._submit(before, path)
@@ -133,7 +144,12 @@ class RolloutEvaluation(Callback):
             self._log_finished(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Waits for what is still being played in the background; checkpoints have been written by now."""
+        """Waits for what is still being played in the background; checkpoints have been written by now.
+
+        A run that had made its last update before it was continued evaluates here what it had left out.
+        """
+        if not self._started and trainer.global_step > 0:
+            self._catch_up(trainer, pl_module, is_due(trainer, self.every_n_updates))
         waiting = [] if self._evaluator is None else self._evaluator.pending
         if waiting:
             updates = ", ".join(str(job.update) for job in waiting)
@@ -150,6 +166,9 @@ class RolloutEvaluation(Callback):
         if self._evaluator is not None:
             self._evaluator.close()
             self._evaluator = None
+        if stage == "fit" and trainer.is_global_zero:
+            with suppress(OSError):  # snapshots that are still to be played stay
+                pending_file(Path(trainer.default_root_dir), 0).parent.rmdir()
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluates for ``tql test``; an environment that fails is an error there."""
@@ -161,12 +180,12 @@ class RolloutEvaluation(Callback):
                 pl_module.log(f"test/{name}", value)
 
     def state_dict(self) -> dict[str, Any]:
-        """How many evaluations have failed."""
-        return {"failures": self.failures}
+        """How many evaluations have failed, and the update of the last that something came of."""
+        return {"failures": self.failures, "known": self._known}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Counts on."""
-        self.failures = state_dict["failures"]
+        self.failures, self._known = state_dict["failures"], state_dict.get("known", -1)
 
     # ------------------------------------------------------------------ what
 
@@ -180,6 +199,7 @@ class RolloutEvaluation(Callback):
             return
         snapshot = pending_file(Path(trainer.default_root_dir), trainer.global_step)
         trainer.save_checkpoint(snapshot, weights_only=not _best_checkpoints(trainer))
+        trainer.strategy.checkpoint_io.teardown()  # one that writes in a thread has written it then
         if trainer.is_global_zero:
             self._submit(trainer.global_step, snapshot)
         self._log_finished(trainer, until_pending=MOST_PENDING)
@@ -252,10 +272,13 @@ class RolloutEvaluation(Callback):
         for job, result in outcomes:
             self._log(trainer, job.update, result, Path(job.snapshot))
             if trainer.is_global_zero:
+                for logger in trainer.loggers:
+                    logger.save()  # before the snapshot goes: a run that is killed plays it again, or has the result
                 Path(job.snapshot).unlink(missing_ok=True)
 
     def _log(self, trainer: Trainer, update: int, result: RolloutResult | str, snapshot: Path | None) -> None:
         """Writes a result, or why there is none, at the update it belongs to; called on every process."""
+        self._known = max(self._known, update)
         if isinstance(result, str):
             self.failures += 1
             if trainer.is_global_zero:

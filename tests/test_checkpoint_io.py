@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
 from tests.toy import fit, toy_model
 from tql_lightning.callbacks.checkpointing import LastCheckpoint
@@ -36,6 +38,37 @@ def test_the_one_before_stays_and_only_what_lightning_deletes_is_gone(checkpoint
     updates = {path.name: read_checkpoint(path)["global_step"] for path in checkpoint.parent.glob("*.ckpt")}
     assert updates == {"last.ckpt": 10, "previous.ckpt": 5, "each_step=10.ckpt": 10}
     assert [path.name for path in checkpoint.parent.glob(".*")] == [".mine.txt.part"]
+
+
+def test_the_one_before_stays_also_at_the_first_write_of_a_continued_run(tmp_path: Path) -> None:
+    for updates, continued in ((10, None), (15, tmp_path / "last.ckpt")):
+        fit(tmp_path, toy_model(), updates, [LastCheckpoint(str(tmp_path), 5)], continued, plugins=WholeCheckpointIO())
+    updates = {path.name: read_checkpoint(path)["global_step"] for path in tmp_path.glob("*.ckpt")}
+    assert updates == {"last.ckpt": 15, "previous.ckpt": 10}
+
+
+def test_checkpoints_that_a_thread_writes_are_whole_too(tmp_path: Path) -> None:
+    plugin = AsyncCheckpointIO(WholeCheckpointIO())
+    fit(tmp_path, toy_model(), 15, [LastCheckpoint(str(tmp_path), 5)], plugins=plugin)
+    assert (tmp_path / "last.ckpt").read_bytes()[-75:].startswith(b"tql-sha256:")
+    assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == 15
+    assert (tmp_path / "previous.ckpt").exists()
+    assert list(tmp_path.glob(".*")) == []
+
+
+def test_a_new_name_is_flushed_to_disk_with_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[str] = []
+    flush = os.fsync
+
+    def note(descriptor: int) -> None:
+        flushed.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    write_checkpoint({"state_dict": {}, "global_step": 0}, tmp_path / "new" / "last.ckpt")
+    file, folder = flushed
+    assert file.endswith(".part")
+    assert folder == str(tmp_path / "new")
 
 
 def test_plain_torch_and_lightning_read_what_carries_a_checksum(checkpoint: Path) -> None:

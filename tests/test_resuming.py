@@ -13,7 +13,7 @@ from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
 from benchmarks.kill import kill_often
 from tests.command_line import TINY
-from tql_lightning.checkpoint_io import CheckpointError, WholeCheckpointIO, read_checkpoint
+from tql_lightning.checkpoint_io import CheckpointError, WholeCheckpointIO, base_io, read_checkpoint
 from tql_lightning.cli import main
 from tql_lightning.lightning_cli import TQLCLI
 from tql_lightning.resuming import newest_whole
@@ -107,6 +107,8 @@ REFUSED = {
     "seed": (["--seed_everything=7"], "data.seed: 0 in the checkpoint", "7 now"),
     "n-step returns": (["--data.n_step=2"], "data.n_step: 1 in the checkpoint", "2 now"),
     "other data": (["--data.dataset.size=100"], "data.transitions: 160 in the checkpoint", "80 now"),
+    "other rewards": (["--data.dataset.reward_scale=2"], "model.reward_range: (", "now"),
+    "other observations": (["--data.dataset.seed=1"], "data.digest: ", "now"),
 }
 
 
@@ -124,8 +126,10 @@ def test_what_a_run_was_made_by_cannot_change_and_both_values_are_shown(
 
 
 def test_what_does_no_harm_is_applied_and_force_applies_the_rest(work: Path) -> None:
-    harmless = ("--model.tau=0.5", "--model.critic_learning_rate=0.01", "--data.updates_per_step=5")
-    assert continue_run(*harmless, "--trainer.log_every_n_steps=5") == 0
+    harmless = ["--model.tau=0.5", "--model.critic_learning_rate=0.01", "--data.updates_per_step=5"]
+    harmless += ["--data.storage=cpu", "--model.normalize_q_loss=true", "--model.extraction=implicit"]
+    harmless += ["--trainer.precision=bf16-mixed", "--trainer.log_every_n_steps=5"]
+    assert continue_run(*harmless) == 0
     raw = read_checkpoint(work / "run" / "checkpoints" / "last.ckpt")
     assert (raw["global_step"], raw["hyper_parameters"]["tau"]) == (30, 0.5)
     assert raw["optimizer_states"][0]["param_groups"][0]["initial_lr"] == 0.01
@@ -161,9 +165,16 @@ def test_other_plugins_leave_checkpoints_whole_and_another_writer_is_told_of(
     precision = {"class_path": "lightning.pytorch.plugins.MixedPrecision"}
     precision["init_args"] = {"precision": "bf16-mixed", "device": "cpu"}  # type: ignore[assignment]
     assert isinstance(checkpoint_io([precision]), WholeCheckpointIO)
-    with pytest.warns(UserWarning, match="AsyncCheckpointIO writes checkpoints instead of WholeCheckpointIO"):
-        found = checkpoint_io([{"class_path": "lightning.pytorch.plugins.io.AsyncCheckpointIO"}])
+    found = checkpoint_io([{"class_path": "lightning.pytorch.plugins.io.AsyncCheckpointIO"}])
     assert isinstance(found, AsyncCheckpointIO)
+    assert isinstance(base_io(found), WholeCheckpointIO)
+    plain = {"class_path": "lightning.fabric.plugins.TorchCheckpointIO"}
+    for plugin in (
+        plain,
+        {"class_path": "lightning.pytorch.plugins.io.AsyncCheckpointIO", "init_args": {"checkpoint_io": plain}},
+    ):
+        with pytest.warns(UserWarning, match="TorchCheckpointIO writes checkpoints instead of WholeCheckpointIO"):
+            checkpoint_io([plugin])
 
 
 def test_training_that_is_killed_five_times_loses_an_interval_at_most_and_ends_where_it_would_have(

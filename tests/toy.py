@@ -16,14 +16,16 @@ from tql_lightning.nn.policy import FlowPolicy
 from tql_lightning.tql import TQL
 
 
-def toy_dataset(size: int = 200, env_id: str | None = None) -> TransitionDataset:
+def toy_dataset(
+    size: int = 200, env_id: str | None = None, seed: int = 0, reward_scale: float = 1.0
+) -> TransitionDataset:
     """Random transitions of Pendulum's sizes, in episodes of 20."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     ends = np.arange(size) % 20 == 19
     dataset = TransitionDataset.from_arrays(
         rng.normal(size=(size, 3)),
         rng.uniform(-2, 2, size=(size, 1)),
-        rng.normal(size=size),
+        reward_scale * rng.normal(size=size),
         ends & (np.arange(size) % 40 == 39),
         ends,
         rng.normal(size=(size, 3)),

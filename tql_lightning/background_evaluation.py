@@ -126,7 +126,7 @@ class BackgroundEvaluator:
         self._pipe, theirs = context.Pipe()
         self._heartbeat = context.RawValue("d", 0.0)
         self._process = context.Process(target=_work, args=(theirs, self._heartbeat), name="evaluation")
-        with one_thread_in_new_processes(), deaf_to_interrupts():
+        with one_thread_in_new_processes(), deaf_to_interrupts(signal.SIGTERM):
             self._process.start()
         theirs.close()
         self._given_at = time.monotonic()
@@ -147,6 +147,10 @@ def _work(pipe: Connection, heartbeat: Any) -> None:
     """What the process does until its parent ends."""
     with suppress(PermissionError):
         os.setsid()  # so that it can be ended together with the environments' processes
+    # Whoever ends a run may send SIGTERM to all its processes; this one ends with its parent, which waits for it. The
+    # signal was blocked until here. Environments' processes must hear it, and do, since they begin without handlers.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     os.nice(NICENESS)
     threading.Thread(target=end_with_parent, daemon=True).start()
     with suppress(EOFError, OSError):

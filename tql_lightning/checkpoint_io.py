@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
+from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 
 from tql_lightning.data.files import remove_leftovers, write_whole
 
@@ -82,6 +83,13 @@ class WholeCheckpointIO(TorchCheckpointIO):
         if _is_address(path):
             return super().load_checkpoint(path, map_location, weights_only=True)
         return read_checkpoint(path, map_location)
+
+
+def base_io(checkpoint_io: CheckpointIO | None) -> CheckpointIO | None:
+    """What writes checkpoints beneath wrappers such as Lightning's ``AsyncCheckpointIO``; None if it is not set yet."""
+    while isinstance(checkpoint_io, _WrappingCheckpointIO):
+        checkpoint_io = checkpoint_io.checkpoint_io
+    return checkpoint_io
 
 
 def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from tql_lightning.checkpoint_io import LAST, PREVIOUS, WholeCheckpointIO, read_checkpoint
+from tql_lightning.checkpoint_io import LAST, PREVIOUS, WholeCheckpointIO, base_io, read_checkpoint
 from tql_lightning.commands import COMMANDS, add_group, command_parser, flags
 from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.data.sampler import rows_per_process
@@ -105,19 +105,22 @@ class TQLCLI(LightningCLI):
         return parser
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Lightning's, with `WholeCheckpointIO` beside the configured plugins, unless they write checkpoints."""
+        """Lightning's, with `WholeCheckpointIO` beside or beneath the configured plugins, unless they write files."""
         trainer_config = self._get(self.config_init, "trainer", default={})
         plugins = trainer_config.get("plugins") or []
         plugins = [*plugins] if isinstance(plugins, list | tuple) else [plugins]
-        writers = [each for each in plugins if isinstance(each, CheckpointIO)]
+        writers: list[Any] = [each for each in plugins if isinstance(each, CheckpointIO)]
         strategy = trainer_config.get("strategy")
         if not isinstance(strategy, str) and getattr(strategy, "_checkpoint_io", None) is not None:
             writers.append(strategy._checkpoint_io)
+        base = base_io(writers[0]) if writers else None
         if not writers:
             kwargs["plugins"] = [*plugins, WholeCheckpointIO()]
-        elif not isinstance(writers[0], WholeCheckpointIO):
+        elif base is None:
+            writers[0].checkpoint_io = WholeCheckpointIO()  # beneath a wrapper, such as AsyncCheckpointIO
+        elif not isinstance(base, WholeCheckpointIO):
             rank_zero_warn(
-                f"trainer: {type(writers[0]).__name__} writes checkpoints instead of WholeCheckpointIO: they carry no "
+                f"trainer: {type(base).__name__} writes checkpoints instead of WholeCheckpointIO: they carry no "
                 "checksum, and none is kept for a damaged last one"
             )
         return super().instantiate_trainer(**kwargs)

@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import csv
+import io
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
-from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
+
+from tql_lightning.data.files import write_whole
+
+
+@runtime_checkable
+class ContinuedLogger(Protocol):
+    """A logger that is told at which update a run goes on."""
+
+    def continue_from(self, update: int) -> None:
+        """Takes back what a killed run logged after this update, which is done again."""
 
 
 class ContinuedCSVLogger(CSVLogger):
     """Writes ``metrics.csv`` into a folder, after what an earlier part of the run wrote there.
 
-    Lightning's own logger deletes the file when a run is resumed or validated. Updates that a killed run did
-    after its last checkpoint are in the file twice once it is resumed; the later row counts.
+    Lightning's own logger deletes the file when a run is resumed or validated. Rows of updates that a killed run did
+    after its last checkpoint are removed when it is resumed: it does them again.
 
     Args:
         save_dir: folder of metrics.csv.
@@ -30,10 +41,24 @@ class ContinuedCSVLogger(CSVLogger):
     def __init__(self, save_dir: str, flush_logs_every_n_steps: int = 100) -> None:
         super().__init__(save_dir, name="", version="", flush_logs_every_n_steps=flush_logs_every_n_steps)
         self._unwritten = 0
+        self._kept: dict[int, set[str]] = {}  # names by update, of what an earlier part of the run logged
+
+    @rank_zero_only
+    def continue_from(self, update: int) -> None:
+        """Removes rows of later updates, and one that a kill cut short; see `ContinuedLogger`."""
+        self.save()
+        writer = self.experiment
+        assert isinstance(writer, _ContinuedWriter)
+        self._kept = writer.keep_until(update)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Tensor | float], step: int | None = None) -> None:
-        """Keeps metrics until there are enough to write; Lightning's counts steps, which here jump over its own."""
+        """Keeps metrics until there are enough to write; Lightning's counts steps, which here jump over its own.
+
+        What an earlier part of the run has logged is left out, as of an evaluation that it had no time to forget.
+        """
+        if step is not None and metrics.keys() <= self._kept.get(step, set()):
+            return
         super().log_metrics(dict(metrics), step)
         self._unwritten += 1
         if self._unwritten >= self._flush_logs_every_n_steps:
@@ -57,6 +82,42 @@ class ContinuedCSVLogger(CSVLogger):
         if self._experiment is None:
             self._experiment = _ContinuedWriter(self.log_dir)
         return self._experiment  # type: ignore[return-value]
+
+
+class ContinuedTensorBoardLogger(TensorBoardLogger):
+    """Lightning's logger for TensorBoard; a continued run hides what was logged after the update that it goes on from.
+
+    The events stay in their files: it is TensorBoard that leaves them out, also for who reads them with its
+    ``EventAccumulator``.
+
+    Args:
+        save_dir: folder above ``name``.
+        name: folder of the event files, or "" for ``save_dir``.
+        version: folder below, or "" for none.
+        log_graph: see Lightning's.
+        default_hp_metric: see Lightning's.
+        prefix: before each key.
+        sub_dir: a further folder below.
+    """
+
+    def __init__(
+        self,
+        save_dir: str,
+        name: str = "tensorboard",
+        version: int | str | None = "",
+        log_graph: bool = False,
+        default_hp_metric: bool = False,
+        prefix: str = "",
+        sub_dir: str | None = None,
+    ) -> None:
+        super().__init__(save_dir, name, version, log_graph, default_hp_metric, prefix, sub_dir)
+
+    @rank_zero_only
+    def continue_from(self, update: int) -> None:
+        """Begins a file that says so; see `ContinuedLogger`."""
+        self.experiment.close()
+        self._experiment = None
+        self._kwargs["purge_step"] = update + 1
 
 
 class TrackioLogger(Logger):
@@ -131,8 +192,41 @@ def _numbered(key: str, items: Sequence[Any]) -> dict[str, Any]:
 
 class _ContinuedWriter(ExperimentWriter):
     def _check_log_dir_exists(self) -> None:
-        """Takes over the columns that are there, where Lightning's removes the file."""
+        """Takes over the columns that are there, where Lightning's removes the file; mends what a kill cut short."""
         file = Path(self.metrics_file_path)
-        if file.is_file():
-            with file.open(newline="") as lines:
-                self.metrics_keys = next(csv.reader(lines), [])
+        if not file.is_file():
+            return
+        content = file.read_bytes()
+        if not content.endswith(b"\n"):
+            with write_whole(file) as mended:
+                mended.write(content[: content.rfind(b"\n") + 1])
+        with file.open(newline="") as lines:
+            self.metrics_keys = next(csv.reader(lines), [])
+        if not self.metrics_keys:
+            file.unlink()
+
+    def keep_until(self, update: int) -> dict[int, set[str]]:
+        """Removes rows of later updates; returns the names of what the others hold, by update."""
+        kept: dict[int, set[str]] = {}
+        if Path(self.metrics_file_path).is_file():
+            rows = [row for row in self._rows() if int(float(row["step"])) <= update]
+            self._write_whole(rows)
+            for row in rows:
+                kept.setdefault(int(float(row["step"])), set()).update(name for name, value in row.items() if value)
+        return kept
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        """Lightning's, but a kill leaves the old file or the new one."""
+        self._write_whole(self._rows())
+
+    def _rows(self) -> list[dict[str, str]]:
+        with Path(self.metrics_file_path).open(newline="") as lines:
+            return list(csv.DictReader(lines))
+
+    def _write_whole(self, rows: Sequence[Mapping[str, str]]) -> None:
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self.metrics_keys)
+        writer.writeheader()
+        writer.writerows(rows)
+        with write_whole(Path(self.metrics_file_path)) as file:
+            file.write(text.getvalue().encode())

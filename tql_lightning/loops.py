@@ -21,17 +21,20 @@ from torch._functorch import config as aot_config
 
 from tql_lightning.batch import Batch, Noise
 from tql_lightning.captured import CapturedStep, ReplayedAdamW, can_record, new_recorder
+from tql_lightning.chunks import chunk_size, restore_progress, skip_validation_of_a_stop
+from tql_lightning.data.counter_random import seed_generators
+from tql_lightning.held_out import HeldOutMeans
 from tql_lightning.hyperparameters import loadable, require
-from tql_lightning.nn.temperature import TOKEN_GROUPS
+from tql_lightning.loggers import ContinuedLogger
 from tql_lightning.precision import take_number_type
 from tql_lightning.processes import (
-    EXTREMES,
     mean_over_processes,
     of_this_process,
     over_processes,
     prefer_static_graph,
 )
 from tql_lightning.sharding import shard
+from tql_lightning.signals import Unit
 
 Losses = tuple[Tensor, Tensor | None, dict[str, Tensor]]  # total, attention entropy (L, 2) or None, scalars to log
 MatmulPrecision = Literal["highest", "high", "medium"]
@@ -69,6 +72,9 @@ class UpdateLoop(LightningModule, ABC):
         self._captured: CapturedStep | None = None
         self._hears_backward = True
         self._seen_updates = 0  # by the weights, while no trainer trains them
+        self._validated = -1  # the update of the last validation
+        self._held_out = HeldOutMeans()
+        self.unit = Unit()
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Leaves out torch's search for parameters where Lightning notes, ten times an update, which hook it is in."""
@@ -113,7 +119,8 @@ class UpdateLoop(LightningModule, ABC):
         if self._captured is None:
             self._captured = self._new_capture(optimizer.optimizer)
         optimizer.optimizer.replay = partial(self._captured, (*batch, *noise, target_entropy))
-        total, entropy, metrics = optimizer.step()
+        with self.unit:
+            total, entropy, metrics = optimizer.step()
         if not with_metrics:
             return total, entropy, {}
         # The next replay writes over what this one gave.
@@ -187,6 +194,7 @@ class UpdateLoop(LightningModule, ABC):
         """Puts the precision of matrix products back, and frees what was recorded."""
         torch.set_float32_matmul_precision(self._precision_before)
         self._captured = None
+        self.unit.give_back()
 
     def on_fit_start(self) -> None:
         """Looks who listens to backward passes, and refuses to record where that cannot be.
@@ -222,12 +230,15 @@ class UpdateLoop(LightningModule, ABC):
         """
         batches, noises = chunk
         num_updates = len(batches.rewards)
-        first = self.global_step
+        begun = self.global_step - self.global_step % chunk_size(self.trainer)  # also if a stop cut the chunk in two
+        seed = getattr(self.trainer.datamodule, "seed", None)  # type: ignore[attr-defined]
         for k in range(num_updates):
+            if seed is not None:  # what is drawn from torch's own generators, as by dropout
+                seed_generators(self.device, seed, self.global_step, self.global_rank)
             outputs = self.update(batches.update(k), noises.update(k), with_metrics=k == num_updates - 1)
             if self.trainer.should_stop:
                 break
-        outputs["log_now"] = bool(outputs["metrics"]) and self.crosses_log_interval(first)
+        outputs["log_now"] = bool(outputs["metrics"]) and self.crosses_log_interval(begun)
         if outputs["log_now"]:
             self.write_metrics(outputs["metrics"])
         return outputs
@@ -256,23 +267,48 @@ class UpdateLoop(LightningModule, ABC):
                 "the learning rates or set model.gradient_clip_norm, and start again or from an earlier checkpoint"
             )
 
+    def on_train_start(self) -> None:
+        """Tells loggers where a continued run goes on, and lets signals wait for the end of a `unit`."""
+        self.unit.take_over()
+        if self.global_step > 0:
+            for logger in self.loggers:
+                if isinstance(logger, ContinuedLogger):
+                    logger.continue_from(self.global_step)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """A stop brings about no validation; after the callbacks, which may have asked for it."""
+        skip_validation_of_a_stop(self.trainer)
+
     def validation_step(self, batch_and_noise: tuple[Batch, Noise], batch_idx: int) -> None:
-        """Logs the losses on held-out transitions as ``val/...``; leading dimension (B,)."""
-        self._log_held_out("val", *batch_and_noise)
+        """Losses on held-out transitions; leading dimension (B,)."""
+        self._add_held_out(*batch_and_noise)
 
     def test_step(self, batch_and_noise: tuple[Batch, Noise], batch_idx: int) -> None:
-        """Logs the losses on held-out transitions as ``test/...``; leading dimension (B,)."""
-        self._log_held_out("test", *batch_and_noise)
+        """Losses on held-out transitions; leading dimension (B,)."""
+        self._add_held_out(*batch_and_noise)
 
-    def _log_held_out(self, stage: str, batch: Batch, noise: Noise) -> None:
+    def on_validation_epoch_end(self) -> None:
+        """Logs their means over transitions as ``val/...``."""
+        self._log_held_out("val")
+        if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
+            self._validated = self.global_step
+
+    def on_test_epoch_end(self) -> None:
+        """Logs their means over transitions as ``test/...``."""
+        self._log_held_out("test")
+
+    def _add_held_out(self, batch: Batch, noise: Noise) -> None:
         _, entropy, metrics = self.losses(batch, noise, self.target_entropy)
-        if entropy is not None:
-            for layer, row in enumerate(entropy):
-                for group, value in zip(TOKEN_GROUPS, row, strict=True):
-                    metrics[f"attention_entropy/layer_{layer}/{group}"] = value
-        for name, value in metrics.items():
-            reduce = EXTREMES.get(name, torch.mean)
-            self.log(f"{stage}/{name}", value, batch_size=len(batch.rewards), reduce_fx=reduce, sync_dist=True)
+        self._held_out.add(len(batch.rewards), metrics, entropy)
+
+    def _log_held_out(self, stage: str) -> None:
+        taken = self._held_out.take()
+        if not taken:
+            return
+        scalars = {f"{stage}/{name}": value for name, value in taken.items()}
+        self.log_dict(scalars, logger=False)  # for callbacks and the table; Lightning's step would count chunks
+        for logger in () if self.trainer.sanity_checking else self.loggers:
+            logger.log_metrics({name: float(value) for name, value in scalars.items()}, step=self.current_update)
 
     @property
     def current_update(self) -> int:
@@ -281,8 +317,11 @@ class UpdateLoop(LightningModule, ABC):
         return self.global_step if trains else self._seen_updates
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes over how many updates the checkpoint's weights have seen."""
+        """Takes over how many updates the checkpoint's weights have seen, and how far the loops were with them."""
         self._seen_updates = int(checkpoint.get("global_step", 0))
+        self._validated = int(checkpoint.get("validated_update", self._seen_updates))
+        if self._trainer is not None:
+            restore_progress(self.trainer, checkpoint, self._validated == self._seen_updates)
 
     def on_train_end(self) -> None:
         """Keeps how many updates the weights have seen."""
@@ -295,6 +334,7 @@ class UpdateLoop(LightningModule, ABC):
         factory that is neither a class nor a ``functools.partial`` of one has to be given again on loading.
         """
         checkpoint["hyper_parameters"] = loadable(checkpoint["hyper_parameters"])
+        checkpoint["validated_update"] = self._validated
 
 
 def hears_backward(trainer: Any, module: LightningModule) -> bool:

@@ -143,7 +143,11 @@ class OptimisedLoop(UpdateLoop):
                 nn.utils.clip_grads_with_norm_(parameters, self.gradient_clip_norm, norm)
 
     def on_train_start(self) -> None:
-        """Gives a continued run its own learning rates and weight decay, where the checkpoint's were restored."""
+        """Gives a continued run its own learning rates and weight decay, where the checkpoint's were restored.
+
+        The schedule goes on at the update, also where it had been saved a step behind the optimizer.
+        """
+        super().on_train_start()
         optimizer: torch.optim.Optimizer = self.optimizers().optimizer  # type: ignore[union-attr]
         schedule: Any = self.lr_schedulers()
         factor = self.learning_rate_factor(self.global_step)
@@ -153,6 +157,7 @@ class OptimisedLoop(UpdateLoop):
             group |= {"initial_lr": peak, "lr": self.learning_rate(peak * factor), "weight_decay": decay}
             group["capturable"] = self.cuda_graphs and self.device.type == "cuda"
             schedule.base_lrs[index] = peak
+        schedule.last_epoch = self.global_step
 
 
 def _split(

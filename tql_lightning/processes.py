@@ -29,11 +29,16 @@ def mean_over_processes(mean: Tensor) -> Tensor:
     Returns:
         The same shape, without gradient; ``mean`` itself where one process trains.
     """
+    return sum_over_processes(mean) / dist.get_world_size() if _are_several() else mean
+
+
+def sum_over_processes(value: Tensor) -> Tensor:
+    """The sum of what each process has; any shape, the same on every one; called by all of them at once."""
     if not _are_several():
-        return mean
-    total = mean.detach().clone()
+        return value
+    total = value.detach().clone()
     dist.all_reduce(total)
-    return total / dist.get_world_size()
+    return total
 
 
 def over_processes(metrics: Mapping[str, Tensor]) -> dict[str, float]:
@@ -45,6 +50,8 @@ def over_processes(metrics: Mapping[str, Tensor]) -> dict[str, float]:
     Returns:
         Numbers by name: means over the processes, or what `EXTREMES` says.
     """
+    if not metrics:
+        return {}
     own = torch.stack([at_least_float32(value) for value in metrics.values()])
     everyones = [own]
     if _are_several():

@@ -18,7 +18,7 @@ from tql_lightning.tql import TQL
 # chosen, or how fast the same numbers are computed.
 FIXED = (
     *("observation_dim", "action_dim", "critic", "policy", "entropy_control", "value_loss", "action_chunk"),
-    *("discount", "target_aggregation"),
+    *("discount", "target_aggregation", "reward_range", "final_reward_range"),
 )
 MOST_SHOWN = 5
 

@@ -205,8 +205,9 @@ class TQL(OptimisedLoop):
         self._gradient_norms = {} if with_metrics else None
         if self.cuda_graphs:
             self.clip_each_network()
-        self.move_target()
-        optimizer.step()
+        with self.unit:
+            self.move_target()
+            optimizer.step()
         metrics |= self._gradient_norms or {}
         return total.detach(), None if entropy is None else entropy.detach(), metrics
 

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from tql_lightning.background_evaluation import BackgroundEvaluator, EvaluationJ
 from tql_lightning.callbacks.best_checkpoint import BestCheckpoint
 from tql_lightning.callbacks.checkpointing import GracefulInterrupt, LastCheckpoint
 from tql_lightning.callbacks.rollout_evaluation import RolloutEvaluation
+from tql_lightning.checkpoint_io import read_checkpoint
+from tql_lightning.data.counter_random import seed_generators
 from tql_lightning.loggers import ContinuedCSVLogger
 from tql_lightning.plots import read_metrics
 from tql_lightning.rollout import rollout
@@ -89,22 +92,22 @@ def test_an_environment_that_fails_ends_that_evaluation_and_is_counted(
 
 
 class SignalDuringEvaluation(Callback):
-    """Sends this process a signal once an evaluation of an update is under way."""
+    """Sends this process a signal once an evaluation of an update is under way; others are not made."""
 
     def __init__(self, evaluation: RolloutEvaluation, update: int) -> None:
         self.play, self.update = evaluation._play, update
         evaluation._play = self.interrupted  # type: ignore[method-assign]
 
     def interrupted(self, trainer: Any, pl_module: Any) -> Any:
-        if trainer.global_step == self.update:
-            signal.setitimer(signal.ITIMER_REAL, 0.3)
+        if trainer.global_step != self.update:
+            return None
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
         return self.play(trainer, pl_module)
 
 
 def test_a_signal_ends_an_evaluation_which_the_continued_run_plays_again(tmp_path: Path) -> None:
     previous = signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     evaluation = RolloutEvaluation(episodes=5_000, every_n_updates=5, env_id=SWING, num_envs=50)
-    evaluation.on_train_start = lambda *_: None  # type: ignore[method-assign]
     last = LastCheckpoint(str(tmp_path), every_n_updates=5)
     callbacks = [GracefulInterrupt(), evaluation, SignalDuringEvaluation(evaluation, 5), last]
     try:
@@ -119,9 +122,10 @@ def test_a_signal_ends_an_evaluation_which_the_continued_run_plays_again(tmp_pat
 
 
 def interrupt_children(*_: Any) -> None:
-    """What a terminal does at Ctrl-C."""
+    """What a terminal does at Ctrl-C, and a cluster to all processes of a job that it ends."""
     for process in multiprocessing.active_children():
         os.kill(process.ident or 0, signal.SIGINT)
+        os.kill(process.ident or 0, signal.SIGTERM)
 
 
 def test_in_the_background_it_logs_the_same_at_the_same_updates_also_after_a_kill(tmp_path: Path) -> None:
@@ -143,12 +147,14 @@ def test_in_the_background_it_logs_the_same_at_the_same_updates_also_after_a_kil
     background.on_train_epoch_start = interrupt_children  # type: ignore[method-assign]  # its process still imports
     settings |= {"logger": ContinuedCSVLogger(str(folders[1])), "ckpt_path": folders[1] / "last.ckpt"}
     fit(folders[1], models[1], 20, [background, bests[1], last, watch], **settings)
-    assert pending_files(folders[1]) == {}
+    assert not (folders[1] / "evaluations" / "pending").exists()
     found_state = models[1].state_dict()
     assert all(torch.equal(value, found_state[name]) for name, value in models[0].state_dict().items())
     assert len(watch.modes) == 2
     assert watch.modes[0] == watch.modes[1]
-    assert torch.equal(*watch.states)
+    with torch.random.fork_rng():
+        seed_generators(torch.device("cpu"), seed=0, update=14, rank=0)  # of the last update before; nothing drew since
+        assert torch.equal(watch.states[1], torch.get_rng_state())
 
     expected, found = (
         {name: rows for name, rows in read_metrics(folder / "metrics.csv").items() if name.startswith("eval/")}
@@ -206,6 +212,19 @@ def test_the_best_of_a_continued_run_is_not_overwritten_by_a_worse_one(tmp_path:
     assert torch.load(tmp_path / "best" / "best.ckpt", weights_only=True)["global_step"] == trainer.global_step == 5
 
 
+def test_a_damaged_best_is_told_of_and_the_next_evaluation_takes_its_place(tmp_path: Path) -> None:
+    last, best_file = LastCheckpoint(str(tmp_path), every_n_updates=5), tmp_path / "best" / "best.ckpt"
+    for updates in (5, 10):
+        best = BestCheckpoint(str(best_file.parent))
+        evaluation = RolloutEvaluation(2, 5, env_id=TOY)
+        continued = tmp_path / "last.ckpt" if updates > 5 else None
+        told = pytest.warns(UserWarning, match=r"best\.ckpt: damaged") if continued else nullcontext()
+        with told:
+            fit(tmp_path, toy_model(), updates, [evaluation, best, last], ckpt_path=continued)
+        assert read_checkpoint(best_file)["global_step"] == updates
+        best_file.write_bytes(best_file.read_bytes()[:-1000])
+
+
 def test_a_checkpoint_that_would_keep_other_weights_than_were_evaluated_is_refused(tmp_path: Path) -> None:
     callbacks = [
         RolloutEvaluation(2, 5, env_id=TOY, background=True),
@@ -237,6 +256,7 @@ def test_what_cannot_be_evaluated_is_refused_before_training(
 
 TWO_PROCESSES = """
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from tests.toy import fit, toy_model
 from tql_lightning.callbacks.best_checkpoint import BestCheckpoint

@@ -62,6 +62,26 @@ def uniform(seed: int, updates: Tensor, rows: Tensor, columns: int) -> Tensor:
     return _shift_right(mix(row_key[..., None] + counter), 11).to(torch.float64).mul_(2.0**-53)
 
 
+def seed_generators(device: torch.device, seed: int, update: int, rank: int) -> None:
+    """Seeds torch's own generators for one update, for what draws from them within networks.
+
+    As with `uniform`, what is drawn is then a function of (seed, update, rank): a run that stops anywhere draws the
+    same when it goes on.
+
+    Args:
+        device: whose generator is seeded, beside the CPU's.
+        seed: any integer.
+        update: number of the update.
+        rank: of this process, each of which draws its own.
+    """
+    stream = mix_integer(update * _INCREMENT + mix_integer(seed + _INCREMENT))
+    number = mix_integer(stream - rank * _INCREMENT)  # rows of `uniform` count the other way, from 1
+    torch.default_generator.manual_seed(number)
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        torch.cuda.default_generators[index].manual_seed(number)
+
+
 def normal(uniforms: Tensor) -> Tensor:
     """Standard normal numbers by Box and Muller from an even number of uniform columns: (..., 2c) -> (..., 2c)."""
     first, second = uniforms.chunk(2, dim=-1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Any, get_args
 
 import torch
@@ -175,10 +176,15 @@ class OfflineDataModule(LightningDataModule):
         return {
             "dataset": self.dataset.name,
             "transitions": len(self.dataset.observations),
+            "digest": self._digest,
             "batch_size": self.batch_size,
             "seed": self.seed,
             "n_step": self.span.n_step,
         }
+
+    @cached_property
+    def _digest(self) -> str:
+        return self.dataset.digest()
 
     def _check_model(self, model: Any) -> None:
         """Refuses a model that decides or discounts otherwise than the data are made for."""

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,6 +30,7 @@ def write_whole(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
+        _flush_folder(path.parent)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
@@ -59,13 +60,24 @@ def write_whole_folder(path: Path) -> Iterator[Path]:
                 os.fsync(opened.fileno())
         temporary.chmod(0o755)
         temporary.rename(path)
+        _flush_folder(path.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 
+def _flush_folder(folder: Path) -> None:
+    """Has a new name on disk too, which the file alone does not bring about; where the file system can."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def remove_leftovers(folder: Path, suffix: str) -> None:
-    """Removes what interrupted calls of `write_whole` and `keep_replaced` left beside files of a suffix."""
+    """Removes what interrupted calls of `write_whole` left beside files of a suffix."""
     for path in folder.glob(f".*{suffix}.*.part"):
         path.unlink(missing_ok=True)
 
@@ -76,9 +88,10 @@ def keep_replaced(path: Path, kept: Path) -> Iterator[None]:
 
     Args:
         path: what the block replaces as `write_whole` does, not in place; nothing may be there.
-        kept: in the same folder. Until the block has ended well it is as it was.
+        kept: in the same folder. Until the block has ended well it is as it was. What an interrupted call leaves, the
+            next one removes.
     """
-    held = path.with_name(f".{path.name}.kept.part")
+    held = path.with_name(f".{path.name}.part")  # no leftover that `remove_leftovers` would take while the block writes
     held.unlink(missing_ok=True)
     if path.exists():
         try:

@@ -109,13 +109,16 @@ def one_thread_in_new_processes() -> Iterator[None]:
 
 
 @contextmanager
-def deaf_to_interrupts() -> Iterator[None]:
+def deaf_to_interrupts(*others: signal.Signals) -> Iterator[None]:
     """Processes started here never hear Ctrl-C, which a terminal sends to all: who starts them, ends them.
 
     The signal is blocked, not ignored once they run: they would end while they still import.
+
+    Args:
+        others: signals that they do not hear either.
     """
     resource_tracker.ensure_running()  # starting it later would unblock the signal
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *others})
     try:
         yield
     finally:
