@@ -23,6 +23,7 @@ NEEDLESS_ADVICE = (
     r"Using ModelCheckpoint with manual optimization",  # the state after an update is what we want
     r"Total length of `list` across ranks is zero",  # a dataset may hold nothing out
     r"`isinstance\(treespec, LeafSpec\)`",  # between Lightning and torch
+    r"Be aware that when using `ckpt_path`, callbacks used",  # callbacks observe: a run may go on with others
     r".*does not have many workers",  # the sampler draws on the device
 )
 ADVERTISEMENT = "try installing ["

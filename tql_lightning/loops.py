@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -20,15 +19,12 @@ from torch import Tensor
 
 from tql_lightning.batch import Batch, Noise
 from tql_lightning.captured import CapturedStep, ReplayedAdamW, can_record, new_recorder
+from tql_lightning.divergence import DivergenceWatch, broken_metrics, count_broken, diverged, require_sound
 from tql_lightning.hyperparameters import loadable, require
 from tql_lightning.nn.temperature import TOKEN_GROUPS
 
 Losses = tuple[Tensor, Tensor | None, dict[str, Tensor]]  # total, attention entropy (L, 2) or None, scalars to log
 MatmulPrecision = Literal["highest", "high", "medium"]
-
-
-class TrainingDivergedError(ValueError):
-    """A loss or another metric of an update is NaN or infinite."""
 
 
 class UpdateLoop(LightningModule, ABC):
@@ -58,6 +54,7 @@ class UpdateLoop(LightningModule, ABC):
         self._precision_before = torch.get_float32_matmul_precision()
         self._captured: CapturedStep | None = None
         self._hears_backward = True
+        self._watch = DivergenceWatch()
         self._seen_updates = 0  # by the weights, while no trainer trains them
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -159,6 +156,7 @@ class UpdateLoop(LightningModule, ABC):
             ValueError: ``cuda_graphs`` without a CUDA device, with several processes or with float16.
         """
         self._captured = None
+        self._watch = DivergenceWatch()
         self._hears_backward = hears_backward(self.trainer, self)
         if not self.cuda_graphs:
             return
@@ -191,6 +189,7 @@ class UpdateLoop(LightningModule, ABC):
             outputs = self.update(batches.update(k), noises.update(k), with_metrics=k == num_updates - 1)
             if self.trainer.should_stop:
                 break
+        self._watch.keep(first, self.global_step, outputs["loss"])
         outputs["log_now"] = bool(outputs["metrics"]) and self.crosses_log_interval(first)
         if outputs["log_now"]:
             self.write_metrics(outputs["metrics"])
@@ -205,22 +204,20 @@ class UpdateLoop(LightningModule, ABC):
         """Writes an update's metrics and learning rates to the loggers, averaged over the processes.
 
         Raises:
-            TrainingDivergedError: a metric is NaN or infinite.
+            TrainingDivergedError: a metric, a parameter or the optimizer's state is NaN or infinite.
         """
-        values = torch.stack([value.float() for value in metrics.values()])
-        averaged = self.trainer.strategy.reduce(values, reduce_op="mean").tolist()
+        values = torch.stack([*(value.float() for value in metrics.values()), count_broken(self, self.trainer)])
+        *averaged, broken_tensors = self.trainer.strategy.reduce(values, reduce_op="mean").tolist()
         scalars = {f"train/{name}": value for name, value in zip(metrics, averaged, strict=True)}
         for group in self.optimizers().optimizer.param_groups:  # type: ignore[union-attr]
             if not group["name"].endswith("no_decay"):
                 scalars[f"train/learning_rate/{group['name']}"] = float(group["lr"])
         for logger in self.loggers:
             logger.log_metrics(scalars, step=self.global_step)
-        broken = [name for name, value in scalars.items() if not math.isfinite(value)]
-        if broken:
-            raise TrainingDivergedError(
-                f"training diverged: after update {self.global_step} these are not finite: {', '.join(broken)}; lower "
-                "the learning rates or set model.gradient_clip_norm, and start again or from an earlier checkpoint"
-            )
+        broken = broken_metrics(scalars, self.trainer)
+        if broken or broken_tensors:
+            raise diverged(self, self.trainer, self._watch, broken)
+        self._watch.passed(self.global_step)
 
     def validation_step(self, batch_and_noise: tuple[Batch, Noise], batch_idx: int) -> None:
         """Logs the losses on held-out transitions as ``val/...``; leading dimension (B,)."""
@@ -258,7 +255,12 @@ class UpdateLoop(LightningModule, ABC):
 
         Then ``TQL.load_from_checkpoint(path)`` needs no arguments and no pickle, however the model was made; a
         factory that is neither a class nor a ``functools.partial`` of one has to be given again on loading.
+
+        Raises:
+            TrainingDivergedError: what is to be saved holds NaN or infinity; nothing is written.
         """
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            require_sound(self, self.trainer, self._watch)
         checkpoint["hyper_parameters"] = loadable(checkpoint["hyper_parameters"])
 
 

@@ -12,6 +12,9 @@ evaluations/update_<N>.json              one evaluation: ``update``, ``env_id``,
                                          ``lengths``, ``successes`` (or null), ``summary`` (docs/metrics.md, without
                                          ``eval/``)
 evaluations/pending/update_<N>.ckpt      what is still to be evaluated in the background; gone once it has been
+divergence/update_<N>.npz, .txt          of a training that diverged: minibatches and noise from update N on, counted
+                                         from 0; what was not finite
+divergence/before_update_<N>.ckpt        the weights before the first of them; of a replay
 pictures/attention_map/update_<N>.png    mean attention maps per layer
 pictures/q_landscape/update_<N>.png      Q around dataset and policy actions
 videos/*.mp4                             episodes
@@ -41,6 +44,16 @@ def evaluation_file(folder: Path, update: int) -> Path:
 def pending_file(folder: Path, update: int) -> Path:
     """The snapshot of an evaluation in the background that has not finished."""
     return folder / "evaluations" / "pending" / f"update_{update:09d}.ckpt"
+
+
+def divergence_file(folder: Path, update: int, process: int = 0) -> Path:
+    """What a training that diverged was given from an update on, counted from 0; of several processes each its own."""
+    return folder / "divergence" / f"update_{update:09d}{f'_process_{process}' if process else ''}.npz"
+
+
+def before_divergence_file(folder: Path, update: int) -> Path:
+    """The weights that an update which went wrong, counted from 0, began with."""
+    return folder / "divergence" / f"before_update_{update:09d}.ckpt"
 
 
 def picture_file(folder: Path, kind: str, update: int) -> Path:
