@@ -9,11 +9,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from tql_lightning.callbacks.intervals import is_due, require_multiple
 from tql_lightning.callbacks.observing import data_of, require_tql
+from tql_lightning.full_disk import training_goes_on
 from tql_lightning.tql import TQL
 
 
 class PeriodicObserver(Callback, ABC):
     """Calls `observe` on the first process before the first update, every N updates, and after the last one.
+
+    Where it cannot write, for a full disk above all, a warning says so and training goes on.
 
     Args:
         every_n_updates: updates between two calls; a multiple of the data's ``updates_per_step``.
@@ -41,11 +44,15 @@ class PeriodicObserver(Callback, ABC):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Looks at the model as it was initialised, not when a run is resumed."""
         if trainer.global_step == 0 and trainer.is_global_zero:
-            self.observe(trainer, require_tql(self, pl_module))
+            self._observe(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Looks at the interval and after the last update."""
         if is_due(trainer, self.every_n_updates) and trainer.is_global_zero:
+            self._observe(trainer, pl_module)
+
+    def _observe(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        with training_goes_on(trainer.default_root_dir):
             self.observe(trainer, require_tql(self, pl_module))

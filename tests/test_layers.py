@@ -17,7 +17,16 @@ PACKAGE = "tql_lightning"
 # A file imports only from files above it. `callbacks` stands apart: it observes, and nothing imports it.
 ORDER = [
     *("batch", "extraction", "run_folder"),
-    *("data.files", "provenance", "data.mapped", "data.checks", "data.flatten", "data.transitions", "data.environment"),
+    *(
+        "data.files",
+        "full_disk",
+        "provenance",
+        "data.mapped",
+        "data.checks",
+        "data.flatten",
+        "data.transitions",
+        "data.environment",
+    ),
     *("data.sources.schema", "data.sources.npz", "data.sources.npy_folder", "data.sources.ogbench"),
     *("data.sources.d4rl_scores", "data.sources.d4rl", "data.sources.minari", "data.named", "data.summary"),
     *("data.storage", "data.windows", "data.counter_random", "data.sampler", "data.datamodule"),

@@ -158,7 +158,7 @@ def diverged(
 
 
 def last_good(trainer: Trainer) -> tuple[Path, int] | None:
-    """Of the last checkpoints of this run and the one it continues from, the one with the most updates, and their number."""
+    """This run's last checkpoint, or the one it continues from, if it is whole; and how many updates it has seen."""
     named = [trainer.ckpt_path, *(getattr(each, "last_model_path", None) for each in trainer.checkpoint_callbacks)]
     found = []
     for path in {Path(each) for each in named if each}:

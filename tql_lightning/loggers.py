@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import csv
+import io
+import os
+import warnings
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from lightning.fabric.loggers.logger import rank_zero_experiment
-from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
+from numpy.typing import NDArray
 from torch import Tensor
+
+from tql_lightning.data.files import write_text_whole
+from tql_lightning.full_disk import free_bytes, unwritten
+from tql_lightning.media import read_picture
+
+ROOM = 10_000_000  # bytes that are to be free before TensorBoard goes on after a disk was full
 
 
 class ContinuedCSVLogger(CSVLogger):
@@ -21,6 +33,9 @@ class ContinuedCSVLogger(CSVLogger):
 
     Lightning's own logger deletes the file when a run is resumed or validated. Updates that a killed run did
     after its last checkpoint are in the file twice once it is resumed; the later row counts.
+
+    Rows that cannot be written, for a full disk above all, are kept, and a warning says so; they are written as soon as
+    that is possible, each whole or not at all. Only at a run's end it is an error.
 
     Args:
         save_dir: folder of metrics.csv.
@@ -30,6 +45,7 @@ class ContinuedCSVLogger(CSVLogger):
     def __init__(self, save_dir: str, flush_logs_every_n_steps: int = 100) -> None:
         super().__init__(save_dir, name="", version="", flush_logs_every_n_steps=flush_logs_every_n_steps)
         self._unwritten = 0
+        self._warned = False
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Tensor | float], step: int | None = None) -> None:
@@ -41,9 +57,30 @@ class ContinuedCSVLogger(CSVLogger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Writes what was logged since the last time."""
-        super().save()
+        """Writes what was logged since the last time; keeps it if that cannot be, with one warning until it can."""
+        try:
+            super().save()
+            self._warned = False
+        except OSError as error:
+            if not self._warned:
+                reason = unwritten(self.experiment.metrics_file_path, error)
+                warnings.warn(f"{reason}; its rows are kept in memory, training goes on", stacklevel=2)
+            self._warned = True
         self._unwritten = 0
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Writes what is left.
+
+        Raises:
+            OSError: it cannot be written, and a training that went well is at its end.
+        """
+        super().finalize(status)
+        lost = len(self.experiment.metrics) if self._warned else 0
+        if lost and status == "success":
+            raise OSError(
+                f"{self.experiment.metrics_file_path}: {lost} rows of metrics could not be written; make room"
+            )
 
     @rank_zero_only
     def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
@@ -129,7 +166,87 @@ def _numbered(key: str, items: Sequence[Any]) -> dict[str, Any]:
     return {key: items[0]} if len(items) == 1 else {f"{key}/{index}": item for index, item in enumerate(items)}
 
 
+class SteadyTensorBoardLogger(TensorBoardLogger):
+    """Lightning's, which a file that cannot be written, for a full disk above all, does not end training for.
+
+    What was to be logged meanwhile is missing in TensorBoard (metrics.csv has it). Once there is room again it goes on
+    in another file of the same folder, which TensorBoard shows as one.
+
+    Args:
+        save_dir: the run's folder.
+        settings: Lightning's; here its name and version are by default a folder ``tensorboard``.
+    """
+
+    def __init__(self, save_dir: str, name: str = "tensorboard", version: str = "", **settings: Any) -> None:
+        super().__init__(save_dir, name=name, version=version, **({"default_hp_metric": False} | settings))
+        self._full = False
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Tensor | float], step: int | None = None) -> None:
+        """Logs scalars at an update."""
+        scalars = {name: float(value) for name, value in metrics.items()}
+        self._try(partial(super().log_metrics, scalars, step))
+
+    @rank_zero_only
+    def log_image(self, key: str, images: Sequence[str], step: int | None = None) -> None:
+        """Logs picture files at an update."""
+        for index, path in enumerate(images):
+            name = key if len(images) == 1 else f"{key}/{index}"
+            pixels = read_picture(Path(path))
+            self._try(partial(self._add_image, name, pixels, step))
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Writes what was logged."""
+        self._try(super().save)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Writes what was logged, and ends the file."""
+        self._try(partial(super().finalize, status))
+
+    def _add_image(self, name: str, pixels: NDArray[np.uint8], step: int | None) -> None:
+        self.experiment.add_image(name, pixels, step, dataformats="HWC")
+
+    def _try(self, write: Callable[[], None]) -> None:
+        if self._full and (free_bytes(Path(self.log_dir)) or ROOM) < ROOM:
+            return
+        try:
+            write()
+            self._full = False
+        except (OSError, ValueError) as error:
+            cause = error if isinstance(error, OSError) else error.__cause__  # Lightning takes it for a bad value
+            if not isinstance(cause, OSError):
+                raise
+            if not self._full:
+                warnings.warn(f"{unwritten(self.log_dir, cause)}; training goes on without TensorBoard", stacklevel=3)
+            self._full, self._experiment = True, None
+
+
 class _ContinuedWriter(ExperimentWriter):
+    def save(self) -> None:
+        """Lightning's; where it cannot be written whole, file and columns are as they were."""
+        file, columns = Path(self.metrics_file_path), list(self.metrics_keys)
+        size = file.stat().st_size if file.is_file() else None
+        try:
+            super().save()
+        except OSError:
+            self.metrics_keys = columns
+            if size is None:
+                file.unlink(missing_ok=True)
+            elif file.stat().st_size > size:
+                os.truncate(file, size)
+            raise
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        """Lightning's; the file is whole at any time, where Lightning's is empty for a moment."""
+        file, text = Path(self.metrics_file_path), io.StringIO(newline="")
+        writer = csv.DictWriter(text, fieldnames)
+        writer.writeheader()
+        with file.open(newline="") as lines:
+            writer.writerows(csv.DictReader(lines))
+        write_text_whole(file, text.getvalue())
+
     def _check_log_dir_exists(self) -> None:
         """Takes over the columns that are there, where Lightning's removes the file."""
         file = Path(self.metrics_file_path)

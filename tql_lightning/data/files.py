@@ -76,7 +76,7 @@ def keep_replaced(path: Path, kept: Path) -> Iterator[None]:
 
     Args:
         path: what the block replaces as `write_whole` does, not in place; nothing may be there.
-        kept: in the same folder. Until the block has ended well it is as it was.
+        kept: in the same folder. Until the block has ended well it is as it was, and so if there is no room for both.
     """
     held = path.with_name(f".{path.name}.kept.part")
     held.unlink(missing_ok=True)
@@ -84,7 +84,10 @@ def keep_replaced(path: Path, kept: Path) -> Iterator[None]:
         try:
             os.link(path, held)
         except OSError:  # a file system without hard links
-            shutil.copy2(path, held)
+            try:
+                shutil.copy2(path, held)
+            except OSError:
+                held.unlink(missing_ok=True)
     try:
         yield
     except BaseException:
