@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import ArgumentError
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from tql_lightning.evaluation import check_contents
 from tql_lightning.provenance import record_start
 from tql_lightning.resuming import newest_whole, refuse_changes
 from tql_lightning.run_folder import CONFIG_FILE
+from tql_lightning.run_lock import only_run_in
 from tql_lightning.tql import TQL
 
 DESCRIPTION = "Transformer Q-Learning: offline reinforcement learning with a transformer critic"
@@ -132,6 +134,17 @@ class TQLCLI(LightningCLI):
             if path and Path(path).is_file():
                 check_contents(path, read_checkpoint(path))
             super()._parse_ckpt_path()
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Lightning's; whatever fit does in a run's folder, it does there alone. Of several processes the first asks.
+
+        Raises:
+            RunLockedError: another run is using the folder.
+        """
+        folder = self.trainer.default_root_dir
+        alone = subcommand == "fit" and self.trainer.is_global_zero and "://" not in folder
+        with only_run_in(Path(folder)) if alone else nullcontext():
+            super()._run_subcommand(subcommand)
 
     def before_fit(self) -> None:
         """Refuses to train into a folder that holds another run, and to continue one that does not fit or is damaged.
