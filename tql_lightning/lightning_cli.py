@@ -22,6 +22,7 @@ from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.data.transitions import TransitionDataset
 from tql_lightning.errors import name_close_options
 from tql_lightning.evaluation import check_contents
+from tql_lightning.out_of_memory import explained_memory
 from tql_lightning.provenance import record_start
 from tql_lightning.resuming import newest_whole, refuse_changes
 from tql_lightning.run_folder import CONFIG_FILE
@@ -140,10 +141,13 @@ class TQLCLI(LightningCLI):
 
         Raises:
             RunLockedError: another run is using the folder.
+            TooLittleMemoryError: memory did not suffice.
         """
         folder = self.trainer.default_root_dir
         alone = subcommand == "fit" and self.trainer.is_global_zero and "://" not in folder
-        with only_run_in(Path(folder)) if alone else nullcontext():
+        batch_size = self.datamodule.batch_size // self.trainer.world_size
+        memory = explained_memory(self.model.critic, batch_size, self.trainer.strategy.root_device)
+        with memory, only_run_in(Path(folder)) if alone else nullcontext():
             super()._run_subcommand(subcommand)
 
     def before_fit(self) -> None:

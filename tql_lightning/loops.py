@@ -21,7 +21,9 @@ from tql_lightning.batch import Batch, Noise
 from tql_lightning.captured import CapturedStep, ReplayedAdamW, can_record, new_recorder
 from tql_lightning.divergence import DivergenceWatch, broken_metrics, count_broken, diverged, require_sound
 from tql_lightning.hyperparameters import loadable, require
+from tql_lightning.nn.critic import Critic
 from tql_lightning.nn.temperature import TOKEN_GROUPS
+from tql_lightning.out_of_memory import explained_memory
 
 Losses = tuple[Tensor, Tensor | None, dict[str, Tensor]]  # total, attention entropy (L, 2) or None, scalars to log
 MatmulPrecision = Literal["highest", "high", "medium"]
@@ -38,6 +40,8 @@ class UpdateLoop(LightningModule, ABC):
     Raises:
         ValueError: there is no such precision.
     """
+
+    critic: Critic
 
     def __init__(
         self,
@@ -181,14 +185,19 @@ class UpdateLoop(LightningModule, ABC):
             For callbacks, of the last update and without gradient: "loss", "metrics" (name -> scalar; empty
             if the chunk was cut short), "attention_entropy", "temperature", "target_entropy" (L, 2), or None
             where there is no such thing, and "log_now", whether this update's metrics are written.
+
+        Raises:
+            TooLittleMemoryError: an update needs more memory than there is.
+            TrainingDivergedError: see `write_metrics`.
         """
         batches, noises = chunk
         num_updates = len(batches.rewards)
         first = self.global_step
-        for k in range(num_updates):
-            outputs = self.update(batches.update(k), noises.update(k), with_metrics=k == num_updates - 1)
-            if self.trainer.should_stop:
-                break
+        with explained_memory(self.critic, batches.rewards.shape[1], self.device):
+            for k in range(num_updates):
+                outputs = self.update(batches.update(k), noises.update(k), with_metrics=k == num_updates - 1)
+                if self.trainer.should_stop:
+                    break
         self._watch.keep(first, self.global_step, outputs["loss"])
         outputs["log_now"] = bool(outputs["metrics"]) and self.crosses_log_interval(first)
         if outputs["log_now"]:
