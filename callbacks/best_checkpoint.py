@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,15 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
+from tql_lightning.callbacks.saving import why_unsaved
 from tql_lightning.checkpoint_io import CheckpointError, read_checkpoint
 from tql_lightning.data.files import write_whole
 from tql_lightning.run_folder import evaluation_files
 
 INSTEAD = "eval/return"
+STATE = (  # what Lightning notes before it writes
+    *("best_k_models", "best_model_path", "best_model_score", "kth_best_model_path", "kth_value", "current_score"),
+)
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -84,7 +90,7 @@ class BestCheckpoint(ModelCheckpoint):
             self.best_model_score = self.kth_value = self.current_score = score
 
     def consider(self, trainer: Trainer, update: int, metrics: dict[str, float], snapshot: Path | None) -> None:
-        """Keeps an evaluation's weights if it is the best so far. Called on every process.
+        """Keeps an evaluation's weights if it is the best so far; warns if they cannot be written. On every process.
 
         Args:
             trainer: that trains.
@@ -96,7 +102,13 @@ class BestCheckpoint(ModelCheckpoint):
         self._snapshot = snapshot
         candidates = {self.monitor or "": self._score(metrics)}
         candidates |= {"step": torch.tensor(update), "epoch": torch.tensor(trainer.current_epoch)}
-        self._save_topk_checkpoint(trainer, candidates)
+        before = {name: copy.copy(value) for name, value in vars(self).items() if name in STATE}
+        reason = why_unsaved(trainer, partial(self._save_topk_checkpoint, trainer, candidates))
+        if reason is None:
+            return
+        vars(self).update(before)  # what is there is still the best that is kept
+        if trainer.is_global_zero:
+            warnings.warn(f"the best evaluation so far, of update {update}, is not kept: {reason}", stacklevel=2)
 
     def _score(self, metrics: dict[str, float]) -> Tensor:
         return torch.tensor(metrics.get(self.monitor or "", metrics[INSTEAD]))

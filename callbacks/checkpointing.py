@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import signal
 import sys
+import warnings
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
 
 from tql_lightning.callbacks.intervals import require_multiple
-from tql_lightning.checkpoint_io import PREVIOUS, WholeCheckpointIO, base_io
+from tql_lightning.callbacks.saving import why_unsaved
+from tql_lightning.checkpoint_io import PREVIOUS, CheckpointWriteError, WholeCheckpointIO, base_io
 from tql_lightning.chunks import validation_follows
 from tql_lightning.data.files import keep_replaced
 
@@ -25,14 +29,31 @@ class LastCheckpoint(ModelCheckpoint):
     Continue from it with ``--ckpt_path=last``. With `WholeCheckpointIO`, the default of ``tql fit``, the one before it
     stays as ``previous.ckpt``, which a run continues from if the last is damaged.
 
+    Where it cannot be written, for a full disk above all, the last good one stays. Training then goes on, with a
+    warning, since there may be room again before the next write; it ends in an error if the checkpoint of the last
+    update cannot be written.
+
     Args:
         dirpath: folder of the checkpoint.
         every_n_updates: updates between two writes; a multiple of the data's ``updates_per_step``.
+        if_unwritable: whether training goes on when a checkpoint cannot be written: "continue" or "stop".
+
+    Raises:
+        ValueError: an argument is out of its range.
     """
 
-    def __init__(self, dirpath: str | None = None, every_n_updates: int = 10_000) -> None:
+    def __init__(
+        self,
+        dirpath: str | None = None,
+        every_n_updates: int = 10_000,
+        if_unwritable: Literal["continue", "stop"] = "continue",
+    ) -> None:
         if every_n_updates < 1:
             raise ValueError(f"LastCheckpoint.every_n_updates: expected at least 1, found {every_n_updates}")
+        if if_unwritable not in ("continue", "stop"):
+            raise ValueError(f"LastCheckpoint.if_unwritable: expected continue or stop, found {if_unwritable}")
+        self.if_unwritable = if_unwritable
+        self._ends = False
         super().__init__(
             dirpath=dirpath,
             save_last=True,
@@ -59,9 +80,33 @@ class LastCheckpoint(ModelCheckpoint):
         super().on_train_batch_end(trainer, pl_module, {}, None, 0)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes the checkpoint of the last update, whatever ended the run."""
+        """Writes the checkpoint of the last update, whatever ended the run.
+
+        Raises:
+            CheckpointWriteError: it cannot be written.
+        """
+        self._ends = True
         if trainer.global_step > 0 and self._last_global_step_saved != trainer.global_step:
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From here on there are updates to come."""
+        super().on_train_start(trainer, pl_module)
+        self._ends = False
+
+    def _save_last_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+        """Lightning's; what cannot be written ends training only where it must, or is to."""
+        before = self.last_model_path
+        reason = why_unsaved(trainer, partial(super()._save_last_checkpoint, trainer, monitor_candidates))
+        if reason is None:
+            return
+        self.last_model_path = before
+        what = f"update {trainer.global_step} is not saved: {reason}"
+        kept = f"{before} is kept" if before else "there is no earlier one"
+        if self._ends or self.if_unwritable == "stop":
+            raise CheckpointWriteError(f"{what}\n{kept}: make room, and continue from it with --ckpt_path=last")
+        if trainer.is_global_zero:
+            warnings.warn(f"{what}; {kept}, training goes on", stacklevel=2)
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         """Lightning's; keeps what it replaces, if this run wrote it or continues from it.

@@ -9,12 +9,15 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from tql_lightning.callbacks.intervals import is_due, require_multiple
 from tql_lightning.callbacks.observing import data_of, require_tql
+from tql_lightning.full_disk import training_goes_on
 from tql_lightning.sharding import gathered
 from tql_lightning.tql import TQL
 
 
 class PeriodicObserver(Callback, ABC):
     """Calls `observe` on the first process before the first update, every N updates, and after the last one.
+
+    Where it cannot write, for a full disk above all, a warning says so and training goes on.
 
     Args:
         every_n_updates: updates between two calls; a multiple of the data's ``updates_per_step``.
@@ -54,4 +57,5 @@ class PeriodicObserver(Callback, ABC):
     def _observe(self, trainer: Trainer, model: TQL) -> None:
         with gathered(model.critic, model.policy):
             if trainer.is_global_zero:
-                self.observe(trainer, model)
+                with training_goes_on(trainer.default_root_dir):
+                    self.observe(trainer, model)

@@ -7,6 +7,8 @@ from pathlib import Path
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 
+from tql_lightning.full_disk import training_goes_on
+
 
 class TrainingPlots(Callback):
     """Writes return.png, attention_entropy.png and losses.png beside the CSV logger's metrics.csv."""
@@ -23,4 +25,5 @@ class TrainingPlots(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, CSVLogger) and trainer.is_global_zero:
                 logger.save()
-                plot_run(Path(logger.log_dir))
+                with training_goes_on(logger.log_dir):
+                    plot_run(Path(logger.log_dir))

@@ -17,9 +17,11 @@ from tql_lightning.callbacks.best_checkpoint import BestCheckpoint
 from tql_lightning.callbacks.checkpointing import GracefulInterrupt
 from tql_lightning.callbacks.intervals import is_due, require_multiple
 from tql_lightning.callbacks.observing import evaluation_mode, require_tql
+from tql_lightning.callbacks.saving import why_unsaved
 from tql_lightning.envs import EnvError, check_sizes
 from tql_lightning.evaluation import write_evaluation
 from tql_lightning.extraction import Extraction
+from tql_lightning.full_disk import training_goes_on
 from tql_lightning.rollout import RolloutResult, join_shares, rollout
 from tql_lightning.run_folder import evaluation_file, pending_file, pending_files
 from tql_lightning.sharding import gathered
@@ -198,9 +200,12 @@ class RolloutEvaluation(Callback):
         if _interrupted(trainer):
             return
         snapshot = pending_file(Path(trainer.default_root_dir), trainer.global_step)
-        trainer.save_checkpoint(snapshot, weights_only=not _best_checkpoints(trainer))
+        weights_only = not _best_checkpoints(trainer)
+        reason = why_unsaved(trainer, partial(trainer.save_checkpoint, snapshot, weights_only))
         trainer.strategy.checkpoint_io.teardown()  # one that writes in a thread has written it then
-        if trainer.is_global_zero:
+        if reason is not None:
+            self._log(trainer, trainer.global_step, reason, None)
+        elif trainer.is_global_zero:
             self._submit(trainer.global_step, snapshot)
         self._log_finished(trainer, until_pending=MOST_PENDING)
 
@@ -290,7 +295,8 @@ class RolloutEvaluation(Callback):
             scalars = {f"eval/{name}": value for name, value in summary.items()}
             if trainer.is_global_zero:
                 folder = Path(trainer.default_root_dir)
-                write_evaluation(folder, update, str(self.env_id), self.seed, result, summary)
+                with training_goes_on(evaluation_file(folder, update)):
+                    write_evaluation(folder, update, str(self.env_id), self.seed, result, summary)
         logged = scalars | {"eval/failures": float(self.failures)}
         for logger in trainer.loggers if trainer.is_global_zero else ():
             logger.log_metrics(logged, step=update)

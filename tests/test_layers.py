@@ -16,8 +16,9 @@ PACKAGE = "tql_lightning"
 
 # A file imports only from files above it. `callbacks` stands apart: it observes, and nothing imports it.
 ORDER = [
-    *("batch", "extraction", "run_folder"),
-    *("data.files", "provenance", "data.mapped", "data.checks", "data.flatten", "data.transitions", "data.environment"),
+    *("batch", "extraction", "run_folder", "run_lock"),
+    *("data.files", "full_disk"),
+    *("provenance", "data.mapped", "data.checks", "data.flatten", "data.transitions", "data.environment"),
     *("data.sources.schema", "data.sources.npz", "data.sources.npy_folder", "data.sources.ogbench"),
     *("data.sources.d4rl_scores", "data.sources.d4rl", "data.sources.minari", "data.named", "data.summary"),
     *("data.storage", "data.windows", "data.counter_random", "data.sampler", "data.datamodule"),
@@ -27,10 +28,11 @@ ORDER = [
     *("nn.attention_weights", "nn.temperature", "nn.tokenizer"),
     *("nn.feedforward", "nn.transformer", "nn.sigma_reparam", "nn.mlp", "nn.value_loss", "nn.critic", "nn.policy"),
     *("policy", "class_paths", "checkpoint_io", "hyperparameters", "precision", "sharding", "captured"),
-    *("processes", "signals", "chunks", "held_out", "loggers", "loops", "optimisation", "tql"),
+    *("processes", "signals", "chunks", "held_out", "divergence", "out_of_memory", "loops", "optimisation", "tql"),
     *("resuming", "landscape"),
-    *("metrics", "envs", "rollout", "watched_rollout", "videos", "interop", "evaluation", "background_evaluation"),
-    *("plots", "pictures", "media"),
+    *("metrics", "envs", "side_by_side"),
+    *("rollout", "watched_rollout", "videos", "interop", "evaluation", "background_evaluation"),
+    *("plots", "pictures", "media", "metrics_file", "loggers"),
     *("observations", "export", "statistics"),
     *("report.runs", "report.methods", "report.charts", "report.media", "report.page"),
     *("quickstart", "data_commands", "evaluate_command", "sharing_commands", "commands"),

@@ -153,6 +153,19 @@ def test_a_reward_that_is_not_finite_is_an_error() -> None:
         rollout(Actor((1,), still), "tests.environments:CountdownNaN-v0", 10, seed=0)
 
 
+def test_processes_of_environments_that_are_killed_are_an_error_with_its_cause() -> None:
+    steps = iter(range(100))
+
+    def kill() -> None:
+        if next(steps) == 2:
+            for process in multiprocessing.active_children():
+                os.kill(process.pid or 0, signal.SIGKILL)
+
+    with pytest.raises(EnvError, match=r"Toy-v0 failed: its process ended unasked \(exit code -9\)"):
+        rollout(flow_actor(), "tests.environments:Toy-v0", 2, 0, 2, parallel=True, before_step=kill)
+    assert multiprocessing.active_children() == []
+
+
 def test_no_episodes_are_refused() -> None:
     with pytest.raises(ValueError, match="at least 1 episode"):
         rollout(flow_actor(), "Pendulum-v1", 0, seed=0)

@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from tests.toy import fit, toy_dataset, toy_model
 from tql_lightning.data.datamodule import OfflineDataModule
-from tql_lightning.loops import TrainingDivergedError
+from tql_lightning.divergence import TrainingDivergedError
 from tql_lightning.nn.attention import EntropyAttention
 from tql_lightning.nn.attention_components import HeadGate, SoftCap
 from tql_lightning.nn.critic import MLPCritic, TransformerCritic

@@ -80,7 +80,7 @@ def fit(
         **(defaults | settings),
     )
     datamodule = OfflineDataModule(
-        toy_dataset(env_id=env_id), batch_size=16, updates_per_step=updates_per_step, **(data or {})
+        toy_dataset(env_id=env_id), updates_per_step=updates_per_step, **({"batch_size": 16} | (data or {}))
     )
     trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
     return trainer

@@ -21,6 +21,7 @@ from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
 from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 
 from tql_lightning.data.files import remove_leftovers, write_whole
+from tql_lightning.full_disk import unwritten
 
 SUFFIX = ".ckpt"
 LAST = f"last{SUFFIX}"
@@ -41,6 +42,10 @@ class CheckpointError(ValueError):
     """A checkpoint cannot be used; the message says why."""
 
 
+class CheckpointWriteError(OSError):
+    """A checkpoint cannot be written; the message says where, why and how much room there is."""
+
+
 class WholeCheckpointIO(TorchCheckpointIO):
     """Lightning's plugin for checkpoints, with files that are whole, checked and loaded with weights only.
 
@@ -58,7 +63,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
 
         Raises:
             TypeError: ``storage_options`` are given.
-            OSError: it cannot be written; ``path`` is as it was.
+            CheckpointWriteError: it cannot be written; ``path`` is as it was.
         """
         if storage_options is not None or _is_address(path):
             super().save_checkpoint(checkpoint, path, storage_options)
@@ -93,13 +98,25 @@ def base_io(checkpoint_io: CheckpointIO | None) -> CheckpointIO | None:
 
 
 def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
-    """Writes what ``torch.save`` does, with its checksum, whole or not at all."""
-    with write_whole(path) as file:
-        hashing: Any = _HashingWriter(file)
-        torch.save(checkpoint, hashing)
-        comment = _MARK + hashing.digest.hexdigest().encode()
-        file.seek(-_LENGTH_FIELD, 2)
-        file.write(len(comment).to_bytes(_LENGTH_FIELD, "little") + comment)
+    """Writes what ``torch.save`` does, with its checksum, whole or not at all.
+
+    Raises:
+        CheckpointWriteError: it cannot be written; ``path`` is as it was.
+    """
+    failed: list[OSError] = []
+    try:
+        with write_whole(path) as file:
+            hashing: Any = _HashingWriter(file, failed)
+            torch.save(checkpoint, hashing)
+            comment = _MARK + hashing.digest.hexdigest().encode()
+            file.seek(-_LENGTH_FIELD, 2)
+            file.write(len(comment).to_bytes(_LENGTH_FIELD, "little") + comment)
+    except OSError as error:
+        raise CheckpointWriteError(f"checkpoint {unwritten(path, error)}") from error
+    except RuntimeError as error:  # torch's, in the place of what the file raised
+        if not failed:
+            raise
+        raise CheckpointWriteError(f"checkpoint {unwritten(path, failed[0])}") from error
 
 
 def read_checkpoint(path: str | Path, map_location: Any = "cpu", mmap: bool = False) -> dict[str, Any]:
@@ -139,13 +156,17 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu", mmap: bool = Fa
 class _HashingWriter:
     """Takes the checksum of what is written to a file, in the order it is written."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
+    def __init__(self, file: BinaryIO, failed: list[OSError]) -> None:
+        self._file, self._failed = file, failed
         self.digest = hashlib.sha256()
 
     def write(self, data: bytes) -> int:
         self.digest.update(data)
-        return self._file.write(data)
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self._failed.append(error)
+            raise
 
     def flush(self) -> None:
         self._file.flush()

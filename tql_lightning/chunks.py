@@ -6,9 +6,17 @@ belongs to is a function of the update alone: chunks end at multiples of K, the 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 _COUNTS = ("ready", "started", "processed", "completed")
+
+
+@runtime_checkable
+class ContinuedLogger(Protocol):
+    """A logger that is told at which update a run goes on."""
+
+    def continue_from(self, update: int) -> None:
+        """Takes back what a killed run logged after this update, which is done again."""
 
 
 def chunk_size(trainer: Any) -> int:

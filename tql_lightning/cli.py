@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import warnings
 from argparse import ArgumentError
@@ -18,12 +19,14 @@ os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # about Light
 from tql_lightning.commands import COMMANDS, command_parser, flags
 from tql_lightning.configs import resolve_configs
 from tql_lightning.errors import exit_code_of, name_close_options, short_message
+from tql_lightning.full_disk import drop_unwritable_output, steady_output
 
 NEEDLESS_ADVICE = (
     r"Using ModelCheckpoint with manual optimization",  # the state after an update is what we want
     r"Total length of `list` across ranks is zero",  # a dataset may hold nothing out
     r"`isinstance\(treespec, LeafSpec\)`",  # between Lightning and torch
     r"Detected call of `lr_scheduler.step\(\)` before",  # float16 leaves out steps at first, which count as updates
+    r"Be aware that when using `ckpt_path`, callbacks used",  # callbacks observe: a run may go on with others
     r".*does not have many workers",  # the sampler draws on the device
 )
 ADVERTISEMENT = "try installing ["
@@ -47,7 +50,8 @@ def run_command(name: str, arguments: Sequence[str]) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line and returns its exit code.
 
-    Mistakes of the user end in a message of a few lines and exit code 2; set TQL_TRACEBACK=1 for a traceback.
+    Mistakes of the user end in a message of a few lines and exit code 2; set TQL_TRACEBACK=1 for a traceback. Output
+    that nobody reads any more ends a command as SIGPIPE does (141), but never training.
 
     Args:
         arguments: the command line after ``tql``; None for the process's own.
@@ -60,15 +64,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if arguments and arguments[0] in COMMANDS:
             run_command(arguments[0], arguments[1:])
+            sys.stdout.flush()  # a reader that went away is noticed here at the latest
             return 0
         from tql_lightning.lightning_cli import TQLCLI
 
         sys.argv[1:] = resolve_configs(arguments, TQLCLI.subcommands())
-        return exit_code_of(TQLCLI(arguments).trainer)
+        with steady_output():
+            return exit_code_of(TQLCLI(arguments).trainer)
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)
         return 130
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and drop_unwritable_output():  # as of `tql data inspect NAME | head`
+            return 128 + signal.SIGPIPE
         if os.environ.get("TQL_TRACEBACK"):
             raise
         message = short_message(error)
@@ -76,3 +84,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(message, file=sys.stderr)
         return 2
+    finally:
+        drop_unwritable_output()  # else the interpreter complains at its end

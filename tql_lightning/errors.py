@@ -48,9 +48,14 @@ def short_message(error: BaseException) -> str | None:
         OmegaConfBaseException,
         YAMLError,
     )
+    text = str(error)
     if not isinstance(error, known):
-        return None
-    lines = _essence("\n".join([str(error), *getattr(error, "__notes__", ())]))
+        from tql_lightning.out_of_memory import TooLittleMemoryError, advice, is_out_of_memory
+
+        if not is_out_of_memory(error):
+            return None
+        text = text if isinstance(error, TooLittleMemoryError) else advice(error, "memory does not suffice")
+    lines = _essence("\n".join([text, *getattr(error, "__notes__", ())]))
     if len(lines) > MOST_LINES:
         lines = [*lines[: MOST_LINES // 2], "...", *lines[-MOST_LINES // 2 + 1 :]]
     lines[:1] = [f"tql: {lines[0] if lines else type(error).__name__}"]

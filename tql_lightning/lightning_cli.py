@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import ArgumentError
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ from tql_lightning.data.sampler import rows_per_process
 from tql_lightning.data.transitions import TransitionDataset
 from tql_lightning.errors import name_close_options
 from tql_lightning.evaluation import check_contents
+from tql_lightning.out_of_memory import explained_memory
 from tql_lightning.provenance import record_start
 from tql_lightning.resuming import newest_whole, refuse_changes
 from tql_lightning.run_folder import CONFIG_FILE
+from tql_lightning.run_lock import only_run_in
 from tql_lightning.tql import TQL
 
 DESCRIPTION = "Transformer Q-Learning: offline reinforcement learning with a transformer critic"
@@ -136,6 +139,20 @@ class TQLCLI(LightningCLI):
             if path and Path(path).is_file():
                 check_contents(path, read_checkpoint(path))
             super()._parse_ckpt_path()
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Lightning's; whatever fit does in a run's folder, it does there alone. Of several processes the first asks.
+
+        Raises:
+            RunLockedError: another run is using the folder.
+            TooLittleMemoryError: memory did not suffice.
+        """
+        folder = self.trainer.default_root_dir
+        alone = subcommand == "fit" and self.trainer.is_global_zero and "://" not in folder
+        batch_size = self.datamodule.batch_size // self.trainer.world_size
+        memory = explained_memory(self.model.critic, batch_size, self.trainer.strategy.root_device)
+        with memory, only_run_in(Path(folder)) if alone else nullcontext():
+            super()._run_subcommand(subcommand)
 
     def before_fit(self) -> None:
         """Refuses to train into a folder that holds another run, and to continue one that does not fit or is damaged.

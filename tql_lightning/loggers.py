@@ -1,30 +1,27 @@
-"""Loggers beside Lightning's."""
+"""Loggers beside Lightning's: they continue a run's records, and a full disk does not end training for them."""
 
 from __future__ import annotations
 
-import csv
-import io
+import warnings
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
+import numpy as np
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
+from numpy.typing import NDArray
 from torch import Tensor
 
-from tql_lightning.data.files import write_whole
+from tql_lightning.full_disk import free_bytes, unwritten
+from tql_lightning.media import read_picture
+from tql_lightning.metrics_file import MetricsFile
 
-
-@runtime_checkable
-class ContinuedLogger(Protocol):
-    """A logger that is told at which update a run goes on."""
-
-    def continue_from(self, update: int) -> None:
-        """Takes back what a killed run logged after this update, which is done again."""
+ROOM = 10_000_000  # bytes that are to be free before TensorBoard goes on after a disk was full
 
 
 class ContinuedCSVLogger(CSVLogger):
@@ -32,6 +29,9 @@ class ContinuedCSVLogger(CSVLogger):
 
     Lightning's own logger deletes the file when a run is resumed or validated. Rows of updates that a killed run did
     after its last checkpoint are removed when it is resumed: it does them again.
+
+    Rows that cannot be written, for a full disk above all, are kept, and a warning says so; they are written as soon as
+    that is possible, each whole or not at all. Only at a run's end it is an error.
 
     Args:
         save_dir: folder of metrics.csv.
@@ -42,14 +42,13 @@ class ContinuedCSVLogger(CSVLogger):
         super().__init__(save_dir, name="", version="", flush_logs_every_n_steps=flush_logs_every_n_steps)
         self._unwritten = 0
         self._kept: dict[int, set[str]] = {}  # names by update, of what an earlier part of the run logged
+        self._warned = False
 
     @rank_zero_only
     def continue_from(self, update: int) -> None:
-        """Removes rows of later updates, and one that a kill cut short; see `ContinuedLogger`."""
+        """Removes rows of later updates, and one that a kill cut short; see `chunks.ContinuedLogger`."""
         self.save()
-        writer = self.experiment
-        assert isinstance(writer, _ContinuedWriter)
-        self._kept = writer.keep_until(update)
+        self._kept = self.experiment.keep_until(update)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Tensor | float], step: int | None = None) -> None:
@@ -66,9 +65,30 @@ class ContinuedCSVLogger(CSVLogger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Writes what was logged since the last time."""
-        super().save()
+        """Writes what was logged since the last time; keeps it if that cannot be, with one warning until it can."""
+        try:
+            super().save()
+            self._warned = False
+        except OSError as error:
+            if not self._warned:
+                reason = unwritten(self.experiment.metrics_file_path, error)
+                warnings.warn(f"{reason}; its rows are kept in memory, training goes on", stacklevel=2)
+            self._warned = True
         self._unwritten = 0
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Writes what is left.
+
+        Raises:
+            OSError: it cannot be written, and a training that went well is at its end.
+        """
+        super().finalize(status)
+        lost = len(self.experiment.metrics) if self._warned else 0
+        if lost and status == "success":
+            raise OSError(
+                f"{self.experiment.metrics_file_path}: {lost} rows of metrics could not be written; make room"
+            )
 
     @rank_zero_only
     def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
@@ -77,10 +97,10 @@ class ContinuedCSVLogger(CSVLogger):
 
     @property
     @rank_zero_experiment
-    def experiment(self) -> ExperimentWriter:
+    def experiment(self) -> MetricsFile:
         """What writes the file; made at the first use."""
         if self._experiment is None:
-            self._experiment = _ContinuedWriter(self.log_dir)
+            self._experiment = MetricsFile(self.log_dir)
         return self._experiment  # type: ignore[return-value]
 
 
@@ -89,6 +109,10 @@ class ContinuedTensorBoardLogger(TensorBoardLogger):
 
     The events stay in their files: it is TensorBoard that leaves them out, also for who reads them with its
     ``EventAccumulator``.
+
+    A file that cannot be written, for a full disk above all, does not end training. What was to be logged meanwhile is
+    missing in TensorBoard (metrics.csv has it). Once there is room again it goes on in another file of the same folder,
+    which TensorBoard shows as one.
 
     Args:
         save_dir: folder above ``name``.
@@ -111,13 +135,56 @@ class ContinuedTensorBoardLogger(TensorBoardLogger):
         sub_dir: str | None = None,
     ) -> None:
         super().__init__(save_dir, name, version, log_graph, default_hp_metric, prefix, sub_dir)
+        self._full = False
 
     @rank_zero_only
     def continue_from(self, update: int) -> None:
-        """Begins a file that says so; see `ContinuedLogger`."""
-        self.experiment.close()
+        """Begins a file that says so; see `chunks.ContinuedLogger`."""
+        self._try(self.experiment.close)
         self._experiment = None
         self._kwargs["purge_step"] = update + 1
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Tensor | float], step: int | None = None) -> None:
+        """Logs scalars at an update."""
+        scalars = {name: float(value) for name, value in metrics.items()}
+        self._try(partial(super().log_metrics, scalars, step))
+
+    @rank_zero_only
+    def log_image(self, key: str, images: Sequence[str], step: int | None = None) -> None:
+        """Logs picture files at an update."""
+        for index, path in enumerate(images):
+            name = key if len(images) == 1 else f"{key}/{index}"
+            pixels = read_picture(Path(path))
+            self._try(partial(self._add_image, name, pixels, step))
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Writes what was logged."""
+        self._try(super().save)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Writes what was logged, and ends the file."""
+        self._try(partial(super().finalize, status))
+
+    def _add_image(self, name: str, pixels: NDArray[np.uint8], step: int | None) -> None:
+        self.experiment.add_image(name, pixels, step, dataformats="HWC")
+
+    def _try(self, write: Callable[[], None]) -> None:
+        if self._full and (free_bytes(Path(self.log_dir)) or ROOM) < ROOM:
+            return
+        try:
+            write()
+            self._full = False
+        except (OSError, ValueError) as error:
+            cause = error if isinstance(error, OSError) else error.__cause__  # Lightning takes it for a bad value
+            if not isinstance(cause, OSError):
+                raise
+            if not self._full:
+                warnings.warn(f"{unwritten(self.log_dir, cause)}; training goes on without TensorBoard", stacklevel=3)
+            self._full, self._experiment = True, None
+            self._kwargs.pop("purge_step", None)  # else the next file would hide what this run has logged
 
 
 class TrackioLogger(Logger):
@@ -188,45 +255,3 @@ class TrackioLogger(Logger):
 def _numbered(key: str, items: Sequence[Any]) -> dict[str, Any]:
     """One entry a picture, since trackio takes one a key."""
     return {key: items[0]} if len(items) == 1 else {f"{key}/{index}": item for index, item in enumerate(items)}
-
-
-class _ContinuedWriter(ExperimentWriter):
-    def _check_log_dir_exists(self) -> None:
-        """Takes over the columns that are there, where Lightning's removes the file; mends what a kill cut short."""
-        file = Path(self.metrics_file_path)
-        if not file.is_file():
-            return
-        content = file.read_bytes()
-        if not content.endswith(b"\n"):
-            with write_whole(file) as mended:
-                mended.write(content[: content.rfind(b"\n") + 1])
-        with file.open(newline="") as lines:
-            self.metrics_keys = next(csv.reader(lines), [])
-        if not self.metrics_keys:
-            file.unlink()
-
-    def keep_until(self, update: int) -> dict[int, set[str]]:
-        """Removes rows of later updates; returns the names of what the others hold, by update."""
-        kept: dict[int, set[str]] = {}
-        if Path(self.metrics_file_path).is_file():
-            rows = [row for row in self._rows() if int(float(row["step"])) <= update]
-            self._write_whole(rows)
-            for row in rows:
-                kept.setdefault(int(float(row["step"])), set()).update(name for name, value in row.items() if value)
-        return kept
-
-    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
-        """Lightning's, but a kill leaves the old file or the new one."""
-        self._write_whole(self._rows())
-
-    def _rows(self) -> list[dict[str, str]]:
-        with Path(self.metrics_file_path).open(newline="") as lines:
-            return list(csv.DictReader(lines))
-
-    def _write_whole(self, rows: Sequence[Mapping[str, str]]) -> None:
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, self.metrics_keys)
-        writer.writeheader()
-        writer.writerows(rows)
-        with write_whole(Path(self.metrics_file_path)) as file:
-            file.write(text.getvalue().encode())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -21,11 +20,13 @@ from torch._functorch import config as aot_config
 
 from tql_lightning.batch import Batch, Noise
 from tql_lightning.captured import CapturedStep, ReplayedAdamW, can_record, new_recorder
-from tql_lightning.chunks import chunk_size, restore_progress, skip_validation_of_a_stop
+from tql_lightning.chunks import ContinuedLogger, chunk_size, restore_progress, skip_validation_of_a_stop
 from tql_lightning.data.counter_random import seed_generators
+from tql_lightning.divergence import DivergenceWatch, broken_metrics, count_broken, diverged, require_sound
 from tql_lightning.held_out import HeldOutMeans
 from tql_lightning.hyperparameters import loadable, require
-from tql_lightning.loggers import ContinuedLogger
+from tql_lightning.nn.critic import Critic
+from tql_lightning.out_of_memory import explained_memory
 from tql_lightning.precision import take_number_type
 from tql_lightning.processes import (
     mean_over_processes,
@@ -38,10 +39,7 @@ from tql_lightning.signals import Unit
 
 Losses = tuple[Tensor, Tensor | None, dict[str, Tensor]]  # total, attention entropy (L, 2) or None, scalars to log
 MatmulPrecision = Literal["highest", "high", "medium"]
-
-
-class TrainingDivergedError(ValueError):
-    """A loss or another metric of an update is NaN or infinite."""
+BROKEN = "broken_tensors"
 
 
 class UpdateLoop(LightningModule, ABC):
@@ -55,6 +53,8 @@ class UpdateLoop(LightningModule, ABC):
     Raises:
         ValueError: there is no such precision.
     """
+
+    critic: Critic
 
     def __init__(
         self,
@@ -71,6 +71,7 @@ class UpdateLoop(LightningModule, ABC):
         self._precision_before = torch.get_float32_matmul_precision()
         self._captured: CapturedStep | None = None
         self._hears_backward = True
+        self._watch = DivergenceWatch()
         self._seen_updates = 0  # by the weights, while no trainer trains them
         self._validated = -1  # the update of the last validation
         self._held_out = HeldOutMeans()
@@ -203,6 +204,7 @@ class UpdateLoop(LightningModule, ABC):
             ValueError: ``cuda_graphs`` without a CUDA device, with several processes or with float16.
         """
         self._captured = None
+        self._watch = DivergenceWatch()
         self._hears_backward = hears_backward(self.trainer, self)
         if not self.cuda_graphs:
             return
@@ -227,17 +229,24 @@ class UpdateLoop(LightningModule, ABC):
             For callbacks, of the last update and without gradient: "loss", "metrics" (name -> scalar; empty
             if the chunk was cut short), "attention_entropy", "temperature", "target_entropy" (L, 2), or None
             where there is no such thing, and "log_now", whether this update's metrics are written.
+
+        Raises:
+            TooLittleMemoryError: an update needs more memory than there is.
+            TrainingDivergedError: see `write_metrics`.
         """
         batches, noises = chunk
         num_updates = len(batches.rewards)
         begun = self.global_step - self.global_step % chunk_size(self.trainer)  # also if a stop cut the chunk in two
         seed = getattr(self.trainer.datamodule, "seed", None)  # type: ignore[attr-defined]
-        for k in range(num_updates):
-            if seed is not None:  # what is drawn from torch's own generators, as by dropout
-                seed_generators(self.device, seed, self.global_step, self.global_rank)
-            outputs = self.update(batches.update(k), noises.update(k), with_metrics=k == num_updates - 1)
-            if self.trainer.should_stop:
-                break
+        first = self.global_step
+        with explained_memory(self.critic, batches.rewards.shape[1], self.device):
+            for k in range(num_updates):
+                if seed is not None:  # what is drawn from torch's own generators, as by dropout
+                    seed_generators(self.device, seed, self.global_step, self.global_rank)
+                outputs = self.update(batches.update(k), noises.update(k), with_metrics=k == num_updates - 1)
+                if self.trainer.should_stop:
+                    break
+        self._watch.keep(first, self.global_step, outputs["loss"])
         outputs["log_now"] = bool(outputs["metrics"]) and self.crosses_log_interval(begun)
         if outputs["log_now"]:
             self.write_metrics(outputs["metrics"])
@@ -252,20 +261,20 @@ class UpdateLoop(LightningModule, ABC):
         """Writes an update's metrics, of the whole batch over all processes, and learning rates to the loggers.
 
         Raises:
-            TrainingDivergedError: a metric is NaN or infinite.
+            TrainingDivergedError: a metric, a parameter or the optimizer's state is NaN or infinite.
         """
-        scalars = {f"train/{name}": value for name, value in over_processes(metrics).items()}
+        averaged = over_processes(metrics | {BROKEN: count_broken(self, self.trainer)})
+        broken_tensors = averaged.pop(BROKEN)
+        scalars = {f"train/{name}": value for name, value in averaged.items()}
         for group in self.optimizers().optimizer.param_groups:  # type: ignore[union-attr]
             if not group["name"].endswith("no_decay"):
                 scalars[f"train/learning_rate/{group['name']}"] = float(group["lr"])
         for logger in self.loggers:
             logger.log_metrics(scalars, step=self.global_step)
-        broken = [name for name, value in scalars.items() if not math.isfinite(value)]
-        if broken:
-            raise TrainingDivergedError(
-                f"training diverged: after update {self.global_step} these are not finite: {', '.join(broken)}; lower "
-                "the learning rates or set model.gradient_clip_norm, and start again or from an earlier checkpoint"
-            )
+        broken = broken_metrics(scalars, self.trainer)
+        if broken or broken_tensors:
+            raise diverged(self, self.trainer, self._watch, broken)
+        self._watch.passed(self.global_step)
 
     def on_train_start(self) -> None:
         """Tells loggers where a continued run goes on, and lets signals wait for the end of a `unit`."""
@@ -332,7 +341,12 @@ class UpdateLoop(LightningModule, ABC):
 
         Then ``TQL.load_from_checkpoint(path)`` needs no arguments and no pickle, however the model was made; a
         factory that is neither a class nor a ``functools.partial`` of one has to be given again on loading.
+
+        Raises:
+            TrainingDivergedError: what is to be saved holds NaN or infinity; nothing is written.
         """
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            require_sound(self, self.trainer, self._watch)
         checkpoint["hyper_parameters"] = loadable(checkpoint["hyper_parameters"])
         checkpoint["validated_update"] = self._validated
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from tql_lightning.captured import ReplayedAdamW
 from tql_lightning.hyperparameters import require
 from tql_lightning.loops import MatmulPrecision, UpdateLoop
-from tql_lightning.nn.critic import Critic
 from tql_lightning.nn.policy import FlowPolicy
 from tql_lightning.nn.temperature import EntropyControl
 from tql_lightning.sharding import whole
@@ -39,7 +38,6 @@ class OptimisedLoop(UpdateLoop):
         ValueError: a setting is out of its range; the message names it.
     """
 
-    critic: Critic
     policy: FlowPolicy
     temperature: EntropyControl | None
 

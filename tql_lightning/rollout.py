@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,18 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tql_lightning.data.counter_random import normal, uniform
-from tql_lightning.data.gather import deaf_to_interrupts
 from tql_lightning.data.transitions import normalized_score
-from tql_lightning.envs import EnvError, make_env
+from tql_lightning.envs import make_env
 from tql_lightning.metrics import MeanWithError, bootstrap_interval
 from tql_lightning.nn.policy import Actor
-
-if TYPE_CHECKING:
-    import gymnasium
+from tql_lightning.side_by_side import Environments, MakeEnv
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-MakeEnv = Callable[[], "gymnasium.Env[Any, Any]"]
 
 ROWS = 16  # observations that the policy always sees at once
 
@@ -139,7 +134,7 @@ def rollout(
     own = np.arange(share[0], episodes, share[1])
     if not len(own):
         return RolloutResult(np.zeros(0), np.zeros(0), None)
-    envs = _Environments(env_id, make or partial(make_env, env_id), min(num_envs, len(own)), parallel)
+    envs = Environments(env_id, make or partial(make_env, env_id), min(num_envs, len(own)), parallel)
     try:
         moved = replace(
             actor,
@@ -152,62 +147,7 @@ def rollout(
         envs.close()
 
 
-class _Environments:
-    """Environments that play side by side; whatever goes wrong in them is an `EnvError`."""
-
-    def __init__(self, env_id: str, make: MakeEnv, number: int, parallel: bool) -> None:
-        from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
-
-        self.env_id = env_id
-        makers = [make] * number
-        mode = AutoresetMode.DISABLED
-        with deaf_to_interrupts() if parallel else nullcontext():
-            self._envs: Any = self._try(
-                lambda: (
-                    AsyncVectorEnv(makers, context="spawn", autoreset_mode=mode)
-                    if parallel
-                    else SyncVectorEnv(makers, autoreset_mode=mode)
-                )
-            )
-        self.number = number
-        self.action_shape: tuple[int, ...] = self._envs.action_space.shape
-
-    def reset(self, seeds: list[int], which: NDArray[np.bool_]) -> NDArray[Any]:
-        """Starts episodes in some of the environments; returns the observations of all."""
-        observations: NDArray[Any]
-        observations, _ = self._try(lambda: self._envs.reset(seed=seeds, options={"reset_mask": which}))
-        self._require_finite(observations[which])
-        return observations
-
-    def step(self, actions: NDArray[np.float32], active: NDArray[np.bool_]) -> tuple[Any, ...]:
-        """Gymnasium's step of all environments; those that are not active play on for nothing."""
-        outcome: tuple[Any, ...] = self._try(lambda: self._envs.step(actions))
-        self._require_finite(outcome[0][active], outcome[1][active])
-        return outcome
-
-    def close(self) -> None:
-        """Ends the environments and their processes, also those that hang or died."""
-        self._envs.close(**({"terminate": True} if hasattr(self._envs, "processes") else {}))
-
-    def _try(self, action: Callable[[], Any]) -> Any:
-        try:
-            return action()
-        except EnvError:
-            raise
-        except Exception as error:  # of whatever simulator
-            raise EnvError(f"environment {self.env_id} failed: {type(error).__name__}: {error}") from error
-
-    def _require_finite(self, *arrays: NDArray[Any]) -> None:
-        if not all(np.isfinite(array).all() for array in arrays):
-            raise EnvError(
-                f"environment {self.env_id}: expected finite rewards and observations, found NaN or infinity; "
-                "the policy's actions may have driven the simulation apart"
-            )
-
-
-def _play(
-    actor: Actor, envs: _Environments, numbers: Ints, seed: int, before_step: Callable[[], None]
-) -> RolloutResult:
+def _play(actor: Actor, envs: Environments, numbers: Ints, seed: int, before_step: Callable[[], None]) -> RolloutResult:
     """Plays the episodes of these numbers; ``playing`` counts within them."""
     episodes = len(numbers)
     seeds = reset_seeds(seed, int(numbers[-1]) + 1)

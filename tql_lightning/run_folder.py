@@ -7,11 +7,15 @@ so that names sort as updates do.
 config.yaml                              the resolved configuration
 environment.json                         how the run was started and continued: commands, versions, kind of machine
 metrics.csv                              a row per log call; keys are those of docs/metrics.md, ``step`` is N
+run.lock                                 while a run uses the folder: its process; see `run_lock`
 checkpoints/                             last.ckpt, previous.ckpt (the one before), best.ckpt
 evaluations/update_<N>.json              one evaluation: ``update``, ``env_id``, ``seed``, ``episodes``, ``returns``,
                                          ``lengths``, ``successes`` (or null), ``summary`` (docs/metrics.md, without
                                          ``eval/``)
 evaluations/pending/update_<N>.ckpt      what is still to be evaluated in the background; gone once it has been
+divergence/update_<N>.npz, .txt          of a training that diverged: minibatches and noise from update N on, counted
+                                         from 0; what was not finite
+divergence/before_update_<N>.ckpt        the weights before the first of them; of a replay
 pictures/attention_map/update_<N>.png    mean attention maps per layer
 pictures/q_landscape/update_<N>.png      Q around dataset and policy actions
 videos/*.mp4                             episodes
@@ -26,6 +30,7 @@ from pathlib import Path
 CONFIG_FILE = "config.yaml"
 ENVIRONMENT_FILE = "environment.json"
 METRICS_FILE = "metrics.csv"
+LOCK_FILE = "run.lock"
 VIDEO_FOLDER = "videos"
 ATTENTION_MAP = "attention_map"
 Q_LANDSCAPE = "q_landscape"
@@ -41,6 +46,16 @@ def evaluation_file(folder: Path, update: int) -> Path:
 def pending_file(folder: Path, update: int) -> Path:
     """The snapshot of an evaluation in the background that has not finished."""
     return folder / "evaluations" / "pending" / f"update_{update:09d}.ckpt"
+
+
+def divergence_file(folder: Path, update: int, process: int = 0) -> Path:
+    """What a training that diverged was given from an update on, counted from 0; of several processes each its own."""
+    return folder / "divergence" / f"update_{update:09d}{f'_process_{process}' if process else ''}.npz"
+
+
+def before_divergence_file(folder: Path, update: int) -> Path:
+    """The weights that an update which went wrong, counted from 0, began with."""
+    return folder / "divergence" / f"before_update_{update:09d}.ckpt"
 
 
 def picture_file(folder: Path, kind: str, update: int) -> Path:

@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import CSVLogger
 from tests.toy import fit, toy_model
 from tql_lightning.callbacks.attention_entropy import AttentionEntropyMonitor
 from tql_lightning.callbacks.attention_map import AttentionMap
+from tql_lightning.callbacks.before_divergence import BeforeDivergence
 from tql_lightning.callbacks.best_checkpoint import BestCheckpoint
 from tql_lightning.callbacks.checkpointing import GracefulInterrupt, LastCheckpoint
 from tql_lightning.callbacks.plots import TrainingPlots
@@ -38,6 +39,7 @@ CALLBACKS: dict[str, Callable[[], Callback]] = {
     "BestCheckpoint": BestCheckpoint,
     "LastCheckpoint": lambda: LastCheckpoint(every_n_updates=5),
     "GracefulInterrupt": GracefulInterrupt,
+    "BeforeDivergence": BeforeDivergence,
     "TrainingPlots": TrainingPlots,
     "UpdateProgressBar": UpdateProgressBar,
 }

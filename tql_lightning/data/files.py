@@ -88,8 +88,8 @@ def keep_replaced(path: Path, kept: Path) -> Iterator[None]:
 
     Args:
         path: what the block replaces as `write_whole` does, not in place; nothing may be there.
-        kept: in the same folder. Until the block has ended well it is as it was. What an interrupted call leaves, the
-            next one removes.
+        kept: in the same folder. Until the block has ended well it is as it was, and so if there is no room for
+            both. What an interrupted call leaves, the next one removes.
     """
     held = path.with_name(f".{path.name}.part")  # no leftover that `remove_leftovers` would take while the block writes
     held.unlink(missing_ok=True)
@@ -97,7 +97,10 @@ def keep_replaced(path: Path, kept: Path) -> Iterator[None]:
         try:
             os.link(path, held)
         except OSError:  # a file system without hard links
-            shutil.copy2(path, held)
+            try:
+                shutil.copy2(path, held)
+            except OSError:
+                held.unlink(missing_ok=True)
     try:
         yield
     except BaseException:

@@ -149,7 +149,7 @@ class TransformerCritic(Critic):
                 f"critic.hidden_dim: expected a multiple of head_dim={head_dim}, found {hidden_dim}; "
                 f"try {max(1, round(hidden_dim / head_dim)) * head_dim}"
             )
-        self.num_layers = num_layers
+        self.num_layers, self.hidden_dim = num_layers, hidden_dim
         self.tokenizer = ScalarTokenizer(observation_dim, action_dim, hidden_dim, modality_embeddings)
         self.num_tokens = self.tokenizer.num_tokens
         self.transformer = Transformer(

@@ -1,0 +1,48 @@
+"""Keeps the weights that an update which went wrong began with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from tql_lightning.checkpoint_io import write_checkpoint
+from tql_lightning.divergence import TrainingDivergedError
+from tql_lightning.hyperparameters import loadable
+from tql_lightning.run_folder import before_divergence_file
+
+
+class BeforeDivergence(Callback):
+    """Writes ``divergence/before_update_<N>.ckpt`` when training diverges: the weights before the last chunk.
+
+    With ``--config replay``, where a chunk is one update, those are the weights that update N turned into NaN. Each
+    chunk copies all weights once, on their device. Only the first process writes.
+    """
+
+    def __init__(self) -> None:
+        self._update = 0
+        self._weights: dict[str, Tensor] = {}
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Copies the weights."""
+        self._update = trainer.global_step
+        for name, value in pl_module.state_dict().items():
+            if name in self._weights:
+                self._weights[name].copy_(value)
+            else:
+                self._weights[name] = value.clone()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Writes them, as a checkpoint to look at; it has no optimizer to continue with."""
+        if not isinstance(exception, TrainingDivergedError) or not self._weights or not trainer.is_global_zero:
+            return
+        checkpoint = {
+            "state_dict": self._weights,
+            "global_step": self._update,
+            "pytorch-lightning_version": lightning.__version__,
+            LightningModule.CHECKPOINT_HYPER_PARAMS_KEY: loadable(dict(pl_module.hparams)),
+        }
+        write_checkpoint(checkpoint, before_divergence_file(Path(trainer.default_root_dir), self._update))

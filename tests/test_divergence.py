@@ -1,0 +1,167 @@
+"""Training that diverges stops, says where, keeps what it was given, and spoils no checkpoint."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins.precision import MixedPrecision
+
+from tests.command_line import TINY
+from tests.toy import fit, toy_dataset, toy_model
+from tql_lightning import TQL, TransitionDataset
+from tql_lightning.callbacks.checkpointing import LastCheckpoint
+from tql_lightning.checkpoint_io import WholeCheckpointIO, read_checkpoint
+from tql_lightning.cli import main
+from tql_lightning.data.sampler import TransitionSampler
+from tql_lightning.divergence import DivergenceWatch, TrainingDivergedError, read_minibatches
+
+SPIKE = 33  # row of a reward whose squared error no float32 can hold
+
+
+def spiked_dataset(size: int = 200) -> TransitionDataset:
+    """The toy's transitions with one reward that is finite and far too large."""
+    dataset = toy_dataset(size)
+    rewards = np.array(dataset.rewards)
+    rewards[SPIKE] = 1e30
+    return replace(dataset, rewards=rewards)
+
+
+def first_spiked_update(batch_size: int) -> int:
+    batches, _ = TransitionSampler(spiked_dataset(), batch_size, seed=0).chunk(0, 1000)
+    return int((batches.rewards > 1e29).any(dim=-1).nonzero()[0])
+
+
+def finite(path: Path) -> bool:
+    return all(value.isfinite().all() for value in read_checkpoint(path)["state_dict"].values())
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory of an in-process command line."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "argv", ["tql"])
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    return tmp_path
+
+
+def test_a_run_that_diverges_can_be_replayed_to_the_update_and_the_loss(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = first_spiked_update(batch_size=8)
+    assert wrong == 22  # else other figures would do here as well
+    begun = ["fit", "--config", "tiny.yaml", "--data.dataset=tests.test_divergence.spiked_dataset"]
+    settings = ["--trainer.max_steps=200", "--trainer.log_every_n_steps=200", "--data.updates_per_step=5"]
+    assert main([*begun, *settings, "--trainer.logger=false"]) == 2
+    message = capsys.readouterr().err
+    last = folder / "run" / "checkpoints" / "last.ckpt"
+    saved, configuration = last.read_bytes(), (folder / "run" / "config.yaml").read_bytes()
+    assert read_checkpoint(last)["global_step"] == wrong // 10 * 10
+    assert finite(last)
+    assert finite(last.with_name("previous.ckpt"))
+    assert "optimizer: exp_avg_sq of critic." in message  # weights are finite, and would never move again
+    assert "parameters" not in message
+    assert "one of updates 20 to 29 " in message
+    update, batches, _ = read_minibatches(folder / "run" / "divergence" / "update_000000020.npz")
+    assert (update, len(batches.rewards), float(batches.update(2).rewards.max())) == (20, 10, pytest.approx(1e30))
+
+    (command,) = [line for line in message.splitlines() if "to find the update: " in line]
+    assert main(shlex.split(command.split("tql ", 1)[1])) == 2
+    message = capsys.readouterr().err
+    assert f"training diverged: after update {wrong + 1} not finite: train/critic_loss" in message
+    assert f"it began in update {wrong} " in message
+    assert (last.read_bytes(), (folder / "run" / "config.yaml").read_bytes()) == (saved, configuration)
+
+    kept = folder / "run" / "replay" / "divergence"
+    model = TQL.load_from_checkpoint(kept / f"before_update_{wrong:09d}.ckpt", weights_only=True)
+    update, batches, noises = read_minibatches(kept / f"update_{wrong:09d}.npz")
+    loss, _, metrics = model.losses(batches.update(0), noises.update(0), model.target_entropy)
+    assert (update, model.current_update) == (wrong, wrong)
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+    assert loss == math.inf
+    assert [name for name, value in metrics.items() if not value.isfinite()] == ["critic_loss", "td_loss"]
+    assert float(batches.rewards.max()) == pytest.approx(1e30)
+
+
+def diverge(folder: Path, updates: int = 20, **settings: Any) -> str:
+    """What is said when a model with a learning rate beyond all bounds is trained."""
+    model = toy_model(critic_learning_rate=1e30, lr_schedule="constant")
+    with pytest.raises(TrainingDivergedError) as raised:
+        fit(folder, model, updates, **settings)
+    return str(raised.value)
+
+
+def test_no_checkpoint_is_written_of_weights_that_are_not_finite(tmp_path: Path) -> None:
+    sound = fit(tmp_path, toy_model(), 5, [LastCheckpoint(str(tmp_path), 5)], plugins=WholeCheckpointIO())
+    assert sound.global_step == 5
+    before = (tmp_path / "last.ckpt").read_bytes()
+    model = toy_model(critic_learning_rate=1e30, lr_schedule="constant")
+    callbacks = [LastCheckpoint(str(tmp_path), 5)]
+    with pytest.raises(TrainingDivergedError, match=r"what was to be saved(?s:.*)parameters: critic\.(?s:.*)update 5;"):
+        fit(tmp_path, model, 30, callbacks, tmp_path / "last.ckpt", plugins=WholeCheckpointIO(), log_every_n_steps=100)
+    assert (tmp_path / "last.ckpt").read_bytes() == before
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_weights_are_looked_at_with_the_metrics_and_every_name_is_written_down(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path, name="", version="")
+    message = diverge(tmp_path, logger=logger, log_every_n_steps=5)
+    assert "not finite: train/critic_loss" in message
+    assert "no checkpoint had been written yet" in message
+    (text,) = (tmp_path / "divergence").glob("*.txt")
+    assert "critic.heads.1.2.weight" in text.read_text()
+    assert "critic.heads.1.2.weight" not in message
+
+
+def test_the_optimizers_state_is_looked_at_too(tmp_path: Path) -> None:
+    trainer = fit(tmp_path, toy_model(), 5)
+    parameter = dict(trainer.lightning_module.named_parameters())["critic.heads.0.2.bias"]
+    trainer.optimizers[0].state[parameter]["exp_avg_sq"].fill_(math.inf)  # the weight then never moves again
+    with pytest.raises(TrainingDivergedError, match=r"optimizer: exp_avg_sq of critic\.heads\.0\.2\.bias \(1 of 1\)"):
+        trainer.save_checkpoint(tmp_path / "last.ckpt")
+    assert not (tmp_path / "last.ckpt").exists()
+
+
+def scaled(scale: float) -> dict[str, Any]:
+    plugin = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=scale))
+    return {"plugins": [plugin], "logger": False, "log_every_n_steps": 1, "updates_per_step": 1}
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")  # torch, of a skipped first step
+def test_gradients_that_overflow_in_float16_are_skipped_as_ever(tmp_path: Path) -> None:
+    model = toy_model()
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    trainer: Trainer = fit(tmp_path, model, 3, [LastCheckpoint(str(tmp_path), 1)], **scaled(2.0**127))
+    assert trainer.global_step == 3
+    critic = [name for name in before if name.startswith("critic.")]
+    assert all(torch.equal(before[name], dict(model.named_parameters())[name]) for name in critic)
+    assert (tmp_path / "last.ckpt").is_file()
+
+
+def test_a_scale_at_which_no_gradient_is_finite_ends_training(tmp_path: Path) -> None:
+    with pytest.raises(TrainingDivergedError, match="gradients at every scale of float16"):
+        fit(tmp_path, toy_model(), 3, **scaled(2.0**-41))
+
+
+def test_the_first_loss_that_was_not_finite_bounds_the_updates_in_question() -> None:
+    watch = DivergenceWatch()
+    for after, loss in ((10, 1.0), (20, 1.0), (30, math.nan), (40, math.nan)):
+        watch.keep(after - 10, after, torch.tensor(loss))
+    assert watch.suspects(40) == range(19, 30)
+    assert watch.suspects(40, by_losses=False) == range(40)
+    watch.passed(40)
+    watch.keep(40, 50, torch.tensor(1.0))
+    assert watch.suspects(50) == range(49, 50)
+    watch.keep(50, 51, torch.tensor(math.inf))
+    assert watch.suspects(51) == range(49, 51)
+    assert DivergenceWatch().suspects(0) == range(0)

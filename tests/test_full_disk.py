@@ -1,0 +1,219 @@
+"""Files that cannot be written: what is there stays whole, it is said, and training goes on until its end."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+
+from tests import environments  # noqa: F401  (registers)
+from tests.command_line import TINY, TQL_COMMAND
+from tests.toy import fit, toy_dataset, toy_model
+from tql_lightning.callbacks.best_checkpoint import BestCheckpoint
+from tql_lightning.callbacks.checkpointing import LastCheckpoint
+from tql_lightning.callbacks.plots import TrainingPlots
+from tql_lightning.callbacks.q_landscape import QLandscape
+from tql_lightning.callbacks.rollout_evaluation import RolloutEvaluation
+from tql_lightning.checkpoint_io import CheckpointWriteError, WholeCheckpointIO, read_checkpoint, write_checkpoint
+from tql_lightning.cli import main
+from tql_lightning.data.sources.npz import save_npz
+from tql_lightning.data.sources.schema import fields_of
+from tql_lightning.loggers import ContinuedCSVLogger, ContinuedTensorBoardLogger
+from tql_lightning.plots import read_metrics
+
+SWING = "tests.environments:Swing-v0"
+
+
+@contextmanager
+def no_file_above(size: int) -> Iterator[None]:
+    """No file of this process can grow beyond so many bytes: the kernel refuses it, in the middle of a write."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+class FullBetween(Callback):
+    """Files have no room from one update to another."""
+
+    def __init__(self, first: int, last: int, size: int = 0) -> None:
+        self.first, self.last, self.size = first, last, size
+        self.before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:  # type: ignore[override]
+        full = self.first <= trainer.global_step < self.last
+        resource.setrlimit(resource.RLIMIT_FSIZE, (self.size if full else self.before[0], self.before[1]))
+
+
+@pytest.fixture(autouse=True)
+def _room_again() -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("room", [0, 100, 2_000, 30_000])
+def test_a_checkpoint_that_has_no_room_leaves_the_old_one_and_says_how_much_is_free(room: int, tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    write_checkpoint({"state_dict": {}, "global_step": 1}, path)
+    with no_file_above(room), pytest.raises(CheckpointWriteError) as raised:
+        write_checkpoint({"state_dict": {"weight": torch.zeros(10_000)}, "global_step": 2}, path)
+    assert f"checkpoint {path} cannot be written (File too large; " in str(raised.value)
+    assert "MB are free there" in str(raised.value)
+    assert read_checkpoint(path)["global_step"] == 1
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_training_goes_on_past_a_full_disk_with_the_last_good_checkpoint_and_all_metrics(tmp_path: Path) -> None:
+    last = LastCheckpoint(str(tmp_path), every_n_updates=5)
+    logger = ContinuedCSVLogger(str(tmp_path), flush_logs_every_n_steps=1)
+    seen: dict[int, int] = {}
+
+    class Look(Callback):
+        def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:  # type: ignore[override]
+            if trainer.global_step:
+                seen[trainer.global_step] = read_checkpoint(tmp_path / "last.ckpt")["global_step"]
+
+    callbacks = [FullBetween(5, 15, size=1500), last, Look()]
+    settings: dict[str, Any] = {"plugins": WholeCheckpointIO(), "logger": logger, "log_every_n_steps": 5}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(tmp_path, toy_model(), 20, callbacks, **settings)
+    said = [str(warning.message) for warning in caught]
+    assert [message.split(" is not saved")[0] for message in said if "is not saved" in message] == [
+        "update 10",
+        "update 15",
+    ]
+    kept = f"{tmp_path / 'last.ckpt'} is kept, training goes on"
+    assert [kept in message for message in said if "not saved" in message] == [True, True]
+    assert len([message for message in said if "metrics.csv cannot be written" in message]) == 1
+    assert seen == {5: 5, 10: 5, 15: 5}
+    assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == 20
+    assert read_metrics(tmp_path / "metrics.csv")["train/td_loss"][0] == [5, 10, 15, 20]
+    assert last.last_model_path == str(tmp_path / "last.ckpt")
+    assert read_checkpoint(tmp_path / "previous.ckpt")["global_step"] == 5
+
+
+def test_a_last_checkpoint_that_cannot_be_written_is_an_error_at_the_end_or_where_wanted(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointWriteError, match=r"update 10 is not saved: .*(?s:.*)last\.ckpt is kept: make room"):
+        fit(tmp_path, toy_model(), 10, [FullBetween(6, 99), LastCheckpoint(str(tmp_path), 6)], updates_per_step=2)
+    stops = LastCheckpoint(str(tmp_path / "other"), 5, if_unwritable="stop")
+    with pytest.raises(CheckpointWriteError, match=r"update 5 is not saved: (?s:.*)there is no earlier one"):
+        fit(tmp_path, toy_model(), 20, [FullBetween(0, 5), stops])
+    with pytest.raises(ValueError, match=r"LastCheckpoint.if_unwritable: expected continue or stop, found maybe"):
+        LastCheckpoint(if_unwritable="maybe")  # type: ignore[arg-type]
+
+
+def test_observers_that_cannot_write_warn_and_the_best_stays_the_one_that_is_kept(tmp_path: Path) -> None:
+    evaluation, best = RolloutEvaluation(2, 5, env_id=SWING), BestCheckpoint(str(tmp_path / "checkpoints"))
+    callbacks = [FullBetween(0, 10), evaluation, QLandscape(every_n_updates=5), TrainingPlots(), best]
+    kept: list[Any] = []
+    consider = best.consider
+
+    def looked_at(*arguments: Any) -> None:
+        consider(*arguments)
+        kept.append((best.best_model_path, best.best_model_score, list((tmp_path / "checkpoints").glob("*"))))
+
+    best.consider = looked_at  # type: ignore[method-assign]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(tmp_path, toy_model(), 15, callbacks, logger=ContinuedCSVLogger(str(tmp_path)))
+    said = [str(warning.message) for warning in caught]
+    assert len([message for message in said if "the best evaluation so far, of update" in message]) == 2
+    assert [message for message in said if "update_000000005.json cannot be written" in message]
+    assert len(list((tmp_path / "evaluations").glob("*.json"))) == 2  # of updates 0 and 15
+    assert kept[:2] == [("", None, [])] * 2
+    assert Path(kept[2][0]).is_file()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's own thread
+def test_tensorboard_that_cannot_write_is_left_out_and_taken_up_again(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logger = ContinuedTensorBoardLogger(str(tmp_path))
+    logger.log_metrics({"loss": 1.0}, 1)
+    logger.save()
+    logger.log_metrics({"loss": 2.0}, 2)
+    with no_file_above(10), pytest.warns(UserWarning, match=r"tensorboard.* cannot be written .*goes on without"):
+        logger.save()
+    logger.log_metrics({"loss": 3.0}, 3)
+    logger.finalize("success")
+    files = sorted((tmp_path / "tensorboard").glob("events*"), key=lambda path: path.stat().st_mtime)
+    shown = [event.step for file in files for event in _scalars(EventAccumulator(str(file)).Reload())]
+    assert sorted(shown) == [1, 3]
+
+
+def _scalars(events: Any) -> list[Any]:
+    return events.Scalars("loss") if "loss" in events.Tags()["scalars"] else []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], capture_output=True, check=False)
+    if mount.returncode:
+        pytest.skip("file systems can be mounted by root only")
+    yield disk
+    subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_a_disk_that_is_really_full_ends_the_command_in_an_error_with_a_whole_checkpoint(
+    small_disk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(small_disk)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "argv", ["tql"])
+    (small_disk / "tiny.yaml").write_text(TINY)
+    (small_disk / "filler").write_bytes(bytes(1_150_000))  # leaves room for one checkpoint, not for two
+    arguments = ["--config", "tiny.yaml", "--data.dataset=tests.toy.toy_dataset", "--trainer.logger=false"]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert main(["fit", *arguments, "--trainer.max_steps=30"]) == 2
+    said = [str(warning.message) for warning in caught]
+    assert "(No space left on device; 0.4 MB are free there)" in said[0]
+    assert [message.partition(":")[0] for message in said] == ["update 20 is not saved", "update 30 is not saved"]
+    message = capsys.readouterr().err
+    assert "tql: update 30 is not saved: checkpoint " in message
+    assert "last.ckpt is kept: make room, and continue from it with --ckpt_path=last" in message
+    assert read_checkpoint(Path("run/checkpoints/last.ckpt"))["global_step"] == 10
+    assert [path.name for path in Path("run/checkpoints").iterdir()] == ["last.ckpt"]
+    Path("filler").unlink()
+    assert main(["fit", *arguments, "--trainer.max_steps=30", "--ckpt_path=last"]) == 0
+
+
+def test_output_that_cannot_be_written_does_not_end_training(tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    command = [TQL_COMMAND, "fit", "--config", "tiny.yaml", "--data.dataset=tests.toy.toy_dataset"]
+    command += ["--trainer.callbacks+=tql_lightning.callbacks.progress.UpdateProgressBar", "--trainer.logger=false"]
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(command, cwd=tmp_path, stdout=full, stderr=full, check=False)
+    assert read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] == 20
+    assert ended.returncode == 0
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_command_whose_output_nobody_reads_ends_quietly(unbuffered: str, tmp_path: Path) -> None:
+    arrays, settings = fields_of(toy_dataset())
+    save_npz(tmp_path / "toy.npz", **arrays, **settings)
+    read, write = os.pipe()
+    os.close(read)
+    command = [TQL_COMMAND, "data", "inspect", "toy.npz"]
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    with os.fdopen(write, "w") as pipe:
+        ended = subprocess.run(command, cwd=tmp_path, stdout=pipe, stderr=subprocess.PIPE, env=environment, check=False)
+    assert (ended.returncode, ended.stderr) == (128 + signal.SIGPIPE, b"")

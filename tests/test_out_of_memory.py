@@ -1,0 +1,62 @@
+"""Too little memory ends in a message that says what it was for, and what to lower."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.command_line import TINY
+from tests.toy import fit, toy_model
+from tql_lightning.cli import main
+from tql_lightning.out_of_memory import TooLittleMemoryError, is_out_of_memory
+
+HUGE = 10**15  # numbers, for which there is no address space
+
+
+def test_an_update_that_memory_does_not_suffice_for_names_its_sizes(tmp_path: Path) -> None:
+    model, before = toy_model(), resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 600_000_000, before[1]))
+    try:
+        with pytest.raises(TooLittleMemoryError) as raised:
+            fit(tmp_path, model, 1, data={"batch_size": 1_000_000}, updates_per_step=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+    message = str(raised.value)
+    assert message.startswith("cpu is out of memory with batch 1,000,000 (of this process), 5 tokens, hidden size 16, ")
+    assert "DefaultCPUAllocator" in message
+    assert "--data.batch_size, --model.critic.hidden_dim" in message
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        (f"--data.batch_size={HUGE}", f"tql: cpu is out of memory with batch {HUGE:,} (of this process), 5 tokens"),
+        ("--model.critic.hidden_dim=4000000", "tql: memory does not suffice"),
+    ],
+)
+def test_the_command_says_so_without_a_traceback(
+    setting: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "argv", ["tql"])
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    arguments = ["--config", "tiny.yaml", "--data.dataset=tests.toy.toy_dataset", "--trainer.logger=false"]
+    assert main(["fit", *arguments, setting]) == 2
+    message = capsys.readouterr().err
+    assert expected in message
+    assert "can't allocate memory" in message
+    assert "lower --data.batch_size" in message
+    assert "Traceback" not in message
+
+
+def test_other_errors_are_left_alone() -> None:
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
+    assert is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not is_out_of_memory(ValueError("out of memory"))

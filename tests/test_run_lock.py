@@ -1,0 +1,76 @@
+"""One run at a time in a folder."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.command_line import TINY
+from tql_lightning.cli import main
+from tql_lightning.run_folder import LOCK_FILE
+from tql_lightning.run_lock import RunLockedError, only_run_in
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from tql_lightning.run_lock import only_run_in
+with only_run_in(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(100)
+"""
+
+
+def holder(folder: Path) -> subprocess.Popen[str]:
+    """Another process that holds a folder."""
+    process = subprocess.Popen([sys.executable, "-c", HOLD, folder], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_second_run_is_refused_by_name_until_the_first_ends_even_by_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "argv", ["tql"])
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    arguments = ["fit", "--config", "tiny.yaml", "--data.dataset=tests.toy.toy_dataset", "--trainer.logger=false"]
+    first = holder(tmp_path / "run")
+    try:
+        assert main(arguments) == 2
+        message = capsys.readouterr().err
+        assert f"run is in use by another run (process {first.pid} on " in message
+        assert "--trainer.default_root_dir" in message
+        assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK_FILE]
+    finally:
+        first.send_signal(signal.SIGKILL)
+        first.communicate()
+    assert (tmp_path / "run" / LOCK_FILE).exists()
+    assert main([*arguments, "--trainer.max_steps=10"]) == 0
+    assert not (tmp_path / "run" / LOCK_FILE).exists()
+
+
+def test_what_is_refused_leaves_no_folder_and_no_lock(tmp_path: Path) -> None:
+    with (
+        pytest.raises(RunLockedError, match=rf"process {os.getpid()} on "),
+        only_run_in(tmp_path / "run"),
+        only_run_in(tmp_path / "run"),
+    ):
+        pass
+    assert not (tmp_path / "run").exists()
+    with only_run_in(tmp_path / "run"):
+        (tmp_path / "run" / "kept").touch()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["kept"]
+
+
+def test_a_lock_that_somebody_wrote_over_is_still_one(tmp_path: Path) -> None:
+    with only_run_in(tmp_path):
+        (tmp_path / LOCK_FILE).write_bytes(b"\xff{")
+        with pytest.raises(RunLockedError, match="process unknown"), only_run_in(tmp_path):
+            pass

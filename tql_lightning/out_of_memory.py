@@ -1,0 +1,69 @@
+"""Says what an update's memory goes to, and what to lower, where there is too little of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from tql_lightning.nn.critic import Critic
+
+LONGEST_REASON = 200  # characters of what an allocator says
+SIGNS = ("can't allocate memory", "not enough memory", "out of memory")  # of allocators that raise a RuntimeError
+REMEDIES = (
+    "the same results with less: more devices (each takes its share of the batch), --data.storage=cpu, "
+    "--model.cuda_graphs=false",
+    "nearly the same: --trainer.precision=bf16-mixed, attention with implementation chunked (docs/attention.md)",
+    "others: lower --data.batch_size, --model.critic.hidden_dim or num_layers, or observe fewer numbers (tokens)",
+)
+
+
+class TooLittleMemoryError(MemoryError):
+    """Memory did not suffice; the message says what for, and what to lower."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error is that of an allocator: CUDA's, torch's on the CPU, or Python's and NumPy's."""
+    if isinstance(error, RuntimeError):
+        return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in SIGNS)
+    return isinstance(error, MemoryError)
+
+
+@contextmanager
+def explained_memory(critic: Critic, batch_size: int, device: torch.device) -> Iterator[None]:
+    """Where the block needs more memory than there is, says what for.
+
+    Args:
+        critic: that is trained.
+        batch_size: transitions that this process takes at once.
+        device: that computes.
+
+    Raises:
+        TooLittleMemoryError: in the place of what an allocator raised.
+    """
+    try:
+        yield
+    except TooLittleMemoryError:
+        raise
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        hidden = getattr(critic, "hidden_dim", None)
+        sizes = [f"batch {batch_size:,} (of this process)", f"{critic.num_tokens} tokens"]
+        sizes += [] if hidden is None else [f"hidden size {hidden}"]
+        sizes.append(
+            f"{sum(parameter.numel() for parameter in critic.parameters()) / 1e6:.1f} M parameters in the critic"
+        )
+        raise TooLittleMemoryError(advice(error, f"{device} is out of memory with {', '.join(sizes)}")) from error
+
+
+def advice(error: BaseException, what: str) -> str:
+    """What is said of too little memory.
+
+    Args:
+        error: an allocator's.
+        what: needed it.
+    """
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:LONGEST_REASON]
+    return "\n".join([what, reason, *REMEDIES])
