@@ -13,6 +13,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from tql_lightning.checkpoint_io import read_checkpoint
 from tql_lightning.data.files import write_whole
 from tql_lightning.run_folder import evaluation_files
 
@@ -55,7 +56,7 @@ class BestCheckpoint(ModelCheckpoint):
         best = Path(self.dirpath or "") / "best.ckpt"
         if trainer.global_step == 0 or not best.is_file():
             return
-        update = torch.load(best, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+        update = read_checkpoint(best, mmap=True)["global_step"]
         record = evaluation_files(Path(trainer.default_root_dir)).get(update)
         if record is not None:
             summary = json.loads(record.read_text())["summary"]
