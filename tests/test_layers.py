@@ -16,7 +16,7 @@ PACKAGE = "tql_lightning"
 
 # A file imports only from files above it. `callbacks` stands apart: it observes, and nothing imports it.
 ORDER = [
-    *("batch", "extraction", "run_folder", "trust"),
+    *("batch", "extraction", "run_folder", "trust", "yaml_text"),
     *(
         "data.files",
         "provenance",

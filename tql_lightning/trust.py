@@ -15,7 +15,23 @@ TRUST = "TQL_TRUST"  # environment variable: further packages that files may hav
 Holds = Callable[[ast.AST], bool]
 
 
-def resolve(path: str, importable: Sequence[str], trusted: bool = False) -> Any:
+def defines(class_name: str) -> Holds:
+    """Whether a statement is the class of a name."""
+    return lambda statement: isinstance(statement, ast.ClassDef) and statement.name == class_name
+
+
+def returns_dataset(name: str) -> Holds:
+    """Whether a statement is the function of a name that says it returns a TransitionDataset."""
+    return lambda statement: (
+        isinstance(statement, ast.FunctionDef)
+        and statement.name == name
+        and ast.unparse(statement.returns or ast.Constant(None)).endswith("TransitionDataset")
+    )
+
+
+def resolve(
+    path: str, importable: Sequence[str], trusted: bool = False, holds: Callable[[str], Holds] = defines
+) -> Any:
     """What a dotted path names; its module is imported where it may be.
 
     That is a module that the process has imported already, one of ``importable`` or within it, one that ``TQL_TRUST``
@@ -25,6 +41,7 @@ def resolve(path: str, importable: Sequence[str], trusted: bool = False) -> Any:
         path: "module.Class".
         importable: packages.
         trusted: import any module; for files that this program wrote itself.
+        holds: by a name, what makes a file of the working folder importable.
 
     Raises:
         ValueError: it is not there, or may not be imported.
@@ -33,7 +50,7 @@ def resolve(path: str, importable: Sequence[str], trusted: bool = False) -> Any:
     for count in range(len(parts) - 1, 0, -1):
         module = ".".join(parts[:count])
         if module not in sys.modules:
-            if not (trusted or may_import(module, importable, defines(parts[count]))):
+            if not (trusted or may_import(module, importable, holds(parts[count]))):
                 continue
             try:
                 importlib.import_module(module)
@@ -75,8 +92,3 @@ def registers_environments(statement: ast.AST) -> bool:
     """Whether a statement calls something called ``register``, as ``gymnasium.register(...)``."""
     called = [node.func for node in ast.walk(statement) if isinstance(node, ast.Call)]
     return any((getattr(each, "attr", None) or getattr(each, "id", None)) == "register" for each in called)
-
-
-def defines(class_name: str) -> Holds:
-    """Whether a statement is the class of a name."""
-    return lambda statement: isinstance(statement, ast.ClassDef) and statement.name == class_name
