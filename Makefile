@@ -53,7 +53,7 @@ audit: $(TOOLS_STAMP)  ## known vulnerabilities of what the set-up installs, whe
 	$(TOOLS)/python locks/audit.py constraints.txt locks/dev.txt locks/tools.txt
 
 fuzz: $(STAMP)  ## mutated files for every reader; MINUTES=10
-	$(VENV)/bin/python -m benchmarks.fuzz $(MINUTES)
+	$(VENV)/bin/python -m tests.fuzz $(MINUTES)
 
 clean:  ## remove the virtual environment, runs and caches; datasets stay
 	rm -rf $(VENV) runs build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -7,7 +7,7 @@ from pathlib import Path
 from tql_lightning.data.checks import DatasetError
 
 EXPANSION = 100  # times its size that a file may unpack to; recorded numbers reach 10
-HARMLESS = 1 << 28  # bytes that may always be claimed: constant columns of a small dataset compress a thousandfold
+HARMLESS = 1 << 26  # bytes that may always be claimed: constant columns of a small dataset compress a thousandfold
 
 
 def stored_bytes(path: Path) -> int:

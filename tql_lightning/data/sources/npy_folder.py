@@ -128,7 +128,7 @@ def _require_inside(folder: Path, file: Path) -> None:
 def _mapped(file: Path) -> NDArray[Any]:
     try:
         return np.lib.format.open_memmap(file, mode="r")
-    except (ValueError, OSError, EOFError, TypeError, RuntimeError, OverflowError, MemoryError) as error:
+    except Exception as error:  # whatever Python's own parser makes of the beginning
         raise DatasetError(
             f"{file}: expected a whole .npy file of plain numbers, found one that cannot be mapped ({error}); "
             "make it again with numpy.save and a dtype of numbers"

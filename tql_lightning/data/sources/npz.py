@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -116,16 +116,32 @@ def _check_members(path: Path, archive: zipfile.ZipFile) -> None:
                 f"{path}: {name:.80}: expected one array as numpy writes it; save it again with numpy.savez"
             )
         with archive.open(member) as stream:
-            version = np.lib.format.read_magic(stream)
-            read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(
-                version
-            )
-            if read is None:
-                raise ValueError(f"{name:.80} is of format version {version}")
-            shape, _, dtype = read(stream)
-            claimed = math.prod(shape) * dtype.itemsize
-            if min(shape, default=0) < 0 or (not dtype.hasobject and claimed != member.file_size - stream.tell()):
+            shape, dtype = _header(name, stream)
+            claimed, held = math.prod(shape) * dtype.itemsize, member.file_size - stream.tell()
+            if min(shape, default=0) < 0 or (not dtype.hasobject and claimed != held):
                 raise DatasetError(
                     f"{path}: {name:.80}: expected {claimed:,} bytes for the shape {shape} that it claims, found "
-                    f"{member.file_size - stream.tell():,}; it is damaged or forged: fetch or make it again"
+                    f"{held:,}; it is damaged or forged: fetch or make it again"
                 )
+
+
+def _header(name: str, stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type at the beginning of an array.
+
+    Raises:
+        ValueError: numpy writes no such beginning.
+        zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError: the archive is damaged.
+    """
+    try:
+        version = np.lib.format.read_magic(stream)
+        if version == (1, 0):
+            shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+        elif version == (2, 0):
+            shape, _, dtype = np.lib.format.read_array_header_2_0(stream)
+        else:
+            raise ValueError(f"format version {version}")
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError):
+        raise
+    except Exception as error:  # whatever Python's own parser makes of it
+        raise ValueError(f"{name:.80}: {error or type(error).__name__}") from error
+    return shape, dtype
