@@ -19,7 +19,7 @@ from pathlib import Path
 
 KEPT = Path("runs/fuzz")
 EXAMPLES = 2_000  # a round
-ROUND_SECONDS = 40.0
+ROUND_SECONDS = 20.0
 FILE_SECONDS = 10
 MEMORY = 3 << 30  # bytes beyond what the process has when it begins
 GROWTH = 1 << 30  # bytes that reading a file of some kilobytes may take

@@ -133,11 +133,11 @@ def readers() -> dict[str, Reader]:
 FILE_NAMES = {"npz": "case.npz", "hdf5": "case.hdf5", "config": "case.yaml", "policy": "metadata.json"}
 
 
-def attempt(reader: Reader, folder: Path, content: bytes) -> None:
-    """Reads a file of some content; only named errors are passed over."""
+def attempt(reader: Reader, folder: Path, content: bytes, pass_over: bool = True) -> None:
+    """Reads a file of some content; only named errors are passed over, if any."""
     path = folder / FILE_NAMES.get(reader.name, "case")
     path.write_bytes(content)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with suppress(reader.named):
+        with suppress(*reader.named if pass_over else ()):
             reader.read(path)
