@@ -1,18 +1,30 @@
 # Two commands matter: `make quickstart` and `make test`. Everything is made inside this folder.
 VENV := .venv
 PYTHON ?= python3
+MINUTES ?= 10
 STAMP := $(VENV)/.installed
+TOOLS := $(VENV)/tools/bin
+TOOLS_STAMP := $(VENV)/tools/.installed
+LOCK := $(TOOLS)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --quiet --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help quickstart test test-slow lint format clean
+.PHONY: help quickstart test test-slow lint format lock audit fuzz clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-$(STAMP): pyproject.toml constraints.txt
+# Every package is checked against its hash but torch, whose build differs by platform.
+$(STAMP): pyproject.toml constraints.txt locks/dev.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet torch==2.13.0
-	$(VENV)/bin/pip install --quiet -c constraints.txt -e ".[dev]"
+	$(VENV)/bin/pip install --quiet --no-deps --require-hashes -r locks/dev.txt
+	$(VENV)/bin/pip install --quiet -c constraints.txt torch
+	$(VENV)/bin/pip install --quiet --no-deps --no-build-isolation -e .
+	$(VENV)/bin/pip check
+	@touch $@
+
+$(TOOLS_STAMP): locks/tools.txt
+	$(PYTHON) -m venv $(VENV)/tools
+	$(TOOLS)/pip install --quiet --no-deps --require-hashes -r locks/tools.txt
 	@touch $@
 
 quickstart: $(STAMP)  ## learn to swing up a pendulum from bad data: set-up, dataset, training, evaluation, table
@@ -32,6 +44,16 @@ lint: $(STAMP)  ## linter, formatter check, type checker
 format: $(STAMP)  ## format the code
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
+
+lock: $(TOOLS_STAMP)  ## write locks/ anew from pyproject.toml; UPGRADE=1 takes the newest versions
+	$(LOCK) pyproject.toml --extra dev --group build -c constraints.txt --no-emit-package torch -o locks/dev.txt
+	$(LOCK) --group tools -c locks/dev.txt -o locks/tools.txt
+
+audit: $(TOOLS_STAMP)  ## known vulnerabilities of what the set-up installs, where PyPI can be asked
+	$(TOOLS)/python locks/audit.py constraints.txt locks/dev.txt locks/tools.txt
+
+fuzz: $(STAMP)  ## mutated files for every reader; MINUTES=10
+	$(VENV)/bin/python -m tests.fuzz $(MINUTES)
 
 clean:  ## remove the virtual environment, runs and caches; datasets stay
 	rm -rf $(VENV) runs build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -33,8 +34,15 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     collect = run_tql(folder, "collect", "Pendulum-v1", "--transitions", "800", "--output", "pendulum.npz")
     assert collect.returncode == 0, collect.stderr
     assert "wrote pendulum.npz: 800 transitions in 4 episodes" in collect.stdout
-    fit = run_tql(folder, "fit", *PENDULUM)
+    before = {*folder.iterdir(), folder / "run"}
+    with pytest.MonkeyPatch.context() as patch:
+        for variable in ("HOME", "TMPDIR"):
+            patch.setenv(variable, str(tmp_path_factory.mktemp(variable)))
+        fit = run_tql(folder, "fit", *PENDULUM)
+        left = [path for variable in ("HOME", "TMPDIR") for path in Path(os.environ[variable]).iterdir()]
     assert fit.returncode == 0, fit.stderr
+    assert {*folder.iterdir()} == before, "a run writes into its own folder"
+    assert {path.name for path in left} <= {".cache", ".config"}, "elsewhere only libraries' caches"
     return folder
 
 
@@ -81,6 +89,11 @@ MISTAKES = {
     "unknown environment": (["collect", "Pendulm-v1", "--output=x.npz"], ["Pendulm", "Pendulum"]),
     "unknown command": (["fitt"], ["fitt", "evaluate"]),
     "no command": ([], ["fit", "collect"]),
+    "Python objects in a file": (["fit", TOY, "--config", "objects.yaml"], ["tag", "python/object"]),
+    "a file of endless aliases": (["fit", TOY, "--config", "aliases.yaml"], ["aliases.yaml: YAML", "100,000 values"]),
+    "a file within itself": (["fit", TOY, "--config", "itself.yaml"], ["found *a within itself"]),
+    "a deep file": (["fit", TOY, "--config", "deep.yaml"], ["deep.yaml: YAML", "40 deep"]),
+    "a file of other bytes": (["fit", TOY, "--config", "bytes.yaml"], ["bytes.yaml", "utf-8"]),
 }
 FILES = {
     "tiny.yaml": TINY,
@@ -90,6 +103,11 @@ FILES = {
         "      init_args:\n        epsodes: 3\n"
     ),
     "damaged.yaml": "model:\n  discount: [\n",
+    "objects.yaml": "model: !!python/object/apply:os.system ['touch executed']\n",
+    "aliases.yaml": "x0: &x0 [1, 1]\n" + "".join(f"x{n}: &x{n} [*x{n - 1}, *x{n - 1}]\n" for n in range(1, 40)),
+    "itself.yaml": "trainer: &a {callbacks: *a}\n",
+    "deep.yaml": "model: " + "[" * 900 + "]" * 900 + "\n",
+    "bytes.yaml": "\udcff\udcfe",
     "dangling.yaml": "model:\n  discount: ${nowhere.to_be_found}\n",
 }
 
@@ -99,7 +117,7 @@ def test_a_mistake_ends_in_a_few_lines_that_say_what_to_mend(
     arguments: list[str], expected: list[str], in_temporary_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, text in FILES.items():
-        (in_temporary_folder / name).write_text(text)
+        (in_temporary_folder / name).write_text(text, errors="surrogateescape")
     code = main(arguments)
     message = capsys.readouterr().err[-3000:]
     message = message[message.index("tql: ") :]

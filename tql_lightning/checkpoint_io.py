@@ -22,6 +22,7 @@ from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 
 from tql_lightning.data.files import remove_leftovers, write_whole
 from tql_lightning.full_disk import unwritten
+from tql_lightning.torch_file import check_torch_file
 
 SUFFIX = ".ckpt"
 LAST = f"last{SUFFIX}"
@@ -135,6 +136,7 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu", mmap: bool = Fa
         raise CheckpointError(f"checkpoint {path}: no such file")
     try:
         intact = _is_intact(path)
+        check_torch_file(path)
         raw = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap) if intact else None
     except (pickle.UnpicklingError, zipfile.BadZipFile) as error:
         # torch's text advises to load it with pickle; only the name of what it found is of use.

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import ast
-import importlib
-import os
 import re
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
-from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from torch import nn
 
-TRUST = "TQL_TRUST"  # environment variable: further packages that checkpoints may import, separated by commas
+from tql_lightning.trust import resolve
+
 IMPORTABLE = ("tql_lightning", "torch.nn")
+MOST_PARTS = 10_000  # values of all settings together; a model of ours has about a hundred
+DEEPEST = 30  # parts within parts
 
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_<]\w*>?)+")
 
@@ -23,8 +21,7 @@ _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_<]\w*>?)+")
 def check_class_paths(settings: Mapping[str, Any], of: type, trusted: bool = False) -> None:
     """Refuses settings that name what they may not, before anything is made of them.
 
-    A module is imported for a name only if it is one of `IMPORTABLE`, named by ``TQL_TRUST``, or a file in the
-    working folder that defines the class; what the process has imported already may be named as well.
+    A module is imported for a name only if it is one of `IMPORTABLE`, or as `trust.resolve` says.
 
     Args:
         settings: arguments of ``of`` by name, its parts as class path and arguments.
@@ -32,8 +29,10 @@ def check_class_paths(settings: Mapping[str, Any], of: type, trusted: bool = Fal
         trusted: import any module; for files that this program wrote itself.
 
     Raises:
-        ValueError: a name is no class, not of its type, or in a module that may not be imported.
+        ValueError: a name is no class, not of its type, or in a module that may not be imported; or the settings hold
+            themselves, or more than settings do.
     """
+    _count_parts(settings)
     hints = get_type_hints(of.__init__)  # type: ignore[misc]
     for name, value in settings.items():
         expected = _made_by(hints.get(name))
@@ -42,6 +41,24 @@ def check_class_paths(settings: Mapping[str, Any], of: type, trusted: bool = Fal
                 raise ValueError(f"{name}: expected a class path with its arguments, found {value!r:.80}")
             _check_class(name, value["class_path"], (expected,), trusted)
         _check_parts(name, value, trusted)
+
+
+def _count_parts(settings: Mapping[str, Any]) -> None:
+    """Refuses what could be walked through for ever, such as lists of the same list of the same list."""
+    left: list[tuple[Any, int]] = [(settings, 0)]
+    for count in range(MOST_PARTS):
+        if not left:
+            return
+        value, depth = left.pop()
+        if depth > DEEPEST:
+            break
+        inside = (
+            value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple | set) else ()
+        )
+        if len(inside) > MOST_PARTS - count:
+            break
+        left += [(part, depth + 1) for part in inside]
+    raise ValueError(f"settings: expected at most {MOST_PARTS:,} values, {DEEPEST} deep, found more")
 
 
 def _check_parts(name: str, value: Any, trusted: bool) -> None:
@@ -57,7 +74,10 @@ def _check_parts(name: str, value: Any, trusted: bool) -> None:
 
 
 def _check_class(name: str, path: str, expected: tuple[type, ...], trusted: bool) -> None:
-    found = _resolve(name, path, trusted)
+    try:
+        found = resolve(path, IMPORTABLE, trusted)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
     fits = isinstance(found, type) and (issubclass(found, expected) or (expected == (nn.Module,) and _is_data(found)))
     if not fits:
         raise ValueError(f"{name}: expected a subclass of {expected[0].__name__}, found {path}")
@@ -74,41 +94,3 @@ def _made_by(hint: Any) -> type | None:
             made = get_args(option)[1]
             return made if isinstance(made, type) else None
     return None
-
-
-def _resolve(name: str, path: str, trusted: bool) -> Any:
-    """What a dotted path names; its module is imported where it may be."""
-    parts = path.split(".")
-    for count in range(len(parts) - 1, 0, -1):
-        module = ".".join(parts[:count])
-        if module not in sys.modules:
-            if not (trusted or _may_import(module, parts[count])):
-                continue
-            try:
-                importlib.import_module(module)
-            except ImportError:
-                continue
-        found: Any = sys.modules[module]
-        for part in parts[count:]:
-            found = getattr(found, part, None)
-        if found is not None:
-            return found
-    raise ValueError(
-        f"{name}: {path} is not there, or in a module that a checkpoint may not import; if you trust the file, set "
-        f"{TRUST}={parts[0]}"
-    )
-
-
-def _may_import(module: str, class_name: str) -> bool:
-    allowed = [*IMPORTABLE, *filter(None, os.environ.get(TRUST, "").split(","))]
-    if any(f"{module}.".startswith(f"{each}.") for each in allowed):
-        return True
-    own = Path.cwd().joinpath(*module.split("."))
-    for source in (own.with_suffix(".py"), own / "__init__.py"):
-        if source.is_file():
-            try:
-                body = ast.parse(source.read_bytes()).body
-            except (SyntaxError, ValueError):
-                return False
-            return any(isinstance(statement, ast.ClassDef) and statement.name == class_name for statement in body)
-    return False

@@ -10,6 +10,7 @@ from pathlib import Path
 from tql_lightning.data.named import kind_of
 from tql_lightning.data.sources.ogbench import load_ogbench, split_name
 from tql_lightning.data.transitions import DatasetError
+from tql_lightning.yaml_text import check_yaml
 
 DEFAULTS = "tql"
 CONFIG_FLAGS = ("-c", "--config")
@@ -17,7 +18,7 @@ DATASET_FLAG = "--data.dataset"
 
 
 class ConfigError(ValueError):
-    """There is no such configuration."""
+    """There is no such configuration, or it cannot be read."""
 
 
 def resolve_configs(arguments: Sequence[str], with_defaults: Collection[str]) -> list[str]:
@@ -72,8 +73,16 @@ def _by_name(name: str) -> list[str]:
 
 
 def find_config(name: str) -> str:
-    """Path of a configuration: a file of the user's, or else a packaged one by name."""
+    """Path of a configuration: a file of the user's, or else a packaged one by name.
+
+    Raises:
+        ConfigError: neither, or its YAML does not end.
+    """
     if Path(name).is_file():
+        try:
+            check_yaml(Path(name).read_text())
+        except (ValueError, OSError) as error:
+            raise ConfigError(f"--config {name}: {error}") from error
         return name
     packaged = packaged_configs()
     if name in packaged:

@@ -39,6 +39,8 @@ def make_env(env_id: str, render_mode: str | None = None) -> gymnasium.Env[Any, 
         env = gymnasium.make(environment_spec(env_id), render_mode=render_mode)
     except ModuleNotFoundError as error:
         raise EnvError(f"environment {env_id}: {error}; install the package that registers it") from error
+    except ValueError as error:  # of a specification
+        raise EnvError(f"environment {env_id:.200}: {error}") from error
     except gymnasium.error.Error as error:
         close = difflib.get_close_matches(env_id.split(":")[-1], gymnasium.registry)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from argparse import ArgumentError
 from inspect import signature
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 
 from tql_lightning.checkpoint_io import CheckpointError, read_checkpoint
 from tql_lightning.class_paths import check_class_paths
+from tql_lightning.data.environment import check_env_id
 from tql_lightning.data.files import write_text_whole
 from tql_lightning.envs import check_sizes
 from tql_lightning.extraction import Extraction
@@ -76,6 +78,7 @@ def check_contents(path: Path | str, raw: dict[str, Any], trusted: bool = False)
         check_class_paths(own, TQL, trusted)
     except ValueError as error:
         raise CheckpointError(f"checkpoint {path}: does not fit a TQL model ({error})") from error
+    _check_data(path, raw, trusted)
     strange = [name for name, each in weights.items() if not _is_real_tensor(each)]
     if strange:
         raise CheckpointError(
@@ -90,9 +93,31 @@ def check_contents(path: Path | str, raw: dict[str, Any], trusted: bool = False)
         )
 
 
+def _check_data(path: Path | str, raw: dict[str, Any], trusted: bool) -> None:
+    """Refuses what is not what OfflineDataModule says of the data, or an environment that a file may not have made."""
+    data = raw.get("OfflineDataModule", {})
+    fits = isinstance(data, dict) and isinstance(data.get("env_id"), str | None)
+    for name in ("action_low", "action_high", "reference_scores"):
+        value = data.get(name) if fits else None
+        fits = fits and (value is None or (isinstance(value, list | tuple) and all(map(_is_number, value))))
+    if not fits:
+        raise CheckpointError(f"checkpoint {path}: expected what tql fit says of its data, found something else")
+    try:
+        if not trusted:
+            check_env_id(data.get("env_id"))
+    except ValueError as error:
+        raise CheckpointError(f"checkpoint {path}: {error}") from error
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
 def _is_real_tensor(value: object) -> bool:
     """Whether a value is a tensor of real numbers that it holds, none repeated by strides: training saves no other."""
-    if not isinstance(value, torch.Tensor) or value.is_complex():
+    if not isinstance(value, torch.Tensor) or value.is_complex() or value.is_quantized or value.is_meta:
+        return False
+    if value.layout != torch.strided:
         return False
     return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 

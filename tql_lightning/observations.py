@@ -14,6 +14,8 @@ from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.data.transitions import TransitionDataset
 from tql_lightning.envs import EnvError, make_env
 from tql_lightning.run_folder import CONFIG_FILE
+from tql_lightning.trust import resolve, returns_dataset
+from tql_lightning.yaml_text import read_yaml
 
 Floats = NDArray[np.float32]
 
@@ -54,12 +56,20 @@ def _dataset(config: Path) -> TransitionDataset | None:
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(OfflineDataModule, "data")
     try:
-        data = yaml.safe_load(config.read_text())["data"]
+        data = read_yaml(config.read_text())["data"]
+        _check_dataset(data["dataset"])
         module = parser.instantiate_classes(parser.parse_object({"data": data})).data
     except (OSError, ValueError, TypeError, KeyError, ImportError, yaml.YAMLError, jsonargparse.ArgumentError):
         return None
     assert isinstance(module, OfflineDataModule)
     return module.dataset
+
+
+def _check_dataset(dataset: Any) -> None:
+    """Refuses a loader in a module that a file may not have imported, see `trust.resolve`."""
+    path = dataset if isinstance(dataset, str) else dataset["class_path"]
+    if "." in path:
+        resolve(path, ("tql_lightning",), holds=returns_dataset)
 
 
 def _random_play(env_id: str, rows: int, observation_dim: int) -> Floats:

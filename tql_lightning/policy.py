@@ -20,6 +20,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import pickle
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -36,6 +38,7 @@ ExportFormat = Literal["onnx", "torch"]
 
 METADATA_FILE = "metadata.json"
 FORMAT_VERSION = 1
+LARGEST = 1 << 24  # of sizes, of the numbers of one noise, and of bounds
 FILES = {"onnx": ("policy.onnx", "policy_deterministic.onnx"), "torch": ("policy.pt",)}
 METADATA_KEYS = {
     "format_version": "of this layout",
@@ -55,6 +58,10 @@ METADATA_KEYS = {
     "verification": "how the files were compared with the checkpoint",
     "versions": "of the packages that wrote the files",
 }
+_UNREADABLE = (  # what foreign weights and arguments make torch and the networks raise
+    *(pickle.UnpicklingError, zipfile.BadZipFile, EOFError, OSError, RuntimeError, MemoryError, ArithmeticError),
+    *(LookupError, TypeError, ValueError, AttributeError, AssertionError),
+)
 
 
 class PolicyError(ValueError):
@@ -163,12 +170,12 @@ def read_metadata(folder: Path) -> dict[str, Any]:
         raise PolicyError(f"policy {folder}: expected a folder that tql export wrote, found no {METADATA_FILE} in it")
     try:
         metadata: dict[str, Any] = json.loads(path.read_text())
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise PolicyError(f"policy {folder}: {METADATA_FILE} is damaged ({error}); export again") from error
     missing = [key for key in METADATA_KEYS if not isinstance(metadata, dict) or key not in metadata]
     if missing:
         raise PolicyError(f"policy {folder}: {METADATA_FILE} lacks {', '.join(missing)}; tql export did not write it")
-    if metadata["format_version"] != FORMAT_VERSION or metadata["format"] not in FILES:
+    if metadata["format_version"] != FORMAT_VERSION or metadata["format"] not in list(FILES):
         found = f"{metadata['format_version']} ({metadata['format']})"
         raise PolicyError(f"policy {folder}: expected format version {FORMAT_VERSION} (onnx or torch), found {found}")
     _check_numbers(folder, metadata)
@@ -186,17 +193,19 @@ def _check_numbers(folder: Path, metadata: Mapping[str, Any]) -> None:
     sizes = [metadata["observation_dim"], metadata["action_dim"], metadata["action_chunk"]]
     shape, bounds = metadata["noise_shape"], [metadata["action_low"], metadata["action_high"]]
     sane = (
-        all(type(size) is int and size >= 1 for size in sizes)
+        all(type(size) is int and 1 <= size <= LARGEST for size in sizes)
         and isinstance(shape, list)
         and all(type(size) is int and size >= 1 for size in shape)
+        and math.prod(shape) <= LARGEST
+        and sizes[1] * sizes[2] <= LARGEST
         and isinstance(metadata["files"], dict)
         and all(isinstance(bound, list) and len(bound) == sizes[1] for bound in bounds)
-        and all(isinstance(value, int | float) and math.isfinite(value) for bound in bounds for value in bound)
+        and all(isinstance(value, int | float) and -LARGEST <= value <= LARGEST for bound in bounds for value in bound)
     )
     if not sane:
         raise PolicyError(
             f"policy {folder}: {METADATA_FILE}: sizes, noise_shape, files or action bounds are not what tql export "
-            f"writes: found sizes {sizes}, noise_shape {shape}, bounds {bounds}"
+            f"writes: found sizes {sizes}, noise_shape {shape}, bounds {bounds}"[:1000]
         )
 
 
@@ -225,14 +234,22 @@ def _onnx(folder: Path) -> tuple[Act, Act]:
 
 
 def _torch(folder: Path, metadata: Mapping[str, Any]) -> tuple[Act, Act]:
-    import pickle
-
     import torch
 
+    from tql_lightning.torch_file import check_torch_file
+
+    file = folder / FILES["torch"][0]
     try:
+        held = check_torch_file(file)
+        weights = torch.load(file, map_location="cpu", weights_only=True)
+        _check_architecture(metadata["architecture"], held)
+        with torch.device("meta"):  # takes no memory, whatever sizes it says
+            expected = {name: tuple(each.shape) for name, each in build(metadata).state_dict().items()}
+        if expected != {name: tuple(each.shape) for name, each in weights.items()}:
+            raise ValueError("other names or shapes")
         network = build(metadata)
-        network.load_state_dict(torch.load(folder / FILES["torch"][0], map_location="cpu", weights_only=True))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError, AttributeError) as error:
+        network.load_state_dict(weights)
+    except _UNREADABLE as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise PolicyError(f"policy {folder}: weights and architecture do not fit ({first}); export again") from error
     network.eval()
@@ -243,6 +260,21 @@ def _torch(folder: Path, metadata: Mapping[str, Any]) -> tuple[Act, Act]:
         return actions
 
     return act, act
+
+
+def _check_architecture(architecture: object, most: int) -> None:
+    """Refuses numbers that no network of so many bytes of weights has, before one is built for ever.
+
+    Raises:
+        ValueError: there is one, or what is no argument of a network.
+    """
+    left = [architecture]
+    while left:
+        part = left.pop()
+        if isinstance(part, dict | list):
+            left += part.values() if isinstance(part, dict) else part
+        elif isinstance(part, int | float) and not -most <= part <= most:
+            raise ValueError(f"{part} in a network with {most} bytes of weights")
 
 
 def build(metadata: Mapping[str, Any]) -> ScaledPolicy:

@@ -81,7 +81,7 @@ def single_array(folder: Path) -> str:
     return str(folder / "bad.npz")
 
 
-def larger_than_memory(folder: Path) -> str:
+def larger_than_its_file(folder: Path) -> str:
     with zipfile.ZipFile(folder / "bad.npz", "w") as archive, archive.open("observations.npy", "w") as member:
         header = {"descr": "<f8", "fortran_order": False, "shape": (2**50, 2)}
         np.lib.format.write_array_header_1_0(member, header)
@@ -223,7 +223,10 @@ BAD: dict[str, tuple[Write, tuple[str, ...]]] = {
     "text": (other_bytes(".npz"), ("bad.npz: expected plain arrays", "save it again with numpy.savez")),
     "a single array": (single_array, ("bad.npz: expected an npz archive of arrays, found a single array",)),
     "pickled": (npz(rewards=np.array([None] * 5)), ("bad.npz: expected plain arrays", "pickle", "dtypes of numbers")),
-    "larger than memory": (larger_than_memory, ("bad.npz: expected arrays that fit into memory", "split the file")),
+    "larger than its file": (
+        larger_than_its_file,
+        ("bad.npz: observations: expected 18,014,398,509,481,984 bytes", "found 0"),
+    ),
     "wrong keys": (npz(rewards=None, reward=np.ones(5)), ("missing: rewards; unknown: reward",)),
     "environment as a number": (npz(env_id=3), ("bad.npz: env_id: expected a string, found 3",)),
     "held out of another size": (

@@ -1,9 +1,12 @@
-"""Whether a dataset fits the environment that it names."""
+"""The environment that a dataset names: whether a file may have it made, and whether the dataset fits it."""
 
 from __future__ import annotations
 
+import sys
 import warnings
+from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,17 +14,88 @@ import numpy as np
 from tql_lightning.data.checks import DatasetError
 from tql_lightning.data.flatten import flat_space
 from tql_lightning.data.transitions import TransitionDataset
+from tql_lightning.trust import TRUST, defines, may_import, registers_environments, resolve
 
 if TYPE_CHECKING:
     import gymnasium
     from gymnasium.envs.registration import EnvSpec
 
 
+IMPORTABLE = ("gymnasium", "gymnasium_robotics", "ogbench", "tql_lightning")
+WRAPPERS = tuple(  # of Gymnasium: those that change what is seen or done, and write no files
+    f"gymnasium.wrappers.{name}"
+    for name in ("common", "stateful_action", "stateful_observation", "stateful_reward", "atari_preprocessing")
+) + tuple(f"gymnasium.wrappers.transform_{name}" for name in ("action", "observation", "reward"))
+
+
 def environment_spec(env_id: str) -> str | EnvSpec:
-    """What Gymnasium makes an environment of: an id, or a specification that was written as JSON."""
+    """What Gymnasium makes an environment of: an id, or a specification that was written as JSON.
+
+    A specification's entry point is the registered one. Where its id is not registered, it may name a class of
+    environments in a module that `trust.resolve` imports.
+
+    Raises:
+        ValueError: the JSON is no specification, or names what a file may not have made.
+    """
+    if not env_id.startswith("{"):
+        return env_id
+    import gymnasium
     from gymnasium.envs.registration import EnvSpec
 
-    return EnvSpec.from_json(env_id) if env_id.startswith("{") else env_id
+    try:
+        spec = EnvSpec.from_json(env_id)
+        registered = gymnasium.registry.get(spec.id)
+        wrappers = [wrapper.entry_point for wrapper in spec.additional_wrappers]
+    except Exception as error:  # whatever other JSON makes Gymnasium raise
+        raise ValueError(
+            f"env_id: expected the JSON of an environment's specification, found {env_id:.80} "
+            f"({type(error).__name__}); name the environment by its id"
+        ) from error
+    for wrapper in wrappers:
+        _check_class(wrapper, gymnasium.Wrapper, WRAPPERS)
+    if registered is None:
+        _check_class(spec.entry_point, gymnasium.Env, IMPORTABLE)
+        return replace(spec, vector_entry_point=None)
+    return replace(spec, entry_point=registered.entry_point, vector_entry_point=registered.vector_entry_point)
+
+
+def _check_class(entry_point: object, of: type, importable: Sequence[str]) -> None:
+    """Refuses all but "module:Class" of a type, in a module that may be imported and is meant for it."""
+    from gymnasium import Wrapper
+
+    module, _, name = entry_point.partition(":") if isinstance(entry_point, str) else ("", "", "")
+    found: Any = None
+    # An imported module may hold wrappers that write files, so theirs must be among those to be imported.
+    if all(part.isidentifier() for part in (*module.split("."), name)) and (
+        of is not Wrapper or may_import(module, importable, defines(name))
+    ):
+        found = resolve(f"{module}.{name}", importable)
+    if not isinstance(found, type) or not issubclass(found, of) or (of is not Wrapper and issubclass(found, Wrapper)):
+        raise ValueError(
+            f"env_id: expected module:Class of a gymnasium.{of.__name__} that a file may have made, found "
+            f"{entry_point!r:.80}; name the environment by its id, or if you trust the file, set "
+            f"{TRUST}={module.partition('.')[0] or 'PACKAGE'}"
+        )
+
+
+def check_env_id(env_id: str | None) -> None:
+    """Refuses an environment that a file names and that would import, or make, what it may not.
+
+    A module before the colon of "module:Env-v0" is imported only if it is one of `IMPORTABLE`, named by
+    ``TQL_TRUST``, imported already, or a file in the working folder that registers environments.
+
+    Raises:
+        ValueError: with the reason.
+    """
+    if env_id is None:
+        return
+    spec = environment_spec(env_id)
+    module, colon, _ = spec.partition(":") if isinstance(spec, str) else ("", "", "")
+    if colon and module not in sys.modules and not may_import(module, IMPORTABLE, registers_environments):
+        raise ValueError(
+            f"env_id: {env_id:.80} would import {module}, which a file may not have imported; if you trust the file, "
+            f"set {TRUST}={module.partition('.')[0]}"
+        )
 
 
 def check_environment(dataset: TransitionDataset) -> str | None:

@@ -13,6 +13,7 @@ import yaml
 from tql_lightning.plots import Series, read_metrics
 from tql_lightning.provenance import read_starts
 from tql_lightning.run_folder import CONFIG_FILE, METRICS_FILE, evaluation_files
+from tql_lightning.yaml_text import read_yaml
 
 DEEPEST = 3  # folders under a given one in which runs are looked for
 FOLDER_KEY = "trainer.default_root_dir"
@@ -134,7 +135,7 @@ def _read_config(path: Path) -> tuple[str, dict[str, str]]:
         return "", {}
     try:
         text = path.read_text()
-        config = yaml.safe_load(text)
+        config = read_yaml(text)
     except (yaml.YAMLError, ValueError) as error:
         first = str(error).splitlines()[0]
         raise ReportError(f"report {path}: expected the configuration that tql fit wrote, found {first}") from error
@@ -158,7 +159,7 @@ def _flat(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
 def _read_evaluation(path: Path) -> dict[str, Any]:
     try:
         evaluation = json.loads(path.read_text())
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise ReportError(f"report {path}: expected an evaluation in JSON, found {error}") from error
     if not isinstance(evaluation, dict) or not {"env_id", "summary", "returns"} <= evaluation.keys():
         raise ReportError(f"report {path}: expected env_id, returns and summary, as an evaluation has, found neither")

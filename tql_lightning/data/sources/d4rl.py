@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from tql_lightning.data.checks import check_flags
 from tql_lightning.data.sources.d4rl_scores import REFERENCE_SCORES, dataset_name
+from tql_lightning.data.sources.hdf5 import check_links, read_numbers
 from tql_lightning.data.sources.schema import with_held_out
 from tql_lightning.data.transitions import DatasetError, TransitionDataset
 
@@ -88,14 +89,21 @@ def read_hdf5(path: Path) -> dict[str, NDArray[Any]]:
         raise DatasetError(f"{path}: no such file; check the path, or fetch it where there is a network")
     try:
         with h5py.File(path, "r") as file:
+            there = [name for name in REQUIRED + OPTIONAL if name in file]
+            check_links(path, file, there)
             missing = [name for name in REQUIRED if not isinstance(file.get(name), h5py.Dataset)]
             if missing:
+                found = ", ".join(list(file)[:20]) or "nothing"
                 raise DatasetError(
                     f"{path}: expected a D4RL file with arrays {', '.join(REQUIRED)}, found no {', '.join(missing)} "
-                    f"among {', '.join(file) or 'nothing'}; check where the file is from"
+                    f"among {found}; check where the file is from"
                 )
-            return {name: file[name][()] for name in REQUIRED + OPTIONAL if name in file}
-    except (OSError, RuntimeError, KeyError, TypeError) as error:
+            return read_numbers(path, file, there)
+    except DatasetError:
+        raise
+    except MemoryError as error:
+        raise DatasetError(f"{path}: expected arrays that fit into memory ({error}); convert a part of it") from error
+    except (OSError, RuntimeError, LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise DatasetError(
             f"{path}: expected a whole HDF5 file, found a damaged or foreign one ({error}); remove and fetch it again"
         ) from error

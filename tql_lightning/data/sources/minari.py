@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import difflib
+import json
+import math
 import warnings
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tql_lightning.data.checks import check_fraction
+from tql_lightning.data.environment import check_env_id, environment_spec
 from tql_lightning.data.flatten import flat_space, flatten
+from tql_lightning.data.sources.hdf5 import check_whole_file
 from tql_lightning.data.transitions import DatasetError, TransitionDataset
+
+MAIN_FILE = "main_data.hdf5"
+MOST_COLUMNS = 1 << 24
 
 
 def load_minari(name: str, download: bool = True, validation_fraction: float = 0.0) -> TransitionDataset:
@@ -45,7 +53,7 @@ def load_minari(name: str, download: bool = True, validation_fraction: float = 0
     dataset = TransitionDataset.from_arrays(
         **fields,
         name=name,
-        env_id=_env_id(source),
+        env_id=_env_id(name, source),
         action_low=source.action_space.low,
         action_high=source.action_space.high,
         reference_scores=None if None in scores else scores,
@@ -64,12 +72,58 @@ def cached_datasets() -> list[str]:
 
 def _open(minari: Any, name: str, download: bool) -> Any:
     try:
-        return minari.load_dataset(name)
+        _check_files(name)
     except FileNotFoundError:
         _fetch(minari, name, download)
+    try:
+        _check_files(name)
+        return minari.load_dataset(name)
+    except DatasetError:
+        raise
     except Exception as error:  # whatever a damaged store makes its readers raise
         raise _damaged(name, error) from error
-    return minari.load_dataset(name)
+
+
+def _check_files(name: str) -> None:
+    """Looks at a cached dataset before its package does, which makes what the metadata name.
+
+    Raises:
+        FileNotFoundError: it is not cached.
+        DatasetError: its files name or claim what they may not, or are damaged.
+    """
+    from minari.storage.datasets_root_dir import get_dataset_path
+
+    try:
+        folder = Path(get_dataset_path(name), "data")
+    except ValueError as error:  # a malformed name, which the download refuses as well
+        raise FileNotFoundError(str(error)) from error
+    if not folder.exists():
+        raise FileNotFoundError(folder)
+    try:
+        metadata = json.loads((folder / "metadata.json").read_text())
+        for space in ("observation_space", "action_space"):
+            if isinstance(metadata.get(space), str):
+                _check_space(name, json.loads(metadata[space]))
+            else:  # the package makes the environment to ask it
+                check_env_id(str(metadata.get("env_spec")))
+        if (folder / MAIN_FILE).exists():
+            check_whole_file(folder / MAIN_FILE)
+    except DatasetError:
+        raise
+    except Exception as error:
+        raise _damaged(name, error) from error
+
+
+def _check_space(name: str, space: Any) -> None:
+    """Refuses the description of a space whose bounds would fill the memory."""
+    for part in (space, *(space.get("subspaces") or {}).values()) if isinstance(space, dict) else ():
+        shape = part.get("shape") if isinstance(part, dict) else None
+        if isinstance(shape, list) and math.prod(shape) > MOST_COLUMNS:
+            raise DatasetError(
+                f"{name}: expected at most {MOST_COLUMNS:,} columns, found a space of shape {shape}; fetch it again"
+            )
+        if part is not space:
+            _check_space(name, part)
 
 
 def _fetch(minari: Any, name: str, download: bool) -> None:
@@ -142,14 +196,30 @@ def _counted(episodes: Iterable[Any]) -> Iterable[Any]:
     return (episode for episode in episodes if len(episode))
 
 
-def _env_id(source: Any) -> str | None:
-    """The environment: its id, or its whole specification where it was made with arguments of its own."""
+def _env_id(name: str, source: Any) -> str | None:
+    """The environment: its id, or its whole specification where it was made with arguments of its own.
+
+    Raises:
+        DatasetError: the specification names what a file may not have made.
+    """
     import gymnasium
 
     spec = source.env_spec
     if spec is None:
         return None
-    registered = gymnasium.registry.get(spec.id)
+    env_id = str(spec.id)
+    registered = gymnasium.registry.get(env_id)
     telling = ("kwargs", "max_episode_steps", "additional_wrappers")
-    same = registered is not None and all(getattr(registered, name) == getattr(spec, name) for name in telling)
-    return str(spec.id if same else spec.to_json())
+    try:
+        if registered is None or any(getattr(registered, part) != getattr(spec, part) for part in telling):
+            described = str(spec.to_json())
+            try:
+                environment_spec(described)
+                env_id = described
+            except ValueError:
+                if registered is not None:  # else its package is not here, and nobody can play in it
+                    raise
+        check_env_id(env_id)
+    except ValueError as error:
+        raise DatasetError(f"{name}: {error}") from error
+    return env_id

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tql_lightning.data.claims import check_claim, stored_bytes
 from tql_lightning.data.files import write_whole_folder
 from tql_lightning.data.sources.schema import REQUIRED, SETTINGS, dataset_from, fields_of, with_held_out
 from tql_lightning.data.transitions import DatasetError, TransitionDataset
@@ -99,6 +100,8 @@ def read_npy_folder(folder: Path) -> dict[str, Any]:
         )
     fields: dict[str, Any] = {}
     for file in sorted(folder.iterdir()):
+        if file.name == METADATA or file.suffix == ".npy":
+            _require_inside(folder, file)
         if file.name == METADATA:
             fields.update(_metadata(file))
         elif file.suffix == ".npy" and file.stem in SETTINGS:
@@ -113,10 +116,19 @@ def read_npy_folder(folder: Path) -> dict[str, Any]:
     return fields
 
 
+def _require_inside(folder: Path, file: Path) -> None:
+    """Refuses what is no file of the folder: a link that leads out of it, a pipe that nobody writes to."""
+    if not file.resolve().is_relative_to(folder.resolve()):
+        raise DatasetError(f"{file}: expected a file of this folder, found a link out of it; copy the file here")
+    if not file.is_file() and not file.is_dir():
+        raise DatasetError(f"{file}: expected a file, found something else; remove it")
+    check_claim(str(file), file.stat().st_size, stored_bytes(file))
+
+
 def _mapped(file: Path) -> NDArray[Any]:
     try:
         return np.lib.format.open_memmap(file, mode="r")
-    except (ValueError, OSError, EOFError) as error:
+    except Exception as error:  # whatever Python's own parser makes of the beginning
         raise DatasetError(
             f"{file}: expected a whole .npy file of plain numbers, found one that cannot be mapped ({error}); "
             "make it again with numpy.save and a dtype of numbers"
@@ -126,7 +138,7 @@ def _mapped(file: Path) -> NDArray[Any]:
 def _metadata(file: Path) -> dict[str, Any]:
     try:
         settings = json.loads(file.read_text())
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise DatasetError(f"{file}: expected JSON, found something else ({error}); mend or remove it") from error
     if not isinstance(settings, dict) or not settings.keys() <= set(SETTINGS):
         raise DatasetError(

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from tql_lightning.data.claims import check_claim, stored_bytes
 from tql_lightning.data.files import write_whole
 from tql_lightning.data.sources.schema import dataset_from, with_held_out
 from tql_lightning.data.transitions import DatasetError, TransitionDataset
@@ -75,23 +77,71 @@ def open_npz(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
     try:
         # numpy leaves a file open that it cannot read, unless it is given an open one.
         with path.open("rb") as stream:
-            file = np.load(stream, allow_pickle=False)
-            if not isinstance(file, np.lib.npyio.NpzFile):
+            if stream.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX:
                 raise DatasetError(
                     f"{path}: expected an npz archive of arrays, found a single array; save it with numpy.savez"
                 )
-            with file:
+            stream.seek(0)
+            with np.load(stream, allow_pickle=False) as file:
+                _check_members(path, file.zip)
                 yield file
     except DatasetError:
         raise
     except MemoryError as error:
         raise DatasetError(f"{path}: expected arrays that fit into memory ({error}); split the file") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, KeyError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, KeyError, RuntimeError, OverflowError) as error:
         raise DatasetError(
             f"{path}: expected a whole npz file, found a damaged one ({error}); remove it and fetch or make it again"
         ) from error
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise DatasetError(
             f"{path}: expected plain arrays, found something that numpy opens only with pickle or not at all "
             f"({error}); save it again with numpy.savez and dtypes of numbers"
         ) from error
+
+
+def _check_members(path: Path, archive: zipfile.ZipFile) -> None:
+    """Refuses an archive whose members claim what they do not hold, before any of them is unpacked.
+
+    Raises:
+        DatasetError: they do, or numpy wrote no such member.
+        ValueError: numpy cannot read the beginning of an array.
+    """
+    members = archive.infolist()
+    check_claim(str(path), sum(member.file_size for member in members), stored_bytes(path))
+    names = [member.filename.removesuffix(".npy") for member in members]
+    for member, name in zip(members, names, strict=True):
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or names.count(name) > 1:
+            raise DatasetError(
+                f"{path}: {name:.80}: expected one array as numpy writes it; save it again with numpy.savez"
+            )
+        with archive.open(member) as stream:
+            shape, dtype = _header(name, stream)
+            claimed, held = math.prod(shape) * dtype.itemsize, member.file_size - stream.tell()
+            if min(shape, default=0) < 0 or (not dtype.hasobject and claimed != held):
+                raise DatasetError(
+                    f"{path}: {name:.80}: expected {claimed:,} bytes for the shape {shape} that it claims, found "
+                    f"{held:,}; it is damaged or forged: fetch or make it again"
+                )
+
+
+def _header(name: str, stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type at the beginning of an array.
+
+    Raises:
+        ValueError: numpy writes no such beginning.
+        zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError: the archive is damaged.
+    """
+    try:
+        version = np.lib.format.read_magic(stream)
+        if version == (1, 0):
+            shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+        elif version == (2, 0):
+            shape, _, dtype = np.lib.format.read_array_header_2_0(stream)
+        else:
+            raise ValueError(f"format version {version}")
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError):
+        raise
+    except Exception as error:  # whatever Python's own parser makes of it
+        raise ValueError(f"{name:.80}: {error or type(error).__name__}") from error
+    return shape, dtype

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tql_lightning.data.checks import Allocate, check_fraction, in_memory
+from tql_lightning.data.environment import check_env_id
 from tql_lightning.data.files import validation_path
 from tql_lightning.data.transitions import DatasetError, TransitionDataset
 
@@ -42,9 +43,15 @@ def dataset_from(path: Path, fields: Mapping[str, Any], allocate: Allocate = in_
     plain = dict(fields)
     for key, kind, expected in (("env_id", str, "a string"), ("actions_scaled", bool, "true or false")):
         if key in plain:
-            plain[key] = np.asarray(plain[key]).tolist()
+            given = plain[key]
+            plain[key] = given.item() if isinstance(given, np.ndarray) and given.ndim == 0 else given
             if not isinstance(plain[key], kind):
-                raise DatasetError(f"{path}: {key}: expected {expected}, found {plain[key]!r}; write it so")
+                found = f"shape {given.shape}" if isinstance(plain[key], np.ndarray) else repr(plain[key])
+                raise DatasetError(f"{path}: {key}: expected {expected}, found {found:.80}; write it so")
+    try:
+        check_env_id(plain.get("env_id"))
+    except ValueError as error:
+        raise DatasetError(f"{path}: {error}") from error
     return TransitionDataset.from_arrays(**plain, name=path.stem, allocate=allocate)
 
 

@@ -1,0 +1,143 @@
+"""Readers, the files that each is tried with, and the errors that it may raise."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+
+from tests.command_line import _ParsedOnly
+from tests.data.test_transitions import arrays
+from tests.fuzz.files import CONFIG, built_config, built_hdf5, built_npz, changed, hdf5_bytes, npz_bytes
+from tests.toy import toy_model
+from tql_lightning.checkpoint_io import CheckpointError, read_checkpoint
+from tql_lightning.configs import find_config, packaged_configs
+from tql_lightning.data.named import load_dataset
+from tql_lightning.data.sources.npy_folder import save_npy_folder
+from tql_lightning.data.transitions import DatasetError, TransitionDataset
+from tql_lightning.errors import short_message
+from tql_lightning.evaluation import check_contents
+from tql_lightning.policy import PolicyError, read_metadata
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How to read a file, named so, and what to try it with."""
+
+    name: str
+    read: Callable[[Path], object]
+    files: st.SearchStrategy[bytes]
+    named: tuple[type[Exception], ...]
+
+
+@cache
+def _command_line() -> Any:
+    sys.argv = ["tql", "fit", "--config", str(packaged_configs()["quickstart"])]
+    return _ParsedOnly().parser
+
+
+def _config(path: Path) -> None:
+    """As `tql fit` does; whatever it tells the user in a few lines is an error with a name."""
+    try:
+        config = str(packaged_configs()["tql"])
+        _command_line().parse_args(["fit", "--config", config, "--config", find_config(str(path))])
+    except Exception as error:
+        if short_message(error) is None:
+            raise
+        raise DatasetError(str(error)) from error
+
+
+def _beside(name: str) -> Callable[[Path], object]:
+    """Reads a folder of mapped files in which one has been replaced."""
+
+    def read(path: Path) -> object:
+        folder = path.parent / "folder"
+        if not folder.exists():
+            save_npy_folder(folder, TransitionDataset.from_arrays(**arrays(), env_id="Pendulum-v1"))
+        kept = (folder / name).read_bytes()
+        try:
+            (folder / name).write_bytes(path.read_bytes())
+            return load_dataset(str(folder))
+        finally:
+            (folder / name).write_bytes(kept)
+
+    return read
+
+
+def _metadata(path: Path) -> object:
+    return read_metadata(path.parent)
+
+
+def _checkpoint(path: Path) -> None:
+    check_contents(path, read_checkpoint(path))
+
+
+def _npy() -> bytes:
+    file = io.BytesIO()
+    np.save(file, np.arange(10, dtype=np.float32).reshape(5, 2))
+    return file.getvalue()
+
+
+@cache
+def _saved() -> bytes:
+    model, file = toy_model(), io.BytesIO()
+    data = {
+        "name": "toy",
+        "env_id": "Pendulum-v1",
+        "action_low": [-2.0],
+        "action_high": [2.0],
+        "reference_scores": None,
+    }
+    raw = {"state_dict": model.state_dict(), "global_step": 3, "hyper_parameters": dict(model.hparams)}
+    torch.save(raw | {"OfflineDataModule": data}, file)
+    return file.getvalue()
+
+
+def _all(*wholes: bytes) -> st.SearchStrategy[bytes]:
+    return st.sampled_from(wholes).flatmap(changed)
+
+
+SETTINGS = json.dumps({"env_id": "Pendulum-v1", "action_low": [-1.0], "actions_scaled": True}).encode()
+EXPORTED = {"format_version": 1, "format": "torch", "files": {}, "extraction": "fql", "observation_dim": 3}
+EXPORTED |= {"action_dim": 1, "action_chunk": 1, "noise_shape": [1], "action_low": [-1.0], "action_high": [1.0]}
+EXPORTED |= dict.fromkeys(("env_id", "dataset", "updates", "architecture", "verification", "versions"))
+
+
+def readers() -> dict[str, Reader]:
+    """By name."""
+    data = (DatasetError,)
+    hdf5 = [hdf5_bytes(), hdf5_bytes(compression="gzip"), hdf5_bytes(libver="latest", compression="lzf")]
+    all_of_them = [
+        Reader("npz", lambda path: load_dataset(str(path)), _all(npz_bytes(), npz_bytes(True)) | built_npz(), data),
+        Reader("hdf5", lambda path: load_dataset(str(path)), _all(*hdf5) | built_hdf5(), data),
+        Reader("config", _config, _all(CONFIG.encode()) | built_config(), data),
+        Reader("npy", _beside("observations.npy"), _all(_npy()), data),
+        Reader("settings", _beside("metadata.json"), _all(SETTINGS), data),
+        Reader("checkpoint", _checkpoint, _all(_saved()), (CheckpointError,)),
+        Reader("policy", _metadata, _all(json.dumps(EXPORTED).encode()), (PolicyError,)),
+    ]
+    return {reader.name: reader for reader in all_of_them}
+
+
+FILE_NAMES = {"npz": "case.npz", "hdf5": "case.hdf5", "config": "case.yaml", "policy": "metadata.json"}
+
+
+def attempt(reader: Reader, folder: Path, content: bytes, pass_over: bool = True) -> None:
+    """Reads a file of some content; only named errors are passed over, if any."""
+    path = folder / FILE_NAMES.get(reader.name, "case")
+    path.write_bytes(content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with suppress(*reader.named if pass_over else ()):
+            reader.read(path)
