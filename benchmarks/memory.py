@@ -3,9 +3,8 @@
     python -m benchmarks.memory --device cpu --json
 
 On CUDA the allocator tells the most that was allocated; on the CPU torch's profiler lists every allocation, and the
-peak is that of their running sum. It is counted beyond what is there before the update; parameters, gradients and the
-optimizer's state are told apart. There are no FLOPs here, and little spread: an update takes nearly the same
-every time.
+peak is that of their running sum. It is counted beyond what is held between updates, parameters and the optimizer's
+state, which is told apart; gradients are part of an update. There are no FLOPs here, and hardly any spread.
 """
 
 from __future__ import annotations
@@ -26,9 +25,8 @@ MEBIBYTE = 2.0**20
 
 
 def held_bytes(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> int:
-    """Parameters, buffers, gradients and optimizer state, which outlive an update."""
+    """Parameters, buffers and optimizer state, which outlive an update."""
     tensors = [*model.parameters(), *model.buffers()]
-    tensors += [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     states = [state for optimizer in optimizers for state in optimizer.state.values()]
     tensors += [value for state in states for value in state.values() if isinstance(value, torch.Tensor)]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
@@ -43,6 +41,8 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     problem.plain_update()
     ours, plain = [], []
     for _ in range(options.rounds):
+        problem.optimizer.zero_grad()
+        problem.plain.zero_grad()
         ours.append(peak_bytes(problem.ours, device) / MEBIBYTE)
         plain.append(peak_bytes(problem.plain_update, device) / MEBIBYTE)
     return {
