@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
+import os
+import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +120,32 @@ def test_cuda_is_refused_where_there_is_none() -> None:
         update.main(["--device=cuda"])
     with pytest.raises(SystemExit, match="--cuda-graphs: expected --device cuda, found cpu"):
         update.main(["--cuda-graphs"])
+
+
+def test_every_command_for_a_gpu_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of benchmarks/gpu.sh, with a Python that only says how it was called."""
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nprintf '%s\\n' \"$*\"\necho '{\"done\": 1}'\n")
+    python.chmod(0o755)
+    root = Path(__file__).parents[1]
+    command = ["bash", str(root / "benchmarks" / "gpu.sh"), str(tmp_path / "out")]
+    finished = subprocess.run(
+        command, env=os.environ | {"PYTHON": str(python)}, capture_output=True, text=True, check=False
+    )
+    assert finished.returncode == 0, finished.stderr
+    steps = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+    assert len({step["step"] for step in steps}) == len(steps) > 40
+    assert all(step["code"] == 0 and step["result"] == {"done": 1} for step in steps)
+    lines = (tmp_path / "out" / "log.txt").read_text().splitlines()
+    assert {line.split()[1] for line in lines if line.startswith("-m ")} >= {"pytest", "benchmarks.update"}
+    if torch.cuda.is_available():
+        return
+    for line in lines:
+        if line.startswith("-m benchmarks."):
+            module = importlib.import_module(line.split()[1])
+            monkeypatch.setattr("sys.argv", ["benchmark", *shlex.split(line)[2:]])
+            with pytest.raises(SystemExit, match="torch sees no CUDA device"):
+                module.main()
 
 
 def test_lightnings_cost_is_told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
