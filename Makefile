@@ -31,7 +31,7 @@ quickstart: $(STAMP)  ## learn to swing up a pendulum from bad data: set-up, dat
 	$(VENV)/bin/tql quickstart
 
 test: lint  ## linter, formatter check, type checker and the whole test suite
-	$(VENV)/bin/pytest -n 2 --dist loadfile
+	$(VENV)/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(STAMP)  ## the tests that take minutes: the quickstart's bars
 	$(VENV)/bin/pytest -m slow

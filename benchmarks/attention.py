@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.harness import PRECISIONS, alternate, machine, parser, peak_bytes, prepare, show
+from benchmarks.harness import PRECISIONS, Peak, alternate, count_flops, machine, parser, peak_bytes, prepare, show
 from tql_lightning.nn.attention import HAS_TRITON, SHORT, plain_attention
 from tql_lightning.nn.chunked_attention import chunked_attention
 
@@ -54,20 +54,25 @@ def passes(tokens: int, batch: int, options: Any) -> dict[str, Pass]:
     }
 
 
-def measure(options: Any) -> dict[str, Any]:
-    """The fields of the report."""
+def measure(options: Any, peak_size: int | None = None) -> dict[str, Any]:
+    """The fields of the report; those of a length end in "/TOKENS"."""
+    peak = Peak(options.device, options.precision, peak_size)
     fields: dict[str, Any] = {"machine": machine(options.device), "device": options.device}
     fields |= {"precision": options.precision, "heads": options.heads, "head_dim": options.head_dim}
     for tokens in options.time_tokens:
         batch = max(1, options.elements // tokens**2)
         calls = passes(tokens, batch, options)
         clock = time.perf_counter if torch.device(options.device).type == "cuda" else time.process_time
-        comparison = alternate(calls, options.device, options.rounds, options.warmup, clock=clock)
+        variants = {**calls, **peak.variants}
+        comparison = alternate(variants, options.device, options.rounds, options.warmup, clock=clock)
+        flops = count_flops(calls["plain"])  # of every implementation: what it computes twice is not counted
+        found: dict[str, float] = {}
         for name in calls:
-            fields[f"{name}_s/{tokens}"] = comparison.median(name)
-            if name != "plain" and "plain" in calls:
-                fields[f"{name}_ratio/{tokens}"] = comparison.ratio(name, "plain")
-                fields[f"{name}_ratio_spread/{tokens}"] = comparison.ratio_spread(name, "plain")
+            found |= comparison.fields(name) | peak.fields(comparison, name, flops)
+            if name != "plain":
+                found[f"{name}_ratio"] = comparison.ratio(name, "plain")
+                found[f"{name}_ratio_spread"] = comparison.ratio_spread(name, "plain")
+        fields |= {f"{name}/{tokens}": value for name, value in found.items()}
     for tokens in options.memory_tokens:
         for name, call in passes(tokens, 1, options).items():
             call()  # a first call may keep something
@@ -75,7 +80,7 @@ def measure(options: Any) -> dict[str, Any]:
     return fields
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None, peak_size: int | None = None) -> None:
     """Measures and prints."""
     options = parser(__doc__)
     options.add_argument("--precision", choices=PRECISIONS, default="float32", help="of queries, keys and values")
@@ -88,7 +93,7 @@ def main(arguments: list[str] | None = None) -> None:
     chosen = options.parse_args(arguments)
     prepare(chosen)
     torch.set_float32_matmul_precision("high" if chosen.precision == "tf32" else "highest")
-    show(measure(chosen), chosen.json)
+    show(measure(chosen, peak_size), chosen.json)
 
 
 if __name__ == "__main__":

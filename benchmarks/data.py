@@ -165,6 +165,8 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         if name == "update":
             continue
         scale = per_call[name] / per_call["dataloader"]
+        result[f"{name}_s"] = times.median(name) / per_call[name]
+        result[f"{name}_spread_s"] = times.spread(name) / per_call[name]
         result[f"{name}_batches_per_s"] = per_call[name] / times.median(name)
         result[f"{name}_times_dataloader"] = scale * times.ratio("dataloader", name)
         result[f"{name}_times_dataloader_spread"] = scale * times.ratio_spread("dataloader", name)

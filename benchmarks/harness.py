@@ -73,7 +73,7 @@ def alternate(
     device: torch.device | str = "cpu",
     rounds: int = 10,
     warmup: int = 2,
-    calls: int = 1,
+    calls: int | Mapping[str, int] = 1,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Comparison:
     """Times variants against each other.
@@ -83,7 +83,7 @@ def alternate(
         device: CUDA is waited for before each reading of the clock.
         rounds: how often every variant is timed; the order turns by one variant each round.
         warmup: calls of every variant before anything is timed.
-        calls: calls in one timing, for variants too short for the clock.
+        calls: calls in one timing, for variants too short for the clock; by name, of those that are named.
         clock: ``time.process_time`` leaves out what other programs do with the cores; only for work that is done
             on the CPU by this process.
     """
@@ -94,12 +94,13 @@ def alternate(
     names = list(variants)
     for turn in range(rounds):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            number = calls if isinstance(calls, int) else calls.get(name, 1)
             synchronize(device)
             start = clock()
-            for _ in range(calls):
+            for _ in range(number):
                 variants[name]()
             synchronize(device)
-            seconds[name].append((clock() - start) / calls)
+            seconds[name].append((clock() - start) / number)
     return Comparison(seconds)
 
 
@@ -143,6 +144,19 @@ def count_flops(function: Callable[[], object]) -> int:
     with FlopCounterMode(display=False) as counter:
         function()
     return counter.get_total_flops()
+
+
+def shares_of_time(call: Callable[[], object], device: torch.device | str, calls: int = 3, most: int = 15) -> Any:
+    """Where a call's time goes: shares of the device's time by kernel (by operator on a CPU), the largest first."""
+    on_cuda = torch.device(device).type == "cuda"
+    with profile(activities=[ProfilerActivity.CUDA if on_cuda else ProfilerActivity.CPU]) as profiler:
+        for _ in range(calls):
+            call()
+        synchronize(device)
+    events = profiler.key_averages()
+    times = {event.key: event.self_device_time_total if on_cuda else event.self_cpu_time_total for event in events}
+    total = sum(times.values())
+    return {name: round(times[name] / total, 4) for name in sorted(times, key=times.__getitem__, reverse=True)[:most]}
 
 
 def clock(options: argparse.Namespace) -> Callable[[], float]:
@@ -197,10 +211,12 @@ def prepare(options: argparse.Namespace) -> None:
     """Sets the threads; a second pool's threads would spin against the first's.
 
     Raises:
-        SystemExit: CUDA is asked for and there is none.
+        SystemExit: CUDA is asked for and there is none, or CUDA graphs without CUDA.
     """
     if torch.device(options.device).type == "cuda" and not torch.cuda.is_available():
         raise SystemExit(f"--device {options.device}: torch sees no CUDA device here; use --device cpu")
+    if getattr(options, "cuda_graphs", False) and torch.device(options.device).type != "cuda":
+        raise SystemExit(f"--cuda-graphs: expected --device cuda, found {options.device}")
     torch.set_num_threads(options.threads)
 
 

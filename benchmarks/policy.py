@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Trainer
 
-from benchmarks.harness import alternate, machine, parser, prepare, show
+from benchmarks.harness import Peak, alternate, count_flops, machine, parser, prepare, show
 from tql_lightning import TQL, Policy
 from tql_lightning.export import export_checkpoint
 from tql_lightning.extraction import Extraction
@@ -72,12 +72,17 @@ def main(options: argparse.Namespace) -> dict[str, object]:
     model = TQL(options.observation_dim, options.action_dim, critic=critic, policy=policy)
     with tempfile.TemporaryDirectory() as folder:
         calls = variants(model, Path(folder), options.extraction)
+        flops, peak = float(count_flops(calls[EAGER])), Peak()
         comparison = alternate(
-            calls, rounds=options.rounds, warmup=options.warmup, calls=options.calls, clock=time.process_time
+            {**calls, **peak.variants},
+            rounds=options.rounds,
+            warmup=options.warmup,
+            calls=dict.fromkeys(calls, options.calls),
+            clock=time.process_time,
         )
     fields: dict[str, object] = {"machine": machine("cpu"), "extraction": options.extraction}
     for name in calls:
-        fields |= comparison.fields(name)
+        fields |= comparison.fields(name) | peak.fields(comparison, name, flops)
         fields[f"{name}_over_{EAGER}"] = comparison.ratio(name, EAGER)
     return fields
 

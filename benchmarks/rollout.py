@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Trainer
 
-from benchmarks.harness import alternate, machine, parser, prepare, show
+from benchmarks.harness import PEAK, Peak, alternate, count_flops, machine, parser, prepare, show
 from tql_lightning import TQL, OfflineDataModule, TransitionDataset
 from tql_lightning.background_evaluation import BackgroundEvaluator, EvaluationJob
 from tql_lightning.data.sampler import TransitionSampler
@@ -61,6 +61,18 @@ def updates_of(model: TQL, dataset: TransitionDataset, batch_size: int, number: 
     return run
 
 
+def steps_per_second(model: TQL, env_id: str, episodes: int, rounds: int) -> dict[str, float]:
+    """The environment's steps in a second of an evaluation in one process."""
+    steps = 0
+
+    def play() -> None:
+        nonlocal steps
+        steps = int(rollout(model.actor(), env_id, episodes, seed=0).lengths.sum())
+
+    seconds = alternate({"rollout": play}, rounds=rounds, warmup=0)
+    return {**seconds.fields("rollout"), "steps_per_s": steps / seconds.median("rollout")}
+
+
 def busy_evaluator(snapshot: Path, env_id: str) -> tuple[BackgroundEvaluator, int]:
     """A process that plays more episodes than the benchmark lasts, once it has begun; and its id."""
     evaluator = BackgroundEvaluator(timeout=3_600.0)
@@ -84,6 +96,7 @@ def main() -> None:
     options.add_argument("--batch_size", type=int, default=256)
     options.add_argument("--updates", type=int, default=3, help="in one timing")
     options.add_argument("--episodes", type=int, default=50, help="of the evaluation whose steps are counted")
+    options.add_argument("--rollouts", type=int, default=3, help="evaluations whose steps are counted")
     options.add_argument("--cpu_time", action="store_true", help="count what training computes, not what it waits")
     arguments = options.parse_args()
     prepare(arguments)
@@ -91,13 +104,8 @@ def main() -> None:
     critic = partial(TransformerCritic, hidden_dim=arguments.hidden_dim)
     model = TQL(arguments.observation_dim, arguments.action_dim, critic=critic)
 
-    start = time.perf_counter()
-    played = rollout(model.actor(), arguments.env, arguments.episodes, seed=0)
-    fields: dict[str, object] = {
-        "machine": machine("cpu"),
-        "env": arguments.env,
-        "steps_per_s": float(played.lengths.sum()) / (time.perf_counter() - start),
-    }
+    fields: dict[str, object] = {"machine": machine("cpu"), "env": arguments.env}
+    fields |= steps_per_second(model, arguments.env, arguments.episodes, arguments.rollouts)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             accelerator="cpu", max_steps=0, max_epochs=-1, logger=False, enable_checkpointing=False,
@@ -108,19 +116,23 @@ def main() -> None:
         evaluator, process = busy_evaluator(Path(folder) / "snapshot.ckpt", arguments.env)
         train = updates_of(model, dataset, arguments.batch_size, arguments.updates)
 
-        def after(number: signal.Signals) -> Callable[[], None]:
+        peak = Peak()
+        product = peak.variants[PEAK]
+
+        def after(number: signal.Signals, work: Callable[[], object] = train) -> Callable[[], None]:
             def run() -> None:
                 os.killpg(process, number)
-                train()
+                work()
 
             return run
 
         clock = time.process_time if arguments.cpu_time else time.perf_counter
         variants = {ALONE: after(signal.SIGSTOP), EVALUATING: after(signal.SIGCONT)}
+        variants[PEAK] = after(signal.SIGSTOP, product)
         compared = alternate(variants, rounds=arguments.rounds, warmup=arguments.warmup, clock=clock)
         os.killpg(process, signal.SIGCONT)
         evaluator.close()
-    fields |= compared.fields(ALONE) | compared.fields(EVALUATING)
+    fields |= compared.fields(ALONE) | compared.fields(EVALUATING) | peak.fields(compared, ALONE, count_flops(train))
     fields["slowed_to"] = compared.ratio(EVALUATING, ALONE)
     fields["slowed_to_spread"] = compared.ratio_spread(EVALUATING, ALONE)
     fields["threads"] = torch.get_num_threads()

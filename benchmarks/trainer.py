@@ -3,7 +3,8 @@
     python -m benchmarks.trainer --hidden-dim 128 --json
 
 The real update gives Lightning's share of the time; one that computes next to nothing gives microseconds. Chunks of K
-updates are alternated: after each of the trainer's, a callback times one of a bare loop on a twin of the model.
+updates are alternated: after each of the trainer's, a callback times one of a bare loop on a twin of the model. Before
+either of the real update's, a large matrix product gives the device's peak.
 """
 
 from __future__ import annotations
@@ -21,8 +22,19 @@ from typing import Any
 import numpy as np
 from lightning.pytorch import Callback, Trainer
 
-from benchmarks.harness import Comparison, clock, machine, prepare, show, synchronize
-from benchmarks.update import update_parser
+from benchmarks.harness import (
+    PEAK,
+    Comparison,
+    Peak,
+    clock,
+    count_flops,
+    interquartile_range,
+    machine,
+    prepare,
+    show,
+    synchronize,
+)
+from benchmarks.update import Problem, as_counted, precision_context, update_parser
 from tql_lightning.batch import Batch, Noise
 from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.data.sampler import TransitionSampler
@@ -48,45 +60,57 @@ class AgainstBareLoop(Callback):
     Args:
         twin: the same model, which the bare loop trains.
         data: what both train on.
-        batch: B.
-        chunk: K.
-        warmup: chunks that are not timed.
-        clock: that is read.
+        options: of the command line: B, K, chunks that are not timed, precision, and what says which clock is read.
+        peak: also timed, before each chunk of either; None for none.
     """
 
     def __init__(
         self,
         twin: TQL,
         data: TransitionDataset,
-        batch: int,
-        chunk: int,
-        warmup: int,
-        clock: Callable[[], float],
+        options: argparse.Namespace,
+        peak: Peak | None = None,
     ) -> None:
-        self.twin, self.chunk, self.warmup, self.clock = twin, chunk, warmup, clock
-        self.data, self.batch = data, batch
+        self.twin, self.data, self.peak = twin, data, peak
+        self.batch, self.chunk, self.warmup = options.batch, options.chunk, options.warmup
+        self.precision, self.clock = options.precision, clock(options)
         self.seconds: dict[str, list[float]] = {"trainer": [], "bare": []}
+        if peak is not None:
+            self.seconds[PEAK] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: TQL) -> None:
         """Puts the twin where the model is."""
         self.twin.to(pl_module.device)
+        self.twin._hears_backward = False
         self.sampler = TransitionSampler(self.data, self.batch, seed=0, device=pl_module.device)
         configured: Any = self.twin.configure_optimizers()
         self.optimizer, self.schedule = configured["optimizer"], configured["lr_scheduler"]
+        self.captured = self.twin._new_capture(self.optimizer) if self.twin.cuda_graphs else None
         self.updates = 0
         self.start = self.clock()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: TQL, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Reads the clock after a chunk of the trainer's, and after one of the bare loop's."""
         synchronize(pl_module.device)
-        middle = self.clock()
-        self.bare_chunk()
-        synchronize(pl_module.device)
-        end = self.clock()
+        taken = {"trainer": (self.clock() - self.start) / self.chunk}
+        taken[PEAK] = self.time_peak()
+        taken["bare"] = self.timed(self.bare_chunk) / self.chunk
+        self.time_peak()  # so that both chunks find the same caches
         if batch_idx >= self.warmup:
-            self.seconds["trainer"].append((middle - self.start) / self.chunk)
-            self.seconds["bare"].append((end - middle) / self.chunk)
+            for name, seconds in self.seconds.items():
+                seconds.append(taken[name])
         self.start = self.clock()
+
+    def timed(self, call: Callable[[], object]) -> float:
+        """Seconds of a call."""
+        start = self.clock()
+        call()
+        synchronize(self.twin.device)
+        return self.clock() - start
+
+    def time_peak(self) -> float:
+        """Seconds of the large matrix product; 0 where none is asked for."""
+        return 0.0 if self.peak is None else self.timed(self.peak.variants[PEAK])
 
     def bare_chunk(self) -> None:
         """K updates without Lightning."""
@@ -94,14 +118,18 @@ class AgainstBareLoop(Callback):
         batches, noises = self.sampler.chunk(self.updates, self.chunk)
         for k in range(self.chunk):
             targets = None if model.temperature is None else model.temperature.target_entropy(self.updates)
-            optimizer.zero_grad()
-            with_metrics = k == self.chunk - 1
-            total, _, _ = model.training_losses(batches.update(k), noises.update(k), targets, with_metrics)
-            total.backward()
-            model._gradient_norms = {} if with_metrics else None
-            model.clip_each_network()
-            model.move_target()
-            optimizer.step()
+            batch, noise, with_metrics = batches.update(k), noises.update(k), k == self.chunk - 1
+            with precision_context(self.precision, model.device):
+                if self.captured is not None:
+                    self.captured((*batch, *noise, targets))
+                else:
+                    optimizer.zero_grad()
+                    total, _, _ = model.training_losses(batch, noise, targets, with_metrics)
+                    model.backward_pass(total)
+                    model._gradient_norms = {} if with_metrics else None
+                    model.clip_each_network()
+                    model.move_target()
+                    optimizer.step()
             self.schedule.step()
             self.updates += 1
 
@@ -121,16 +149,21 @@ def random_dataset(observation_dim: int, action_dim: int, rows: int = 1000) -> T
 
 
 def compare(
-    make: Callable[[], TQL], data: TransitionDataset, options: argparse.Namespace, chunks: int, warmup: int
+    make: Callable[[], TQL],
+    data: TransitionDataset,
+    options: argparse.Namespace,
+    chunks: int,
+    peak: Peak | None = None,
 ) -> Comparison:
     """Times chunks of a trainer and of a bare loop, seconds for each update."""
-    against = AgainstBareLoop(make(), data, options.batch, options.chunk, warmup, clock(options))
+    against = AgainstBareLoop(make(), data, options, peak)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
-            max_steps=(warmup + chunks) * options.chunk,
+            max_steps=(options.warmup + chunks) * options.chunk,
             max_epochs=-1,
             accelerator="gpu" if options.device.startswith("cuda") else "cpu",
             devices=1,
+            precision="bf16-mixed" if options.precision == "bfloat16" else "32-true",
             callbacks=[against],
             logger=False,
             enable_checkpointing=False,
@@ -143,35 +176,43 @@ def compare(
     return Comparison(against.seconds)
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
+def run(options: argparse.Namespace, peak_size: int | None = None) -> dict[str, Any]:
     """Times both; returns the fields that are printed."""
     prepare(options)
     policy: dict[str, Any] = {} if options.policy_dim is None else {"hidden_dims": (options.policy_dim,) * 4}
+    how: dict[str, Any] = {"compile": options.compile, "cuda_graphs": options.cuda_graphs}
+    how["float32_matmul_precision"] = "high" if options.precision == "tf32" else "highest"
     make = partial(
         TQL,
         options.observation_dim,
         options.action_dim,
         critic=partial(TransformerCritic, hidden_dim=options.hidden_dim, num_layers=options.layers),
         policy=partial(FlowPolicy, **policy),
-        compile=options.compile,
+        **how,
     )
     data = random_dataset(options.observation_dim, options.action_dim)
-    real = compare(make, data, options, options.rounds, options.warmup)
+    peak = Peak(options.device, options.precision, peak_size)
+    real = compare(make, data, options, options.rounds, peak)
+    flops = float(count_flops(Problem(as_counted(options)).ours))
     tiny = {"critic": partial(MLPCritic, hidden_dims=(1,)), "policy": partial(FlowPolicy, hidden_dims=(1,))}
-    trivial = compare(
-        partial(TrivialTQL, 1, 1, **tiny), random_dataset(1, 1), options, options.trivial_chunks, options.warmup
-    )
+    trivial = compare(partial(TrivialTQL, 1, 1, **tiny, **how), random_dataset(1, 1), options, options.trivial_chunks)
     extra = [a - b for a, b in zip(trivial.seconds["trainer"], trivial.seconds["bare"], strict=True)]
     return {
         **real.fields("trainer"),
         **real.fields("bare"),
         "overhead": real.ratio("trainer", "bare") - 1.0,
         "overhead_spread": real.ratio_spread("trainer", "bare"),
+        **peak.fields(real, "trainer", flops),
+        **peak.fields(real, "bare", flops),
         "trivial_trainer_us": 1e6 * trivial.median("trainer"),
         "trivial_bare_us": 1e6 * trivial.median("bare"),
         "trivial_overhead_us": 1e6 * statistics.median(extra),
+        "trivial_overhead_spread_us": 1e6 * interquartile_range(extra),
         "device": options.device,
         "hidden_dim": options.hidden_dim,
+        "precision": options.precision,
+        "compile": options.compile,
+        "cuda_graphs": options.cuda_graphs,
         "chunk": options.chunk,
         "threads": options.threads,
         "machine": machine(options.device),

@@ -1,6 +1,7 @@
 """One update: ours against the plain implementation beside it, after a check that losses and gradients are equal.
 
 python -m benchmarks.update --hidden-dim 128 --device cpu --json
+python -m benchmarks.update --hidden-dim 1024 --device cuda --precision bfloat16 --compile --cuda-graphs --json
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from benchmarks.harness import (
     matmul_precision,
     parser,
     prepare,
+    shares_of_time,
     show,
 )
 from benchmarks.plain import PlainTQL, separate_qkv
@@ -60,37 +62,37 @@ class Problem:
             policy=partial(FlowPolicy, **policy),
             lr_schedule="constant",
             compile=options.compile,
+            cuda_graphs=options.cuda_graphs,
         ).to(self.device)
+        self.model._hears_backward = False  # there is no trainer
         self.plain = PlainTQL(self.model).to(self.device)
         self.batch, self.noise = random_minibatch(options, self.device)
         configured: Any = self.model.configure_optimizers()
         self.optimizer, self.schedule = configured["optimizer"], configured["lr_scheduler"]
-
-    def precision_context(self) -> Any:
-        """Autocast for bfloat16, as Lightning's: without a cache of cast weights."""
-        if self.precision == "bfloat16":
-            return torch.autocast(self.device.type, dtype=torch.bfloat16, cache_enabled=False)
-        return nullcontext()
+        self.captured = self.model._new_capture(self.optimizer) if options.cuda_graphs else None
 
     def backward(self, with_metrics: bool = False) -> Tensor:
         """Leaves the gradients of our losses; returns their sum."""
         model = self.model
         self.optimizer.zero_grad()
-        with self.precision_context():
+        with precision_context(self.precision, self.device):
             total, _, _ = model.training_losses(self.batch, self.noise, model.temperature.targets, with_metrics)
         total.backward()
         return total.detach()
 
     def ours(self) -> None:
         """One update of ours in a bare loop, without Lightning."""
-        self.backward()
-        self.model.move_target()
-        self.optimizer.step()
+        model, targets = self.model, self.model.temperature.targets
+        with precision_context(self.precision, self.device):
+            if self.captured is not None:
+                self.captured((*self.batch, *self.noise, targets))
+            else:
+                model.gradient_step(self.batch, self.noise, targets, self.optimizer, with_metrics=False)
         self.schedule.step()
 
     def plain_update(self) -> None:
         """One update of the plain implementation."""
-        with self.precision_context():
+        with precision_context(self.precision, self.device):
             self.plain.update(self.batch, self.noise)
 
     def check_equal(self) -> float:
@@ -121,6 +123,13 @@ class Problem:
         return [(name, ours[name], plain[name]) for name in ours if not name.endswith(".key.bias")]
 
 
+def precision_context(precision: str, device: torch.device) -> Any:
+    """Autocast for bfloat16, as Lightning's: without a cache of cast weights."""
+    if precision == "bfloat16":
+        return torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False)
+    return nullcontext()
+
+
 def random_minibatch(options: argparse.Namespace, device: torch.device) -> tuple[Batch, Noise]:
     """A batch and its noise of the sizes asked for."""
     size, observation_dim, action_dim = options.batch, options.observation_dim, options.action_dim
@@ -148,6 +157,7 @@ def update_parser(description: str | None, **defaults: Any) -> argparse.Argument
     options.add_argument("--policy-dim", type=int, default=None, help="width of the policy's four layers; 512 as usual")
     options.add_argument("--precision", choices=sorted(PRECISIONS), default="float32")
     options.add_argument("--compile", action="store_true", help="compile our losses")
+    options.add_argument("--cuda-graphs", action="store_true", help="replay our update in one launch; on CUDA")
     options.add_argument("--implementation", default=None, help="of attention; the fastest if not given")
     return options
 
@@ -155,18 +165,19 @@ def update_parser(description: str | None, **defaults: Any) -> argparse.Argument
 def run(options: argparse.Namespace, peak_size: int | None = None) -> dict[str, Any]:
     """Checks equality and times; returns the fields that are printed."""
     prepare(options)
+    eager = Problem(as_counted(options))
     problem = Problem(options)
-    largest = None
-    if options.precision != "bfloat16":
-        with matmul_precision("float32"):
-            largest = problem.check_equal()
-    uncompiled = Problem(argparse.Namespace(**vars(options) | {"compile": False, "implementation": None}))
-    flops, plain_flops = count_flops(uncompiled.ours), count_flops(uncompiled.plain_update)
+    with matmul_precision("float32"):  # also where something else is timed, which is the same code
+        largest = (problem if options.precision == "float32" else eager).check_equal()
+    flops, plain_flops = count_flops(eager.ours), count_flops(eager.plain_update)
+    del eager
     peak = Peak(options.device, options.precision, peak_size)
     variants = {"ours": problem.ours, "plain": problem.plain_update, **peak.variants}
     with matmul_precision(options.precision):
         comparison = alternate(variants, options.device, options.rounds, options.warmup, clock=clock(options))
+        where = shares_of_time(problem.ours, options.device) if options.profile else None
     return {
+        "ours_updates_per_s": 1.0 / comparison.median("ours"),
         **comparison.fields("ours"),
         **comparison.fields("plain"),
         "ratio": comparison.ratio("ours", "plain"),
@@ -179,19 +190,29 @@ def run(options: argparse.Namespace, peak_size: int | None = None) -> dict[str, 
         "layers": options.layers,
         "precision": options.precision,
         "compile": options.compile,
+        "cuda_graphs": options.cuda_graphs,
         "implementation": options.implementation or "auto",
         "threads": options.threads,
         "largest_gradient_difference": largest,
         **peak.fields(comparison, "ours", float(flops)),
         "plain_flops": float(plain_flops),
         "machine": machine(options.device),
+        **({} if where is None else {"shares_of_time": where}),
     }
+
+
+def as_counted(options: argparse.Namespace) -> argparse.Namespace:
+    """The same update in the form whose matrix products can be counted: eager, by torch's own operators, in float32."""
+    eager = {"compile": False, "cuda_graphs": False, "implementation": "plain", "precision": "float32"}
+    return argparse.Namespace(**vars(options) | eager)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the benchmark with options of the command line."""
-    options = update_parser(__doc__).parse_args(arguments)
-    show(run(options), options.json)
+    options = update_parser(__doc__)
+    options.add_argument("--profile", action="store_true", help="also tell which kernels the time of ours goes to")
+    chosen = options.parse_args(arguments)
+    show(run(chosen), chosen.json)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
+import warnings
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import jsonargparse
 import pytest
 
+from tql_lightning.cli import main
 from tql_lightning.configs import resolve_configs
 from tql_lightning.lightning_cli import TQLCLI
 from tql_lightning.tql import TQL
@@ -44,6 +48,21 @@ def run_tql(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs ``tql`` in a folder to its end."""
     command = [TQL_COMMAND, *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=200)
+
+
+def call_tql(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """As `run_tql`, in this process: for what does not hang on a process of its own, which takes seconds to start."""
+    printed, errors = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed), redirect_stderr(errors):
+        patch.chdir(folder)
+        patch.setattr(sys, "path", list(sys.path))
+        patch.setattr(sys, "argv", ["tql"])
+        with warnings.catch_warnings():
+            code = main(arguments)
+    for name, module in list(sys.modules.items()):  # a user's modules, which another folder may have too
+        if str(getattr(module, "__file__", None) or "").startswith(f"{folder}/"):
+            del sys.modules[name]
+    return subprocess.CompletedProcess(["tql", *arguments], code, printed.getvalue(), errors.getvalue())
 
 
 class _ParsedOnly(TQLCLI):

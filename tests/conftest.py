@@ -10,6 +10,11 @@ import torch
 
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
+# Longest first, so that two workers that take whole files end together; the rest follows in its usual order.
+LONGEST = (
+    *("test_cli.py", "test_triton_attention.py", "test_policy.py", "test_readme.py", "test_collect.py"),
+    *("test_resuming.py", "test_plugins.py", "test_rollout_evaluation.py", "test_observers.py", "test_pictures.py"),
+)
 GOLDEN = Path(__file__).parent / "golden"
 REACHED = pytest.StashKey[dict[str, dict[str, float]]]()  # largest differences from the release: case -> kind -> size
 
@@ -21,6 +26,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[REACHED] = {}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: position for position, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

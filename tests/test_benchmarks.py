@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
-import time
+import os
+import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
-from benchmarks import data, memory, policy, trainer, update
+from benchmarks import data, harness, memory, policy, trainer, update
 from benchmarks.attention import main as attention_benchmark
 from benchmarks.collapse import tail
 from benchmarks.harness import Peak, alternate, count_flops, peak_bytes
@@ -24,6 +27,15 @@ from tql_lightning.nn.chunked_attention import BLOCK_ELEMENTS
 
 def test_the_tail_is_the_mean_of_the_last_tenth() -> None:
     assert tail({"x": (list(range(20)), [0.0] * 18 + [1.0, 3.0])}, "x") == 2.0
+
+
+def test_short_variants_are_called_often_in_a_timing() -> None:
+    calls: list[str] = []
+    readings = iter([0.0, 3.0, 10.0, 12.0])
+    variants = {"short": lambda: calls.append("short"), "long": lambda: calls.append("long")}
+    comparison = alternate(variants, rounds=1, warmup=0, calls={"short": 3}, clock=lambda: next(readings))
+    assert calls == ["short", "short", "short", "long"]
+    assert comparison.seconds == {"short": [1.0], "long": [2.0]}
 
 
 def test_variants_are_alternated_in_turning_order_and_compared_round_by_round() -> None:
@@ -61,12 +73,16 @@ def printed(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
 
 
 def test_the_update_is_timed_against_the_plain_one(capsys: pytest.CaptureFixture[str]) -> None:
-    update.main([*TINY, "--rounds=2", "--warmup=0"])
+    update.main([*TINY, "--rounds=2", "--warmup=0", "--profile"])
     fields = printed(capsys)
+    shares = fields["shares_of_time"]
+    assert 0.0 < sum(shares.values()) <= 1.001
+    assert list(shares.values()) == sorted(shares.values(), reverse=True)
     assert fields["device"] == "cpu"
     assert fields["hidden_dim"] == 32
     assert fields["largest_gradient_difference"] <= update.TOLERANCE
     positive = ("ours_s", "plain_s", "ratio", "flops", "ours_flop_per_s", "peak_flop_per_s", "ours_share_of_peak")
+    assert fields["ours_updates_per_s"] == pytest.approx(1.0 / fields["ours_s"])
     assert all(fields[name] > 0.0 for name in positive)
     assert fields["flops"] < 0.6 * fields["plain_flops"]
 
@@ -102,20 +118,56 @@ def test_cuda_is_refused_where_there_is_none() -> None:
         return
     with pytest.raises(SystemExit, match="--device cuda: torch sees no CUDA device"):
         update.main(["--device=cuda"])
+    with pytest.raises(SystemExit, match="--cuda-graphs: expected --device cuda, found cpu"):
+        update.main(["--cuda-graphs"])
 
 
-def test_lightnings_cost_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    trainer.main([*TINY, "--rounds=2", "--warmup=1", "--chunk=2", "--trivial-chunks=3"])
+def test_every_command_for_a_gpu_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of benchmarks/gpu.sh, with a Python that only says how it was called."""
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nprintf '%s\\n' \"$*\"\necho '{\"done\": 1}'\n")
+    python.chmod(0o755)
+    root = Path(__file__).parents[1]
+    command = ["bash", str(root / "benchmarks" / "gpu.sh"), str(tmp_path / "out")]
+    finished = subprocess.run(
+        command, env=os.environ | {"PYTHON": str(python)}, capture_output=True, text=True, check=False
+    )
+    assert finished.returncode == 0, finished.stderr
+    steps = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+    assert len({step["step"] for step in steps}) == len(steps) > 40
+    assert all(step["code"] == 0 and step["result"] == {"done": 1} for step in steps)
+    lines = (tmp_path / "out" / "log.txt").read_text().splitlines()
+    assert {line.split()[1] for line in lines if line.startswith("-m ")} >= {"pytest", "benchmarks.update"}
+    if torch.cuda.is_available():
+        return
+    for line in lines:
+        if line.startswith("-m benchmarks."):
+            module = importlib.import_module(line.split()[1])
+            monkeypatch.setattr("sys.argv", ["benchmark", *shlex.split(line)[2:]])
+            with pytest.raises(SystemExit, match="torch sees no CUDA device"):
+                module.main()
+
+
+def test_lightnings_cost_is_told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(harness.PEAK_SIZES, "cpu", 64)
+    trainer.main([*TINY, "--rounds=2", "--warmup=1", "--chunk=2", "--trivial-chunks=3", "--precision=bfloat16"])
     fields = printed(capsys)
+    assert fields["trainer_share_of_peak"] > 0.0
+    assert fields["flops"] == count_flops(update.Problem(options()).ours)
+    assert fields["precision"] == "bfloat16"
     assert fields["overhead"] > -1.0
     assert fields["trivial_bare_us"] > 0.0
     assert {"trainer_s", "bare_s", "trivial_trainer_us", "trivial_overhead_us"} <= fields.keys()
 
 
+def trainer_options() -> argparse.Namespace:
+    return argparse.Namespace(**vars(options("--batch=8", "--warmup=0")) | {"chunk": 2})
+
+
 def test_the_bare_loop_makes_the_trainers_updates(tmp_path: Path) -> None:
     dataset = trainer.random_dataset(3, 1)
     twin, model = toy_model(), toy_model()
-    against = trainer.AgainstBareLoop(twin, dataset, batch=8, chunk=2, warmup=0, clock=time.perf_counter)
+    against = trainer.AgainstBareLoop(twin, dataset, trainer_options())
     loop = Trainer(
         max_steps=6,
         max_epochs=-1,
@@ -135,6 +187,10 @@ def test_the_bare_loop_makes_the_trainers_updates(tmp_path: Path) -> None:
 def test_memory_of_an_update_grows_with_the_critic(capfd: pytest.CaptureFixture[str]) -> None:
     memory.main([*TINY, "--sizes", "32", "64"])
     fields = json.loads(capfd.readouterr().out.splitlines()[-1])
+    assert fields["ours_spread_mib_64"] < 0.05 * fields["ours_mib_64"]
+    # float32: weights and two moments of each parameter; the target's weights.
+    numbers = 3 * fields["parameters_64"] + fields["target_parameters_64"]
+    assert fields["held_mib_64"] * 2**20 / 4 == pytest.approx(numbers, rel=0.05)
     assert 0.0 < fields["ours_mib_32"] < fields["ours_mib_64"]
     assert fields["ratio_64"] > 0.0
 
@@ -173,9 +229,11 @@ def test_the_weight_of_attention_is_found_and_grows_with_tokens_as_the_implement
 ) -> None:
     monkeypatch.setitem(BLOCK_ELEMENTS, "cpu", 256)
     sizes = ["--heads", "2", "--head-dim", "4", "--time-tokens", "5", "--memory-tokens", "64", "128", "--rounds", "2"]
-    attention_benchmark([*sizes, "--elements", "100", "--json"])
+    attention_benchmark([*sizes, "--elements", "100", "--json"], peak_size=16)
     fields = json.loads(capsys.readouterr().out)
     assert fields["chunked_ratio/5"] > 0.0
+    assert fields["flops/5"] == 6 * 2 * (100 // 25) * 2 * 5**2 * 4  # six products of n x e x n, two of them forward
+    assert fields["chunked_share_of_peak/5"] > 0.0
     assert fields["plain_mib/128"] / fields["plain_mib/64"] > 3.5
     assert fields["chunked_mib/128"] / fields["chunked_mib/64"] <= 2.0  # linear, and one block that does not grow
 

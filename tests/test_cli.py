@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.command_line import TINY, TQL_COMMAND, run_tql
+from tests.command_line import TINY, TQL_COMMAND, call_tql, run_tql
 from tql_lightning.cli import main
 from tql_lightning.evaluation import evaluate_checkpoint, load_checkpoint
 from tql_lightning.nn.value_loss import HLGauss
@@ -31,7 +31,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which a dataset was collected and a tiny run was trained, by the command line."""
     folder = tmp_path_factory.mktemp("work")
     (folder / "tiny.yaml").write_text(TINY)
-    collect = run_tql(folder, "collect", "Pendulum-v1", "--transitions", "800", "--output", "pendulum.npz")
+    collect = call_tql(folder, "collect", "Pendulum-v1", "--transitions", "800", "--output", "pendulum.npz")
     assert collect.returncode == 0, collect.stderr
     assert "wrote pendulum.npz: 800 transitions in 4 episodes" in collect.stdout
     before = {*folder.iterdir(), folder / "run"}
@@ -136,7 +136,7 @@ def test_a_mistake_in_a_new_process_prints_no_traceback(tmp_path: Path) -> None:
 
 def test_n_step_returns_and_action_chunks_train_and_act_from_one_setting_each(run_folder: Path) -> None:
     settings = ["--data.n_step=2", "--data.action_chunk=4", "--model.discount=0.9", "--trainer.default_root_dir=chunks"]
-    trained = run_tql(run_folder, "fit", *PENDULUM, *settings, "--trainer.max_steps=10")
+    trained = call_tql(run_folder, "fit", *PENDULUM, *settings, "--trainer.max_steps=10")
     assert trained.returncode == 0, trained.stderr
     checkpoint = run_folder / "chunks" / "checkpoints" / "last.ckpt"
     model, _ = load_checkpoint(checkpoint)
@@ -201,7 +201,7 @@ def test_a_run_leaves_configuration_metrics_and_checkpoint(run_folder: Path) -> 
 def test_evaluate_prints_a_table_of_several_checkpoints_and_writes_the_same_as_json(run_folder: Path) -> None:
     checkpoint = "run/checkpoints/last.ckpt"
     arguments = ["--episodes", "2", "--json", "figures.json", "--video", "videos", "--video_episodes", "1"]
-    finished = run_tql(run_folder, "evaluate", checkpoint, f"./{checkpoint}", *arguments)
+    finished = call_tql(run_folder, "evaluate", checkpoint, f"./{checkpoint}", *arguments)
     assert finished.returncode == 0, finished.stderr
     figures, same = json.loads((run_folder / "figures.json").read_text())
     assert {**figures, "checkpoint": ""} == {**same, "checkpoint": ""}
@@ -216,7 +216,7 @@ def test_evaluate_prints_a_table_of_several_checkpoints_and_writes_the_same_as_j
 def test_validate_measures_held_out_losses_and_keeps_the_runs_files(run_folder: Path) -> None:
     configuration = (run_folder / "run" / "config.yaml").read_text()
     before = (run_folder / "run" / "metrics.csv").read_text().splitlines()
-    finished = run_tql(run_folder, "validate", *PENDULUM, "--ckpt_path=last", "--model.discount=0.5")
+    finished = call_tql(run_folder, "validate", *PENDULUM, "--ckpt_path=last", "--model.discount=0.5")
     assert finished.returncode == 0, finished.stderr
     assert "val/td_loss" in finished.stdout
     assert (run_folder / "run" / "config.yaml").read_text() == configuration
@@ -225,10 +225,10 @@ def test_validate_measures_held_out_losses_and_keeps_the_runs_files(run_folder: 
 
 def test_a_run_is_not_overwritten_but_continued_with_the_settings_given(run_folder: Path) -> None:
     metrics = run_folder / "run" / "metrics.csv"
-    refused = run_tql(run_folder, "fit", *PENDULUM)
+    refused = call_tql(run_folder, "fit", *PENDULUM)
     assert refused.returncode == 2
     assert "--ckpt_path=last" in refused.stderr
-    continued = run_tql(run_folder, "fit", *PENDULUM, "--ckpt_path=last", "--trainer.max_steps=40", "--model.tau=0.5")
+    continued = call_tql(run_folder, "fit", *PENDULUM, "--ckpt_path=last", "--trainer.max_steps=40", "--model.tau=0.5")
     assert continued.returncode == 0, continued.stderr
     checkpoint = torch.load(run_folder / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 40
@@ -264,7 +264,7 @@ def test_a_signal_leaves_a_checkpoint_that_a_new_run_continues(
     updates = torch.load(checkpoint, weights_only=True)["global_step"]
     assert str(updates) in errors.splitlines()[-1]
 
-    continued = run_tql(run_folder, "fit", *arguments, "--ckpt_path=last", f"--trainer.max_steps={updates + 5}")
+    continued = call_tql(run_folder, "fit", *arguments, "--ckpt_path=last", f"--trainer.max_steps={updates + 5}")
     assert continued.returncode == 0, continued.stderr
     assert torch.load(checkpoint, weights_only=True)["global_step"] == updates + 5
 
@@ -278,7 +278,7 @@ def test_the_module_runs_as_the_command(tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", ["fit", "validate", "test"])
 def test_a_last_checkpoint_that_is_not_there_is_refused(command: str, run_folder: Path) -> None:
     arguments = ["--ckpt_path=last", "--trainer.default_root_dir=nothing_here"]
-    refused = run_tql(run_folder, command, *PENDULUM, *arguments)
+    refused = call_tql(run_folder, command, *PENDULUM, *arguments)
     assert refused.returncode == 2
     assert "ckpt_path: there is no last checkpoint" in refused.stderr
     assert not (run_folder / "nothing_here" / "config.yaml").exists()
@@ -286,13 +286,13 @@ def test_a_last_checkpoint_that_is_not_there_is_refused(command: str, run_folder
 
 def test_another_environment_than_the_checkpoints_is_refused_by_its_sizes(run_folder: Path) -> None:
     checkpoint = "run/checkpoints/last.ckpt"
-    refused = run_tql(run_folder, "evaluate", checkpoint, "--env", "MountainCarContinuous-v0", "--episodes", "1")
+    refused = call_tql(run_folder, "evaluate", checkpoint, "--env", "MountainCarContinuous-v0", "--episodes", "1")
     assert refused.returncode == 2
     assert "MountainCarContinuous-v0: expected sizes" in refused.stderr
 
 
 def test_a_place_that_cannot_be_written_to_is_refused_before_collecting(run_folder: Path) -> None:
-    refused = run_tql(run_folder, "collect", "Pendulum-v1", "--output", "/proc/nowhere/x.npz")
+    refused = call_tql(run_folder, "collect", "Pendulum-v1", "--output", "/proc/nowhere/x.npz")
     assert refused.returncode == 2
     assert "/proc/nowhere/x.npz: its folder cannot be written to" in refused.stderr
     assert "rows" not in refused.stderr
@@ -300,7 +300,7 @@ def test_a_place_that_cannot_be_written_to_is_refused_before_collecting(run_fold
 
 def test_variants_train_by_configuration_and_their_checkpoint_loads(run_folder: Path) -> None:
     variants = [f"--config=variant/{name}" for name in ("modern", "sigma_reparam", "hl_gauss", "single_temperature")]
-    fit = run_tql(run_folder, "fit", *PENDULUM, *variants, "--trainer.default_root_dir=variants")
+    fit = call_tql(run_folder, "fit", *PENDULUM, *variants, "--trainer.default_root_dir=variants")
     assert fit.returncode == 0, fit.stderr
     model, _ = load_checkpoint(run_folder / "variants" / "checkpoints" / "last.ckpt")
     kinds = {type(module).__name__ for module in model.modules()}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from tests.command_line import TINY, run_tql
+from tests.command_line import TINY, call_tql, run_tql
 
 DATASET = '''
 import numpy as np
@@ -72,7 +72,7 @@ def test_a_users_dataset_is_trained_on(tmp_path: Path) -> None:
     (tmp_path / "walks.py").write_text(DATASET)
     (tmp_path / "tiny.yaml").write_text(TINY)
     arguments = ("--data.dataset=walks.random_walks", "--data.dataset.episodes=7")
-    finished = run_tql(tmp_path, "fit", "--config", "tiny.yaml", *arguments)
+    finished = call_tql(tmp_path, "fit", "--config", "tiny.yaml", *arguments)
     assert finished.returncode == 0, finished.stderr
     checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["OfflineDataModule"]["name"] == "random walks"
@@ -82,7 +82,7 @@ def test_a_users_dataset_is_trained_on(tmp_path: Path) -> None:
 def test_a_users_critic_is_trained_and_loaded_from_its_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "bilinear.py").write_text(CRITIC)
     (tmp_path / "tiny.yaml").write_text(TINY)
-    collected = run_tql(tmp_path, "collect", "Pendulum-v1", "--transitions=400", "--output=pendulum.npz")
+    collected = call_tql(tmp_path, "collect", "Pendulum-v1", "--transitions=400", "--output=pendulum.npz")
     assert collected.returncode == 0, collected.stderr
     data = ("--data.dataset=tql_lightning.data.sources.npz.load_npz", "--data.dataset.path=pendulum.npz")
     critic = ("--model.critic=bilinear.BilinearCritic", "--model.critic.width=6")
@@ -90,7 +90,7 @@ def test_a_users_critic_is_trained_and_loaded_from_its_checkpoint(tmp_path: Path
     assert finished.returncode == 0, finished.stderr
     checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["state_dict"]["critic.heads.weight"].shape == (2, 6)
-    evaluated = run_tql(tmp_path, "evaluate", "run/checkpoints/last.ckpt", "--episodes=1", "--extraction=implicit")
+    evaluated = call_tql(tmp_path, "evaluate", "run/checkpoints/last.ckpt", "--episodes=1", "--extraction=implicit")
     assert evaluated.returncode == 0, evaluated.stderr
 
 
@@ -99,7 +99,7 @@ def test_a_users_callback_sees_every_chunk(tmp_path: Path) -> None:
     (tmp_path / "loss_file.py").write_text(CALLBACK)
     (tmp_path / "tiny.yaml").write_text(TINY)
     callback = ("--trainer.callbacks+=loss_file.CriticLossFile", "--trainer.callbacks.file=losses.txt")
-    finished = run_tql(tmp_path, "fit", "--config", "tiny.yaml", "--data.dataset=walks.random_walks", *callback)
+    finished = call_tql(tmp_path, "fit", "--config", "tiny.yaml", "--data.dataset=walks.random_walks", *callback)
     assert finished.returncode == 0, finished.stderr
     lines = (tmp_path / "losses.txt").read_text().splitlines()
     assert [int(line.split()[0]) for line in lines] == [10, 20]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.browser import REQUIRED
-from tests.command_line import TQL_COMMAND, parse_fit, run_tql
+from tests.command_line import TQL_COMMAND, call_tql, parse_fit, run_tql
 from tests.test_layers import MODULES, imported
 from tests.toy import toy_dataset
 from tql_lightning.commands import COMMANDS, command_parser
@@ -104,7 +104,7 @@ def test_the_users_parts_shown_run_and_every_logged_metric_is_in_the_glossary(
     assert re.search(r"\]50 -?\d+\.\d+", trained.stdout), "the callback printed nothing after update 50"
 
     with_critic = [*fit, *others, *critic[0], "--trainer.default_root_dir=with_critic"]
-    assert run_tql(tmp_path, *with_critic).returncode == 0
+    assert call_tql(tmp_path, *with_critic).returncode == 0
 
     header = (tmp_path / "runs" / "mine" / "metrics.csv").read_text().partition("\n")[0]
     logged = [key for key in header.strip().split(",") if key not in ("step", "epoch")]

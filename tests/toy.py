@@ -69,12 +69,12 @@ def fit(
         "enable_progress_bar": False,
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
+        "accelerator": "cpu",
         "devices": 1,
     }
     trainer = Trainer(
         max_steps=updates,
         max_epochs=-1,
-        accelerator="cpu",
         callbacks=callbacks,
         default_root_dir=folder,
         **(defaults | settings),

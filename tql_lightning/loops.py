@@ -9,12 +9,8 @@ from functools import cached_property, partial
 from typing import Any, Literal, get_args
 
 import torch
-from lightning.pytorch import Callback, LightningModule
-from lightning.pytorch.plugins.precision import MixedPrecision, Precision
-from lightning.pytorch.profilers import PassThroughProfiler
-from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch._functorch import config as aot_config
 
@@ -35,6 +31,7 @@ from tql_lightning.processes import (
     prefer_static_graph,
 )
 from tql_lightning.sharding import shard
+from tql_lightning.shortcuts import CountedOptimizer, hears_backward, hears_step
 from tql_lightning.signals import Unit
 
 Losses = tuple[Tensor, Tensor | None, dict[str, Tensor]]  # total, attention entropy (L, 2) or None, scalars to log
@@ -70,7 +67,7 @@ class UpdateLoop(LightningModule, ABC):
         self.float32_matmul_precision: MatmulPrecision = float32_matmul_precision
         self._precision_before = torch.get_float32_matmul_precision()
         self._captured: CapturedStep | None = None
-        self._hears_backward = True
+        self._hears_backward = self._hears_step = True
         self._watch = DivergenceWatch()
         self._seen_updates = 0  # by the weights, while no trainer trains them
         self._validated = -1  # the update of the last validation
@@ -105,6 +102,10 @@ class UpdateLoop(LightningModule, ABC):
     ) -> Losses:
         """The losses as a pure function of parameters and arguments."""
 
+    @abstractmethod
+    def clip_each_network(self) -> None:
+        """Measures and clips gradients, where wanted; called before the optimizer's step."""
+
     @property
     @abstractmethod
     def target_entropy(self) -> Tensor | None:
@@ -115,6 +116,8 @@ class UpdateLoop(LightningModule, ABC):
     def step(self, batch: Batch, noise: Noise, target_entropy: Tensor | None, with_metrics: bool) -> Losses:
         """`gradient_step`, or its recording replayed; counted by the trainer as one step either way."""
         optimizer: Any = self.optimizers()
+        if not self._hears_step:
+            optimizer = CountedOptimizer(optimizer.optimizer, self)
         if not self.cuda_graphs:
             return self.gradient_step(batch, noise, target_entropy, optimizer, with_metrics)
         if self._captured is None:
@@ -150,6 +153,11 @@ class UpdateLoop(LightningModule, ABC):
                 self.manual_backward(loss)
             else:
                 torch.autograd.backward(loss)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Measures and clips gradients after any unscaling; a recorded step has done so itself."""
+        if not self.cuda_graphs:
+            self.clip_each_network()
 
     def training_losses(
         self, batch: Batch, noise: Noise, target_entropy: Tensor | None, with_metrics: bool = True
@@ -198,7 +206,7 @@ class UpdateLoop(LightningModule, ABC):
         self.unit.give_back()
 
     def on_fit_start(self) -> None:
-        """Looks who listens to backward passes, and refuses to record where that cannot be.
+        """Looks who listens to backward passes and optimizer steps, and refuses to record where that cannot be.
 
         Raises:
             ValueError: ``cuda_graphs`` without a CUDA device, with several processes or with float16.
@@ -206,6 +214,7 @@ class UpdateLoop(LightningModule, ABC):
         self._captured = None
         self._watch = DivergenceWatch()
         self._hears_backward = hears_backward(self.trainer, self)
+        self._hears_step = hears_step(self.trainer, self, UpdateLoop)
         if not self.cuda_graphs:
             return
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
@@ -349,19 +358,3 @@ class UpdateLoop(LightningModule, ABC):
             require_sound(self, self.trainer, self._watch)
         checkpoint["hyper_parameters"] = loadable(checkpoint["hyper_parameters"])
         checkpoint["validated_update"] = self._validated
-
-
-def hears_backward(trainer: Any, module: LightningModule) -> bool:
-    """Whether anything of Lightning's does or hears something at a backward pass: scaling, processes, profiler, hooks.
-
-    Where nothing does, calling nobody would take as long as a tenth of the smallest critic's update on a GPU.
-    """
-    precision: Any = trainer.precision_plugin
-    if type(trainer.strategy) is not SingleDeviceStrategy or type(trainer.profiler) is not PassThroughProfiler:
-        return True
-    if type(precision) is not Precision and (type(precision) is not MixedPrecision or precision.scaler is not None):
-        return True
-    hooks = ("on_before_backward", "on_after_backward")
-    if any(is_overridden(hook, module, LightningModule) for hook in (*hooks, "backward", "manual_backward")):
-        return True
-    return any(is_overridden(hook, callback, Callback) for hook in hooks for callback in trainer.callbacks)

@@ -122,11 +122,6 @@ class OptimisedLoop(UpdateLoop):
         """A learning rate as the optimizer takes it: where updates are replayed it is a tensor that can change."""
         return torch.tensor(value, device=self.device) if self.cuda_graphs else value
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Measures and clips gradients after any unscaling; a recorded step has done so itself."""
-        if not self.cuda_graphs:
-            self.clip_each_network()
-
     def clip_each_network(self) -> None:
         """Measures and clips the gradient of each network on its own, where wanted."""
         if self._gradient_norms is None and self.gradient_clip_norm is None:

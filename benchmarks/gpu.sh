@@ -1,0 +1,94 @@
+#!/usr/bin/env bash
+# Every figure that needs a GPU: benchmarks/gpu.sh FOLDER [PART...]; parts: tests kernels updates compiled trainer.
+#
+# FOLDER/results.jsonl gets one line a step (name, exit code, seconds, the benchmark's JSON), FOLDER/log.txt the rest. A
+# step that fails or runs past its own limit stops no other. After LIMIT seconds (570) the rest is left out, and a later
+# call with that part makes it. PYTHON is the interpreter (.venv/bin/python).
+set -uo pipefail
+cd "$(dirname "$0")/.."
+folder=$(mkdir -p "$1" && cd "$1" && pwd)
+shift
+[ $# -gt 0 ] || set -- tests kernels updates compiled trainer
+python=${PYTHON:-.venv/bin/python}
+limit=${LIMIT:-570}
+export PYTHONPATH=$PWD OMP_NUM_THREADS=4
+nvidia-smi --query-gpu=name,driver_version,power.limit,clocks.sm,memory.total --format=csv >> "$folder/log.txt" 2>&1
+
+step() { # name, seconds, command
+  local name=$1 most=$2 begun=$SECONDS code output
+  shift 2
+  local left=$((limit - SECONDS))
+  if [ "$left" -lt 15 ]; then
+    echo "$name: left out, $limit seconds are over"
+    return
+  fi
+  [ "$most" -lt "$left" ] || most=$left
+  echo "== $name: $*" >> "$folder/log.txt"
+  output=$(timeout --kill-after=10 "$most" "$@" 2>> "$folder/log.txt")
+  code=$?
+  echo "$output" >> "$folder/log.txt"
+  output=$(tail -n 1 <<< "$output")
+  [[ $output == \{* ]] || output=null
+  printf '{"step": "%s", "code": %d, "seconds": %d, "result": %s}\n' \
+    "$name" "$code" $((SECONDS - begun)) "$output" >> "$folder/results.jsonl"
+  echo "$name: exit code $code after $((SECONDS - begun)) s"
+}
+
+update() { # name, seconds, options of benchmarks.update
+  step "update $1" "$2" "$python" -m benchmarks.update --device cuda --json "${@:3}"
+}
+
+for part in "$@"; do
+  case $part in
+    tests)
+      for slow in "not slow" slow; do
+        step "tests, $slow" 240 "$python" -m pytest -c /dev/null --rootdir . -q -p no:cacheprovider -m "$slow" \
+          tests/test_cuda.py tests/nn/test_attention_implementations.py tests/nn/test_attention_choice.py
+      done
+      ;;
+    kernels)
+      for precision in bfloat16 tf32 float32; do
+        step "attention $precision" 90 "$python" -m benchmarks.attention --device cuda --precision $precision \
+          --elements 4194304 --json
+      done
+      step "memory" 90 "$python" -m benchmarks.memory --device cuda --json
+      step "memory bfloat16" 90 "$python" -m benchmarks.memory --device cuda --precision bfloat16 --json
+      ;;
+    updates)
+      for size in 128 1024 256 512; do
+        for precision in bfloat16 tf32 float32; do
+          update "$size $precision eager" 60 --hidden-dim $size --precision $precision
+          update "$size $precision captured" 60 --hidden-dim $size --precision $precision --cuda-graphs
+        done
+        update "$size bfloat16 captured, triton" 60 --hidden-dim $size --precision bfloat16 --cuda-graphs \
+          --implementation triton
+      done
+      for size in 128 1024; do
+        update "$size bfloat16 eager, profile" 60 --hidden-dim $size --precision bfloat16 --profile
+      done
+      ;;
+    compiled)
+      for size in 128 1024 256 512; do
+        update "$size bfloat16 compiled and captured" 240 --hidden-dim $size --precision bfloat16 --compile \
+          --cuda-graphs --profile
+        update "$size tf32 compiled and captured" 240 --hidden-dim $size --precision tf32 --compile --cuda-graphs
+      done
+      for size in 128 1024; do
+        update "$size bfloat16 compiled" 240 --hidden-dim $size --precision bfloat16 --compile
+        update "$size bfloat16 compiled and captured, triton" 240 --hidden-dim $size --precision bfloat16 --compile \
+          --cuda-graphs --implementation triton
+      done
+      ;;
+    trainer)
+      step "trainer eager" 120 "$python" -m benchmarks.trainer --device cuda --json
+      step "trainer captured" 120 "$python" -m benchmarks.trainer --device cuda --precision bfloat16 --cuda-graphs --json
+      step "trainer compiled and captured" 300 "$python" -m benchmarks.trainer --device cuda --precision bfloat16 \
+        --compile --cuda-graphs --json
+      step "data" 120 "$python" -m benchmarks.data --device cuda --json
+      ;;
+    *)
+      echo "benchmarks/gpu.sh: unknown part $part" >&2
+      exit 2
+      ;;
+  esac
+done
