@@ -12,7 +12,7 @@ import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 
-from tests.two_processes import SignalAt, train, train_compiled, train_variant
+from tests.two_processes import SignalAt, train, train_compiled, train_twice, train_variant
 from tql_lightning.checkpoint_io import read_checkpoint
 from tql_lightning.plots import read_metrics
 from tql_lightning.processes import prefer_static_graph
@@ -39,6 +39,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train(folder / "one", 1)
     train(folder / "two_then_one", 1, continued=True)
     train_variant(folder / "one_variant", 1)
+    train_twice(folder / "one_twice", 1)
     return folder
 
 
@@ -89,7 +90,7 @@ def test_two_processes_log_the_metrics_of_the_whole_batch_once(runs: Path) -> No
     for name in (*kinds, "val/td_loss", "val/q_min", "val/attention_entropy/layer_1/others", "eval/return"):
         assert f"/{name}/1/1" in expected, name
     assert_close(logged(runs / "two"), expected)
-    assert runs.joinpath("stderr").read_text().count("16 transitions an update, 8 on each of 2 processes") == 7
+    assert runs.joinpath("stderr").read_text().count("16 transitions an update, 8 on each of 2 processes") == 9
 
 
 def test_two_processes_play_the_episodes_that_one_plays(runs: Path) -> None:
@@ -104,8 +105,11 @@ def test_two_processes_play_the_episodes_that_one_plays(runs: Path) -> None:
     assert (runs / "two" / "best.ckpt").is_file()
 
 
-def test_other_losses_moving_buffers_and_unused_parameters_make_no_difference(runs: Path) -> None:
-    assert_close(trained(runs / "two_variant"), trained(runs / "one_variant"))
+@pytest.mark.parametrize("kind", ["variant", "twice"])
+def test_other_losses_moving_buffers_unused_parameters_and_a_second_fit_make_no_difference(
+    kind: str, runs: Path
+) -> None:
+    assert_close(trained(runs / f"two_{kind}"), trained(runs / f"one_{kind}"))
 
 
 def test_ddp_takes_a_static_graph_and_searches_no_unused_parameters(runs: Path) -> None:
