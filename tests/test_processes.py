@@ -12,7 +12,7 @@ import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 
-from tests.two_processes import SignalAt, train, train_variant
+from tests.two_processes import SignalAt, train, train_compiled, train_twice, train_variant
 from tql_lightning.checkpoint_io import read_checkpoint
 from tql_lightning.plots import read_metrics
 from tql_lightning.processes import prefer_static_graph
@@ -21,20 +21,25 @@ from tql_lightning.run_folder import evaluation_files
 CLOCKS = ("train/updates_per_second", "train/samples_per_second", "train/memory_gb")
 
 
+def run_two_processes(*arguments: str) -> str:
+    """What they wrote to stderr."""
+    command, root = [sys.executable, "-m", "tests.two_processes", *arguments], Path(__file__).parents[1]
+    finished = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, timeout=250)
+    assert finished.returncode == 0, finished.stderr[-5000:]
+    return finished.stderr
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of runs: by one process, by two (see `as_one_of_two`), and begun by one and ended by the other."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("processes")
     assert train(folder / "one_then_two", 1, SignalAt()).global_step == 7  # in the middle of a chunk
-    script = [sys.executable, "-m", "tests.two_processes", str(folder)]
-    root = Path(__file__).parents[1]
-    finished = subprocess.run(script, cwd=root, capture_output=True, text=True, check=False, timeout=250)
-    assert finished.returncode == 0, finished.stderr[-5000:]
-    (folder / "stderr").write_text(finished.stderr)
+    (folder / "stderr").write_text(run_two_processes(str(folder)))
     train(folder / "one", 1)
     train(folder / "two_then_one", 1, continued=True)
     train_variant(folder / "one_variant", 1)
+    train_twice(folder / "one_twice", 1)
     return folder
 
 
@@ -85,7 +90,7 @@ def test_two_processes_log_the_metrics_of_the_whole_batch_once(runs: Path) -> No
     for name in (*kinds, "val/td_loss", "val/q_min", "val/attention_entropy/layer_1/others", "eval/return"):
         assert f"/{name}/1/1" in expected, name
     assert_close(logged(runs / "two"), expected)
-    assert runs.joinpath("stderr").read_text().count("16 transitions an update, 8 on each of 2 processes") == 7
+    assert runs.joinpath("stderr").read_text().count("16 transitions an update, 8 on each of 2 processes") == 9
 
 
 def test_two_processes_play_the_episodes_that_one_plays(runs: Path) -> None:
@@ -100,8 +105,11 @@ def test_two_processes_play_the_episodes_that_one_plays(runs: Path) -> None:
     assert (runs / "two" / "best.ckpt").is_file()
 
 
-def test_other_losses_moving_buffers_and_unused_parameters_make_no_difference(runs: Path) -> None:
-    assert_close(trained(runs / "two_variant"), trained(runs / "one_variant"))
+@pytest.mark.parametrize("kind", ["variant", "twice"])
+def test_other_losses_moving_buffers_unused_parameters_and_a_second_fit_make_no_difference(
+    kind: str, runs: Path
+) -> None:
+    assert_close(trained(runs / f"two_{kind}"), trained(runs / f"one_{kind}"))
 
 
 def test_ddp_takes_a_static_graph_and_searches_no_unused_parameters(runs: Path) -> None:
@@ -135,6 +143,13 @@ def test_a_signal_to_one_process_stops_all_after_one_checkpoint_and_the_first_te
     said = (runs / "stderr").read_text()
     assert said.count("Stopped by SIGTERM after update 10: saved") == 2  # a run from Python and one of the command
     assert said.count("Stopped by SIGUSR1 after update 10: saved") == 1
+
+
+@pytest.mark.slow
+def test_compiled_losses_take_the_mean_over_processes_too(tmp_path: Path) -> None:
+    run_two_processes(str(tmp_path), "compiled")
+    train_compiled(tmp_path / "one", 1, compiled=False)
+    assert_close(trained(tmp_path / "two_compiled"), trained(tmp_path / "one"))
 
 
 def test_what_is_set_for_ddp_stays() -> None:

@@ -1,4 +1,4 @@
-"""What two processes that train together do; ``python -m tests.two_processes FOLDER`` is both of them."""
+"""What two processes that train together do; ``python -m tests.two_processes FOLDER [compiled]`` is both."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import nn
 
 from tests import environments  # noqa: F401  (registers)
 from tests.command_line import TINY
-from tests.toy import fit, toy_model
+from tests.toy import fit, toy_dataset, toy_model
 from tql_lightning.callbacks.attention_entropy import AttentionEntropyMonitor
 from tql_lightning.callbacks.best_checkpoint import BestCheckpoint
 from tql_lightning.callbacks.checkpointing import GracefulInterrupt, LastCheckpoint
@@ -25,6 +25,7 @@ from tql_lightning.callbacks.rollout_evaluation import RolloutEvaluation
 from tql_lightning.callbacks.throughput import Throughput
 from tql_lightning.checkpoint_io import WholeCheckpointIO
 from tql_lightning.cli import main
+from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.loggers import ContinuedCSVLogger
 from tql_lightning.nn.critic import TransformerCritic
 from tql_lightning.nn.sigma_reparam import SigmaReparam
@@ -107,6 +108,24 @@ def train_variant(folder: Path, processes: int) -> None:
     fit(folder, model.double(), 10, callbacks, devices=processes, precision="64-true")
 
 
+def train_twice(folder: Path, processes: int) -> None:
+    """Two fits of one trainer, of which the second goes on from the first."""
+    model = toy_model().double()
+    trainer = fit(folder, model, 5, devices=processes, precision="64-true")
+    trainer.fit_loop.epoch_loop.max_steps = 10
+    trainer.fit(model, datamodule=OfflineDataModule(toy_dataset(), batch_size=16, updates_per_step=5))
+    trainer.save_checkpoint(folder / "last.ckpt")
+
+
+def train_compiled(folder: Path, processes: int, compiled: bool = True) -> None:
+    """Losses in one graph, of which the mean over processes is a part; no code is generated, which takes minutes."""
+    if compiled:
+        torch.compile = partial(torch.compile, backend="eager")  # type: ignore[assignment]
+    model = toy_model(normalize_q_loss=True, compile=compiled).double()
+    callbacks: list[Callback] = [LastCheckpoint(str(folder), every_n_updates=5)]
+    fit(folder, model, 10, callbacks, devices=processes, precision="64-true")
+
+
 def run_command(folder: Path) -> int:
     """``tql fit`` on two processes, of which the second gets SIGTERM."""
     folder.mkdir(exist_ok=True)
@@ -123,6 +142,7 @@ def as_one_of_two(folder: Path) -> None:
     stopped = [train(folder / "two_then_one", 2, SignalAt()).global_step]
     train(folder / "one_then_two", 2, continued=True)
     train_variant(folder / "two_variant", 2)
+    train_twice(folder / "two_twice", 2)
     train(folder / "two_float32", 2, precision="32-true")
     stop = SignalAt(number=signal.SIGUSR1)
     stopped += [train(folder / "two_then_two", 2, stop, precision="32-true").global_step]
@@ -139,5 +159,6 @@ if __name__ == "__main__":
     child = os.fork()  # before any gradient: torch's threads would not live on in the child
     os.environ["LOCAL_RANK"] = "0" if child else "1"
     torch.set_num_threads(1)
-    as_one_of_two(Path(sys.argv[1]))
+    folder = Path(sys.argv[1])
+    train_compiled(folder / "two_compiled", 2) if sys.argv[2:] == ["compiled"] else as_one_of_two(folder)
     sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) if child else 0)
