@@ -9,8 +9,10 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from tql_lightning.callbacks.observing import data_of, evaluation_mode, fixed_transitions, require_tql
+from tql_lightning.losses import at_least_float32
 from tql_lightning.nn.attention_weights import attention_log_weights, head_entropies
 from tql_lightning.nn.temperature import TOKEN_GROUPS
+from tql_lightning.processes import mean_over_processes
 from tql_lightning.sharding import gathered
 from tql_lightning.tql import TQL
 
@@ -53,7 +55,7 @@ class AttentionEntropyMonitor(Callback):
         tables: dict[str, list[list[float]]] = {}
         for name in ("attention_entropy", "target_entropy", "temperature"):
             if outputs[name] is not None:
-                tables[name] = trainer.strategy.reduce(outputs[name].float(), reduce_op="mean").tolist()
+                tables[name] = mean_over_processes(at_least_float32(outputs[name])).tolist()
         entropies, targets = tables["attention_entropy"], tables.get("target_entropy")
         num_tokens = require_tql(self, pl_module).critic.num_tokens
         tables["attention_entropy_share"] = [[value / math.log(num_tokens) for value in row] for row in entropies]

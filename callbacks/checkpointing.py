@@ -9,6 +9,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
@@ -61,7 +62,11 @@ class LastCheckpoint(ModelCheckpoint):
 
 
 class GracefulInterrupt(Callback):
-    """Ctrl-C or SIGTERM ends training after the update in hand, with a checkpoint; a second Ctrl-C at once.
+    """Ctrl-C, SIGTERM or SIGUSR1 ends training after the update in hand, with a checkpoint; a second Ctrl-C at once.
+
+    With several processes a signal to any of them stops all, after the same update: the last of a chunk. SIGUSR1 is
+    what SLURM is asked to send before a job's time is over; Lightning's own handler of it would save in the middle of
+    an update, each process in another.
 
     Attributes:
         received: the signal that ended training, or None.
@@ -73,18 +78,21 @@ class GracefulInterrupt(Callback):
         self._trainer: Trainer | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes over the two signals."""
+        """Takes over the signals."""
         self._trainer = trainer
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             self._previous[number] = signal.signal(number, self._handle)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """With several processes, stops all of them at the same update."""
+        """With several processes, tells all of them of a signal that one got."""
         if trainer.world_size > 1:
-            stop = trainer.strategy.reduce_boolean_decision(self.received is not None, all=False)
-            trainer.should_stop = trainer.should_stop or stop
+            own = torch.tensor(int(self.received or 0), device=trainer.strategy.root_device)
+            number = int(trainer.strategy.reduce(own, reduce_op="max"))
+            if number:
+                self.received = signal.Signals(number)
+                trainer.should_stop = True
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Says where the run stopped and how to continue it."""
@@ -109,9 +117,11 @@ class GracefulInterrupt(Callback):
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
-        print(
-            f"\n{self.received.name}: stopping after the update in hand (Ctrl-C again: at once, without saving)",
-            file=sys.stderr,
-        )
-        if self._trainer is not None and self._trainer.world_size == 1:
-            self._trainer.should_stop = True
+        trainer = self._trainer
+        if trainer is None or trainer.is_global_zero:
+            print(
+                f"\n{self.received.name}: stopping after the update in hand (Ctrl-C again: at once, without saving)",
+                file=sys.stderr,
+            )
+        if trainer is not None and trainer.world_size == 1:
+            trainer.should_stop = True

@@ -35,6 +35,7 @@ TRANSFORMER: dict[str, Any] = {
     "extraction": "implicit",
     "num_samples": 3,
     "gradient_clip_norm": 1.0,
+    "normalize_q_loss": True,
     "tau": 0.1,
 }
 MLP: dict[str, Any] = {"critic": partial(MLPCritic, hidden_dims=(8, 8))}

@@ -26,7 +26,7 @@ ORDER = [
     *("nn.attention_operator", "nn.chunked_attention", "nn.triton_attention", "nn.attention"),
     *("nn.attention_weights", "nn.temperature", "nn.tokenizer"),
     *("nn.feedforward", "nn.transformer", "nn.sigma_reparam", "nn.mlp", "nn.value_loss", "nn.critic", "nn.policy"),
-    *("policy", "class_paths", "checkpoint_io", "hyperparameters", "precision", "sharding", "captured"),
+    *("policy", "class_paths", "checkpoint_io", "hyperparameters", "captured", "processes", "precision", "sharding"),
     *("loops", "optimisation", "tql"),
     *("resuming", "landscape"),
     *("metrics", "envs", "rollout", "watched_rollout", "videos", "interop", "evaluation", "background_evaluation"),

@@ -54,8 +54,8 @@ def test_distillation_trains_the_student_only() -> None:
 
 def test_normalised_q_loss_divides_by_the_mean_size_of_q_without_gradient() -> None:
     values = torch.tensor([[2.0, 4.0], [-1.0, -1.0]], requires_grad=True)
-    assert losses.q_loss(values, normalize=False).item() == -1.0
-    loss = losses.q_loss(values, normalize=True)
+    assert losses.q_loss(values).item() == -1.0
+    loss = losses.q_loss(values, losses.q_scale(values))
     assert loss.item() == pytest.approx(-1.0 / 2.0)
     loss.backward()
     assert values.grad is not None

@@ -79,7 +79,13 @@ def name_close_options(error: Exception, options: Collection[str]) -> None:
 
 
 def exit_code_of(trainer: Trainer) -> int:
-    """128 + the number of the signal that ended training (130 for Ctrl-C, 143 for SIGTERM), else 0."""
+    """128 + the number of the signal that ended training (130 for Ctrl-C, 143 for SIGTERM, 138 for SIGUSR1), else 0.
+
+    Of several processes only the first tells: whatever launched them takes another's number for a failure, and may end
+    the first before it is done.
+    """
+    if not getattr(trainer, "is_global_zero", True):
+        return 0
     callbacks: list[Any] = getattr(trainer, "callbacks", [])
     received = [callback.received for callback in callbacks if getattr(callback, "received", None) is not None]
     return 128 + int(received[0]) if received else 0

@@ -18,6 +18,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from tql_lightning.checkpoint_io import LAST, PREVIOUS, WholeCheckpointIO, read_checkpoint
 from tql_lightning.commands import COMMANDS, add_group, command_parser, flags
 from tql_lightning.data.datamodule import OfflineDataModule
+from tql_lightning.data.sampler import rows_per_process
 from tql_lightning.data.transitions import TransitionDataset
 from tql_lightning.errors import name_close_options
 from tql_lightning.evaluation import check_contents
@@ -138,9 +139,12 @@ class TQLCLI(LightningCLI):
 
         Raises:
             ValueError: the folder has a configuration, and no checkpoint to continue from is named; or the checkpoint
-                was made with other settings.
+                was made with other settings; the batch cannot be divided over the processes;
+                or the trainer cannot train the model.
             CheckpointError: the checkpoint is missing or damaged.
         """
+        rows_per_process(self.datamodule.batch_size, self.trainer.world_size)
+        self.model.check_trainer(self.trainer)
         found = self._find_checkpoint()
         if found is not None and not self._get(self.config, "force"):
             refuse_changes(*found, self.model, self.datamodule)

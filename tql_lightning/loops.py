@@ -10,7 +10,7 @@ from functools import cached_property, partial
 from typing import Any, Literal, get_args
 
 import torch
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import SingleDeviceStrategy
@@ -23,8 +23,15 @@ from tql_lightning.batch import Batch, Noise
 from tql_lightning.captured import CapturedStep, ReplayedAdamW, can_record, new_recorder
 from tql_lightning.hyperparameters import loadable, require
 from tql_lightning.nn.temperature import TOKEN_GROUPS
-from tql_lightning.precision import take_number_type
-from tql_lightning.sharding import shard
+from tql_lightning.precision import refuse_narrow_weights
+from tql_lightning.processes import (
+    EXTREMES,
+    mean_over_processes,
+    of_this_process,
+    over_processes,
+    prefer_static_graph,
+)
+from tql_lightning.sharding import ShardedStrategy, refuse_strategy, shard
 
 Losses = tuple[Tensor, Tensor | None, dict[str, Tensor]]  # total, attention entropy (L, 2) or None, scalars to log
 MatmulPrecision = Literal["highest", "high", "medium"]
@@ -81,7 +88,14 @@ class UpdateLoop(LightningModule, ABC):
         """What changes parameters: losses, gradients, the optimizer's step; it never waits for the device."""
 
     @abstractmethod
-    def losses(self, batch: Batch, noise: Noise, target_entropy: Tensor | None, with_metrics: bool = True) -> Losses:
+    def losses(
+        self,
+        batch: Batch,
+        noise: Noise,
+        target_entropy: Tensor | None,
+        with_metrics: bool = True,
+        whole_mean: Callable[[Tensor], Tensor] = of_this_process,
+    ) -> Losses:
         """The losses as a pure function of parameters and arguments."""
 
     @property
@@ -132,15 +146,18 @@ class UpdateLoop(LightningModule, ABC):
     def training_losses(
         self, batch: Batch, noise: Noise, target_entropy: Tensor | None, with_metrics: bool = True
     ) -> Losses:
-        """`losses`, compiled where that is set: then always with what is logged, so that there is one graph."""
+        """`losses` of this process's part of a batch, whose means are taken over all processes where that matters.
+
+        Compiled where that is set: then always with what is logged, so that there is one graph.
+        """
         if not self.compiled:
-            return self.losses(batch, noise, target_entropy, with_metrics)
+            return self.losses(batch, noise, target_entropy, with_metrics, mean_over_processes)
         total, entropy, metrics = self._compiled_losses(batch, noise, target_entropy)
         return total, entropy, metrics if with_metrics else {}
 
     @cached_property
     def _compiled_losses(self) -> Callable[[Batch, Noise, Tensor | None], Losses]:
-        compiled = torch.compile(self.losses, fullgraph=True, dynamic=False)
+        compiled = torch.compile(partial(self.losses, whole_mean=mean_over_processes), fullgraph=True, dynamic=False)
 
         def run(batch: Batch, noise: Noise, target_entropy: Tensor | None) -> Losses:
             # The backward pass is compiled with it, and is not to be rounded by autocast either; see `backward_pass`.
@@ -150,18 +167,29 @@ class UpdateLoop(LightningModule, ABC):
 
         return run
 
-    def configure_model(self) -> None:
-        """Takes on the trainer's number type, and where the strategy is "sharded" only its share of the networks.
+    def check_trainer(self, trainer: Trainer) -> None:
+        """Refuses a trainer that cannot train this model.
 
         Raises:
-            ValueError: see `precision.take_number_type` and `sharding.shard`.
+            ValueError: see `precision.refuse_narrow_weights` and `sharding.refuse_strategy`.
         """
-        if self._trainer is not None:
-            take_number_type(self)
-            shard(self, {"compile": self.compiled, "cuda_graphs": self.cuda_graphs})
+        refuse_narrow_weights(self, trainer)
+        refuse_strategy(trainer, {"compile": self.compiled, "cuda_graphs": self.cuda_graphs})
+
+    def configure_model(self) -> None:
+        """Takes on the trainer's number type, and where the strategy is "sharded" only its share of the networks."""
+        if self._trainer is None:
+            return
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self.check_trainer(self.trainer)
+        # Before a checkpoint is loaded; Lightning would do so afterwards, and its float64 would have been rounded.
+        self.trainer.precision_plugin.convert_module(self)
+        if isinstance(self.trainer.strategy, ShardedStrategy):
+            shard(self, self.trainer.strategy.device_mesh)
 
     def setup(self, stage: str) -> None:
-        """Sets how exact float32 matrix products are while a trainer runs."""
+        """Sets how exact float32 matrix products are while a trainer runs, and DDP for one graph."""
+        prefer_static_graph(self.trainer.strategy)
         self._precision_before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision(self.float32_matmul_precision)
 
@@ -220,14 +248,12 @@ class UpdateLoop(LightningModule, ABC):
         return interval > 0 and self.global_step // interval > first_update // interval
 
     def write_metrics(self, metrics: dict[str, Tensor]) -> None:
-        """Writes an update's metrics and learning rates to the loggers, averaged over the processes.
+        """Writes an update's metrics, of the whole batch over all processes, and learning rates to the loggers.
 
         Raises:
             TrainingDivergedError: a metric is NaN or infinite.
         """
-        values = torch.stack([value.float() for value in metrics.values()])
-        averaged = self.trainer.strategy.reduce(values, reduce_op="mean").tolist()
-        scalars = {f"train/{name}": value for name, value in zip(metrics, averaged, strict=True)}
+        scalars = {f"train/{name}": value for name, value in over_processes(metrics).items()}
         for group in self.optimizers().optimizer.param_groups:  # type: ignore[union-attr]
             if not group["name"].endswith("no_decay"):
                 scalars[f"train/learning_rate/{group['name']}"] = float(group["lr"])
@@ -254,8 +280,9 @@ class UpdateLoop(LightningModule, ABC):
             for layer, row in enumerate(entropy):
                 for group, value in zip(TOKEN_GROUPS, row, strict=True):
                     metrics[f"attention_entropy/layer_{layer}/{group}"] = value
-        scalars = {f"{stage}/{name}": value for name, value in metrics.items()}
-        self.log_dict(scalars, batch_size=len(batch.rewards), sync_dist=True)
+        for name, value in metrics.items():
+            reduce = EXTREMES.get(name, torch.mean)
+            self.log(f"{stage}/{name}", value, batch_size=len(batch.rewards), reduce_fx=reduce, sync_dist=True)
 
     @property
     def current_update(self) -> int:

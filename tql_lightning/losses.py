@@ -10,8 +10,8 @@ from torch import Tensor
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """Values, targets and logits in a type that has digits enough for them: float32, or float64 where they are."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+    """The tensor in float32, or in float64 if it is that: what losses are computed in, whatever networks compute in."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def td_target(
@@ -95,13 +95,21 @@ def distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return (student - teacher.detach()).square().mean()
 
 
-def q_loss(values: Tensor, normalize: bool) -> Tensor:
+def q_scale(values: Tensor) -> Tensor:
+    """Mean over the batch of |mean of the heads|, without gradient: what a normalised Q loss is divided by, section 5.
+
+    Args:
+        values: Q_k(s, clip mu(s, z)), (B, E).
+    """
+    return values.detach().mean(dim=-1).abs().mean()
+
+
+def q_loss(values: Tensor, scale: Tensor | None = None) -> Tensor:
     """-mean over the batch of the mean of the online heads at the policy's action, section 5.
 
     Args:
         values: Q_k(s, clip mu(s, z)), (B, E); always averaged over the heads, whatever the TD target does.
-        normalize: divide by the mean |Q| (no gradient through the divisor).
+        scale: what to divide by, `q_scale` of the whole batch; None for 1.
     """
-    value = values.mean(dim=-1)
-    loss = -value.mean()
-    return loss / value.detach().abs().mean() if normalize else loss
+    loss = -values.mean(dim=-1).mean()
+    return loss if scale is None else loss / scale.detach()

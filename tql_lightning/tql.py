@@ -52,6 +52,7 @@ from tql_lightning.nn.policy import Actor, FlowPolicy
 from tql_lightning.nn.temperature import AttentionTemperature, EntropyControl
 from tql_lightning.nn.value_loss import SquaredError, ValueLoss, return_range
 from tql_lightning.optimisation import OptimisedLoop
+from tql_lightning.processes import of_this_process
 from tql_lightning.sharding import held_fixed, is_sharded, local
 
 
@@ -209,7 +210,14 @@ class TQL(OptimisedLoop):
         metrics |= self._gradient_norms or {}
         return total.detach(), None if entropy is None else entropy.detach(), metrics
 
-    def losses(self, batch: Batch, noise: Noise, target_entropy: Tensor | None, with_metrics: bool = True) -> Losses:
+    def losses(
+        self,
+        batch: Batch,
+        noise: Noise,
+        target_entropy: Tensor | None,
+        with_metrics: bool = True,
+        whole_mean: Callable[[Tensor], Tensor] = of_this_process,
+    ) -> Losses:
         """Everything TQL minimises, as a function of parameters and arguments.
 
         One side effect: where sigma-Reparam is used, each of the critic's two passes moves its buffers in training.
@@ -219,6 +227,8 @@ class TQL(OptimisedLoop):
             noise: every random number of this update.
             target_entropy: entropy targets (L, 2), or None.
             with_metrics: whether to compute what is only logged.
+            whole_mean: turns a mean over these rows into that over the whole batch, of which other processes have
+                the rest. Every other loss is a mean over rows itself, so that averaged gradients are the whole batch's.
 
         Returns:
             The total loss, the attention entropy (L, 2) or None, and detached scalars to log.
@@ -252,9 +262,10 @@ class TQL(OptimisedLoop):
         student = self.policy.one_step_actions(batch.observations, noise.distillation)
         distillation_loss = losses.distillation_loss(student, teacher)
 
-        # Q term: the online critic, held fixed, at the one-step policy's action
+        # Q term: the online critic, held fixed, at the one-step policy's action; over the batch's mean |Q| on request
         policy_values = losses.at_least_float32(self.frozen_critic_values(batch.observations, student.clamp(-1.0, 1.0)))
-        q_loss = losses.q_loss(policy_values, self.normalize_q_loss)
+        q_scale = whole_mean(losses.q_scale(policy_values)) if self.normalize_q_loss else None
+        q_loss = losses.q_loss(policy_values, q_scale)
         actor_loss = behaviour_flow_loss + self.bc_coefficient * distillation_loss + q_loss
 
         total = critic_loss + actor_loss

@@ -7,10 +7,17 @@ from typing import Any, get_args
 
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning_utilities.core.rank_zero import rank_zero_info
 
 from tql_lightning.batch import Batch, Noise
 from tql_lightning.data.environment import check_environment
-from tql_lightning.data.sampler import TrainingStream, TransitionSampler, ValidationPass
+from tql_lightning.data.sampler import (
+    TrainingStream,
+    TransitionSampler,
+    ValidationPass,
+    rows_per_process,
+)
 from tql_lightning.data.storage import StorageChoice
 from tql_lightning.data.transitions import DatasetError, TransitionDataset
 from tql_lightning.data.windows import Span
@@ -22,7 +29,7 @@ class OfflineDataModule(LightningDataModule):
     Args:
         dataset: the transitions. On the command line: the class path of a function or class that gives a
             ``TransitionDataset``, with its arguments (``--data.dataset.task=3``).
-        batch_size: transitions in one update, over all processes together.
+        batch_size: transitions in one update, over all processes together; each takes an equal part of them.
         updates_per_step: K, updates in one step of the trainer; larger is faster, and what runs every N
             updates (evaluation, checkpoints) needs a multiple of K.
         seed: seed of the minibatches and of the noise in the losses.
@@ -101,6 +108,12 @@ class OfflineDataModule(LightningDataModule):
         """Chunks from the trainer's current update to its last."""
         trainer = self._attached_trainer()
         self._check_model(trainer.lightning_module)
+        if trainer.world_size > 1:
+            per_process = rows_per_process(self.batch_size, trainer.world_size)
+            rank_zero_info(
+                f"data.batch_size: {self.batch_size} transitions an update, {per_process} on each of "
+                f"{trainer.world_size} processes"
+            )
         sampler = TransitionSampler(
             self.dataset,
             self.batch_size,
@@ -130,9 +143,18 @@ class OfflineDataModule(LightningDataModule):
         validation = self.dataset.validation
         if validation is None:
             return []
-        device = self._attached_trainer().strategy.root_device
+        trainer = self._attached_trainer()
+        # Processes that hold shares of the weights gather them for every batch, so that each takes all batches.
+        sharded = isinstance(trainer.strategy, ModelParallelStrategy)
         return ValidationPass(
-            validation, self.batch_size, self.seed, device=device, span=self.span, storage=self.storage
+            validation,
+            self.batch_size,
+            self.seed,
+            device=trainer.strategy.root_device,
+            rank=0 if sharded else trainer.global_rank,
+            world_size=1 if sharded else trainer.world_size,
+            span=self.span,
+            storage=self.storage,
         )
 
     def state_dict(self) -> dict[str, Any]:

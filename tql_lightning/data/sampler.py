@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -13,6 +12,27 @@ from tql_lightning.data.counter_random import normal, uniform
 from tql_lightning.data.storage import StorageChoice, store
 from tql_lightning.data.transitions import TransitionDataset
 from tql_lightning.data.windows import Span, Windows
+
+
+def rows_per_process(batch_size: int, processes: int) -> int:
+    """Transitions of the global batch that each of several processes takes.
+
+    Args:
+        batch_size: B of the global batch.
+        processes: how many share it.
+
+    Raises:
+        ValueError: they cannot have equal parts of it.
+    """
+    if batch_size < 1 or batch_size % processes:
+        below, above = batch_size // processes * processes, (batch_size // processes + 1) * processes
+        near = f"{below} or {above}" if below > 0 else f"{above}"
+        raise ValueError(
+            f"data.batch_size: the global batch is divided over {processes} processes; expected a positive "
+            f"multiple of {processes}, found {batch_size}; set it to {near}, or change trainer.devices or "
+            "trainer.num_nodes"
+        )
+    return batch_size // processes
 
 
 class TransitionSampler:
@@ -49,15 +69,10 @@ class TransitionSampler:
         span: Span = Span(),  # noqa: B008  (frozen)
         storage: StorageChoice = "auto",
     ) -> None:
-        if batch_size < 1 or batch_size % world_size:
-            raise ValueError(
-                f"data.batch_size: the global batch is divided over {world_size} processes; expected a positive "
-                f"multiple of {world_size}, found {batch_size}"
-            )
+        per_rank = rows_per_process(batch_size, world_size)
         self.windows = Windows(store(dataset, device, storage, dtype), dataset, span)
         self.windows.tabulate()
         self.seed = seed
-        per_rank = batch_size // world_size
         self.rows = torch.arange(rank * per_rank, (rank + 1) * per_rank, device=device)
         self._stored_rows = torch.arange(rank * per_rank, (rank + 1) * per_rank, device=self.windows.storage.device)
 
@@ -112,11 +127,16 @@ class TrainingStream:
 class ValidationPass:
     """One ordered pass over held-out transitions (or windows of them), with noise that is the same at every pass.
 
+    Rank r of W takes batches r, r + W, ... of the pass; where there are fewer than W, every rank takes all of them, so
+    that none is without one. Means over transitions are the same either way.
+
     Args:
         dataset: held-out transitions.
         batch_size: B; the last batch may be smaller.
         seed: seed of the noise.
         device: the device that computes; batches and noise lie there.
+        rank: this process among ``world_size``.
+        world_size: number of processes that share the pass.
         dtype: floating type of what is yielded.
         span: steps that one row spans.
         storage: where to hold the transitions; see `storage.store`.
@@ -128,24 +148,28 @@ class ValidationPass:
         batch_size: int,
         seed: int,
         device: torch.device | str = "cpu",
+        rank: int = 0,
+        world_size: int = 1,
         dtype: torch.dtype = torch.float32,
         span: Span = Span(),  # noqa: B008  (frozen)
         storage: StorageChoice = "auto",
     ) -> None:
         self.windows = Windows(store(dataset, device, storage, dtype), dataset, span)
+        starts = range(0, len(self.windows), batch_size)
+        self.starts = starts[rank::world_size] if len(starts) >= world_size else starts
         self.batch_size = batch_size
         self.seed = seed
         self.device = torch.device(device)
 
     def __len__(self) -> int:
-        """Batches in a pass."""
-        return math.ceil(len(self.windows) / self.batch_size)
+        """Batches that this process takes."""
+        return len(self.starts)
 
     def __iter__(self) -> Iterator[tuple[Batch, Noise]]:
         """Yields (batch, noise) with leading dimension (B,)."""
         update = torch.zeros(1, dtype=torch.long, device=self.device)
         columns = 1 + 4 * self.windows.action_dim
-        for start in range(0, len(self.windows), self.batch_size):
+        for start in self.starts:
             rows = torch.arange(start, min(start + self.batch_size, len(self.windows)), device=self.device)
             numbers = uniform(self.seed, update, rows, columns)
             batch = self.windows.batch(rows.to(self.windows.storage.device))

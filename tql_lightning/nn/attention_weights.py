@@ -11,6 +11,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from tql_lightning.losses import at_least_float32
 from tql_lightning.nn.attention import EntropyAttention
 from tql_lightning.nn.scalar_tokens import FactoredTokens, dense
 
@@ -50,7 +51,7 @@ def log_weights(layer: EntropyAttention, tokens: Tensor) -> Tensor:
     queries, keys, _ = rearrange(layer.qkv(tokens), "b n (s h e) -> s b h n e", s=3, h=layer.num_heads)
     if layer.query_norm is not None and layer.key_norm is not None:
         queries, keys = layer.query_norm(queries), layer.key_norm(keys)
-    scores = (queries @ keys.transpose(-2, -1)).float() / math.sqrt(queries.shape[-1])
+    scores = at_least_float32(queries @ keys.transpose(-2, -1)) / math.sqrt(queries.shape[-1])
     if layer.score_transform is not None:
         scores = layer.score_transform(scores)
     logarithms: Tensor = scores.log_softmax(dim=-1)

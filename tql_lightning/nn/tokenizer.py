@@ -44,7 +44,7 @@ class ScalarTokenizer(nn.Module):
         counts = (observations.shape[-1], actions.shape[-1])
         directions, offsets = [torch.zeros_like(value)], []
         for projection, modality, count in zip(projections, modalities, counts, strict=True):
-            directions.append(projection.weight.t().expand(count, -1))
+            directions.append(projection.weight.flatten().expand(count, -1))
             offset = projection.bias if modality is None else projection.bias + modality
             offsets.append(offset.expand(count, -1))
         scalars = torch.cat([torch.zeros_like(observations[:, :1]), observations, actions], dim=-1)

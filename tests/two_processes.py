@@ -1,0 +1,143 @@
+"""What two processes that train together do; ``python -m tests.two_processes FOLDER`` is both of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from torch import nn
+
+from tests import environments  # noqa: F401  (registers)
+from tests.command_line import TINY
+from tests.toy import fit, toy_model
+from tql_lightning.callbacks.attention_entropy import AttentionEntropyMonitor
+from tql_lightning.callbacks.best_checkpoint import BestCheckpoint
+from tql_lightning.callbacks.checkpointing import GracefulInterrupt, LastCheckpoint
+from tql_lightning.callbacks.rollout_evaluation import RolloutEvaluation
+from tql_lightning.callbacks.throughput import Throughput
+from tql_lightning.checkpoint_io import WholeCheckpointIO
+from tql_lightning.cli import main
+from tql_lightning.loggers import ContinuedCSVLogger
+from tql_lightning.nn.critic import TransformerCritic
+from tql_lightning.nn.sigma_reparam import SigmaReparam
+from tql_lightning.nn.temperature import SingleTemperature
+from tql_lightning.nn.value_loss import HLGauss
+
+UPDATES, SIGNAL_AT = 20, 6  # the signal comes in the middle of a chunk of 5 updates
+
+
+class SignalAt(Callback):
+    """Sends the last process a signal in the middle of an update."""
+
+    def __init__(self, update: int = SIGNAL_AT, number: signal.Signals = signal.SIGTERM) -> None:
+        self.update, self.number = update, number
+
+    def on_before_optimizer_step(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.update and trainer.global_rank == trainer.world_size - 1:
+            os.kill(os.getpid(), self.number)
+
+
+class SeeStrategy(Callback):
+    """Keeps how DDP was set up."""
+
+    static: bool | None = None
+    searches: bool | None = None
+
+    def on_train_end(self, trainer: Trainer, *_: Any) -> None:
+        self.static = getattr(trainer.strategy.model, "static_graph", None)
+        self.searches = getattr(trainer.strategy.model, "find_unused_parameters", None)
+
+
+class CriticWithMore(TransformerCritic):
+    """A critic with a parameter that nothing uses."""
+
+    def __init__(self, *sizes: int, **settings: Any) -> None:
+        super().__init__(*sizes, **settings)
+        self.unused = nn.Parameter(torch.ones(3))
+
+
+def train(
+    folder: Path, processes: int, *more: Callback, precision: str = "64-true", continued: bool = False
+) -> Trainer:
+    """A run, or the rest of one, with everything that depends on how many processes there are."""
+    model = toy_model(normalize_q_loss=True, gradient_clip_norm=1.0)
+    callbacks = [
+        GracefulInterrupt(),
+        AttentionEntropyMonitor(),
+        RolloutEvaluation(3, 10, env_id="tests.environments:Swing-v0"),
+        Throughput(),
+        LastCheckpoint(str(folder), every_n_updates=5),
+        BestCheckpoint(str(folder)),
+        *more,
+    ]
+    return fit(
+        folder,
+        model.double() if precision == "64-true" else model,
+        UPDATES,
+        callbacks,
+        folder / "last.ckpt" if continued else None,
+        devices=processes,
+        precision=precision,
+        logger=ContinuedCSVLogger(str(folder)),
+        log_every_n_steps=5,
+        val_check_interval=2,
+        plugins=WholeCheckpointIO(),
+    )
+
+
+def train_variant(folder: Path, processes: int) -> None:
+    """Other losses, buffers that move, and a parameter that nothing uses."""
+    critic = partial(CriticWithMore, hidden_dim=16, head_dim=8, weight_parametrisation=SigmaReparam)
+    model = toy_model(
+        critic=critic,
+        entropy_control=SingleTemperature,
+        value_loss=HLGauss,
+        reward_range=(-3.0, 3.0),
+        target_aggregation="min",
+    )
+    callbacks: list[Callback] = [LastCheckpoint(str(folder), every_n_updates=5)]
+    fit(folder, model.double(), 10, callbacks, devices=processes, precision="64-true")
+
+
+def run_command(folder: Path) -> int:
+    """``tql fit`` on two processes, of which the second gets SIGTERM."""
+    folder.mkdir(exist_ok=True)
+    (folder / "tiny.yaml").write_text(TINY)
+    os.chdir(folder)
+    fixed = ("--config", "tiny.yaml", "--data.dataset=tests.toy.toy_dataset", "--trainer.logger=false")
+    return main(["fit", *fixed, "--trainer.devices=2", "--trainer.callbacks+=tests.two_processes.SignalAt"])
+
+
+def as_one_of_two(folder: Path) -> None:
+    """Everything that two processes are asked to do; the run in ``one_then_two`` was begun by one."""
+    see = SeeStrategy()
+    rank = train(folder / "two", 2, see).global_rank
+    stopped = [train(folder / "two_then_one", 2, SignalAt()).global_step]
+    train(folder / "one_then_two", 2, continued=True)
+    train_variant(folder / "two_variant", 2)
+    train(folder / "two_float32", 2, precision="32-true")
+    stop = SignalAt(number=signal.SIGUSR1)
+    stopped += [train(folder / "two_then_two", 2, stop, precision="32-true").global_step]
+    train(folder / "two_then_two", 2, precision="32-true", continued=True)
+    code = run_command(folder / "command")
+    seen = {"static": see.static, "searches": see.searches, "code": code, "stopped": stopped}
+    (folder / f"seen_{rank}.json").write_text(json.dumps(seen))
+
+
+if __name__ == "__main__":
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "NODE_RANK": "0"}
+    child = os.fork()  # before any gradient: torch's threads would not live on in the child
+    os.environ["LOCAL_RANK"] = "0" if child else "1"
+    torch.set_num_threads(1)
+    as_one_of_two(Path(sys.argv[1]))
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) if child else 0)

@@ -1,0 +1,74 @@
+"""What processes that train together share: one batch, of which each has an equal part, and one model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor
+
+from tql_lightning.losses import at_least_float32
+
+# How a metric of each process's part becomes that of the whole batch, where it is not by the mean.
+EXTREMES: dict[str, Callable[..., Tensor]] = {"q_min": torch.min, "q_max": torch.max}
+
+
+def of_this_process(mean: Tensor) -> Tensor:
+    """A mean over rows as it is: of all the rows there are, or of those that alone are meant."""
+    return mean
+
+
+def mean_over_processes(mean: Tensor) -> Tensor:
+    """The mean over the whole batch from the mean over each process's part of it; called by all of them at once.
+
+    Args:
+        mean: of this process's part; any shape, the same on every process.
+
+    Returns:
+        The same shape, without gradient; ``mean`` itself where one process trains.
+    """
+    if not _are_several():
+        return mean
+    total = mean.detach().clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()
+
+
+def over_processes(metrics: Mapping[str, Tensor]) -> dict[str, float]:
+    """Metrics of the whole batch from those of each process's part of it; called by all of them at once.
+
+    Args:
+        metrics: scalars by name, the same names on every process.
+
+    Returns:
+        Numbers by name: means over the processes, or what `EXTREMES` says.
+    """
+    own = torch.stack([at_least_float32(value) for value in metrics.values()])
+    everyones = [own]
+    if _are_several():
+        everyones = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+        dist.all_gather(everyones, own)
+    columns = torch.stack(everyones, dim=1).cpu()
+    return {name: EXTREMES.get(name, torch.mean)(column).item() for name, column in zip(metrics, columns, strict=True)}
+
+
+def _are_several() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def prefer_static_graph(strategy: object) -> None:
+    """Lets DDP take every update for the same graph, which it is: no update searches for parameters it left out.
+
+    A strategy for which ``static_graph`` or ``find_unused_parameters`` is set keeps what is set.
+
+    Args:
+        strategy: of a trainer, before it wraps its model.
+    """
+    if not isinstance(strategy, DDPStrategy):
+        return
+    if not strategy._ddp_kwargs.get("find_unused_parameters"):
+        strategy._ddp_kwargs.setdefault("static_graph", True)
+    # Lightning starts the sums of the first update itself, as manual optimisation needs it; once, not at every fit.
+    strategy._pl_static_graph_delay_done = False
