@@ -159,9 +159,12 @@ class UpdateLoop(LightningModule, ABC):
     def _compiled_losses(self) -> Callable[[Batch, Noise, Tensor | None], Losses]:
         compiled = torch.compile(partial(self.losses, whole_mean=mean_over_processes), fullgraph=True, dynamic=False)
 
+        known = hasattr(aot_config, "backward_pass_autocast")  # not to older torch
+        without_autocast = {"backward_pass_autocast": "off"} if known else {}
+
         def run(batch: Batch, noise: Noise, target_entropy: Tensor | None) -> Losses:
             # The backward pass is compiled with it, and is not to be rounded by autocast either; see `backward_pass`.
-            with aot_config.patch(backward_pass_autocast="off"):
+            with aot_config.patch(without_autocast):
                 outputs: Losses = compiled(batch, noise, target_entropy)
             return outputs
 

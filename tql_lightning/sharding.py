@@ -88,7 +88,9 @@ class ShardedStrategy(ModelParallelStrategy):
             ValueError: it is a folder, of a distributed checkpoint.
         """
         if Path(checkpoint_path).is_dir():
-            raise ValueError(f"checkpoint {checkpoint_path}: expected one file, found a folder")
+            raise ValueError(
+                f"checkpoint {checkpoint_path}: expected one file, found a folder; distributed checkpoints are not read"
+            )
         return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
@@ -250,7 +252,7 @@ def _forget(module: nn.Module, *_: Any) -> None:
         if isinstance(part, FSDPModule):
             state: Any = part._get_fsdp_state()
             state._comm_ctx.post_forward_order.clear()
-            for group in state._fsdp_param_groups:
+            for group in getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]:  # by torch's version
                 group._post_forward_indices.clear()
 
 
