@@ -252,7 +252,8 @@ def _forget(module: nn.Module, *_: Any) -> None:
         if isinstance(part, FSDPModule):
             state: Any = part._get_fsdp_state()
             state._comm_ctx.post_forward_order.clear()
-            for group in getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]:  # by torch's version
+            one = getattr(state, "_fsdp_param_group", None)  # before torch had several
+            for group in getattr(state, "_fsdp_param_groups", [one] if one is not None else []):
                 group._post_forward_indices.clear()
 
 
