@@ -12,7 +12,7 @@ import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 
-from tests.two_processes import SignalAt, train, train_variant
+from tests.two_processes import SignalAt, train, train_compiled, train_variant
 from tql_lightning.checkpoint_io import read_checkpoint
 from tql_lightning.plots import read_metrics
 from tql_lightning.processes import prefer_static_graph
@@ -21,17 +21,21 @@ from tql_lightning.run_folder import evaluation_files
 CLOCKS = ("train/updates_per_second", "train/samples_per_second", "train/memory_gb")
 
 
+def run_two_processes(*arguments: str) -> str:
+    """What they wrote to stderr."""
+    command, root = [sys.executable, "-m", "tests.two_processes", *arguments], Path(__file__).parents[1]
+    finished = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, timeout=250)
+    assert finished.returncode == 0, finished.stderr[-5000:]
+    return finished.stderr
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of runs: by one process, by two (see `as_one_of_two`), and begun by one and ended by the other."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("processes")
     assert train(folder / "one_then_two", 1, SignalAt()).global_step == 7  # in the middle of a chunk
-    script = [sys.executable, "-m", "tests.two_processes", str(folder)]
-    root = Path(__file__).parents[1]
-    finished = subprocess.run(script, cwd=root, capture_output=True, text=True, check=False, timeout=250)
-    assert finished.returncode == 0, finished.stderr[-5000:]
-    (folder / "stderr").write_text(finished.stderr)
+    (folder / "stderr").write_text(run_two_processes(str(folder)))
     train(folder / "one", 1)
     train(folder / "two_then_one", 1, continued=True)
     train_variant(folder / "one_variant", 1)
@@ -135,6 +139,13 @@ def test_a_signal_to_one_process_stops_all_after_one_checkpoint_and_the_first_te
     said = (runs / "stderr").read_text()
     assert said.count("Stopped by SIGTERM after update 10: saved") == 2  # a run from Python and one of the command
     assert said.count("Stopped by SIGUSR1 after update 10: saved") == 1
+
+
+@pytest.mark.slow
+def test_compiled_losses_take_the_mean_over_processes_too(tmp_path: Path) -> None:
+    run_two_processes(str(tmp_path), "compiled")
+    train_compiled(tmp_path / "one", 1, compiled=False)
+    assert_close(trained(tmp_path / "two_compiled"), trained(tmp_path / "one"))
 
 
 def test_what_is_set_for_ddp_stays() -> None:

@@ -1,4 +1,4 @@
-"""What two processes that train together do; ``python -m tests.two_processes FOLDER`` is both of them."""
+"""What two processes that train together do; ``python -m tests.two_processes FOLDER [compiled]`` is both."""
 
 from __future__ import annotations
 
@@ -107,6 +107,15 @@ def train_variant(folder: Path, processes: int) -> None:
     fit(folder, model.double(), 10, callbacks, devices=processes, precision="64-true")
 
 
+def train_compiled(folder: Path, processes: int, compiled: bool = True) -> None:
+    """Losses in one graph, of which the mean over processes is a part; no code is generated, which takes minutes."""
+    if compiled:
+        torch.compile = partial(torch.compile, backend="eager")  # type: ignore[assignment]
+    model = toy_model(normalize_q_loss=True, compile=compiled).double()
+    callbacks: list[Callback] = [LastCheckpoint(str(folder), every_n_updates=5)]
+    fit(folder, model, 10, callbacks, devices=processes, precision="64-true")
+
+
 def run_command(folder: Path) -> int:
     """``tql fit`` on two processes, of which the second gets SIGTERM."""
     folder.mkdir(exist_ok=True)
@@ -139,5 +148,6 @@ if __name__ == "__main__":
     child = os.fork()  # before any gradient: torch's threads would not live on in the child
     os.environ["LOCAL_RANK"] = "0" if child else "1"
     torch.set_num_threads(1)
-    as_one_of_two(Path(sys.argv[1]))
+    folder = Path(sys.argv[1])
+    train_compiled(folder / "two_compiled", 2) if sys.argv[2:] == ["compiled"] else as_one_of_two(folder)
     sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) if child else 0)
