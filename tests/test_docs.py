@@ -50,6 +50,19 @@ def test_the_example_of_a_callback_runs_and_observes_only(tmp_path: Path, monkey
     assert added["init_args"]["every_n_updates"] == 10
 
 
+def test_the_commands_about_scaling_are_understood(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    text = (DOCS / "scaling.md").read_text()
+    consoles = "".join(re.findall(r"```console\n(.*?)```", text, flags=re.DOTALL)).replace("\\\n", "")
+    commands = [shlex.split(line, comments=True) for line in consoles.splitlines()]
+    found = [parse_fit(monkeypatch, *command[command.index("fit") + 1 :])["trainer"] for command in commands]
+    devices = [(str(trainer["devices"]), trainer["num_nodes"]) for trainer in found]
+    assert devices == [("1", 1), ("auto", 1), ("1", 1), ("4", 1), ("4", 1), ("2", 2)]
+    (strategy,) = re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)
+    (tmp_path / "strategy.yaml").write_text(strategy)
+    configured = parse_fit(monkeypatch, "--config", "quickstart", "--config", str(tmp_path / "strategy.yaml"))
+    assert configured["trainer"]["strategy"]["init_args"]["static_graph"] is True
+
+
 def test_the_example_of_an_implementation_sets_it() -> None:
     (text,) = re.findall(r"```python\n(.*?)```", (DOCS / "attention.md").read_text(), flags=re.DOTALL)
     namespace: dict[str, Any] = {}

@@ -111,8 +111,18 @@ def test_a_stream_continued_anywhere_equals_the_uninterrupted_one() -> None:
 
 
 def test_a_batch_that_ranks_cannot_share_is_refused() -> None:
-    with pytest.raises(ValueError, match="expected a positive multiple of 3, found 8"):
+    with pytest.raises(ValueError, match="expected a positive multiple of 3, found 8; set it to 6 or 9, or change"):
         TransitionSampler(dataset(), 8, 0, rank=0, world_size=3)
+
+
+def test_a_pass_is_dealt_out_to_ranks_by_batches_and_none_is_left_without() -> None:
+    whole = list(ValidationPass(dataset(), batch_size=8, seed=0))
+    dealt = [list(ValidationPass(dataset(), 8, 0, rank=rank, world_size=3)) for rank in range(3)]
+    assert [len(part) for part in dealt] == [3, 2, 2]
+    for number, expected in enumerate(whole):
+        assert equal(dealt[number % 3][number // 3], expected)
+    few = [list(ValidationPass(dataset(), 25, 0, rank=rank, world_size=3)) for rank in range(3)]
+    assert [len(part) for part in few] == [2, 2, 2]
 
 
 def test_validation_passes_over_every_transition_once_with_the_same_noise() -> None:
