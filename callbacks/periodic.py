@@ -33,7 +33,7 @@ class PeriodicObserver(Callback, ABC):
 
     @abstractmethod
     def observe(self, trainer: Trainer, model: TQL) -> None:
-        """Looks at the model, which is in training mode, and leaves it as it is."""
+        """Looks at the model, in training mode and with its critic and policy whole, and leaves it as it is."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Checks interval, model and data before any training."""

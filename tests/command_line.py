@@ -44,10 +44,10 @@ data:
 """
 
 
-def run_tql(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs ``tql`` in a folder to its end."""
+def run_tql(folder: Path, *arguments: str, timeout: float = 200.0) -> subprocess.CompletedProcess[str]:
+    """Runs ``tql`` in a folder to its end, within so many seconds."""
     command = [TQL_COMMAND, *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=200)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=timeout)
 
 
 def call_tql(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -35,17 +35,20 @@ TRANSFORMER: dict[str, Any] = {
     "extraction": "implicit",
     "num_samples": 3,
     "gradient_clip_norm": 1.0,
+    "normalize_q_loss": True,
     "tau": 0.1,
 }
 MLP: dict[str, Any] = {"critic": partial(MLPCritic, hidden_dims=(8, 8))}
 
 
 class Shares(Callback):
-    """Asserts that after an update weights are shares, and that nothing is kept of passes without a backward."""
+    """Asserts that after an update weights are shares, and that nothing is kept of passes without a backward pass."""
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         sharded = trainer.world_size > 1
         assert all(isinstance(parameter, DTensor) == sharded for parameter in pl_module.parameters())
+        # What inference mode gathers, training could not use; gloo's validation never has it, NCCL's would.
+        assert trainer.fit_loop.epoch_loop.val_loop.inference_mode != sharded
         if sharded:
             state = pl_module.target_critic._get_fsdp_state()
             assert state._comm_ctx.post_forward_order == []

@@ -85,6 +85,14 @@ MISTAKES = {
     "wrong format of export": (["export", "x.ckpt", "--format=onx"], ["onx", "torch"]),
     "missing checkpoint of evaluate": (["evaluate", "nothing.ckpt"], ["nothing.ckpt: no such file"]),
     "missing checkpoint of fit": (["fit", TOY, *PENDULUM[:2], "--ckpt_path=nothing.ckpt"], ["nothing.ckpt"]),
+    "weights of 16 bits": (
+        ["fit", TOY, *PENDULUM[:2], "--trainer.precision=bf16-true"],
+        ["trainer.precision", "bf16-mixed"],
+    ),
+    "compiled shares of weights": (
+        ["fit", TOY, *PENDULUM[:2], "--trainer.strategy=sharded", "--trainer.devices=2", "--model.compile=true"],
+        ["model.compile", "trainer.strategy=sharded", "ddp"],
+    ),
     "validate without checkpoint": (["validate", TOY, *PENDULUM[:2]], ["ckpt_path", "--ckpt_path=last"]),
     "unknown environment": (["collect", "Pendulm-v1", "--output=x.npz"], ["Pendulm", "Pendulum"]),
     "unknown command": (["fitt"], ["fitt", "evaluate"]),
@@ -125,6 +133,12 @@ def test_a_mistake_ends_in_a_few_lines_that_say_what_to_mend(
     assert len(message.splitlines()) <= 10
     assert "Traceback" not in message
     assert [word for word in expected if word not in message] == [], message
+
+
+def test_a_trainer_that_cannot_train_is_refused_before_a_run_is_begun(in_temporary_folder: Path) -> None:
+    (in_temporary_folder / "tiny.yaml").write_text(TINY)
+    assert main(["fit", TOY, *PENDULUM[:2], "--trainer.precision=bf16-true"]) == 2
+    assert not (in_temporary_folder / "run").exists()
 
 
 def test_a_mistake_in_a_new_process_prints_no_traceback(tmp_path: Path) -> None:

@@ -7,7 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from tql_lightning.quickstart import PROGRESS, QuickstartError, Run, _train, run_quickstart
+from tests.command_line import run_tql
+from tql_lightning.data.collect import collect
+from tql_lightning.evaluation import evaluate_checkpoint
+from tql_lightning.quickstart import (
+    ENVIRONMENT,
+    EPISODES,
+    EVALUATION_SEED,
+    PROGRESS,
+    QuickstartError,
+    Run,
+    _train,
+    run_quickstart,
+)
 
 
 def test_a_runs_progress_is_read_from_its_bar() -> None:
@@ -24,8 +36,6 @@ def test_a_run_that_fails_ends_the_quickstart_with_the_end_of_its_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TQL_DATASETS", str(tmp_path / "datasets"))
-    from tql_lightning.data.collect import collect
-
     collect("Pendulum-v1", transitions=400, workers=1, output=str(tmp_path / "datasets" / "Pendulum-v1.npz"))
     (tmp_path / "datasets" / "Pendulum-v1.npz").write_bytes(b"damaged after the check")
     run = Run(0, tmp_path / "runs" / "seed_0")
@@ -74,3 +84,16 @@ def test_tql_learns_from_bad_data_and_cloning_does_not(tmp_path: Path, monkeypat
         assert (folder / "config.yaml").is_file()
         assert (folder / "checkpoints" / "last.ckpt").is_file()
         assert list(folder.glob("tensorboard/events*"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_tql_learns_from_bad_data_also_in_bfloat16(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TQL_DATASETS", str(tmp_path))
+    collect(ENVIRONMENT, output=str(tmp_path / f"{ENVIRONMENT}.npz"))
+    changes = (f"--seed_everything={seed}", "--trainer.default_root_dir=run", "--trainer.precision=bf16-mixed")
+    finished = run_tql(tmp_path, "fit", "--config", "quickstart", *changes, timeout=2900)
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    found = evaluate_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt", EPISODES, EVALUATION_SEED)
+    assert found["return"] >= -200

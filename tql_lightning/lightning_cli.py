@@ -159,10 +159,12 @@ class TQLCLI(LightningCLI):
 
         Raises:
             ValueError: the folder has a configuration, and no checkpoint to continue from is named; or the checkpoint
-                was made with other settings; or the batch cannot be divided over the processes.
+                was made with other settings; the batch cannot be divided over the processes;
+                or the trainer cannot train the model.
             CheckpointError: the checkpoint is missing or damaged.
         """
         rows_per_process(self.datamodule.batch_size, self.trainer.world_size)
+        self.model.check_trainer(self.trainer)
         found = self._find_checkpoint()
         if found is not None and not self._get(self.config, "force"):
             refuse_changes(*found, self.model, self.datamodule)

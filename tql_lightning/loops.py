@@ -9,7 +9,7 @@ from functools import cached_property, partial
 from typing import Any, Literal, get_args
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch._functorch import config as aot_config
@@ -23,14 +23,14 @@ from tql_lightning.held_out import HeldOutMeans
 from tql_lightning.hyperparameters import loadable, require
 from tql_lightning.nn.critic import Critic
 from tql_lightning.out_of_memory import explained_memory
-from tql_lightning.precision import take_number_type
+from tql_lightning.precision import refuse_narrow_weights
 from tql_lightning.processes import (
     mean_over_processes,
     of_this_process,
     over_processes,
     prefer_static_graph,
 )
-from tql_lightning.sharding import shard
+from tql_lightning.sharding import ShardedStrategy, refuse_strategy, shard
 from tql_lightning.shortcuts import CountedOptimizer, hears_backward, hears_step
 from tql_lightning.signals import Unit
 
@@ -175,23 +175,36 @@ class UpdateLoop(LightningModule, ABC):
     def _compiled_losses(self) -> Callable[[Batch, Noise, Tensor | None], Losses]:
         compiled = torch.compile(partial(self.losses, whole_mean=mean_over_processes), fullgraph=True, dynamic=False)
 
+        known = hasattr(aot_config, "backward_pass_autocast")  # not to older torch
+        without_autocast = {"backward_pass_autocast": "off"} if known else {}
+
         def run(batch: Batch, noise: Noise, target_entropy: Tensor | None) -> Losses:
             # The backward pass is compiled with it, and is not to be rounded by autocast either; see `backward_pass`.
-            with aot_config.patch(backward_pass_autocast="off"):
+            with aot_config.patch(without_autocast):
                 outputs: Losses = compiled(batch, noise, target_entropy)
             return outputs
 
         return run
 
-    def configure_model(self) -> None:
-        """Takes on the trainer's number type, and where the strategy is "sharded" only its share of the networks.
+    def check_trainer(self, trainer: Trainer) -> None:
+        """Refuses a trainer that cannot train this model.
 
         Raises:
-            ValueError: see `precision.take_number_type` and `sharding.shard`.
+            ValueError: see `precision.refuse_narrow_weights` and `sharding.refuse_strategy`.
         """
-        if self._trainer is not None:
-            take_number_type(self)
-            shard(self, {"compile": self.compiled, "cuda_graphs": self.cuda_graphs})
+        refuse_narrow_weights(self, trainer)
+        refuse_strategy(trainer, {"compile": self.compiled, "cuda_graphs": self.cuda_graphs})
+
+    def configure_model(self) -> None:
+        """Takes on the trainer's number type, and where the strategy is "sharded" only its share of the networks."""
+        if self._trainer is None:
+            return
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self.check_trainer(self.trainer)
+        # Before a checkpoint is loaded; Lightning would do so afterwards, and its float64 would have been rounded.
+        self.trainer.precision_plugin.convert_module(self)
+        if isinstance(self.trainer.strategy, ShardedStrategy):
+            shard(self, self.trainer.strategy.device_mesh)
 
     def setup(self, stage: str) -> None:
         """Sets how exact float32 matrix products are while a trainer runs, and DDP for one graph."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy, StrategyRegistry
 from torch import Tensor, nn
@@ -46,16 +46,7 @@ class ShardedStrategy(ModelParallelStrategy):
         super().setup_environment()
 
     def setup(self, trainer: Trainer) -> None:
-        """Lightning's; what validation gathers must be of use to training, which inference mode forbids.
-
-        Raises:
-            ValueError: float16, the scale of whose gradients each process would find for itself.
-        """
-        if getattr(self.precision_plugin, "scaler", None) is not None:
-            raise ValueError(
-                f"trainer.precision: expected 32-true, 64-true or bf16-mixed with trainer.strategy={NAME}, found "
-                f"{trainer.precision}; use bf16-mixed, or ddp"
-            )
+        """Lightning's; what validation gathers must be of use to training, which inference mode forbids."""
         for loop in (trainer.fit_loop.epoch_loop.val_loop, trainer.validate_loop, trainer.test_loop):
             loop.inference_mode = False
         super().setup(trainer)
@@ -97,7 +88,9 @@ class ShardedStrategy(ModelParallelStrategy):
             ValueError: it is a folder, of a distributed checkpoint.
         """
         if Path(checkpoint_path).is_dir():
-            raise ValueError(f"checkpoint {checkpoint_path}: expected one file, found a folder")
+            raise ValueError(
+                f"checkpoint {checkpoint_path}: expected one file, found a folder; distributed checkpoints are not read"
+            )
         return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
@@ -123,34 +116,54 @@ class ShardedStrategy(ModelParallelStrategy):
 StrategyRegistry.register(NAME, ShardedStrategy, description=ShardedStrategy.__doc__)
 
 
-def shard(model: LightningModule, graphs: Mapping[str, bool]) -> None:
-    """Leaves this process its share of every network of a model, where the strategy is `ShardedStrategy`.
-
-    A network is a child that has a forward, or such a child of one that has none. Each part that it holds in a
-    ``ModuleList`` (blocks, heads) is gathered for itself while its forward runs, the rest of it while the network's
-    does; elsewhere weights cannot be used.
+def refuse_strategy(trainer: Trainer, graphs: Mapping[str, bool]) -> None:
+    """Refuses shares of weights where they cannot be had.
 
     Args:
-        model: with its trainer.
+        trainer: with any strategy.
         graphs: settings by name that make an update one graph, in which nothing is gathered, and whether they are on.
 
     Raises:
-        ValueError: such a setting is on; another ``ModelParallelStrategy``; or weights in no module with a forward.
+        ValueError: another ``ModelParallelStrategy`` than ours; or with ours such a setting, or float16.
     """
-    mesh = model.device_mesh
-    if mesh is None or any(is_sharded(module) for module in model.modules()):
+    strategy = trainer.strategy
+    if not isinstance(strategy, ModelParallelStrategy):
         return
+    if not isinstance(strategy, ShardedStrategy):
+        raise ValueError(
+            f"trainer.strategy: expected {NAME} for shares of weights, found {type(strategy).__name__}, whose "
+            f"checkpoints do not fit runs of other layouts; use --trainer.strategy={NAME}"
+        )
     for name, on in graphs.items():
         if on:
             raise ValueError(
                 f"model.{name}: expected false with trainer.strategy={NAME}, whose weights come and go during an "
                 "update, found true; set it to false, or use ddp"
             )
-    if not isinstance(model.trainer.strategy, ShardedStrategy):
+    if getattr(trainer.precision_plugin, "scaler", None) is not None:
         raise ValueError(
-            f"trainer.strategy: expected {NAME} for shares of weights, found {type(model.trainer.strategy).__name__}, "
-            "whose checkpoints do not fit runs of other layouts; use --trainer.strategy=sharded"
+            f"trainer.precision: expected 32-true, 64-true or bf16-mixed with trainer.strategy={NAME}, found "
+            f"{trainer.precision}, the scale of whose gradients each process would find for itself; use bf16-mixed, "
+            "or ddp"
         )
+
+
+def shard(model: nn.Module, mesh: DeviceMesh) -> None:
+    """Leaves this process its share of every network of a model; does nothing a second time.
+
+    A network is a child that has a forward, or such a child of one that has none. Each part that it holds in a
+    ``ModuleList`` (blocks, heads) is gathered for itself while its forward runs, the rest of it while the network's
+    does; elsewhere weights cannot be used.
+
+    Args:
+        model: the same on every process.
+        mesh: of `ShardedStrategy`.
+
+    Raises:
+        ValueError: weights are in no module with a forward.
+    """
+    if any(is_sharded(module) for module in model.modules()):
+        return
     # Only what is done in place to such an output would be wrong, and nothing is.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
     for child in model.children():
@@ -239,7 +252,8 @@ def _forget(module: nn.Module, *_: Any) -> None:
         if isinstance(part, FSDPModule):
             state: Any = part._get_fsdp_state()
             state._comm_ctx.post_forward_order.clear()
-            for group in state._fsdp_param_groups:
+            one = getattr(state, "_fsdp_param_group", None)  # before torch had several
+            for group in getattr(state, "_fsdp_param_groups", [one] if one is not None else []):
                 group._post_forward_indices.clear()
 
 

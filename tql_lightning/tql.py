@@ -294,10 +294,10 @@ class TQL(OptimisedLoop):
 
     def frozen_critic_values(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Online critic's values (B, E) whose gradient reaches the actions and not the critic."""
-        if is_sharded(self.critic):  # which would not gather what it is called with, and takes no part in one graph
+        if is_sharded(self.critic):  # what it gathers takes the place of weights that it is called with
             with held_fixed(self.critic):
-                sharded_values: Tensor = self.critic(observations, actions).values
-            return sharded_values
+                gathered_values: Tensor = self.critic(observations, actions).values
+            return gathered_values
         frozen = {name: parameter.detach() for name, parameter in self.critic.named_parameters()}
         values: Tensor = functional_call(self.critic, frozen, (observations, actions)).values
         return values

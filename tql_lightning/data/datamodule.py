@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from tql_lightning.batch import Batch, Noise
@@ -144,13 +145,15 @@ class OfflineDataModule(LightningDataModule):
         if validation is None:
             return []
         trainer = self._attached_trainer()
+        # Processes that hold shares of the weights gather them for every batch, so that each takes all batches.
+        sharded = isinstance(trainer.strategy, ModelParallelStrategy)
         return ValidationPass(
             validation,
             self.batch_size,
             self.seed,
             device=trainer.strategy.root_device,
-            rank=trainer.global_rank,
-            world_size=trainer.world_size,
+            rank=0 if sharded else trainer.global_rank,
+            world_size=1 if sharded else trainer.world_size,
             span=self.span,
             storage=self.storage,
         )
