@@ -2,8 +2,9 @@
 # Every figure that needs a GPU: benchmarks/gpu.sh FOLDER [PART...]; parts: tests kernels updates compiled trainer.
 #
 # FOLDER/results.jsonl gets one line a step (name, exit code, seconds, the benchmark's JSON), FOLDER/log.txt the rest. A
-# step that fails or runs past its own limit stops no other. After LIMIT seconds (570) the rest is left out, and a later
-# call with that part makes it. PYTHON is the interpreter (.venv/bin/python).
+# step that fails or runs past its own limit stops no other. After LIMIT seconds (570) the rest is left out; the next call
+# with the same folder makes what is not there yet. SIZES are the critic's widths, the most telling first (128 1024 256
+# 512), PYTHON is the interpreter (.venv/bin/python).
 set -uo pipefail
 cd "$(dirname "$0")/.."
 folder=$(mkdir -p "$1" && cd "$1" && pwd)
@@ -11,12 +12,17 @@ shift
 [ $# -gt 0 ] || set -- tests kernels updates compiled trainer
 python=${PYTHON:-.venv/bin/python}
 limit=${LIMIT:-570}
+sizes=${SIZES:-128 1024 256 512}
 export PYTHONPATH=$PWD OMP_NUM_THREADS=4
 nvidia-smi --query-gpu=name,driver_version,power.limit,clocks.sm,memory.total --format=csv >> "$folder/log.txt" 2>&1
 
 step() { # name, seconds, command
   local name=$1 most=$2 begun=$SECONDS code output
   shift 2
+  if grep -qsF "{\"step\": \"$name\", \"code\": 0," "$folder/results.jsonl"; then
+    echo "$name: there already"
+    return
+  fi
   local left=$((limit - SECONDS))
   if [ "$left" -lt 15 ]; then
     echo "$name: left out, $limit seconds are over"
@@ -55,7 +61,7 @@ for part in "$@"; do
       step "memory bfloat16" 90 "$python" -m benchmarks.memory --device cuda --precision bfloat16 --json
       ;;
     updates)
-      for size in 128 1024 256 512; do
+      for size in $sizes; do
         for precision in bfloat16 tf32 float32; do
           update "$size $precision eager" 60 --hidden-dim $size --precision $precision
           update "$size $precision captured" 60 --hidden-dim $size --precision $precision --cuda-graphs
@@ -68,7 +74,7 @@ for part in "$@"; do
       done
       ;;
     compiled)
-      for size in 128 1024 256 512; do
+      for size in $sizes; do
         update "$size bfloat16 compiled and captured" 240 --hidden-dim $size --precision bfloat16 --compile \
           --cuda-graphs --profile
         update "$size tf32 compiled and captured" 240 --hidden-dim $size --precision tf32 --compile --cuda-graphs

@@ -129,10 +129,11 @@ def test_every_command_for_a_gpu_is_understood(tmp_path: Path, monkeypatch: pyte
     python.chmod(0o755)
     root = Path(__file__).parents[1]
     command = ["bash", str(root / "benchmarks" / "gpu.sh"), str(tmp_path / "out")]
-    finished = subprocess.run(
-        command, env=os.environ | {"PYTHON": str(python)}, capture_output=True, text=True, check=False
-    )
-    assert finished.returncode == 0, finished.stderr
+    settings = {"env": os.environ | {"PYTHON": str(python)}, "capture_output": True, "text": True}
+    subprocess.run(command, check=True, **settings)
+    again = subprocess.run([*command, "trainer"], check=True, **settings).stdout.splitlines()
+    assert len(again) == 4
+    assert all(line.endswith(": there already") for line in again)
     steps = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
     assert len({step["step"] for step in steps}) == len(steps) > 40
     assert all(step["code"] == 0 and step["result"] == {"done": 1} for step in steps)

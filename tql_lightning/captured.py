@@ -102,6 +102,7 @@ class ReplayedAdamW(torch.optim.AdamW):
     """
 
     replay: Callable[[], Any] | None = None
+    _warned_capturable_if_run_uncaptured = True  # torch's flag: warming up runs a capturable step on purpose
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step, or one replay."""

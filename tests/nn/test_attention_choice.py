@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from tests.command_line import make_model, parse_fit
 from tql_lightning.nn.attention import EntropyAttention, Implementation, choose_implementation
 from tql_lightning.nn.attention_components import ClippedSoftmax, HeadGate, SoftCap
 from tql_lightning.nn.initialisation import LayerNorm
@@ -136,6 +135,8 @@ def test_an_unknown_implementation_is_refused() -> None:
 
 @on_cpu_only
 def test_the_command_line_sets_the_implementation(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.command_line import make_model, parse_fit  # the interpreter's process needs no Lightning
+
     block, names = "--model.critic.init_args.block", "tql_lightning.nn"
     configuration = parse_fit(
         monkeypatch,
