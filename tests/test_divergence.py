@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shlex
 import sys
 from dataclasses import replace
@@ -25,6 +26,7 @@ from tql_lightning.cli import main
 from tql_lightning.data.sampler import TransitionSampler
 from tql_lightning.divergence import DivergenceWatch, TrainingDivergedError, read_minibatches
 
+DOCUMENT = (Path(__file__).parents[1] / "docs" / "reliability.md").read_text()
 SPIKE = 33  # row of a reward whose squared error no float32 can hold
 
 
@@ -75,17 +77,20 @@ def test_a_run_that_diverges_can_be_replayed_to_the_update_and_the_loss(
     update, batches, _ = read_minibatches(folder / "run" / "divergence" / "update_000000020.npz")
     assert (update, len(batches.rewards), float(batches.update(2).rewards.max())) == (20, 10, pytest.approx(1e30))
 
-    (command,) = [line for line in message.splitlines() if "to find the update: " in line]
-    assert main(shlex.split(command.split("tql ", 1)[1])) == 2
+    documented_command, documented_code = (
+        re.findall(rf"```{language}\n(?:\$ )?(.*?)```", DOCUMENT.partition("Replaying")[2], flags=re.DOTALL)[0]
+        for language in ("console", "python")
+    )
+    assert f"to find the update: {documented_command.strip().replace('RUN', 'run')}\n" in message
+    assert main(shlex.split(documented_command.replace("RUN", "run"))[1:]) == 2
     message = capsys.readouterr().err
     assert f"training diverged: after update {wrong + 1} not finite: train/critic_loss" in message
     assert f"it began in update {wrong} " in message
     assert (last.read_bytes(), (folder / "run" / "config.yaml").read_bytes()) == (saved, configuration)
 
-    kept = folder / "run" / "replay" / "divergence"
-    model = TQL.load_from_checkpoint(kept / f"before_update_{wrong:09d}.ckpt", weights_only=True)
-    update, batches, noises = read_minibatches(kept / f"update_{wrong:09d}.npz")
-    loss, _, metrics = model.losses(batches.update(0), noises.update(0), model.target_entropy)
+    there: dict[str, Any] = {"TQL": TQL, "read_minibatches": read_minibatches}
+    exec(re.sub(r"\bRUN\b", "run", documented_code).replace("update_N", f"update_{wrong:09d}"), there)
+    model, update, batches, loss, metrics = (there[name] for name in ("model", "update", "batches", "loss", "metrics"))
     assert (update, model.current_update) == (wrong, wrong)
     assert all(value.isfinite().all() for value in model.state_dict().values())
     assert loss == math.inf
