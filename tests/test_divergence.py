@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 import shlex
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
 
-from tests.command_line import TINY
 from tests.toy import fit, toy_dataset, toy_model
 from tql_lightning import TQL, TransitionDataset
 from tql_lightning.callbacks.checkpointing import LastCheckpoint
@@ -47,18 +45,8 @@ def finite(path: Path) -> bool:
     return all(value.isfinite().all() for value in read_checkpoint(path)["state_dict"].values())
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory of an in-process command line."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "argv", ["tql"])
-    (tmp_path / "tiny.yaml").write_text(TINY)
-    return tmp_path
-
-
 def test_a_run_that_diverges_can_be_replayed_to_the_update_and_the_loss(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+    command_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wrong = first_spiked_update(batch_size=8)
     assert wrong == 22  # else other figures would do here as well
@@ -66,15 +54,15 @@ def test_a_run_that_diverges_can_be_replayed_to_the_update_and_the_loss(
     settings = ["--trainer.max_steps=200", "--trainer.log_every_n_steps=200", "--data.updates_per_step=5"]
     assert main([*begun, *settings, "--trainer.logger=false"]) == 2
     message = capsys.readouterr().err
-    last = folder / "run" / "checkpoints" / "last.ckpt"
-    saved, configuration = last.read_bytes(), (folder / "run" / "config.yaml").read_bytes()
+    last = command_folder / "run" / "checkpoints" / "last.ckpt"
+    saved, configuration = last.read_bytes(), (command_folder / "run" / "config.yaml").read_bytes()
     assert read_checkpoint(last)["global_step"] == wrong // 10 * 10
     assert finite(last)
     assert finite(last.with_name("previous.ckpt"))
     assert "optimizer: exp_avg_sq of critic." in message  # weights are finite, and would never move again
     assert "parameters" not in message
     assert "one of updates 20 to 29 " in message
-    update, batches, _ = read_minibatches(folder / "run" / "divergence" / "update_000000020.npz")
+    update, batches, _ = read_minibatches(command_folder / "run" / "divergence" / "update_000000020.npz")
     assert (update, len(batches.rewards), float(batches.update(2).rewards.max())) == (20, 10, pytest.approx(1e30))
 
     documented_command, documented_code = (
@@ -86,7 +74,7 @@ def test_a_run_that_diverges_can_be_replayed_to_the_update_and_the_loss(
     message = capsys.readouterr().err
     assert f"training diverged: after update {wrong + 1} not finite: train/critic_loss" in message
     assert f"it began in update {wrong} " in message
-    assert (last.read_bytes(), (folder / "run" / "config.yaml").read_bytes()) == (saved, configuration)
+    assert (last.read_bytes(), (command_folder / "run" / "config.yaml").read_bytes()) == (saved, configuration)
 
     there: dict[str, Any] = {"TQL": TQL, "read_minibatches": read_minibatches}
     exec(re.sub(r"\bRUN\b", "run", documented_code).replace("update_N", f"update_{wrong:09d}"), there)

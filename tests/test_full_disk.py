@@ -215,15 +215,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", disk], check=True)
 
 
+@pytest.mark.usefixtures("command_folder")
 def test_a_disk_that_is_really_full_ends_the_command_in_an_error_with_a_whole_checkpoint(
     small_disk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(small_disk)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "argv", ["tql"])
-    (small_disk / "tiny.yaml").write_text(TINY)
     (small_disk / "filler").write_bytes(bytes(1_150_000))  # leaves room for one checkpoint, not for two
-    arguments = ["--config", "tiny.yaml", "--data.dataset=tests.toy.toy_dataset", "--trainer.logger=false"]
+    arguments = ["--config", "../tiny.yaml", "--data.dataset=tests.toy.toy_dataset", "--trainer.logger=false"]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert main(["fit", *arguments, "--trainer.max_steps=30"]) == 2

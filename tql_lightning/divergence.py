@@ -25,7 +25,7 @@ from tql_lightning.data.files import write_text_whole, write_whole
 from tql_lightning.data.sampler import TrainingStream
 from tql_lightning.run_folder import CONFIG_FILE, divergence_file
 
-MOST_SHOWN = 4
+MOST_SHOWN = 3
 MOST_UPDATES = 256  # whose minibatches are written
 MOST_LOSSES = 4096  # references kept between two looks, one a chunk
 GRADIENT_NORM = "gradient_norm/"
@@ -208,7 +208,7 @@ def _write_minibatches(trainer: Trainer, folder: Path, updates: range, minibatch
             np.savez(file, allow_pickle=False, update=np.int64(updates.start), **arrays)
     except OSError as error:
         return f"its minibatches could not be written to {path} ({error})"
-    return f"minibatches and noise: {path}, all names: .txt beside it"
+    return f"minibatches and noise: {path}; this in full: .txt beside it"
 
 
 def _write_text(trainer: Trainer, folder: Path, updates: range, text: str) -> None:
