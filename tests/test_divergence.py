@@ -100,7 +100,9 @@ def test_no_checkpoint_is_written_of_weights_that_are_not_finite(tmp_path: Path)
     before = (tmp_path / "last.ckpt").read_bytes()
     model = toy_model(critic_learning_rate=1e30, lr_schedule="constant")
     callbacks = [LastCheckpoint(str(tmp_path), 5)]
-    with pytest.raises(TrainingDivergedError, match=r"what was to be saved(?s:.*)parameters: critic\.(?s:.*)update 5;"):
+    with pytest.raises(
+        TrainingDivergedError, match=r"what training has made(?s:.*)parameters: critic\.(?s:.*)update 5;"
+    ):
         fit(tmp_path, model, 30, callbacks, tmp_path / "last.ckpt", plugins=WholeCheckpointIO(), log_every_n_steps=100)
     assert (tmp_path / "last.ckpt").read_bytes() == before
     assert not list(tmp_path.glob(".*"))
@@ -114,6 +116,10 @@ def test_weights_are_looked_at_with_the_metrics_and_every_name_is_written_down(t
     (text,) = (tmp_path / "divergence").glob("*.txt")
     assert "critic.heads.1.2.weight" in text.read_text()
     assert "critic.heads.1.2.weight" not in message
+
+
+def test_training_that_ends_between_two_looks_is_looked_at_too(tmp_path: Path) -> None:
+    assert "after update 5 not finite: what training has made" in diverge(tmp_path, updates=5, logger=False)
 
 
 def test_the_optimizers_state_is_looked_at_too(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def broken_metrics(scalars: dict[str, float], trainer: Trainer) -> list[str]:
 
 
 def require_sound(model: LightningModule, trainer: Trainer, watch: DivergenceWatch) -> None:
-    """Refuses to save what holds NaN or infinity; called on every process.
+    """Refuses to save, or to end with, what holds NaN or infinity; called on every process.
 
     Raises:
         TrainingDivergedError: something does.
@@ -150,7 +150,7 @@ def diverged(
                 f"--trainer.default_root_dir={folder / 'replay'}"
             )
         tail.append(f"last good checkpoint: {good[0]}, after update {good[1]}; {remedy}, and continue from it")
-    what = metrics or ["what was to be saved"]
+    what = metrics or ["what training has made"]
     whole = [head + ", ".join(what), *(f"{kind}: {', '.join(names)}" for kind, names in named.items()), *tail]
     _write_text(trainer, folder, suspects, "\n".join(whole) + "\n")
     short = [head + _first(what), *(f"{kind}: {_first(names)}" for kind, names in named.items()), *tail]
