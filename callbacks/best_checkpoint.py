@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import shutil
 import warnings
@@ -22,9 +21,6 @@ from tql_lightning.data.files import write_whole
 from tql_lightning.run_folder import evaluation_files
 
 INSTEAD = "eval/return"
-STATE = (  # what Lightning notes before it writes
-    *("best_k_models", "best_model_path", "best_model_score", "kth_best_model_path", "kth_value", "current_score"),
-)
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -102,12 +98,8 @@ class BestCheckpoint(ModelCheckpoint):
         self._snapshot = snapshot
         candidates = {self.monitor or "": self._score(metrics)}
         candidates |= {"step": torch.tensor(update), "epoch": torch.tensor(trainer.current_epoch)}
-        before = {name: copy.copy(value) for name, value in vars(self).items() if name in STATE}
-        reason = why_unsaved(trainer, partial(self._save_topk_checkpoint, trainer, candidates))
-        if reason is None:
-            return
-        vars(self).update(before)  # what is there is still the best that is kept
-        if trainer.is_global_zero:
+        reason = why_unsaved(self, trainer, partial(self._save_topk_checkpoint, trainer, candidates))
+        if reason is not None and trainer.is_global_zero:
             warnings.warn(f"the best evaluation so far, of update {update}, is not kept: {reason}", stacklevel=2)
 
     def _score(self, metrics: dict[str, float]) -> Tensor:

@@ -96,11 +96,10 @@ class LastCheckpoint(ModelCheckpoint):
 
     def _save_last_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
         """Lightning's; what cannot be written ends training only where it must, or is to."""
-        before = self.last_model_path
-        reason = why_unsaved(trainer, partial(super()._save_last_checkpoint, trainer, monitor_candidates))
+        reason = why_unsaved(self, trainer, partial(super()._save_last_checkpoint, trainer, monitor_candidates))
         if reason is None:
             return
-        self.last_model_path = before
+        before = self.last_model_path
         what = f"update {trainer.global_step} is not saved: {reason}"
         kept = f"{before} is kept" if before else "there is no earlier one"
         if self._ends or self.if_unwritable == "stop":

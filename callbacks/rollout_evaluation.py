@@ -201,7 +201,7 @@ class RolloutEvaluation(Callback):
             return
         snapshot = pending_file(Path(trainer.default_root_dir), trainer.global_step)
         weights_only = not _best_checkpoints(trainer)
-        reason = why_unsaved(trainer, partial(trainer.save_checkpoint, snapshot, weights_only))
+        reason = why_unsaved(self, trainer, partial(trainer.save_checkpoint, snapshot, weights_only))
         trainer.strategy.checkpoint_io.teardown()  # one that writes in a thread has written it then
         if reason is not None:
             self._log(trainer, trainer.global_step, reason, None)

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
+
+NOTES = {  # what a ModelCheckpoint notes of what it writes, some of it before it has, or where another process writes
+    *("best_k_models", "best_model_path", "best_model_score", "kth_best_model_path", "kth_value", "current_score"),
+    *("last_model_path", "_last_checkpoint_saved", "_last_global_step_saved"),
+}
 
 
-def why_unsaved(trainer: Trainer, save: Callable[[], None]) -> str | None:
+def why_unsaved(callback: Callback, trainer: Trainer, save: Callable[[], None]) -> str | None:
     """Saves, and gives the reason if that cannot be written; called on every process, the same is known to all.
 
     Args:
+        callback: that saves; if it is a ModelCheckpoint, it then takes what is there for its last and best as before.
         trainer: that saves.
-        save: calls ``trainer.save_checkpoint``, once.
+        save: calls ``trainer.save_checkpoint``, once or not at all.
     """
+    before = {name: copy.copy(value) for name, value in vars(callback).items() if name in NOTES}
     reason = None
     try:
         save()
@@ -21,4 +29,6 @@ def why_unsaved(trainer: Trainer, save: Callable[[], None]) -> str | None:
         reason = str(error)
         trainer.strategy.barrier()  # where the others wait for what should have been written
     found: str | None = trainer.strategy.broadcast(reason)
+    if found is not None:
+        vars(callback).update(before)
     return found

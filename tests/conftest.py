@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,3 +59,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def _one_thread() -> None:
     """Small tensors gain nothing from more threads, and sums stay in one order."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def command_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory of an in-process command line, with tiny.yaml in it; what it changes is put back."""
+    from tests.command_line import TINY
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "argv", ["tql"])
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    return tmp_path

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
 import shlex
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
 
-from tests.command_line import TINY
 from tests.toy import fit, toy_dataset, toy_model
 from tql_lightning import TQL, TransitionDataset
 from tql_lightning.callbacks.checkpointing import LastCheckpoint
@@ -25,6 +24,7 @@ from tql_lightning.cli import main
 from tql_lightning.data.sampler import TransitionSampler
 from tql_lightning.divergence import DivergenceWatch, TrainingDivergedError, read_minibatches
 
+DOCUMENT = (Path(__file__).parents[1] / "docs" / "reliability.md").read_text()
 SPIKE = 33  # row of a reward whose squared error no float32 can hold
 
 
@@ -45,18 +45,8 @@ def finite(path: Path) -> bool:
     return all(value.isfinite().all() for value in read_checkpoint(path)["state_dict"].values())
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory of an in-process command line."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "argv", ["tql"])
-    (tmp_path / "tiny.yaml").write_text(TINY)
-    return tmp_path
-
-
 def test_a_run_that_diverges_can_be_replayed_to_the_update_and_the_loss(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+    command_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wrong = first_spiked_update(batch_size=8)
     assert wrong == 22  # else other figures would do here as well
@@ -64,28 +54,31 @@ def test_a_run_that_diverges_can_be_replayed_to_the_update_and_the_loss(
     settings = ["--trainer.max_steps=200", "--trainer.log_every_n_steps=200", "--data.updates_per_step=5"]
     assert main([*begun, *settings, "--trainer.logger=false"]) == 2
     message = capsys.readouterr().err
-    last = folder / "run" / "checkpoints" / "last.ckpt"
-    saved, configuration = last.read_bytes(), (folder / "run" / "config.yaml").read_bytes()
+    last = command_folder / "run" / "checkpoints" / "last.ckpt"
+    saved, configuration = last.read_bytes(), (command_folder / "run" / "config.yaml").read_bytes()
     assert read_checkpoint(last)["global_step"] == wrong // 10 * 10
     assert finite(last)
     assert finite(last.with_name("previous.ckpt"))
     assert "optimizer: exp_avg_sq of critic." in message  # weights are finite, and would never move again
     assert "parameters" not in message
     assert "one of updates 20 to 29 " in message
-    update, batches, _ = read_minibatches(folder / "run" / "divergence" / "update_000000020.npz")
+    update, batches, _ = read_minibatches(command_folder / "run" / "divergence" / "update_000000020.npz")
     assert (update, len(batches.rewards), float(batches.update(2).rewards.max())) == (20, 10, pytest.approx(1e30))
 
-    (command,) = [line for line in message.splitlines() if "to find the update: " in line]
-    assert main(shlex.split(command.split("tql ", 1)[1])) == 2
+    documented_command, documented_code = (
+        re.findall(rf"```{language}\n(?:\$ )?(.*?)```", DOCUMENT.partition("Replaying")[2], flags=re.DOTALL)[0]
+        for language in ("console", "python")
+    )
+    assert f"to find the update: {documented_command.strip().replace('RUN', 'run')}\n" in message
+    assert main(shlex.split(documented_command.replace("RUN", "run"))[1:]) == 2
     message = capsys.readouterr().err
     assert f"training diverged: after update {wrong + 1} not finite: train/critic_loss" in message
     assert f"it began in update {wrong} " in message
-    assert (last.read_bytes(), (folder / "run" / "config.yaml").read_bytes()) == (saved, configuration)
+    assert (last.read_bytes(), (command_folder / "run" / "config.yaml").read_bytes()) == (saved, configuration)
 
-    kept = folder / "run" / "replay" / "divergence"
-    model = TQL.load_from_checkpoint(kept / f"before_update_{wrong:09d}.ckpt", weights_only=True)
-    update, batches, noises = read_minibatches(kept / f"update_{wrong:09d}.npz")
-    loss, _, metrics = model.losses(batches.update(0), noises.update(0), model.target_entropy)
+    there: dict[str, Any] = {"TQL": TQL, "read_minibatches": read_minibatches}
+    exec(re.sub(r"\bRUN\b", "run", documented_code).replace("update_N", f"update_{wrong:09d}"), there)
+    model, update, batches, loss, metrics = (there[name] for name in ("model", "update", "batches", "loss", "metrics"))
     assert (update, model.current_update) == (wrong, wrong)
     assert all(value.isfinite().all() for value in model.state_dict().values())
     assert loss == math.inf
@@ -107,7 +100,9 @@ def test_no_checkpoint_is_written_of_weights_that_are_not_finite(tmp_path: Path)
     before = (tmp_path / "last.ckpt").read_bytes()
     model = toy_model(critic_learning_rate=1e30, lr_schedule="constant")
     callbacks = [LastCheckpoint(str(tmp_path), 5)]
-    with pytest.raises(TrainingDivergedError, match=r"what was to be saved(?s:.*)parameters: critic\.(?s:.*)update 5;"):
+    with pytest.raises(
+        TrainingDivergedError, match=r"what training has made(?s:.*)parameters: critic\.(?s:.*)update 5;"
+    ):
         fit(tmp_path, model, 30, callbacks, tmp_path / "last.ckpt", plugins=WholeCheckpointIO(), log_every_n_steps=100)
     assert (tmp_path / "last.ckpt").read_bytes() == before
     assert not list(tmp_path.glob(".*"))
@@ -121,6 +116,10 @@ def test_weights_are_looked_at_with_the_metrics_and_every_name_is_written_down(t
     (text,) = (tmp_path / "divergence").glob("*.txt")
     assert "critic.heads.1.2.weight" in text.read_text()
     assert "critic.heads.1.2.weight" not in message
+
+
+def test_training_that_ends_between_two_looks_is_looked_at_too(tmp_path: Path) -> None:
+    assert "after update 5 not finite: what training has made" in diverge(tmp_path, updates=5, logger=False)
 
 
 def test_the_optimizers_state_is_looked_at_too(tmp_path: Path) -> None:

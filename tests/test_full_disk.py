@@ -117,6 +117,15 @@ def test_a_last_checkpoint_that_cannot_be_written_is_an_error_at_the_end_or_wher
         LastCheckpoint(if_unwritable="maybe")  # type: ignore[arg-type]
 
 
+def test_metrics_that_cannot_be_written_are_an_error_at_the_end_of_a_training_that_went_well(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"logger": ContinuedCSVLogger(str(tmp_path)), "log_every_n_steps": 5}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(OSError, match=r"metrics\.csv: 3 rows of metrics could not be written"):
+            fit(tmp_path, toy_model(), 10, [FullBetween(5, 99)], **settings)
+    assert not (tmp_path / "metrics.csv").exists()
+
+
 def test_observers_that_cannot_write_warn_and_the_best_stays_the_one_that_is_kept(tmp_path: Path) -> None:
     evaluation, best = RolloutEvaluation(2, 5, env_id=SWING), BestCheckpoint(str(tmp_path / "checkpoints"))
     callbacks = [FullBetween(0, 10), evaluation, QLandscape(every_n_updates=5), TrainingPlots(), best]
@@ -160,6 +169,40 @@ def _scalars(events: Any) -> list[Any]:
     return events.Scalars("loss") if "loss" in events.Tags()["scalars"] else []
 
 
+TWO_PROCESSES = """
+import sys, warnings
+from pathlib import Path
+from tests.test_full_disk import FullBetween
+from tests.toy import fit, toy_model
+from tql_lightning.callbacks.checkpointing import LastCheckpoint
+from tql_lightning.checkpoint_io import WholeCheckpointIO
+
+class FullOfTheFirst(FullBetween):
+    def on_train_batch_start(self, trainer, *arguments):
+        if trainer.is_global_zero:
+            super().on_train_batch_start(trainer, *arguments)
+
+if __name__ == "__main__":
+    folder, until = Path(sys.argv[1]), int(sys.argv[2])
+    callbacks = [FullOfTheFirst(5, until), LastCheckpoint(str(folder), 5)]
+    fit(folder, toy_model(), 15, callbacks, plugins=WholeCheckpointIO(), strategy="ddp", devices=2)
+    print("ended")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("until", "code", "saved"), [(10, 0, 15), (99, 1, 5)])
+def test_two_processes_know_that_the_first_cannot_write(until: int, code: int, saved: int, tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(TWO_PROCESSES)
+    command = [sys.executable, str(tmp_path / "train.py"), str(tmp_path / "run"), str(until)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=250)
+    assert finished.returncode == code, finished.stderr
+    assert "update 10 is not saved: checkpoint " in finished.stderr
+    assert ("ended" in finished.stdout) == (code == 0)
+    assert read_checkpoint(tmp_path / "run" / "last.ckpt")["global_step"] == saved
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 2 MB."""
@@ -172,15 +215,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", disk], check=True)
 
 
+@pytest.mark.usefixtures("command_folder")
 def test_a_disk_that_is_really_full_ends_the_command_in_an_error_with_a_whole_checkpoint(
     small_disk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(small_disk)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "argv", ["tql"])
-    (small_disk / "tiny.yaml").write_text(TINY)
     (small_disk / "filler").write_bytes(bytes(1_150_000))  # leaves room for one checkpoint, not for two
-    arguments = ["--config", "tiny.yaml", "--data.dataset=tests.toy.toy_dataset", "--trainer.logger=false"]
+    arguments = ["--config", "../tiny.yaml", "--data.dataset=tests.toy.toy_dataset", "--trainer.logger=false"]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert main(["fit", *arguments, "--trainer.max_steps=30"]) == 2

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import resource
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.command_line import TINY
 from tests.toy import fit, toy_model
 from tql_lightning.cli import main
 from tql_lightning.out_of_memory import TooLittleMemoryError, is_out_of_memory
@@ -32,6 +30,7 @@ def test_an_update_that_memory_does_not_suffice_for_names_its_sizes(tmp_path: Pa
     assert "--data.batch_size, --model.critic.hidden_dim" in message
 
 
+@pytest.mark.usefixtures("command_folder")
 @pytest.mark.parametrize(
     ("setting", "expected"),
     [
@@ -40,12 +39,8 @@ def test_an_update_that_memory_does_not_suffice_for_names_its_sizes(tmp_path: Pa
     ],
 )
 def test_the_command_says_so_without_a_traceback(
-    setting: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    setting: str, expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "argv", ["tql"])
-    (tmp_path / "tiny.yaml").write_text(TINY)
     arguments = ["--config", "tiny.yaml", "--data.dataset=tests.toy.toy_dataset", "--trainer.logger=false"]
     assert main(["fit", *arguments, setting]) == 2
     message = capsys.readouterr().err

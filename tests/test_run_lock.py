@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.command_line import TINY
 from tql_lightning.cli import main
 from tql_lightning.run_folder import LOCK_FILE
 from tql_lightning.run_lock import RunLockedError, only_run_in
@@ -34,26 +33,22 @@ def holder(folder: Path) -> subprocess.Popen[str]:
 
 
 def test_a_second_run_is_refused_by_name_until_the_first_ends_even_by_kill(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "argv", ["tql"])
-    (tmp_path / "tiny.yaml").write_text(TINY)
     arguments = ["fit", "--config", "tiny.yaml", "--data.dataset=tests.toy.toy_dataset", "--trainer.logger=false"]
-    first = holder(tmp_path / "run")
+    first = holder(command_folder / "run")
     try:
         assert main(arguments) == 2
         message = capsys.readouterr().err
         assert f"run is in use by another run (process {first.pid} on " in message
         assert "--trainer.default_root_dir" in message
-        assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK_FILE]
+        assert [path.name for path in (command_folder / "run").iterdir()] == [LOCK_FILE]
     finally:
         first.send_signal(signal.SIGKILL)
         first.communicate()
-    assert (tmp_path / "run" / LOCK_FILE).exists()
+    assert (command_folder / "run" / LOCK_FILE).exists()
     assert main([*arguments, "--trainer.max_steps=10"]) == 0
-    assert not (tmp_path / "run" / LOCK_FILE).exists()
+    assert not (command_folder / "run" / LOCK_FILE).exists()
 
 
 def test_what_is_refused_leaves_no_folder_and_no_lock(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from tql_lightning.data.files import write_text_whole, write_whole
 from tql_lightning.data.sampler import TrainingStream
 from tql_lightning.run_folder import CONFIG_FILE, divergence_file
 
-MOST_SHOWN = 4
+MOST_SHOWN = 3
 MOST_UPDATES = 256  # whose minibatches are written
 MOST_LOSSES = 4096  # references kept between two looks, one a chunk
 GRADIENT_NORM = "gradient_norm/"
@@ -102,7 +102,7 @@ def broken_metrics(scalars: dict[str, float], trainer: Trainer) -> list[str]:
 
 
 def require_sound(model: LightningModule, trainer: Trainer, watch: DivergenceWatch) -> None:
-    """Refuses to save what holds NaN or infinity; called on every process.
+    """Refuses to save, or to end with, what holds NaN or infinity; called on every process.
 
     Raises:
         TrainingDivergedError: something does.
@@ -150,7 +150,7 @@ def diverged(
                 f"--trainer.default_root_dir={folder / 'replay'}"
             )
         tail.append(f"last good checkpoint: {good[0]}, after update {good[1]}; {remedy}, and continue from it")
-    what = metrics or ["what was to be saved"]
+    what = metrics or ["what training has made"]
     whole = [head + ", ".join(what), *(f"{kind}: {', '.join(names)}" for kind, names in named.items()), *tail]
     _write_text(trainer, folder, suspects, "\n".join(whole) + "\n")
     short = [head + _first(what), *(f"{kind}: {_first(names)}" for kind, names in named.items()), *tail]
@@ -208,7 +208,7 @@ def _write_minibatches(trainer: Trainer, folder: Path, updates: range, minibatch
             np.savez(file, allow_pickle=False, update=np.int64(updates.start), **arrays)
     except OSError as error:
         return f"its minibatches could not be written to {path} ({error})"
-    return f"minibatches and noise: {path}, all names: .txt beside it"
+    return f"minibatches and noise: {path}; this in full: .txt beside it"
 
 
 def _write_text(trainer: Trainer, folder: Path, updates: range, text: str) -> None:

@@ -172,7 +172,8 @@ class ContinuedTensorBoardLogger(TensorBoardLogger):
         self.experiment.add_image(name, pixels, step, dataformats="HWC")
 
     def _try(self, write: Callable[[], None]) -> None:
-        if self._full and (free_bytes(Path(self.log_dir)) or ROOM) < ROOM:
+        free = free_bytes(Path(self.log_dir)) if self._full else None
+        if free is not None and free < ROOM:
             return
         try:
             write()

@@ -355,8 +355,13 @@ class UpdateLoop(LightningModule, ABC):
             restore_progress(self.trainer, checkpoint, self._validated == self._seen_updates)
 
     def on_train_end(self) -> None:
-        """Keeps how many updates the weights have seen."""
+        """Keeps how many updates the weights have seen, and looks at them once more.
+
+        Raises:
+            TrainingDivergedError: they hold NaN or infinity.
+        """
         self._seen_updates = self.global_step
+        require_sound(self, self.trainer, self._watch)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Writes how critic, policy and entropy control are made as class path and arguments.

@@ -10,7 +10,9 @@ import torch
 from tql_lightning.nn.critic import Critic
 
 LONGEST_REASON = 200  # characters of what an allocator says
-SIGNS = ("can't allocate memory", "not enough memory", "out of memory")  # of allocators that raise a RuntimeError
+SIGNS = (  # of allocators that raise a RuntimeError
+    *("can't allocate memory", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED"),
+)
 REMEDIES = (
     "the same results with less: more devices (each takes its share of the batch), --data.storage=cpu, "
     "--model.cuda_graphs=false",

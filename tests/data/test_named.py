@@ -49,6 +49,18 @@ def test_one_rule_tells_names_apart(tmp_path: Path) -> None:
             kind_of(name)
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("x" * 5000, "File name too long"), ("x" * 300 + ".npz", "File name too long"), ("a\0b", "null")],
+)
+def test_a_path_that_no_file_can_have_is_refused_by_name(name: str, reason: str) -> None:
+    with pytest.raises(
+        DatasetError, match=rf"expected a dataset's name or path, found none \(.*{reason}.*\)"
+    ) as raised:
+        load_dataset(name)
+    assert len(str(raised.value)) < 250
+
+
 @pytest.mark.filterwarnings("ignore:.*DISPLAY environment variable")
 def test_every_source_converts_into_both_formats_and_loads_the_same(
     play_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -19,6 +19,7 @@ from tql_lightning.data.sources.schema import fields_of
 from tql_lightning.data.transitions import TransitionDataset
 
 MINARI = "minari:"
+MOST_SHOWN = 100  # characters of a path that is far too long
 Kind = Literal["minari", "ogbench", "d4rl", "npz", "folder"]
 
 
@@ -32,13 +33,14 @@ def kind_of(name: str) -> Kind:
     5. The path of a folder: our own .npy files.
 
     Raises:
-        DatasetError: none of these.
+        DatasetError: none of these, or a path that cannot be looked at.
     """
     if name.startswith(MINARI):
         return "minari"
     if is_single_task(name):
         return "ogbench"
     path = Path(name).expanduser()
+    _check_path(path)
     kinds: dict[str, Kind] = {".hdf5": "d4rl", ".h5": "d4rl", ".npz": "npz"}
     if path.suffix in kinds:
         return kinds[path.suffix]
@@ -51,6 +53,17 @@ def kind_of(name: str) -> Kind:
         f"{name}: expected minari:ID, an OGBench name such as cube-double-play-singletask-task2-v0, a path ending in "
         f".npz or .hdf5, or a folder of .npy files, found none of these; {hint}"
     )
+
+
+def _check_path(path: Path) -> None:
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return  # told of by whoever needs it
+    except (OSError, ValueError) as error:  # too long, not allowed, a loop of links; or a zero byte in it
+        reason = getattr(error, "strerror", None) or str(error)
+        shown = f"{str(path)[:MOST_SHOWN]}..." if len(str(path)) > MOST_SHOWN else str(path)
+        raise DatasetError(f"{shown}: expected a dataset's name or path, found none ({reason}); check it") from error
 
 
 def load_dataset(name: str, validation_fraction: float = 0.0) -> TransitionDataset:
