@@ -274,9 +274,12 @@ class UpdateLoop(LightningModule, ABC):
             return
         means = self.trainer.strategy.reduce(taken[1], reduce_op="mean")
         scalars = {f"{stage}/{name}": value for name, value in zip(taken[0], means, strict=True)}
-        self.log_dict(scalars, logger=False)  # for callbacks and the table; Lightning's step would count chunks
-        for logger in () if self.trainer.sanity_checking else self.loggers:
-            logger.log_metrics({name: float(value) for name, value in scalars.items()}, step=self.current_update)
+        fits = self.trainer.state.fn == TrainerFn.FITTING
+        if not fits:  # Lightning writes and prints them, at this step
+            scalars["step"] = torch.tensor(self.current_update, dtype=torch.float64)
+        self.log_dict(scalars, logger=not fits)
+        for logger in self.loggers if fits and not self.trainer.sanity_checking else ():  # Lightning's counts chunks
+            logger.log_metrics({name: float(value) for name, value in scalars.items()}, step=self.global_step)
 
     @property
     def current_update(self) -> int:
