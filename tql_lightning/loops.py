@@ -277,7 +277,7 @@ class UpdateLoop(LightningModule, ABC):
         fits = self.trainer.state.fn == TrainerFn.FITTING
         if not fits:  # Lightning writes and prints them, at this step
             scalars["step"] = torch.tensor(self.current_update, dtype=torch.float64)
-        self.log_dict(scalars, logger=not fits)
+        self.log_dict(scalars, logger=False if fits else None)
         for logger in self.loggers if fits and not self.trainer.sanity_checking else ():  # Lightning's counts chunks
             logger.log_metrics({name: float(value) for name, value in scalars.items()}, step=self.global_step)
 
