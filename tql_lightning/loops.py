@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tql_lightning.batch import Batch, Noise
 from tql_lightning.captured import CapturedStep, ReplayedAdamW, can_record, new_recorder
-from tql_lightning.chunks import chunk_size, restore_progress, skip_validation_of_a_stop
+from tql_lightning.chunks import chunk_size, restore_progress, skip_validation_of_a_stop, validation_follows
 from tql_lightning.data.counter_random import seed_generators
 from tql_lightning.held_out import HeldOutMeans
 from tql_lightning.hyperparameters import loadable, require
@@ -248,23 +248,28 @@ class UpdateLoop(LightningModule, ABC):
 
     def validation_step(self, batch_and_noise: tuple[Batch, Noise], batch_idx: int) -> None:
         """Losses on held-out transitions; leading dimension (B,)."""
-        self._add_held_out(*batch_and_noise)
+        self._add_held_out(*batch_and_noise, first=batch_idx == 0)
 
     def test_step(self, batch_and_noise: tuple[Batch, Noise], batch_idx: int) -> None:
         """Losses on held-out transitions; leading dimension (B,)."""
-        self._add_held_out(*batch_and_noise)
+        self._add_held_out(*batch_and_noise, first=batch_idx == 0)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs their means over transitions as ``val/...``."""
+        """Logs their means over transitions as ``val/...``, but for a pass that only a stop has brought about."""
+        fits = self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking
+        if fits and not validation_follows(self.trainer):  # a signal came too late for `on_train_batch_end`
+            return
         self._log_held_out("val")
-        if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
+        if fits:
             self._validated = self.global_step
 
     def on_test_epoch_end(self) -> None:
         """Logs their means over transitions as ``test/...``."""
         self._log_held_out("test")
 
-    def _add_held_out(self, batch: Batch, noise: Noise) -> None:
+    def _add_held_out(self, batch: Batch, noise: Noise, first: bool) -> None:
+        if first:  # the pass before may have been broken off
+            self._held_out = HeldOutMeans()
         _, entropy, metrics = self.losses(batch, noise, self.target_entropy)
         self._held_out.add(len(batch.rewards), metrics, entropy)
 
