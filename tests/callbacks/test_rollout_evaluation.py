@@ -144,7 +144,7 @@ def test_in_the_background_it_logs_the_same_at_the_same_updates_also_after_a_kil
     fit(folders[1], toy_model(), 10, [killed, bests[1], last], logger=ContinuedCSVLogger(str(folders[1])), **settings)
     assert list(pending_files(folders[1])) == [0, 10]
     background = RolloutEvaluation(3, 10, env_id=SWING, background=True)
-    background.on_train_epoch_start = interrupt_children  # type: ignore[method-assign]  # its process still imports
+    background.on_train_batch_start = interrupt_children  # type: ignore[method-assign]  # its process still imports
     settings |= {"logger": ContinuedCSVLogger(str(folders[1])), "ckpt_path": folders[1] / "last.ckpt"}
     fit(folders[1], models[1], 20, [background, bests[1], last, watch], **settings)
     assert not (folders[1] / "evaluations" / "pending").exists()
