@@ -91,6 +91,16 @@ def test_an_environment_that_fails_ends_that_evaluation_and_is_counted(
     assert evaluation_files(tmp_path) == {}
 
 
+def test_an_evaluation_that_failed_is_not_made_again_when_the_run_continues(tmp_path: Path) -> None:
+    last = LastCheckpoint(str(tmp_path), every_n_updates=5)
+    for updates in (5, 10):
+        callback = RolloutEvaluation(2, 5, env_id="tests.environments:ToyNaN-v0")
+        continued = tmp_path / "last.ckpt" if updates > 5 else None
+        with pytest.warns(UserWarning, match="found NaN or infinity"):
+            fit(tmp_path, toy_model(), updates, [callback, last], ckpt_path=continued)
+    assert callback.failures == 3  # at updates 0, 5 and 10
+
+
 class SignalDuringEvaluation(Callback):
     """Sends this process a signal once an evaluation of an update is under way; others are not made."""
 
