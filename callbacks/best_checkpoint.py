@@ -47,10 +47,11 @@ class BestCheckpoint(ModelCheckpoint):
         )
         self._snapshot: Path | None = None
         self._taken_up = False
+        self._ahead: int | None = None  # update of a best that a killed run had come to after its checkpoint
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Lightning's, without its warning that a continued run's folder is not empty."""
-        self._taken_up = False
+        self._taken_up, self._ahead = False, None
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Checkpoint directory")
             super().setup(trainer, pl_module, stage)
@@ -73,10 +74,9 @@ class BestCheckpoint(ModelCheckpoint):
         except CheckpointError as error:
             if best.is_file() or self.best_k_models:
                 rank_zero_warn(f"{error}\nBestCheckpoint: the next evaluation's weights take its place")
-            self.best_k_models = {}
-            self.best_model_path = self.kth_best_model_path = ""
-            self.best_model_score = self.current_score = None
+            self._forget()
             return
+        self._ahead = update if update > trainer.global_step else None
         record = evaluation_files(Path(trainer.default_root_dir)).get(update)
         if record is not None:
             summary = json.loads(record.read_text())["summary"]
@@ -84,6 +84,11 @@ class BestCheckpoint(ModelCheckpoint):
             self.best_k_models = {str(best): score}
             self.best_model_path = self.kth_best_model_path = str(best)
             self.best_model_score = self.kth_value = self.current_score = score
+
+    def _forget(self) -> None:
+        self.best_k_models = {}
+        self.best_model_path = self.kth_best_model_path = ""
+        self.best_model_score = self.current_score = None
 
     def consider(self, trainer: Trainer, update: int, metrics: dict[str, float], snapshot: Path | None) -> None:
         """Keeps an evaluation's weights if it is the best so far; warns if they cannot be written. On every process.
@@ -95,6 +100,9 @@ class BestCheckpoint(ModelCheckpoint):
             snapshot: checkpoint of these weights; None where they are those at hand.
         """
         self._take_up(trainer)
+        if update == self._ahead:  # evaluated anew, perhaps with other settings
+            self._forget()
+            self._ahead = None
         self._snapshot = snapshot
         candidates = {self.monitor or "": self._score(metrics)}
         candidates |= {"step": torch.tensor(update), "epoch": torch.tensor(trainer.current_epoch)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.metadata
 import json
 import os
@@ -281,6 +282,9 @@ def test_a_signal_leaves_a_checkpoint_that_a_new_run_continues(
     continued = call_tql(run_folder, "fit", *arguments, "--ckpt_path=last", f"--trainer.max_steps={updates + 5}")
     assert continued.returncode == 0, continued.stderr
     assert torch.load(checkpoint, weights_only=True)["global_step"] == updates + 5
+    with (run_folder / folder / "metrics.csv").open(newline="") as file:
+        logged = [int(row["step"]) for row in csv.DictReader(file) if row["train/td_loss"]]
+    assert logged == list(range(10, updates + 6, 10))
 
 
 def test_the_module_runs_as_the_command(tmp_path: Path) -> None:

@@ -178,6 +178,22 @@ def test_a_validation_that_its_checkpoint_came_before_is_made_when_it_continues(
     assert validated["second"][0] == validated["first"][0]
 
 
+def test_a_stop_brings_about_no_validation_however_late_its_signal_comes(tmp_path: Path) -> None:
+    model = toy_model()
+    decide = model.on_train_batch_end
+
+    def decide_and_hear(*arguments: Any) -> None:
+        decide(*arguments)
+        if model.global_step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    model.on_train_batch_end = decide_and_hear  # type: ignore[method-assign]
+    logger = ContinuedCSVLogger(str(tmp_path))
+    trainer = fit(tmp_path, model, 20, [GracefulInterrupt()], logger=logger, log_every_n_steps=5, val_check_interval=2)
+    assert trainer.global_step == 5
+    assert [row["step"] for row in rows(tmp_path)] == ["5"]
+
+
 @pytest.fixture(scope="module")
 def whole_weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     """Weights after 12 updates that nothing interrupted."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.command_line import parse_fit
 from tests.toy import fit, toy_model
 from tql_lightning.callbacks.checkpointing import LastCheckpoint
-from tql_lightning.loggers import ContinuedCSVLogger, TrackioLogger
+from tql_lightning.checkpoint_io import WholeCheckpointIO
+from tql_lightning.loggers import ContinuedCSVLogger, ContinuedTensorBoardLogger, TrackioLogger
 from tql_lightning.plots import read_metrics
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -23,19 +26,34 @@ def test_metrics_are_written_after_so_many_calls_whatever_their_steps(tmp_path: 
     assert read_metrics(tmp_path / "metrics.csv")["loss"][0] == [30, 60, 90]
 
 
-def test_a_checkpoint_has_its_metrics_beside_it(tmp_path: Path) -> None:
-    seen: list[bool] = []
+def test_a_checkpoint_has_its_metrics_beside_it_before_it_is_written(tmp_path: Path) -> None:
+    seen: list[tuple[int, int, int]] = []
 
-    class LookingCheckpoint(LastCheckpoint):
-        def _save_last_checkpoint(self, *arguments: object) -> None:
-            super()._save_last_checkpoint(*arguments)  # type: ignore[arg-type]
-            seen.append((tmp_path / "metrics.csv").is_file())
+    class LookingIO(WholeCheckpointIO):
+        def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+            events = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("train/td_loss")
+            rows = read_metrics(tmp_path / "metrics.csv")["train/td_loss"][0]
+            seen.append((checkpoint["global_step"], rows[-1], events[-1].step))
+            super().save_checkpoint(checkpoint, path, storage_options)
 
-    logger = ContinuedCSVLogger(str(tmp_path))
-    checkpoint = LookingCheckpoint(str(tmp_path / "checkpoints"), every_n_updates=5)
-    fit(tmp_path, toy_model(), 20, [checkpoint], logger=logger, log_every_n_steps=5)
-    assert seen
-    assert all(seen)
+    loggers = [ContinuedCSVLogger(str(tmp_path)), ContinuedTensorBoardLogger(str(tmp_path))]
+    checkpoint = LastCheckpoint(str(tmp_path / "checkpoints"), every_n_updates=5)
+    fit(tmp_path, toy_model(), 15, [checkpoint], logger=loggers, log_every_n_steps=5, plugins=LookingIO())
+    assert seen == [(5, 5, 5), (10, 10, 10), (15, 15, 15)]
+
+
+def test_what_an_earlier_part_logged_at_an_update_is_not_logged_again(tmp_path: Path) -> None:
+    for part, value in enumerate((1.0, 2.0)):
+        logger = ContinuedCSVLogger(str(tmp_path))
+        if part:
+            logger.continue_from(10)
+        for step in (5, 10, 15):
+            logger.log_metrics({"loss": value}, step)
+        logger.log_metrics({"other": value}, 10)
+        logger.save()
+    series = read_metrics(tmp_path / "metrics.csv")
+    assert series == {"loss": ([5, 10, 15], [1.0, 1.0, 2.0]), "other": ([10], [1.0])}
+    assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 5
 
 
 def test_every_logger_of_the_documentation_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,8 @@ from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
 from benchmarks.kill import kill_often
 from tests.command_line import TINY
+from tests.toy import fit, toy_model
+from tql_lightning.callbacks.checkpointing import LastCheckpoint
 from tql_lightning.checkpoint_io import CheckpointError, WholeCheckpointIO, base_io, read_checkpoint
 from tql_lightning.cli import main
 from tql_lightning.lightning_cli import TQLCLI
@@ -136,6 +138,18 @@ def test_what_does_no_harm_is_applied_and_force_applies_the_rest(work: Path) -> 
     assert continue_run("--trainer.max_steps=40", "--data.batch_size=4", "--force=true") == 0
     raw = read_checkpoint(work / "run" / "checkpoints" / "last.ckpt")
     assert (raw["global_step"], raw["OfflineDataModule"]["stream"]["batch_size"]) == (40, 4)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "kind"), [("32-true", "bf16-true", "bfloat16"), ("64-true", "32-true", "float32")]
+)
+def test_a_run_goes_on_in_another_precision(before: str, now: str, kind: str, tmp_path: Path) -> None:
+    last = LastCheckpoint(str(tmp_path), every_n_updates=5)
+    fit(tmp_path, toy_model(), 5, [last], precision=before)
+    model = toy_model()
+    trainer = fit(tmp_path, model, 10, [last], ckpt_path=tmp_path / "last.ckpt", precision=now)
+    assert trainer.global_step == 10
+    assert {str(value.dtype).removeprefix("torch.") for value in model.state_dict().values()} == {kind}
 
 
 def test_validate_makes_nothing_of_a_forged_checkpoint(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

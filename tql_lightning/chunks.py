@@ -36,8 +36,10 @@ def restore_progress(trainer: Any, checkpoint: dict[str, Any], validated: bool) 
         return
     loops, size = checkpoint["loops"]["fit_loop"], chunk_size(trainer)
     chunks, within = divmod(int(checkpoint["global_step"]), size)
-    whole = dict.fromkeys(_COUNTS, chunks)
-    loops["epoch_loop.batch_progress"] |= {"total": whole, "current": dict(whole), "is_last_batch": False}
+    limit = trainer.limit_train_batches  # chunks of an epoch, where it is a whole number
+    of_epoch = chunks % limit if isinstance(limit, int) and limit else chunks
+    whole, current = dict.fromkeys(_COUNTS, chunks), dict.fromkeys(_COUNTS, of_epoch)
+    loops["epoch_loop.batch_progress"] |= {"total": whole, "current": current, "is_last_batch": False}
     if not within and not validated:  # as Lightning marks a validation that was broken off, before its first batch
         none = dict.fromkeys(_COUNTS, 0)
         begun = none | {"ready": 1, "started": 1}
@@ -47,9 +49,12 @@ def restore_progress(trainer: Any, checkpoint: dict[str, Any], validated: bool) 
 def validation_follows(trainer: Any) -> bool:
     """Whether validation is due after the chunk in hand, apart from the one that Lightning makes when it is to stop."""
     ends_chunk = trainer.global_step % chunk_size(trainer) == 0 or trainer.global_step == trainer.max_steps
-    stops, trainer.should_stop = trainer.should_stop, False
+    stops = trainer.should_stop
+    if stops:  # else it is left alone: a signal may set it at any time
+        trainer.should_stop = False
     due = ends_chunk and trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
-    trainer.should_stop = stops
+    if stops:
+        trainer.should_stop = True
     return bool(due)
 
 

@@ -16,7 +16,13 @@ from torch._functorch import config as aot_config
 
 from tql_lightning.batch import Batch, Noise
 from tql_lightning.captured import CapturedStep, ReplayedAdamW, can_record, new_recorder
-from tql_lightning.chunks import ContinuedLogger, chunk_size, restore_progress, skip_validation_of_a_stop
+from tql_lightning.chunks import (
+    ContinuedLogger,
+    chunk_size,
+    restore_progress,
+    skip_validation_of_a_stop,
+    validation_follows,
+)
 from tql_lightning.data.counter_random import seed_generators
 from tql_lightning.divergence import DivergenceWatch, broken_metrics, count_broken, diverged, require_sound
 from tql_lightning.held_out import HeldOutMeans
@@ -312,23 +318,28 @@ class UpdateLoop(LightningModule, ABC):
 
     def validation_step(self, batch_and_noise: tuple[Batch, Noise], batch_idx: int) -> None:
         """Losses on held-out transitions; leading dimension (B,)."""
-        self._add_held_out(*batch_and_noise)
+        self._add_held_out(*batch_and_noise, first=batch_idx == 0)
 
     def test_step(self, batch_and_noise: tuple[Batch, Noise], batch_idx: int) -> None:
         """Losses on held-out transitions; leading dimension (B,)."""
-        self._add_held_out(*batch_and_noise)
+        self._add_held_out(*batch_and_noise, first=batch_idx == 0)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs their means over transitions as ``val/...``."""
+        """Logs their means over transitions as ``val/...``, but for a pass that only a stop has brought about."""
+        fits = self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking
+        if fits and not validation_follows(self.trainer):  # a signal came too late for `on_train_batch_end`
+            return
         self._log_held_out("val")
-        if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
+        if fits:
             self._validated = self.global_step
 
     def on_test_epoch_end(self) -> None:
         """Logs their means over transitions as ``test/...``."""
         self._log_held_out("test")
 
-    def _add_held_out(self, batch: Batch, noise: Noise) -> None:
+    def _add_held_out(self, batch: Batch, noise: Noise, first: bool) -> None:
+        if first:  # the pass before may have been broken off
+            self._held_out = HeldOutMeans()
         _, entropy, metrics = self.losses(batch, noise, self.target_entropy)
         self._held_out.add(len(batch.rewards), metrics, entropy)
 
@@ -336,10 +347,13 @@ class UpdateLoop(LightningModule, ABC):
         taken = self._held_out.take()
         if not taken:
             return
-        scalars = {f"{stage}/{name}": value for name, value in taken.items()}
-        self.log_dict(scalars, logger=False)  # for callbacks and the table; Lightning's step would count chunks
-        for logger in () if self.trainer.sanity_checking else self.loggers:
-            logger.log_metrics({name: float(value) for name, value in scalars.items()}, step=self.current_update)
+        scalars: dict[str, Any] = {f"{stage}/{name}": value for name, value in taken.items()}
+        fits = self.trainer.state.fn == TrainerFn.FITTING
+        if not fits:  # Lightning writes and prints them, at this step
+            scalars["step"] = torch.tensor(self.current_update, dtype=torch.float64)
+        self.log_dict(scalars, logger=False if fits else None)
+        for logger in self.loggers if fits and not self.trainer.sanity_checking else ():  # Lightning's counts chunks
+            logger.log_metrics({name: float(value) for name, value in scalars.items()}, step=self.global_step)
 
     @property
     def current_update(self) -> int:

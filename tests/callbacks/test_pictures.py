@@ -23,7 +23,7 @@ from tql_lightning.callbacks.throughput import ROWS, Throughput, device_peak, fl
 from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.data.sampler import TransitionSampler, ValidationPass
 from tql_lightning.landscape import smoothness
-from tql_lightning.loggers import ContinuedCSVLogger, SteadyTensorBoardLogger
+from tql_lightning.loggers import ContinuedCSVLogger, ContinuedTensorBoardLogger
 from tql_lightning.media import read_picture
 from tql_lightning.nn.critic import MLPCritic
 from tql_lightning.plots import read_metrics
@@ -32,7 +32,7 @@ from tql_lightning.run_folder import ATTENTION_MAP, Q_LANDSCAPE, picture_files
 
 def test_pictures_are_drawn_before_at_every_interval_and_after_the_last_update(tmp_path: Path) -> None:
     model = toy_model()
-    loggers = [ContinuedCSVLogger(str(tmp_path)), SteadyTensorBoardLogger(str(tmp_path))]
+    loggers = [ContinuedCSVLogger(str(tmp_path)), ContinuedTensorBoardLogger(str(tmp_path))]
     fit(tmp_path, model, 15, [AttentionMap(10), QLandscape(10, transitions=50)], logger=loggers)
     shown = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"images": 0}).Reload()
     for kind in (ATTENTION_MAP, Q_LANDSCAPE):

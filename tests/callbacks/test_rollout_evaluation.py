@@ -25,7 +25,7 @@ from tql_lightning.background_evaluation import BackgroundEvaluator, EvaluationJ
 from tql_lightning.callbacks.best_checkpoint import BestCheckpoint
 from tql_lightning.callbacks.checkpointing import GracefulInterrupt, LastCheckpoint
 from tql_lightning.callbacks.rollout_evaluation import RolloutEvaluation
-from tql_lightning.checkpoint_io import read_checkpoint
+from tql_lightning.checkpoint_io import WholeCheckpointIO, read_checkpoint
 from tql_lightning.data.counter_random import seed_generators
 from tql_lightning.loggers import ContinuedCSVLogger
 from tql_lightning.plots import read_metrics
@@ -91,6 +91,16 @@ def test_an_environment_that_fails_ends_that_evaluation_and_is_counted(
     assert evaluation_files(tmp_path) == {}
 
 
+def test_an_evaluation_that_failed_is_not_made_again_when_the_run_continues(tmp_path: Path) -> None:
+    last = LastCheckpoint(str(tmp_path), every_n_updates=5)
+    for updates in (5, 10):
+        callback = RolloutEvaluation(2, 5, env_id="tests.environments:ToyNaN-v0")
+        continued = tmp_path / "last.ckpt" if updates > 5 else None
+        with pytest.warns(UserWarning, match="found NaN or infinity"):
+            fit(tmp_path, toy_model(), updates, [callback, last], ckpt_path=continued)
+    assert callback.failures == 3  # at updates 0, 5 and 10
+
+
 class SignalDuringEvaluation(Callback):
     """Sends this process a signal once an evaluation of an update is under way; others are not made."""
 
@@ -144,7 +154,7 @@ def test_in_the_background_it_logs_the_same_at_the_same_updates_also_after_a_kil
     fit(folders[1], toy_model(), 10, [killed, bests[1], last], logger=ContinuedCSVLogger(str(folders[1])), **settings)
     assert list(pending_files(folders[1])) == [0, 10]
     background = RolloutEvaluation(3, 10, env_id=SWING, background=True)
-    background.on_train_epoch_start = interrupt_children  # type: ignore[method-assign]  # its process still imports
+    background.on_train_batch_start = interrupt_children  # type: ignore[method-assign]  # its process still imports
     settings |= {"logger": ContinuedCSVLogger(str(folders[1])), "ckpt_path": folders[1] / "last.ckpt"}
     fit(folders[1], models[1], 20, [background, bests[1], last, watch], **settings)
     assert not (folders[1] / "evaluations" / "pending").exists()
@@ -210,6 +220,25 @@ def test_the_best_of_a_continued_run_is_not_overwritten_by_a_worse_one(tmp_path:
     fit(tmp_path, toy_model(), 10, [RolloutEvaluation(2, 5, env_id=TOY), again, last], ckpt_path=tmp_path / "last.ckpt")
     assert float(again.best_model_score or 0) == 2.0
     assert torch.load(tmp_path / "best" / "best.ckpt", weights_only=True)["global_step"] == trainer.global_step == 5
+
+
+def test_a_best_that_a_killed_run_had_come_to_gives_way_when_its_update_is_made_again(tmp_path: Path) -> None:
+    best_file, last_file = tmp_path / "best" / "best.ckpt", tmp_path / "last.ckpt"
+    for updates, rate in ((5, 1e-3), (10, 1e-3), (10, 1e-2)):
+        best, last = BestCheckpoint(str(best_file.parent)), LastCheckpoint(str(tmp_path), every_n_updates=5)
+        model, evaluation = toy_model(critic_learning_rate=rate), RolloutEvaluation(2, 5, env_id=SWING)
+        continued = last_file if last_file.exists() else None
+        fit(tmp_path, model, updates, [evaluation, best, last], ckpt_path=continued, plugins=WholeCheckpointIO())
+        if rate == 1e-3 and updates == 10:  # as if update 10 had been the best, and the run killed before it saved
+            best_file.write_bytes(last_file.read_bytes())
+            last_file.write_bytes((tmp_path / "previous.ckpt").read_bytes())
+            record = evaluation_files(tmp_path)[10]
+            record.write_text(json.dumps({"summary": {"return": 1e6}}))
+    assert evaluation.result is not None
+    assert float(best.best_model_score or 0) == pytest.approx(evaluation.result.summary()["return"])
+    kept = read_checkpoint(best_file)
+    assert kept["global_step"] == 10
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in kept["state_dict"].items())
 
 
 def test_a_damaged_best_is_told_of_and_the_next_evaluation_takes_its_place(tmp_path: Path) -> None:
