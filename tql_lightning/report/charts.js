@@ -201,10 +201,13 @@ function gallery(section) {
     output.textContent = number(chosen);
     slider.setAttribute("aria-valuetext", `update ${chosen}`);
     section.querySelectorAll(".pictures figure").forEach((figure) => {
-      const images = [...figure.querySelectorAll("img")];
+      const images = [...figure.querySelectorAll("img, video")];
       const past = images.filter((image) => Number(image.dataset.update) <= chosen);
       const shown = past.length ? past[past.length - 1] : images[0];
-      images.forEach((image) => { image.hidden = image !== shown; });
+      images.forEach((image) => {
+        image.hidden = image !== shown;
+        if (image.hidden && image.pause) image.pause();
+      });
     });
   });
 }
