@@ -129,6 +129,7 @@ class Chart {
       const anchor = this.x(tick) > right - 20 ? "end" : "middle";
       element("svg:text", { x: this.x(tick), y: height - 8, "text-anchor": anchor }, this.svg, number(tick));
     });
+    element("svg:text", { x: 2, y: height - 8 }, this.svg, "update");
     this.lines.filter((line) => line.shown).forEach((line) => this.drawLine(line));
     this.mark = element("svg:g", {}, this.svg);
     this.move(this.cursor);

@@ -17,7 +17,7 @@ Chart = dict[str, Any]
 
 # Sections of the page in order: title, pattern of the keys in them.
 SECTIONS = (
-    ("Evaluation", r"eval/(?!.*_(stderr|low|high)$).*"),
+    ("Evaluation", r"eval/(?!failures$)(?!.*_(stderr|low|high)$).*"),
     ("Attention entropy", r"train/attention_entropy/.*"),
     ("Temperatures", r"train/temperature/.*"),
     ("Values", r"train/(target_q_mean|q_mean|policy_q_mean)|q_landscape/.*|.*roughness.*"),
@@ -25,7 +25,12 @@ SECTIONS = (
 )
 REST = ("Everything else that was logged", r"(?!.*_(stderr|low|high)$)(?!train/target_entropy/).*")
 # What an axis reaches in any case: 0 is collapse, and a rate lies between 0 and 1.
-BOUNDS = {"train/attention_entropy/": (0.0, None), "eval/success_rate": (0.0, 1.0)}
+BOUNDS = {
+    "train/attention_entropy/": (0.0, None),
+    "eval/success_rate": (0.0, 1.0),
+    "eval/length": (0.0, None),
+    "eval/failures": (0.0, None),
+}
 TITLES = {"success_rate": "success rate", "normalized_score": "normalised score", "length": "episode length"}
 
 
@@ -44,9 +49,9 @@ def sections(methods: Sequence[Method], tasks: Sequence[str]) -> list[tuple[str,
 
 
 def _order(key: str) -> tuple[int, str]:
-    """Scores by preference, then by name."""
+    """Scores by preference, then by name; the [VALUE] query before the others."""
     names = ["eval/success_rate", "eval/normalized_score", "eval/return", "eval/length"]
-    return names.index(key) if key in names else len(names), key
+    return names.index(key) if key in names else len(names), key.replace("/others", "/value others")
 
 
 def _chart(key: str, task: str, methods: Sequence[Method], several_tasks: bool) -> Chart:

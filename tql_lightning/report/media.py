@@ -18,8 +18,15 @@ from tql_lightning.run_folder import (
 )
 
 KINDS = {
-    ATTENTION_MAP: ("Attention maps", "Which token looks at which, averaged over a fixed batch."),
-    Q_LANDSCAPE: ("Q landscapes", "Q around dataset and policy actions."),
+    ATTENTION_MAP: (
+        "Attention maps",
+        "Which token (row) looks at which (column), averaged over heads and a fixed batch. A weight has the same "
+        "colour in every picture.",
+    ),
+    Q_LANDSCAPE: (
+        "Q landscapes",
+        "Q around an action of the dataset (above) and of the policy (below); the scale is a column's.",
+    ),
     VIDEO_FOLDER: ("Videos", "The same episodes at every update, as evaluations play them."),
 }
 TYPES = {".png": "image/png", ".mp4": "video/mp4"}
@@ -71,20 +78,21 @@ def collect_media(runs: Sequence[Run], limit: int) -> Media:
         others = [path for path in video_files(run.folder) if update_and_episode(path) is None]
         wanted += [(1.5 + rank, "", run.name, 0, file) for rank, file in enumerate(others)]
     media, used, taken = Media(), 0, []
-    for _, kind, name, update, path in sorted(wanted, key=lambda each: each[0]):
+    for index, (_, _, _, _, path) in sorted(enumerate(wanted), key=lambda each: each[1][0]):
         size = 4 * -(-path.stat().st_size // 3)
         if used + size > limit:
             media.left_out.append(path)
             continue
         used += size
-        taken.append((kind, name, update, path))
-    for kind, name, update, path in sorted(taken, key=lambda each: (each[2], each[3].name)):
+        taken.append(index)
+    for _, kind, name, update, path in (wanted[index] for index in sorted(taken)):
         uri = f"data:{TYPES[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
         item = Item(path, update, uri)
         if kind:
             media.pictures.setdefault(kind, {}).setdefault(name, []).append(item)
         else:
             media.videos.setdefault(name, []).append(item)
+    media.pictures = {kind: media.pictures[kind] for kind in KINDS if kind in media.pictures}
     return media
 
 
