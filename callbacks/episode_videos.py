@@ -62,7 +62,7 @@ class EpisodeVideos(BackgroundObserver):
         self.seed = seed
         self.env_id = env_id
         self.extraction: Extraction | None = extraction
-        self._warned = False
+        self._warned = self._disabled = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Checks interval and environment before any training."""
@@ -79,9 +79,10 @@ class EpisodeVideos(BackgroundObserver):
         missing = missing_packages()
         if missing and trainer.is_global_zero:
             self._warn(f"they need {' and '.join(missing)}: pip install tql-lightning[video]")
-        if trainer.strategy.broadcast(missing):
-            self.every_n_updates = 0
-        elif trainer.global_step == 0:
+        self._disabled = bool(trainer.strategy.broadcast(missing))
+        if self._disabled:
+            return
+        if trainer.global_step == 0:
             self._film(trainer)
         elif trainer.is_global_zero:
             for update, snapshot in pending_files(Path(trainer.default_root_dir), VIDEO_FOLDER).items():
@@ -92,7 +93,9 @@ class EpisodeVideos(BackgroundObserver):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Films at multiples of ``every_n_updates`` and after the run's last update."""
-        if self.every_n_updates and is_due(trainer, self.every_n_updates):
+        if self._disabled:
+            return
+        if is_due(trainer, self.every_n_updates):
             self._film(trainer)
         elif outputs["log_now"]:
             self.log_finished(trainer)
