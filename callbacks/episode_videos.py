@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from subprocess import SubprocessError
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -103,10 +104,14 @@ class EpisodeVideos(BackgroundObserver):
     def log_finished(self, trainer: Trainer, until_pending: int | None = None) -> None:
         """Shows the loggers what has been filmed."""
         for outcome in self.finished(trainer, until_pending):
-            for episode, path in enumerate(outcome.result or ()):
-                log_video(trainer.loggers, f"{VIDEO_FOLDER}/episode_{episode}", path, outcome.job.update)
-            if outcome.error is not None:
-                self._warn(f"at update {outcome.job.update}: {outcome.error}")
+            update, error = outcome.job.update, outcome.error
+            try:
+                for episode, path in enumerate(outcome.result or ()):
+                    log_video(trainer.loggers, f"{VIDEO_FOLDER}/episode_{episode}", path, update)
+            except (OSError, RuntimeError, SubprocessError) as refused:  # of a logger, or of what makes an animation
+                error = f"logging it failed: {refused}"
+            if error is not None:
+                self._warn(f"at update {update}: {error}")
             Path(outcome.job.snapshot).unlink(missing_ok=True)
 
     def _film(self, trainer: Trainer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.toy import fit, toy_model
+from tql_lightning.background_evaluation import Outcome
 from tql_lightning.callbacks.checkpointing import LastCheckpoint
 from tql_lightning.callbacks.episode_videos import EpisodeVideos
 from tql_lightning.rollout import rollout
@@ -47,6 +49,17 @@ def test_where_nothing_can_be_drawn_one_warning_says_what_to_install_and_trainin
     assert trainer.global_step == 10
     assert sum("no videos" in str(warning.message) for warning in warned) == 1
     assert [path for path in (tmp_path / VIDEO_FOLDER).rglob("*") if path.is_file()] == []
+
+
+def test_a_logger_that_fails_is_told_of_and_training_goes_on(tmp_path: Path) -> None:
+    class Full(TensorBoardLogger):
+        def log_video(self, **_: Any) -> None:
+            raise OSError("no space left")
+
+    films = EpisodeVideos(1, 5, env_id=TOY)
+    films.finished = lambda *_: [Outcome(SimpleNamespace(update=5, snapshot="gone"), [tmp_path], None)]  # type: ignore
+    with pytest.warns(UserWarning, match=r"at update 5: logging it failed: no space left"):
+        films.log_finished(SimpleNamespace(loggers=[Full(tmp_path)]))  # type: ignore[arg-type]
 
 
 def test_without_the_packages_one_warning_says_so_and_nothing_is_kept(

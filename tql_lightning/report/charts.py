@@ -20,7 +20,7 @@ SECTIONS = (
     ("Evaluation", r"eval/(?!failures$)(?!.*_(stderr|low|high)$).*"),
     ("Attention entropy", r"train/attention_entropy/.*"),
     ("Temperatures", r"train/temperature/.*"),
-    ("Values", r"train/(target_q_mean|q_mean|policy_q_mean)|q_landscape/.*|.*roughness.*"),
+    ("Values", r"train/(target_q_mean|q_mean|policy_q_mean|q_slope|q_roughness)"),
     ("Losses", r"train/\w*_loss"),
 )
 REST = ("Everything else that was logged", r"(?!.*_(stderr|low|high)$)(?!train/target_entropy/).*")
@@ -31,6 +31,7 @@ BOUNDS = {
     "eval/length": (0.0, None),
     "eval/failures": (0.0, None),
 }
+CAPITALS = {"q": "Q", "td": "TD"}
 TITLES = {"success_rate": "success rate", "normalized_score": "normalised score", "length": "episode length"}
 
 
@@ -81,6 +82,7 @@ def _title(key: str) -> str:
         queries = "[VALUE]" if entropy[3] == "value" else entropy[3].replace("_", " ")
         return f"layer {entropy[2]}, {queries}{unit}"
     words = TITLES.get(name, name.replace("_", " ").replace("/", ", "))
+    words = " ".join(CAPITALS.get(word, word) for word in words.split(" "))
     return words if stage in ("eval", "train") else f"{stage}: {words}"
 
 
