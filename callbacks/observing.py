@@ -50,6 +50,21 @@ def data_of(callback: Callback, trainer: Trainer) -> OfflineDataModule:
     return data
 
 
+def environment_of(callback: Callback, trainer: Trainer, env_id: str | None) -> str:
+    """The environment that episodes are played in: the one given, else the one that the dataset names.
+
+    Raises:
+        ValueError: there is neither.
+    """
+    found = env_id or getattr(getattr(trainer, "datamodule", None), "env_id", None)
+    if found is None:
+        raise ValueError(
+            f"{type(callback).__name__}.env_id: the dataset names no environment; give its Gymnasium id, or leave "
+            "this callback out"
+        )
+    return str(found)
+
+
 def fixed_transitions(data: OfflineDataModule, size: int, model: TQL) -> tuple[Tensor, Tensor]:
     """Evenly spaced rows of what is trained on, the same at every call, as the model computes.
 

@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
-from tql_lightning.background_evaluation import BackgroundEvaluator, EvaluationJob
+from tql_lightning.background_evaluation import EvaluationJob
+from tql_lightning.callbacks.background import MOST_PENDING, BackgroundObserver, interrupted
 from tql_lightning.callbacks.best_checkpoint import BestCheckpoint
-from tql_lightning.callbacks.checkpointing import GracefulInterrupt
 from tql_lightning.callbacks.intervals import is_due, require_multiple
-from tql_lightning.callbacks.observing import evaluation_mode, require_tql
-from tql_lightning.callbacks.saving import why_unsaved
+from tql_lightning.callbacks.observing import environment_of, evaluation_mode, require_tql
 from tql_lightning.envs import EnvError, check_sizes
 from tql_lightning.evaluation import write_evaluation
 from tql_lightning.extraction import Extraction
 from tql_lightning.full_disk import training_goes_on
 from tql_lightning.rollout import RolloutResult, join_shares, rollout
-from tql_lightning.run_folder import evaluation_file, pending_file, pending_files
+from tql_lightning.run_folder import evaluation_file, pending_files
 from tql_lightning.sharding import gathered
 from tql_lightning.watched_rollout import RolloutStoppedError, watch_rollout
 
-MOST_PENDING = 2  # snapshots that wait for their evaluation; training waits rather than pile up more
-WAIT_SECONDS = 0.2
 
-
-class RolloutEvaluation(Callback):
+class RolloutEvaluation(BackgroundObserver):
     """Evaluates the policy before the first update, every N updates, and after the last one.
 
     Logs ``eval/return``, ``eval/length``, ``eval/success_rate`` (where the environment reports success) and
@@ -65,6 +59,8 @@ class RolloutEvaluation(Callback):
         ValueError: an argument is out of its range, no environment is known, or its sizes are not the model's.
     """
 
+    plural = "evaluations"
+
     def __init__(
         self,
         episodes: int = 50,
@@ -80,8 +76,7 @@ class RolloutEvaluation(Callback):
         for name, value in (("episodes", episodes), ("every_n_updates", every_n_updates), ("num_envs", num_envs)):
             if value < 1:
                 raise ValueError(f"RolloutEvaluation.{name}: expected at least 1, found {value}")
-        if timeout <= 0:
-            raise ValueError(f"RolloutEvaluation.timeout: expected above 0, found {timeout}")
+        super().__init__(timeout)
         self.episodes = episodes
         self.every_n_updates = every_n_updates
         self.seed = seed
@@ -90,13 +85,11 @@ class RolloutEvaluation(Callback):
         self.env_id = env_id
         self.extraction: Extraction | None = extraction
         self.background = background
-        self.timeout = timeout
         self.result: RolloutResult | None = None
         self.failures = 0
         self._known = -1  # update of the last evaluation that something came of
         self._started = False
         self._reference_scores: tuple[float, float] | None = None
-        self._evaluator: BackgroundEvaluator | None = None
 
     # ------------------------------------------------------------------ when
 
@@ -106,13 +99,8 @@ class RolloutEvaluation(Callback):
             self._started = False
             require_multiple(trainer, "RolloutEvaluation.every_n_updates", self.every_n_updates)
             self._check_checkpoints(trainer)
+        self.env_id = environment_of(self, trainer, self.env_id)
         datamodule: Any = getattr(trainer, "datamodule", None)
-        self.env_id = self.env_id or getattr(datamodule, "env_id", None)
-        if self.env_id is None:
-            raise ValueError(
-                "RolloutEvaluation.env_id: the dataset names no environment; give its Gymnasium id, or leave "
-                "this callback out"
-            )
         self._reference_scores = getattr(getattr(datamodule, "dataset", None), "reference_scores", None)
         if trainer.is_global_zero:
             model = require_tql(self, pl_module)
@@ -143,34 +131,13 @@ class RolloutEvaluation(Callback):
         if is_due(trainer, self.every_n_updates):
             self._evaluate(trainer, pl_module)
         elif outputs["log_now"]:
-            self._log_finished(trainer)
+            self.log_finished(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Waits for what is still being played in the background; checkpoints have been written by now.
-
-        A run that had made its last update before it was continued evaluates here what it had left out.
-        """
+        """Waits for what is still being played; before, a run whose last update was made evaluates what it left out."""
         if not self._started and trainer.global_step > 0:
             self._catch_up(trainer, pl_module, is_due(trainer, self.every_n_updates))
-        waiting = [] if self._evaluator is None else self._evaluator.pending
-        if waiting:
-            updates = ", ".join(str(job.update) for job in waiting)
-            print(f"\nWaiting for evaluations of updates {updates} (Ctrl-C: leave them)", file=sys.stderr)
-        self._log_finished(trainer, until_pending=0)
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Waits also where training failed, with one process; after a second Ctrl-C not."""
-        if trainer.world_size == 1 and not isinstance(exception, KeyboardInterrupt):
-            self._log_finished(trainer, until_pending=0)
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Ends the process in the background."""
-        if self._evaluator is not None:
-            self._evaluator.close()
-            self._evaluator = None
-        if stage == "fit" and trainer.is_global_zero:
-            with suppress(OSError):  # snapshots that are still to be played stay
-                pending_file(Path(trainer.default_root_dir), 0).parent.rmdir()
+        super().on_fit_end(trainer, pl_module)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluates for ``tql test``; an environment that fails is an error there."""
@@ -197,17 +164,14 @@ class RolloutEvaluation(Callback):
             if result is not None:
                 self._log(trainer, trainer.global_step, result, None)
             return
-        if _interrupted(trainer):
+        if interrupted(trainer):
             return
-        snapshot = pending_file(Path(trainer.default_root_dir), trainer.global_step)
-        weights_only = not _best_checkpoints(trainer)
-        reason = why_unsaved(self, trainer, partial(trainer.save_checkpoint, snapshot, weights_only))
-        trainer.strategy.checkpoint_io.teardown()  # one that writes in a thread has written it then
+        snapshot, reason = self.save_snapshot(trainer, weights_only=not _best_checkpoints(trainer))
         if reason is not None:
             self._log(trainer, trainer.global_step, reason, None)
         elif trainer.is_global_zero:
             self._submit(trainer.global_step, snapshot)
-        self._log_finished(trainer, until_pending=MOST_PENDING)
+        self.log_finished(trainer, until_pending=MOST_PENDING)
 
     def _play(self, trainer: Trainer, pl_module: LightningModule) -> RolloutResult | str | None:
         """Plays now, each process its share: the result, why there is none, or None if a signal ended it."""
@@ -229,7 +193,7 @@ class RolloutEvaluation(Callback):
         # Processes play different numbers of steps, so that none may wait for another within one.
         with gathered(model.policy, *chooses), evaluation_mode(model):
             try:
-                own = watch_rollout(play, self.timeout, partial(_interrupted, trainer))
+                own = watch_rollout(play, self.timeout, partial(interrupted, trainer))
             except RolloutStoppedError:
                 own = None
             except EnvError as error:
@@ -245,8 +209,7 @@ class RolloutEvaluation(Callback):
         return join_shares(shares) if len(shares) == len(everyones) else None
 
     def _submit(self, update: int, snapshot: Path) -> None:
-        self._evaluator = self._evaluator or BackgroundEvaluator(self.timeout)
-        self._evaluator.submit(
+        self.submit(
             EvaluationJob(
                 update,
                 str(snapshot),
@@ -259,19 +222,11 @@ class RolloutEvaluation(Callback):
             )
         )
 
-    def _log_finished(self, trainer: Trainer, until_pending: int | None = None) -> None:
-        """Logs what has finished in the background; waits until at most so many are unfinished, None: not at all."""
+    def log_finished(self, trainer: Trainer, until_pending: int | None = None) -> None:
+        """Logs what has finished in the background."""
         if not self.background:
             return
-        outcomes = []
-        known = _interrupted(trainer)  # before waiting; another signal ends that
-        while self._evaluator is not None and self._evaluator.pending:
-            wait = until_pending is not None and len(self._evaluator.pending) > until_pending
-            outcome = self._evaluator.next_outcome(WAIT_SECONDS if wait else 0.0)
-            if outcome is not None:
-                outcomes.append((outcome.job, outcome.result or str(outcome.error)))
-            elif not wait or _interrupted(trainer) != known:
-                break
+        outcomes = [(each.job, each.result or str(each.error)) for each in self.finished(trainer, until_pending)]
         if trainer.world_size > 1:
             outcomes = trainer.strategy.broadcast(outcomes)
         for job, result in outcomes:
@@ -317,8 +272,3 @@ class RolloutEvaluation(Callback):
 
 def _best_checkpoints(trainer: Trainer) -> list[BestCheckpoint]:
     return [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, BestCheckpoint)]
-
-
-def _interrupted(trainer: Trainer) -> bool:
-    callbacks: list[Any] = getattr(trainer, "callbacks", [])
-    return any(isinstance(callback, GracefulInterrupt) and callback.received is not None for callback in callbacks)

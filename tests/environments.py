@@ -18,7 +18,7 @@ class CountdownEnv(gymnasium.Env[Array, Array]):
 
     Args:
         fault: what goes wrong at the second step: a reward of NaN, an error, a step that takes minutes, the
-            process's death; null for nothing.
+            process's death; "blind": it cannot be drawn; null for nothing.
         observation_dim: size of the observations.
     """
 
@@ -26,7 +26,7 @@ class CountdownEnv(gymnasium.Env[Array, Array]):
 
     def __init__(
         self,
-        fault: Literal["nan", "error", "hang", "death"] | None = None,
+        fault: Literal["nan", "error", "hang", "death", "blind"] | None = None,
         observation_dim: int = 2,
         render_mode: str | None = None,
     ) -> None:
@@ -56,6 +56,8 @@ class CountdownEnv(gymnasium.Env[Array, Array]):
 
     def render(self) -> NDArray[np.uint8]:  # type: ignore[override]
         """A square that is brighter with every step."""
+        if self.fault == "blind":
+            raise RuntimeError("no OpenGL platform library")
         return np.full((16, 16, 3), min(255, 20 * self.steps), dtype=np.uint8)
 
     def _observe(self) -> Array:
@@ -116,6 +118,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "ToyError-v0": {"fault": "error", "observation_dim": 3},
     "ToyHang-v0": {"fault": "hang", "observation_dim": 3},
     "ToyDeath-v0": {"fault": "death", "observation_dim": 3},
+    "ToyBlind-v0": {"fault": "blind", "observation_dim": 3},
 }
 MAKERS = {
     **{name: ("CountdownEnv", arguments) for name, arguments in VARIANTS.items()},

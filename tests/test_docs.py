@@ -24,7 +24,7 @@ CALLBACKS = (DOCS / "callbacks.md").read_text()
 
 
 def example(language: str) -> str:
-    (text,) = re.findall(rf"```{language}\n(.*?)```", CALLBACKS, flags=re.DOTALL)
+    (text,) = re.findall(rf"```{language}\n((?:(?!```).)*isagreement.*?)```", CALLBACKS, flags=re.DOTALL)
     assert isinstance(text, str)
     return text
 
@@ -61,6 +61,13 @@ def test_the_commands_about_scaling_are_understood(monkeypatch: pytest.MonkeyPat
     (tmp_path / "strategy.yaml").write_text(strategy)
     configured = parse_fit(monkeypatch, "--config", "quickstart", "--config", str(tmp_path / "strategy.yaml"))
     assert configured["trainer"]["strategy"]["init_args"]["static_graph"] is True
+
+
+def test_the_command_that_films_while_training_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    (command,) = re.findall(r"^\$ (tql fit .*EpisodeVideos.*)$", CALLBACKS, flags=re.MULTILINE)
+    added = parse_fit(monkeypatch, *shlex.split(command)[2:])["trainer"]["callbacks"][-1]
+    assert added["class_path"] == "tql_lightning.callbacks.episode_videos.EpisodeVideos"
+    assert added["init_args"]["every_n_updates"] == 250
 
 
 def test_the_example_of_an_implementation_sets_it() -> None:

@@ -37,7 +37,7 @@ ORDER = [
     *("metrics", "envs", "side_by_side"),
     *("rollout", "watched_rollout", "videos", "interop", "evaluation", "background_evaluation"),
     *("plots", "pictures", "media", "metrics_file", "loggers"),
-    *("observations", "export", "statistics"),
+    *("observations", "comparison", "export", "statistics"),
     *("report.runs", "report.methods", "report.charts", "report.media", "report.page"),
     *("quickstart", "data_commands", "evaluate_command", "sharing_commands", "commands"),
     *("configs", "errors", "lightning_cli", "cli", "__main__"),

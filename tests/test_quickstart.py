@@ -76,7 +76,9 @@ def test_tql_learns_from_bad_data_and_cloning_does_not(tmp_path: Path, monkeypat
     assert -1150 < result["data"]["mean_return"] < -1050
     assert result["peak_memory_mb"] <= 1536
     assert result["seconds"] <= 180
-    assert "<h1>TQL report</h1>" in (tmp_path / "runs" / result["report"]).read_text()
+    report = (tmp_path / "runs" / result["report"]).read_text()
+    assert "<h1>TQL report</h1>" in report
+    assert report.count('src="data:video/mp4') == 2
     for name in ("return", "attention_entropy", "losses"):
         assert (tmp_path / "runs" / f"{name}.png").is_file()
     for seed in (0, 1, 2):

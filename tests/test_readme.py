@@ -8,6 +8,7 @@ import shlex
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.browser import REQUIRED
@@ -15,6 +16,7 @@ from tests.command_line import TQL_COMMAND, call_tql, parse_fit, run_tql
 from tests.test_layers import MODULES, imported
 from tests.toy import toy_dataset
 from tql_lightning.commands import COMMANDS, command_parser
+from tql_lightning.rollout import RolloutResult
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -126,6 +128,19 @@ def glossary_patterns() -> list[str]:
             pattern = re.escape(whole).replace(re.escape("..."), ".+")
             patterns.append(re.sub(r"<\w+>", r"\\w+", pattern))
     return patterns
+
+
+def test_every_figure_of_an_evaluation_is_in_the_glossary() -> None:
+    every = RolloutResult(np.ones(3), np.ones(3), np.ones(3)).summary(reference_scores=(0.0, 1.0))
+    assert "normalized_score_low" in every
+    keys = [f"eval/{name}" for name in every]
+    assert [key for key in keys if not any(re.fullmatch(pattern, key) for pattern in glossary_patterns())] == []
+
+
+def test_the_glossary_says_of_every_key_what_it_should_look_like() -> None:
+    rows = [line.split("|")[1:-1] for line in GLOSSARY.read_text().splitlines() if line.startswith("| `")]
+    assert len(rows) > 30
+    assert [row[0] for row in rows if len(row) != 4 or not row[3].strip()] == []
 
 
 def test_the_tree_lists_every_module_once() -> None:

@@ -32,4 +32,5 @@ def test_a_folder_without_videos_has_none(tmp_path: Path) -> None:
     assert video_files(tmp_path) == []
     (tmp_path / VIDEO_FOLDER).mkdir()
     (tmp_path / VIDEO_FOLDER / "episode.mp4").touch()
+    (tmp_path / VIDEO_FOLDER / ".other.part.mp4").touch()
     assert video_files(tmp_path) == [tmp_path / VIDEO_FOLDER / "episode.mp4"]

@@ -1,4 +1,4 @@
-"""Evaluations in a process of their own, while training goes on."""
+"""Evaluations and films in a process of their own, while training goes on."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
+from pathlib import Path
 from typing import Any
 
 from tql_lightning.checkpoint_io import CheckpointError
@@ -22,6 +23,8 @@ from tql_lightning.envs import EnvError
 from tql_lightning.evaluation import load_checkpoint
 from tql_lightning.extraction import Extraction
 from tql_lightning.rollout import RolloutResult, rollout
+from tql_lightning.run_folder import update_name
+from tql_lightning.videos import VideoError, film_episodes, require_video
 from tql_lightning.watched_rollout import hang_error
 
 NICENESS = 15  # training goes first where there are too few cores for both
@@ -47,39 +50,74 @@ class EvaluationJob:
     parallel: bool
     extraction: Extraction | None
 
+    def work(self, beat: Callable[[], None]) -> RolloutResult:
+        """Plays; ``beat`` is called before every step."""
+        actor = load_checkpoint(self.snapshot, trusted=True)[0].actor(self.extraction)
+        return rollout(actor, self.env_id, self.episodes, self.seed, self.num_envs, self.parallel, before_step=beat)
+
 
 @dataclass(frozen=True)
-class EvaluationOutcome:
-    """What came of a job: its result, or why there is none."""
+class FilmJob:
+    """What is to be filmed: a snapshot of the policy, and the arguments of `film_episodes`.
 
-    job: EvaluationJob
-    result: RolloutResult | None
+    Attributes:
+        update: that the snapshot was taken after.
+        snapshot: a checkpoint.
+        env_id: as for `film_episodes`, and so the others.
+        folder: of the videos.
+    """
+
+    update: int
+    snapshot: str
+    env_id: str
+    episodes: int
+    seed: int
+    extraction: Extraction | None
+    folder: str
+
+    def work(self, beat: Callable[[], None]) -> list[Path]:
+        """Films, and returns the files; ``beat`` is called before every step."""
+        require_video()  # here: it has to come before anything imports MuJoCo
+        actor = load_checkpoint(self.snapshot, trusted=True)[0].actor(self.extraction)
+        name = update_name(self.update)
+        return film_episodes(actor, self.env_id, self.episodes, self.seed, Path(self.folder), name, beat)
+
+
+Job = EvaluationJob | FilmJob
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a job: what its ``work`` returned, or why there is nothing."""
+
+    job: Job
+    result: Any
     error: str | None
 
 
 class BackgroundEvaluator:
-    """A process that works through evaluations in order; it computes on one CPU thread, at low priority.
+    """A process that works through jobs in order; it computes on one CPU thread, at low priority.
 
-    A process that dies or hangs costs the evaluation it was at; another takes over the rest.
+    A process that dies or hangs costs the job it was at; another takes over the rest.
 
     Args:
-        timeout: seconds without a step after which an evaluation counts as hung.
+        timeout: seconds without a step after which a job counts as hung.
     """
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
-        self._pending: deque[EvaluationJob] = deque()
+        self._pending: deque[Job] = deque()
         self._process: SpawnProcess | None = None
         self._pipe: Connection | None = None
         self._heartbeat: Any = None  # when the process last took a step; 0 before it has started
         self._given_at = 0.0  # when it was last given a job, or started
 
     @property
-    def pending(self) -> Sequence[EvaluationJob]:
+    def pending(self) -> Sequence[Job]:
         """Jobs without an outcome yet, in order."""
         return tuple(self._pending)
 
-    def submit(self, job: EvaluationJob) -> None:
+    def submit(self, job: Job) -> None:
         """Adds a job and returns at once."""
         self._pending.append(job)
         self._given_at = time.monotonic()
@@ -89,13 +127,13 @@ class BackgroundEvaluator:
             with suppress(OSError):  # a process that has died is noticed by `next_outcome`
                 self._pipe.send(job)
 
-    def next_outcome(self, wait_seconds: float = 0.0) -> EvaluationOutcome | None:
+    def next_outcome(self, wait_seconds: float = 0.0) -> Outcome | None:
         """The outcome of the oldest job if it is there within so many seconds; None if not, or without jobs."""
         if not self._pending or self._pipe is None or self._process is None:
             return None
         try:
             if self._pipe.poll(wait_seconds):
-                outcome: EvaluationOutcome = self._pipe.recv()
+                outcome: Outcome = self._pipe.recv()
                 self._pending.popleft()
                 return outcome
         except (EOFError, OSError):
@@ -134,10 +172,10 @@ class BackgroundEvaluator:
         for job in self._pending:
             self._pipe.send(job)
 
-    def _give_up(self, reason: str) -> EvaluationOutcome:
+    def _give_up(self, reason: str) -> Outcome:
         """The oldest job has failed; another process goes on with the rest."""
         self.close()
-        outcome = EvaluationOutcome(self._pending.popleft(), None, reason)
+        outcome = Outcome(self._pending.popleft(), None, reason)
         if self._pending:
             self._start()
         return outcome
@@ -155,18 +193,15 @@ def _work(pipe: Connection, heartbeat: Any) -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
     with suppress(EOFError, OSError):
         while True:
-            pipe.send(_evaluate(pipe.recv(), heartbeat))
+            pipe.send(_outcome(pipe.recv(), heartbeat))
 
 
-def _evaluate(job: EvaluationJob, heartbeat: Any) -> EvaluationOutcome:
+def _outcome(job: Job, heartbeat: Any) -> Outcome:
     def beat() -> None:
         heartbeat.value = time.monotonic()
 
     beat()
     try:
-        model, _ = load_checkpoint(job.snapshot, trusted=True)
-        actor = model.actor(job.extraction)
-        played = rollout(actor, job.env_id, job.episodes, job.seed, job.num_envs, job.parallel, before_step=beat)
-    except (EnvError, CheckpointError) as error:
-        return EvaluationOutcome(job, None, str(error))
-    return EvaluationOutcome(job, played, None)
+        return Outcome(job, job.work(beat), None)
+    except (EnvError, CheckpointError, VideoError) as error:
+        return Outcome(job, None, str(error))

@@ -17,28 +17,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from tql_lightning.comparison import ExportError, compare
 from tql_lightning.evaluation import load_checkpoint
 from tql_lightning.extraction import Extraction
 from tql_lightning.nn.critic import MLPCritic, TransformerCritic
 from tql_lightning.nn.policy import FlowPolicy, ScaledPolicy
-from tql_lightning.observations import sample_observations
 from tql_lightning.policy import FILES, FORMAT_VERSION, METADATA_FILE, ExportFormat, Policy
 from tql_lightning.provenance import package_versions
 from tql_lightning.tql import TQL
 
-TOLERANCE = 1e-5  # of an action, per unit of the largest bound where that is above 1
-BATCH_SIZES = (1, 256)
-OBSERVATIONS = 1_000
 PACKAGES = ("tql-lightning", "torch", "numpy", "onnx", "onnxscript", "onnxruntime")
-
-
-class ExportError(ValueError):
-    """A policy cannot be exported, or what was written does not act as the checkpoint; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +46,11 @@ class Exported:
 
 
 class _Deterministic(nn.Module):
-    """A policy with zero noise inside. For "implicit" all candidates are then one, and no critic is needed."""
+    """A policy with zero noise inside."""
 
     def __init__(self, policy: ScaledPolicy) -> None:
         super().__init__()
-        extraction: Extraction = "behaviour_flow" if policy.extraction == "implicit" else policy.extraction
-        low, high = policy.action_low.tolist(), policy.action_high.tolist()
-        self.scaled = ScaledPolicy(policy.policy, None, extraction, low, high)
+        self.scaled = policy.of_zero_noise()
 
     def forward(self, observations: Tensor) -> Tensor:
         """(B, n_s) -> (B, n_a)."""
@@ -128,7 +117,7 @@ def export_checkpoint(
         files = {name: hashlib.sha256((made / name).read_bytes()).hexdigest() for name in FILES[export_format]}
         metadata["files"] = files
         _write_metadata(made, metadata)  # without it the folder cannot be loaded and compared
-        metadata["verification"] = _compare(model, network, Policy.load(made), checkpoint, raw)
+        metadata["verification"] = compare(model, network, Policy.load(made), checkpoint, raw)
         _write_metadata(made, metadata)
         made.chmod(0o755)
         made.replace(output)
@@ -227,73 +216,3 @@ def _is_json(value: object) -> bool:
     except TypeError:
         return False
     return True
-
-
-def _compare(
-    model: TQL, network: ScaledPolicy, policy: Policy, checkpoint: Path, raw: Mapping[str, Any]
-) -> dict[str, Any]:
-    """What metadata.json says of the comparison.
-
-    Raises:
-        ExportError: an action differs by more than the tolerance.
-    """
-    observations, source = sample_observations(checkpoint, raw, OBSERVATIONS, model.observation_dim)
-    rng = np.random.default_rng(0)
-    noise = rng.standard_normal((OBSERVATIONS, *policy.noise_shape), dtype=np.float32)
-    unit = max(1.0, float(network.action_low.abs().max()), float(network.action_high.abs().max()))
-    largest = 0.0
-    for given, deterministic in ((noise, False), (np.zeros_like(noise), True)):
-        expected = _acceptable_actions(model, network, observations, given)
-        for batch_size in BATCH_SIZES:
-            for start in range(0, OBSERVATIONS, batch_size):
-                rows = slice(start, start + batch_size)
-                drawn = None if deterministic else given[rows]
-                found = policy.act(observations[rows], noise=drawn, deterministic=deterministic)
-                differences = np.abs(expected[rows] - found.reshape(len(found), 1, -1)).max(axis=-1)
-                difference = float(np.nanmin(differences, axis=1).max()) / unit
-                largest = max(largest, difference)
-                if not difference <= TOLERANCE:
-                    raise ExportError(
-                        f"the exported policy {'(deterministic) ' if deterministic else ''}differs from the "
-                        f"checkpoint's by {difference:.2g} at batch {batch_size} (expected at most {TOLERANCE:g}, "
-                        f"observations: {source}); nothing was written"
-                    )
-    return {
-        "observations": source,
-        "rows": OBSERVATIONS,
-        "batch_sizes": list(BATCH_SIZES),
-        "tolerance": TOLERANCE,
-        "unit": unit,
-        "largest_difference": largest,
-    }
-
-
-@torch.inference_mode()
-def _acceptable_actions(
-    model: TQL, network: ScaledPolicy, observations: NDArray[np.float32], noise: NDArray[np.float32]
-) -> NDArray[np.float64]:
-    """The checkpoint's actions in the environment's units, (rows, A, n_a); NaN where there are fewer than A.
-
-    A is 1, but for "implicit": of the candidates it chooses from, all that are worth the same as the best to rounding.
-    With zero noise they are all one.
-    """
-    parts = []
-    for rows in range(0, len(observations), BATCH_SIZES[-1]):
-        given = torch.from_numpy(observations[rows : rows + BATCH_SIZES[-1]])
-        drawn = torch.from_numpy(noise[rows : rows + BATCH_SIZES[-1]])
-        if network.extraction != "implicit":
-            actions = model.actor(network.extraction).act(given, drawn).unsqueeze(1)
-        elif not drawn.any():
-            actions = model.policy.flow_actions(given, drawn[:, 0]).unsqueeze(1)
-        else:
-            repeated = given.unsqueeze(1).expand(-1, drawn.shape[1], -1)
-            candidates = model.policy.flow_actions(repeated, drawn)
-            values = model.critic(repeated.flatten(0, 1), candidates.flatten(0, 1)).values.amin(dim=-1)
-            values = values.view(candidates.shape[:2])
-            best = values.amax(dim=1, keepdim=True)
-            worse = values < best - TOLERANCE * best.abs().clamp(min=1.0)
-            actions = candidates.masked_fill(worse.unsqueeze(-1), torch.nan)
-        parts.append(actions.double())
-    low, high = network.action_low.double(), network.action_high.double()
-    expected: NDArray[np.float64] = (low + (torch.cat(parts) + 1.0) * (high - low) / 2.0).numpy()
-    return expected

@@ -189,7 +189,7 @@ class ContinuedTensorBoardLogger(TensorBoardLogger):
 
 
 class TrackioLogger(Logger):
-    """Logs to trackio, on this machine, pictures included. Needs ``pip install trackio``.
+    """Logs to trackio, on this machine, pictures and videos included. Needs ``pip install trackio``.
 
     Args:
         project: that the run belongs to; ``trackio show --project PROJECT`` shows it.
@@ -245,6 +245,13 @@ class TrackioLogger(Logger):
         import trackio
 
         self.experiment.log(_numbered(key, [trackio.Image(path) for path in images]), step=step)
+
+    @rank_zero_only
+    def log_video(self, key: str, videos: Sequence[str], step: int | None = None) -> None:
+        """Logs video files at an update."""
+        import trackio
+
+        self.experiment.log(_numbered(key, [trackio.Video(path) for path in videos]), step=step)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:

@@ -1,8 +1,10 @@
-"""Hands pictures to files and to whatever logger can show them."""
+"""Hands pictures and videos to files and to whatever logger can show them."""
 
 from __future__ import annotations
 
 import io
+import struct
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DOTS_PER_INCH = 110
+MOST_FRAMES, WIDEST = 120, 240  # of an animation, in frames and pixels
 
 
 def save_figure(figure: Figure, path: Path, loggers: Sequence[Logger], key: str, update: int) -> None:
@@ -61,3 +64,43 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
 
     with Image.open(path) as picture:
         return np.asarray(picture.convert("RGB"))
+
+
+def log_video(loggers: Sequence[Logger], key: str, path: Path, update: int) -> None:
+    """Shows an MP4 in every logger that can: TensorBoard (as GIF), W&B and whatever has its ``log_video``, MLflow.
+
+    Args:
+        loggers: of the trainer; those that cannot show videos are passed over.
+        key: it is logged under.
+        path: of the MP4.
+        update: that it is of.
+    """
+    for logger in loggers:
+        experiment: Any = logger.experiment if hasattr(logger, "experiment") else None
+        if hasattr(logger, "log_video"):  # W&B
+            logger.log_video(key=key, videos=[str(path)], step=update)
+        elif hasattr(experiment, "add_video"):  # TensorBoard
+            _add_animation(experiment, key, path, update)
+        elif hasattr(experiment, "log_artifact"):  # MLflow
+            experiment.log_artifact(getattr(logger, "run_id", None), str(path), artifact_path=key)
+
+
+def _add_animation(writer: Any, key: str, path: Path, update: int) -> None:
+    """TensorBoard shows no videos, but GIFs as pictures; its own ``add_video`` needs an old moviepy to make one."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    encoded, (width, height) = animation(path)
+    image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded)
+    writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=key, image=image)]), update)
+
+
+def animation(path: Path) -> tuple[bytes, tuple[int, int]]:
+    """A video as a GIF of as many seconds, with fewer and smaller frames: the file, and its width and height."""
+    from imageio_ffmpeg import count_frames_and_secs, get_ffmpeg_exe
+
+    frames, seconds = count_frames_and_secs(str(path))
+    filters = f"fps={min(frames, MOST_FRAMES) / seconds},scale='min({WIDEST},iw)':-2,split[a][b]"
+    filters += ";[a]palettegen[colors];[b][colors]paletteuse"
+    command = [get_ffmpeg_exe(), "-v", "error", "-i", str(path), "-filter_complex", filters, "-f", "gif", "-"]
+    made = subprocess.run(command, check=True, capture_output=True, stdin=subprocess.DEVNULL).stdout
+    return made, struct.unpack("<HH", made[6:10])

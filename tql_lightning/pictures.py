@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float32]
 
+WEIGHT_TICKS = (0.0, 0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
 MOST_NAMED_TOKENS = 24  # beyond, only the groups of tokens are named
 ROW_LABELS = ("dataset action", "policy action")
 
@@ -21,21 +22,29 @@ ROW_LABELS = ("dataset action", "policy action")
 def attention_map_figure(maps: Sequence[Floats], observation_dim: int, update: int) -> Figure:
     """Mean attention maps side by side, axes by token: [VALUE], observation, action.
 
+    A weight has the same colour in every picture, so that layers, updates and runs can be compared; the scale is that
+    of square roots, since weights of many tokens are small until attention collapses.
+
     Args:
         maps: one (n, n) per layer, rows being queries and summing to 1.
         observation_dim: n_s.
         update: for the title.
     """
-    figure = _figure(4.6 * len(maps), 4.6)
-    axes = figure.subplots(1, len(maps), squeeze=False)[0]
+    from matplotlib.colors import PowerNorm
+
+    figure = _figure(3.9 * len(maps) + 0.6, 4.2)
+    axes = figure.subplots(1, len(maps), squeeze=False, sharey=True)[0]
+    tokens = len(maps[0])
     for layer, (axis, weights) in enumerate(zip(axes, maps, strict=True)):
-        image = axis.imshow(weights, vmin=0.0, cmap="viridis", interpolation="nearest")
-        _label_tokens(axis, len(weights), observation_dim)
-        axis.set_title(f"layer {layer}: mean attention weight")
+        image = axis.imshow(weights, norm=PowerNorm(0.5, 0.0, 1.0), cmap="viridis", interpolation="nearest")
+        _label_tokens(axis, tokens, observation_dim)
+        axis.set_title(f"layer {layer}")
         axis.set_xlabel("key")
-        axis.set_ylabel("query")
-        figure.colorbar(image, ax=axis, shrink=0.8)
-    figure.suptitle(f"update {update:,}")
+    axes[0].set_ylabel("query")
+    bar = figure.colorbar(image, ax=axes, shrink=0.8, ticks=WEIGHT_TICKS, format="%g")
+    bar.ax.axhline(1.0 / tokens, color="white", linewidth=2.0)
+    bar.set_label(f"weight (line: 1/{tokens}, uniform attention)")
+    figure.suptitle(f"Mean attention weight at update {update:,}")
     return figure
 
 
@@ -51,14 +60,14 @@ def _label_tokens(axis: Axes, tokens: int, observation_dim: int) -> None:
     else:
         places = [0.0, (1 + observation_dim) / 2, observation_dim + (1 + action_dim) / 2]
         names = [f"observation 0-{observation_dim - 1}", f"action 0-{action_dim - 1}"]
-    axis.set_xticks(places, ["[VALUE]", *names], rotation=90, fontsize=7)
-    axis.set_yticks(places, ["[VALUE]", *names], fontsize=7)
+    axis.set_xticks(places, ["[VALUE]", *names], rotation=90, fontsize=8)
+    axis.set_yticks(places, ["[VALUE]", *names], fontsize=8)
 
 
 def q_landscape_figure(
     values: Floats, offsets: Floats, dimensions: Sequence[int], update: int, roughness: float
 ) -> Figure:
-    """Q around an action of the dataset (upper row) and one of the policy (lower row), a column per observation.
+    """Q around an action of the dataset (upper row) and one of the policy (lower row); a column, and scale, a state.
 
     Args:
         values: (2, P, m) for one action dimension, (2, P, m, m) for two; NaN where there is no action.
@@ -68,25 +77,35 @@ def q_landscape_figure(
         roughness: for the title; see `landscape.smoothness`.
     """
     columns = values.shape[1]
-    figure = _figure(3.6 * columns, 6.4)
+    figure = _figure(3.3 * columns, 6.0)
     axes = figure.subplots(2, columns, squeeze=False, sharex=True)
     for column in range(columns):
-        low, high = np.nanmin(values[:, column]), np.nanmax(values[:, column])
+        low, high = float(np.nanmin(values[:, column])), float(np.nanmax(values[:, column]))
         for row, label in enumerate(ROW_LABELS):
             axis, shown = axes[row, column], values[row, column]
-            axis.set_title(f"observation {column}, {label}", fontsize=9)
+            axis.set_title(f"state {column + 1}, {label}", fontsize=9)
+            axis.set_facecolor("0.88")
             if len(dimensions) == 1:
-                axis.plot(offsets, shown)
-                axis.axvline(0.0, color="black", linewidth=0.7)
-                axis.set_ylabel("Q")
+                _draw_curve(axis, shown, offsets, 0.05 * (high - low) or 1.0, low, high)
                 continue
             mesh = axis.pcolormesh(offsets, offsets, shown, vmin=low, vmax=high, shading="nearest", cmap="viridis")
-            axis.plot(0.0, 0.0, "r+")
+            axis.plot(0.0, 0.0, "o", markerfacecolor="white", markeredgecolor="black")
             axis.set_ylabel(f"offset in action {dimensions[0]}")
-            figure.colorbar(mesh, ax=axis, shrink=0.8)
+            figure.colorbar(mesh, ax=axis, shrink=0.8, label="Q")
         axes[1, column].set_xlabel(f"offset in action {dimensions[-1]}")
-    figure.suptitle(f"Q at update {update:,}; roughness {roughness:.4f}")
+    explained = "dot: the action itself; grey: beyond the bounds"
+    figure.suptitle(f"Q at update {update:,}; roughness {roughness:.4f}\n{explained}")
     return figure
+
+
+def _draw_curve(axis: Axes, values: Floats, offsets: Floats, margin: float, low: float, high: float) -> None:
+    inside = offsets[np.isfinite(values)]
+    axis.axvspan(float(inside[0]), float(inside[-1]), color="white", zorder=0)
+    axis.plot(offsets, values)
+    axis.plot(0.0, float(np.interp(0.0, inside, values[np.isfinite(values)])), "o", color="black")
+    axis.set_xlim(float(offsets[0]), float(offsets[-1]))
+    axis.set_ylim(low - margin, high + margin)
+    axis.set_ylabel("Q")
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -104,8 +104,11 @@ def _returns(runs: Mapping[str, Series], path: Path) -> Path | None:
     for axis, name in zip(axes, names, strict=True):
         for label, run in runs.items():
             if name in run:
-                axis.plot(*run[name], marker="o", markersize=3, label=label)
-        axis.set_title(name)
+                (line,) = axis.plot(*run[name], marker="o", markersize=3, label=label)
+                low, high = run.get(f"{name}_low"), run.get(f"{name}_high")
+                if low and high and low[0] == high[0]:
+                    axis.fill_between(*low, high[1], color=line.get_color(), alpha=0.15, linewidth=0)
+        axis.set_title(f"{name.removeprefix('eval/').replace('_', ' ')}, 95 % interval over episodes")
         axis.legend()
     return _save(figure, path)
 
@@ -122,6 +125,7 @@ def _entropies(runs: Mapping[str, Series], path: Path) -> Path | None:
             target = run.get(f"train/target_entropy/{key}")
             if target:
                 axis.plot(*target, "k--", linewidth=1, label="target" if index == len(runs) - 1 else None)
+        axis.set_ylim(bottom=0.0)  # which is collapse
         axis.set_title(f"attention entropy, {key.replace('/', ', ').replace('_', ' ')} (nats)")
         axis.legend()
     return _save(figure, path)
@@ -135,6 +139,7 @@ def _losses(runs: Mapping[str, Series], path: Path) -> Path | None:
     for axis, name in zip(axes, names, strict=False):
         for label, run in runs.items():
             axis.plot(*run.get(f"train/{name}", ([], [])), label=label, linewidth=1)
+        axis.ticklabel_format(axis="y", useOffset=False)
         axis.set_title(name.replace("_", " "))
     axes[0].legend()
     return _save(figure, path)

@@ -253,13 +253,20 @@ def _torch(folder: Path, metadata: Mapping[str, Any]) -> tuple[Act, Act]:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise PolicyError(f"policy {folder}: weights and architecture do not fit ({first}); export again") from error
     network.eval()
+    deterministic = network.of_zero_noise()
 
     @torch.inference_mode()
     def act(observations: Floats, noise: Floats) -> Floats:
         actions: Floats = network(torch.from_numpy(observations), torch.from_numpy(noise)).numpy()
         return actions
 
-    return act, act
+    @torch.inference_mode()
+    def act_deterministic(observations: Floats, _: Floats) -> Floats:
+        noise = torch.zeros(len(observations), network.policy.action_dim)
+        actions: Floats = deterministic(torch.from_numpy(observations), noise).numpy()
+        return actions
+
+    return act, act_deterministic
 
 
 def _check_architecture(architecture: object, most: int) -> None:

@@ -27,6 +27,7 @@ from tql_lightning.data.collect import collect, datasets_folder
 from tql_lightning.data.files import write_text_whole
 from tql_lightning.data.sources.npz import load_npz
 from tql_lightning.plots import plot_runs
+from tql_lightning.run_folder import VIDEO_FOLDER
 
 ENVIRONMENT = "Pendulum-v1"
 EPISODES = 20
@@ -94,6 +95,7 @@ def run_quickstart(seeds: Sequence[int], output: Path, parallel: int | None = No
     figures["peak_memory_mb"] = _peak_memory_mb(min(len(runs), parallel))
     from tql_lightning.report.page import write_report  # imports SciPy, which training need not wait for
 
+    _film(runs[0])
     report = write_report([run.folder for run in runs], output / REPORT_FILE)
     figures["report"] = REPORT_FILE
     result = output / "result.json"
@@ -242,6 +244,21 @@ def _figures(runs: Sequence[Run], data_returns: NDArray[np.float64]) -> dict[str
     figures["seeds"] = [run.seed for run in runs]
     figures["episodes_per_seed"] = EPISODES
     return figures
+
+
+def _film(run: Run) -> None:
+    """An episode of the behaviour flow and one of the policy, for the report; none where they cannot be drawn."""
+    from tql_lightning.envs import EnvError  # imports torch, as above
+    from tql_lightning.evaluation import load_checkpoint
+    from tql_lightning.videos import VideoError, film_episodes, require_video
+
+    try:
+        require_video()
+        model, _ = load_checkpoint(run.folder / "checkpoints" / "last.ckpt")
+        for name, actor in (("behaviour_flow", model.actor("behaviour_flow")), ("tql", model.actor("fql"))):
+            film_episodes(actor, ENVIRONMENT, 1, EVALUATION_SEED, run.folder / VIDEO_FOLDER, name)
+    except (VideoError, EnvError) as error:
+        print(f"no videos in the report: {error}", file=sys.stderr)
 
 
 def _mean(returns: NDArray[np.float64]) -> dict[str, float]:

@@ -18,7 +18,8 @@ divergence/update_<N>.npz, .txt          of a training that diverged: minibatche
 divergence/before_update_<N>.ckpt        the weights before the first of them; of a replay
 pictures/attention_map/update_<N>.png    mean attention maps per layer
 pictures/q_landscape/update_<N>.png      Q around dataset and policy actions
-videos/*.mp4                             episodes
+videos/update_<N>_episode_<i>.mp4        episode i of an evaluation, filmed; other videos may lie there too
+videos/pending/update_<N>.ckpt           what is still to be filmed; gone once it has been
 =======================================  =============================================================================
 """
 
@@ -31,21 +32,28 @@ CONFIG_FILE = "config.yaml"
 ENVIRONMENT_FILE = "environment.json"
 METRICS_FILE = "metrics.csv"
 LOCK_FILE = "run.lock"
+EVALUATION_FOLDER = "evaluations"
 VIDEO_FOLDER = "videos"
 ATTENTION_MAP = "attention_map"
 Q_LANDSCAPE = "q_landscape"
 
 _NUMBERED = re.compile(r"update_(\d+)")
+_FILMED = re.compile(r"update_(\d+)_episode_(\d+)")
+
+
+def update_name(update: int) -> str:
+    """How files of an update are named, but for their suffix."""
+    return f"update_{update:09d}"
 
 
 def evaluation_file(folder: Path, update: int) -> Path:
     """The JSON file of an evaluation."""
-    return folder / "evaluations" / f"update_{update:09d}.json"
+    return folder / EVALUATION_FOLDER / f"{update_name(update)}.json"
 
 
-def pending_file(folder: Path, update: int) -> Path:
-    """The snapshot of an evaluation in the background that has not finished."""
-    return folder / "evaluations" / "pending" / f"update_{update:09d}.ckpt"
+def pending_file(folder: Path, update: int, kind: str = EVALUATION_FOLDER) -> Path:
+    """The snapshot of an evaluation (or of `VIDEO_FOLDER`) in the background that has not finished."""
+    return folder / kind / "pending" / f"{update_name(update)}.ckpt"
 
 
 def divergence_file(folder: Path, update: int, process: int = 0) -> Path:
@@ -60,7 +68,7 @@ def before_divergence_file(folder: Path, update: int) -> Path:
 
 def picture_file(folder: Path, kind: str, update: int) -> Path:
     """A picture of a kind, e.g. `ATTENTION_MAP`."""
-    return folder / "pictures" / kind / f"update_{update:09d}.png"
+    return folder / "pictures" / kind / f"{update_name(update)}.png"
 
 
 def evaluation_files(folder: Path) -> dict[int, Path]:
@@ -68,9 +76,9 @@ def evaluation_files(folder: Path) -> dict[int, Path]:
     return _numbered(evaluation_file(folder, 0).parent, ".json")
 
 
-def pending_files(folder: Path) -> dict[int, Path]:
-    """A run's unfinished evaluations by update, in order."""
-    return _numbered(pending_file(folder, 0).parent, ".ckpt")
+def pending_files(folder: Path, kind: str = EVALUATION_FOLDER) -> dict[int, Path]:
+    """A run's unfinished evaluations (or videos, `VIDEO_FOLDER`) by update, in order."""
+    return _numbered(pending_file(folder, 0, kind).parent, ".ckpt")
 
 
 def picture_files(folder: Path, kind: str) -> dict[int, Path]:
@@ -79,8 +87,14 @@ def picture_files(folder: Path, kind: str) -> dict[int, Path]:
 
 
 def video_files(folder: Path) -> list[Path]:
-    """A run's videos in the order of their names."""
-    return sorted((folder / VIDEO_FOLDER).glob("*.mp4"))
+    """A run's videos in the order of their names; half-written ones are left out."""
+    return sorted(path for path in (folder / VIDEO_FOLDER).glob("*.mp4") if not path.name.startswith("."))
+
+
+def update_and_episode(video: Path) -> tuple[int, int] | None:
+    """What a video's name tells of it: update and episode; None of those that other names were given."""
+    match = _FILMED.fullmatch(video.stem)
+    return None if match is None else (int(match[1]), int(match[2]))
 
 
 def _numbered(folder: Path, suffix: str) -> dict[int, Path]:

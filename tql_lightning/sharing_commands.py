@@ -22,7 +22,8 @@ def export(
         format: "onnx" (for any ONNX runtime) or "torch" (weights for `tql_lightning.Policy`).
         extraction: "fql", "implicit" or "behaviour_flow"; default: the model's own.
     """
-    from tql_lightning.export import BATCH_SIZES, TOLERANCE, export_checkpoint
+    from tql_lightning.comparison import BATCH_SIZES, TOLERANCE
+    from tql_lightning.export import export_checkpoint
 
     exported = export_checkpoint(Path(checkpoint), Path(output), format, extraction)
     checked = exported.metadata["verification"]

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ def require_video() -> None:
     Raises:
         VideoError: a package is not installed.
     """
-    missing = [name for name in ("imageio", "imageio_ffmpeg") if importlib.util.find_spec(name) is None]
+    missing = missing_packages()
     if missing:
         raise VideoError(f"videos need {' and '.join(missing)}: pip install tql-lightning[video]")
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
@@ -65,7 +65,20 @@ def _renders(renderer: str) -> bool:
     return "works" in tried.stdout
 
 
-def film_episodes(actor: Actor, env_id: str, episodes: int, seed: int, folder: Path, name: str) -> list[Path]:
+def missing_packages() -> list[str]:
+    """Packages that videos are written with and that are not installed."""
+    return [name for name in ("imageio", "imageio_ffmpeg") if importlib.util.find_spec(name) is None]
+
+
+def film_episodes(
+    actor: Actor,
+    env_id: str,
+    episodes: int,
+    seed: int,
+    folder: Path,
+    name: str,
+    before_step: Callable[[], None] | None = None,
+) -> list[Path]:
     """Films the first episodes of an evaluation, as `rollout` plays them for the same seed.
 
     Args:
@@ -75,6 +88,7 @@ def film_episodes(actor: Actor, env_id: str, episodes: int, seed: int, folder: P
         seed: of the evaluation.
         folder: for ``<name>_episode_<i>.mp4``.
         name: of the files.
+        before_step: called before every step.
 
     Returns:
         The files. Each is whole or not there.
@@ -86,7 +100,7 @@ def film_episodes(actor: Actor, env_id: str, episodes: int, seed: int, folder: P
     paths = [folder / f"{name}_episode_{episode}.mp4" for episode in range(episodes)]
     require_writable(paths[0])
     folder.mkdir(parents=True, exist_ok=True)
-    rollout(actor, env_id, episodes, seed, num_envs=1, make=lambda: _Filmed(env_id, paths))
+    rollout(actor, env_id, episodes, seed, num_envs=1, before_step=before_step, make=lambda: _Filmed(env_id, paths))
     return paths
 
 

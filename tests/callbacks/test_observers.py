@@ -18,6 +18,7 @@ from tql_lightning.callbacks.attention_map import AttentionMap
 from tql_lightning.callbacks.before_divergence import BeforeDivergence
 from tql_lightning.callbacks.best_checkpoint import BestCheckpoint
 from tql_lightning.callbacks.checkpointing import GracefulInterrupt, LastCheckpoint
+from tql_lightning.callbacks.episode_videos import EpisodeVideos
 from tql_lightning.callbacks.plots import TrainingPlots
 from tql_lightning.callbacks.progress import UpdateProgressBar
 from tql_lightning.callbacks.q_landscape import QLandscape
@@ -33,6 +34,7 @@ CALLBACKS: dict[str, Callable[[], Callback]] = {
     "RolloutEvaluation, implicit": lambda: RolloutEvaluation(
         episodes=2, every_n_updates=10, env_id="tests.environments:Swing-v0", extraction="implicit"
     ),
+    "EpisodeVideos": lambda: EpisodeVideos(every_n_updates=10, env_id="tests.environments:Toy-v0"),
     "AttentionMap": lambda: AttentionMap(every_n_updates=5),
     "QLandscape": lambda: QLandscape(every_n_updates=5),
     "Throughput": Throughput,

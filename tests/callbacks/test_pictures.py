@@ -26,6 +26,7 @@ from tql_lightning.landscape import smoothness
 from tql_lightning.loggers import ContinuedCSVLogger, ContinuedTensorBoardLogger
 from tql_lightning.media import read_picture
 from tql_lightning.nn.critic import MLPCritic
+from tql_lightning.pictures import attention_map_figure, q_landscape_figure
 from tql_lightning.plots import read_metrics
 from tql_lightning.run_folder import ATTENTION_MAP, Q_LANDSCAPE, picture_files
 
@@ -63,6 +64,19 @@ def test_chunks_of_actions_are_looked_at_as_they_are_trained_on(tmp_path: Path) 
     rows = torch.linspace(0, len(every.rewards) - 1, 4).long()
     assert torch.equal(observations, every.observations[rows])
     assert torch.equal(actions, every.actions[rows])
+
+
+def test_colours_and_scales_mean_the_same_across_layers_and_rows() -> None:
+    collapsed, uniform = np.eye(5, dtype=np.float32), np.full((5, 5), 0.2, dtype=np.float32)
+    shown = [axis.images[0] for axis in attention_map_figure([uniform, collapsed], 3, 0).axes if axis.images]
+    assert {image.get_clim() for image in shown} == {(0.0, 1.0)}
+    curves = np.stack([np.linspace(0, 1, 5), np.linspace(10, 30, 5)])[:, None].repeat(2, axis=1)
+    curves[0, 0, 3:] = np.nan  # beyond the bounds
+    axes = q_landscape_figure(curves, np.linspace(-0.5, 0.5, 5), (0,), 0, 0.1).axes
+    assert [axis.get_ylim() for axis in axes] == [(-1.5, 31.5)] * 4
+    two = np.stack([values[..., None] + np.arange(5.0) for values in curves])
+    axes = q_landscape_figure(two, np.arange(5.0), (1, 0), 0, 0.1).axes
+    assert [axis.collections[0].get_clim() for axis in axes if axis.lines] == [(0.0, 34.0)] * 4
 
 
 def test_a_critic_without_attention_has_a_landscape_and_no_map(tmp_path: Path) -> None:

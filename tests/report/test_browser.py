@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import imageio.v2
+import numpy as np
 import pytest
 
 from tests.browser import DESKTOP, PHONE, chromium, show_as
 from tests.report.runs import make_run
 from tql_lightning.report.page import write_report
+from tql_lightning.run_folder import VIDEO_FOLDER
 
 HOVER = """
 const svg = document.querySelector("figure.chart svg"), box = svg.getBoundingClientRect();
@@ -32,7 +35,11 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     folder = tmp_path_factory.mktemp("report")
     for seed in (0, 1):
         make_run(folder / "runs" / "tql" / f"seed_{seed}", seed, 0.5 + 0.4 * seed, pictures=True)
-    make_run(folder / "runs" / ("long_" * 30) / "seed_0", 0, 0.2, discount=0.9)
+    other = make_run(folder / "runs" / ("long_" * 30) / "seed_0", 0, 0.2, discount=0.9)
+    (other / VIDEO_FOLDER).mkdir()
+    for name in ("update_000000000_episode_0", "update_000000200_episode_0", "best"):
+        frames = np.zeros((5, 32, 32, 3), dtype=np.uint8)
+        imageio.v2.mimwrite(other / VIDEO_FOLDER / f"{name}.mp4", frames, fps=5)
     written = write_report([folder / "runs"], folder / "report.html")
     with chromium(folder / "profile") as driver:
         driver.get(written.as_uri())
@@ -59,6 +66,20 @@ def test_the_slider_moves_every_runs_picture(page: Any) -> None:
     assert page.execute_script(MOVE, 0) == ["0", [["0", 4], ["0", 4]]]
     assert page.execute_script(MOVE, 1) == ["100", [["100", 4], ["100", 4]]]
     assert page.execute_script(MOVE, 2) == ["200", [["200", 4], ["200", 4]]]
+
+
+def test_the_slider_of_the_videos_chooses_what_is_seen_and_they_can_be_played(page: Any) -> None:
+    chosen = """
+        const done = arguments[1], section = document.querySelector("#videos"), slider = section.querySelector("input");
+        slider.value = arguments[0];
+        slider.dispatchEvent(new Event("input"));
+        const shown = [...section.querySelectorAll("video")].filter((video) => video.checkVisibility());
+        const seen = () => done(shown.map((video) => [video.dataset.update, video.videoWidth]));
+        if (shown[0].readyState) seen(); else shown[0].addEventListener("loadedmetadata", seen);
+    """
+    assert page.execute_async_script(chosen, 0) == [["0", 32]]
+    assert page.execute_async_script(chosen, 1) == [["200", 32]]
+    assert page.execute_script("return document.querySelectorAll('#other-videos video').length") == 1
 
 
 def test_values_are_read_by_pointer_by_keys_and_as_a_table(page: Any) -> None:

@@ -182,6 +182,25 @@ def test_media_beyond_the_limit_are_named_and_the_last_pictures_come_first(tmp_p
     assert "left no room for" in page
 
 
+def test_films_over_training_have_a_slider_and_other_videos_their_names(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    names = ["update_000000000_episode_0", "update_000000200_episode_0", "update_000000200_episode_1", "best"]
+    for name in names:
+        (run / VIDEO_FOLDER).mkdir(exist_ok=True)
+        (run / VIDEO_FOLDER / f"{name}.mp4").write_bytes(name.encode())
+    (run / VIDEO_FOLDER / ".half.part.mp4").write_bytes(b"half")
+    media = collect_media(read_runs([run]), 10**6)
+    (first, second) = media.pictures[VIDEO_FOLDER].values()
+    assert [item.update for item in first] == [0, 200]
+    assert [item.update for item in second] == [200]
+    assert [item.path.stem for items in media.videos.values() for item in items] == ["best"]
+    page = page_of(run)
+    assert 'id="videos-slider"' in page
+    assert page.count("<video") == 4
+    scarce = collect_media(read_runs([run]), 2 * 4 * -(-len(names[0]) // 3))  # room for two
+    assert [item.update for items in scarce.pictures[VIDEO_FOLDER].values() for item in items] == [0, 200]
+
+
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [

@@ -137,3 +137,11 @@ class ScaledPolicy(nn.Module):
         else:
             actions = self.policy.best_flow_actions(self.critic, observations, noise)
         return self.action_low + (actions + 1.0) * ((self.action_high - self.action_low) / 2.0)
+
+    def of_zero_noise(self) -> ScaledPolicy:
+        """What acts as this one does with zero noise, (B, n_s) and zeros (B, n_a) -> (B, n_a), without a critic.
+
+        For "implicit" all candidates are then one, the behaviour flow's.
+        """
+        extraction: Extraction = "behaviour_flow" if self.extraction == "implicit" else self.extraction
+        return ScaledPolicy(self.policy, None, extraction, self.action_low.tolist(), self.action_high.tolist())

@@ -129,6 +129,7 @@ class Chart {
       const anchor = this.x(tick) > right - 20 ? "end" : "middle";
       element("svg:text", { x: this.x(tick), y: height - 8, "text-anchor": anchor }, this.svg, number(tick));
     });
+    element("svg:text", { x: 2, y: height - 8 }, this.svg, "update");
     this.lines.filter((line) => line.shown).forEach((line) => this.drawLine(line));
     this.mark = element("svg:g", {}, this.svg);
     this.move(this.cursor);
@@ -201,10 +202,13 @@ function gallery(section) {
     output.textContent = number(chosen);
     slider.setAttribute("aria-valuetext", `update ${chosen}`);
     section.querySelectorAll(".pictures figure").forEach((figure) => {
-      const images = [...figure.querySelectorAll("img")];
+      const images = [...figure.querySelectorAll("img, video")];
       const past = images.filter((image) => Number(image.dataset.update) <= chosen);
       const shown = past.length ? past[past.length - 1] : images[0];
-      images.forEach((image) => { image.hidden = image !== shown; });
+      images.forEach((image) => {
+        image.hidden = image !== shown;
+        if (image.hidden && image.pause) image.pause();
+      });
     });
   });
 }

@@ -17,15 +17,21 @@ Chart = dict[str, Any]
 
 # Sections of the page in order: title, pattern of the keys in them.
 SECTIONS = (
-    ("Evaluation", r"eval/(?!.*_(stderr|low|high)$).*"),
+    ("Evaluation", r"eval/(?!failures$)(?!.*_(stderr|low|high)$).*"),
     ("Attention entropy", r"train/attention_entropy/.*"),
     ("Temperatures", r"train/temperature/.*"),
-    ("Values", r"train/(target_q_mean|q_mean|policy_q_mean)|q_landscape/.*|.*roughness.*"),
+    ("Values", r"train/(target_q_mean|q_mean|policy_q_mean|q_slope|q_roughness)"),
     ("Losses", r"train/\w*_loss"),
 )
 REST = ("Everything else that was logged", r"(?!.*_(stderr|low|high)$)(?!train/target_entropy/).*")
 # What an axis reaches in any case: 0 is collapse, and a rate lies between 0 and 1.
-BOUNDS = {"train/attention_entropy/": (0.0, None), "eval/success_rate": (0.0, 1.0)}
+BOUNDS = {
+    "train/attention_entropy/": (0.0, None),
+    "eval/success_rate": (0.0, 1.0),
+    "eval/length": (0.0, None),
+    "eval/failures": (0.0, None),
+}
+CAPITALS = {"q": "Q", "td": "TD"}
 TITLES = {"success_rate": "success rate", "normalized_score": "normalised score", "length": "episode length"}
 
 
@@ -44,9 +50,9 @@ def sections(methods: Sequence[Method], tasks: Sequence[str]) -> list[tuple[str,
 
 
 def _order(key: str) -> tuple[int, str]:
-    """Scores by preference, then by name."""
+    """Scores by preference, then by name; the [VALUE] query before the others."""
     names = ["eval/success_rate", "eval/normalized_score", "eval/return", "eval/length"]
-    return names.index(key) if key in names else len(names), key
+    return names.index(key) if key in names else len(names), key.replace("/others", "/value others")
 
 
 def _chart(key: str, task: str, methods: Sequence[Method], several_tasks: bool) -> Chart:
@@ -76,6 +82,7 @@ def _title(key: str) -> str:
         queries = "[VALUE]" if entropy[3] == "value" else entropy[3].replace("_", " ")
         return f"layer {entropy[2]}, {queries}{unit}"
     words = TITLES.get(name, name.replace("_", " ").replace("/", ", "))
+    words = " ".join(CAPITALS.get(word, word) for word in words.split(" "))
     return words if stage in ("eval", "train") else f"{stage}: {words}"
 
 

@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tql_lightning.report.runs import Run
-from tql_lightning.run_folder import ATTENTION_MAP, Q_LANDSCAPE, picture_files, video_files
+from tql_lightning.run_folder import (
+    ATTENTION_MAP,
+    Q_LANDSCAPE,
+    VIDEO_FOLDER,
+    picture_files,
+    update_and_episode,
+    video_files,
+)
 
 KINDS = {
-    ATTENTION_MAP: ("Attention maps", "Which token looks at which, averaged over a fixed batch."),
-    Q_LANDSCAPE: ("Q landscapes", "Q around dataset and policy actions."),
+    ATTENTION_MAP: (
+        "Attention maps",
+        "Which token (row) looks at which (column), averaged over heads and a fixed batch. A weight has the same "
+        "colour in every picture.",
+    ),
+    Q_LANDSCAPE: (
+        "Q landscapes",
+        "Q around an action of the dataset (above) and of the policy (below); the scale is a column's.",
+    ),
+    VIDEO_FOLDER: ("Videos", "The same episodes at every update, as evaluations play them."),
 }
 TYPES = {".png": "image/png", ".mp4": "video/mp4"}
 
@@ -31,8 +46,8 @@ class Media:
     """What a page shows besides charts.
 
     Attributes:
-        pictures: kind -> run's name -> pictures by update.
-        videos: run's name -> videos.
+        pictures: kind -> run's name -> pictures by update; of the kind `VIDEO_FOLDER`, run and episode -> videos.
+        videos: run's name -> videos whose names do not tell their update.
         left_out: files that the limit left no room for.
     """
 
@@ -48,8 +63,8 @@ class Media:
 def collect_media(runs: Sequence[Run], limit: int) -> Media:
     """Reads the runs' pictures and videos.
 
-    Where they do not all fit, the ends of training come first, then a first video of every run, then what lies
-    between, halving the gaps.
+    Where they do not all fit, the ends of training come first, pictures before videos, then what lies between, halving
+    the gaps; of further episodes later.
 
     Args:
         runs: whose.
@@ -57,27 +72,40 @@ def collect_media(runs: Sequence[Run], limit: int) -> Media:
     """
     wanted: list[tuple[float, str, str, int, Path]] = []  # (rank, kind, run, update, file)
     for run in runs:
-        for kind in KINDS:
-            files = list(picture_files(run.folder, kind).items())
+        for kind, name, later, files in _series(run):
             ranks = _halving_ranks(len(files))
-            wanted += [(rank, kind, run.name, *file) for rank, file in zip(ranks, files, strict=True)]
-        wanted += [(1.5 + rank, "", run.name, 0, file) for rank, file in enumerate(video_files(run.folder))]
+            wanted += [(later + rank, kind, name, *file) for rank, file in zip(ranks, files, strict=True)]
+        others = [path for path in video_files(run.folder) if update_and_episode(path) is None]
+        wanted += [(1.5 + rank, "", run.name, 0, file) for rank, file in enumerate(others)]
     media, used, taken = Media(), 0, []
-    for _, kind, name, update, path in sorted(wanted, key=lambda each: each[0]):
+    for index, (_, _, _, _, path) in sorted(enumerate(wanted), key=lambda each: each[1][0]):
         size = 4 * -(-path.stat().st_size // 3)
         if used + size > limit:
             media.left_out.append(path)
             continue
         used += size
-        taken.append((kind, name, update, path))
-    for kind, name, update, path in sorted(taken, key=lambda each: (each[2], each[3].name)):
+        taken.append(index)
+    for _, kind, name, update, path in (wanted[index] for index in sorted(taken)):
         uri = f"data:{TYPES[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
         item = Item(path, update, uri)
         if kind:
             media.pictures.setdefault(kind, {}).setdefault(name, []).append(item)
         else:
             media.videos.setdefault(name, []).append(item)
+    media.pictures = {kind: media.pictures[kind] for kind in KINDS if kind in media.pictures}
     return media
+
+
+def _series(run: Run) -> Iterator[tuple[str, str, float, list[tuple[int, Path]]]]:
+    """What a run has over training: kind, name, what its ranks start from, files by update."""
+    for kind in (ATTENTION_MAP, Q_LANDSCAPE):
+        yield kind, run.name, 0.0, list(picture_files(run.folder, kind).items())
+    episodes: dict[int, list[tuple[int, Path]]] = {}
+    for path in video_files(run.folder):
+        if (named := update_and_episode(path)) is not None:
+            episodes.setdefault(named[1], []).append((named[0], path))
+    for episode, files in sorted(episodes.items()):
+        yield VIDEO_FOLDER, f"{run.name}, episode {episode}", 0.5 + episode, files
 
 
 def _halving_ranks(count: int) -> list[float]:

@@ -70,6 +70,11 @@ class Comparison:
     other: Method
     estimate: Estimate
 
+    @property
+    def several_runs(self) -> bool:
+        """Whether both have more than one run; else drawing runs anew tells nothing of other seeds."""
+        return len(self.method.runs) > 1 and len(self.other.runs) > 1
+
 
 def group_methods(runs: Sequence[Run]) -> list[Method]:
     """Methods in the order of their first run."""

@@ -153,7 +153,7 @@ def _lowest_entropy(runs: Sequence[Run]) -> dict[str, str] | None:
     if not shares:
         return None
     share, key, name, entropy, target_entropy = min(shares)
-    where = key.replace("_", " ").replace("/", ", ")
+    where = key.replace("_", " ").replace("/value", ", [VALUE]").replace("/", ", ")
     return {
         "label": "lowest attention entropy, of its target",
         "figure": f"{100 * share:.0f} %",

@@ -1,0 +1,113 @@
+"""Observers that another process works for, while training goes on."""
+
+from __future__ import annotations
+
+import sys
+from abc import ABC, abstractmethod
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from tql_lightning.background_evaluation import BackgroundEvaluator, Job, Outcome
+from tql_lightning.callbacks.checkpointing import GracefulInterrupt
+from tql_lightning.callbacks.saving import why_unsaved
+from tql_lightning.run_folder import EVALUATION_FOLDER, pending_file
+
+MOST_PENDING = 2  # snapshots that wait for what is made of them; training waits rather than pile up more
+WAIT_SECONDS = 0.2
+
+
+class BackgroundObserver(Callback, ABC):
+    """Gives snapshots of the model to a process of its own, and waits for what is left when training ends.
+
+    Subclasses call `submit`, and write what has become of it in `log_finished`, at the updates at which metrics are
+    logged and whenever they are told to wait. The process starts with the first job.
+
+    Args:
+        timeout: seconds that a step of an environment may take before it counts as hung.
+
+    Raises:
+        ValueError: ``timeout`` is not above 0.
+    """
+
+    plural = "jobs"  # of what the process does, for messages
+    kind = EVALUATION_FOLDER  # of the run's folder, in which snapshots wait
+
+    def __init__(self, timeout: float) -> None:
+        if timeout <= 0:
+            raise ValueError(f"{type(self).__name__}.timeout: expected above 0, found {timeout}")
+        self.timeout = timeout
+        self._evaluator: BackgroundEvaluator | None = None
+
+    @abstractmethod
+    def log_finished(self, trainer: Trainer, until_pending: int | None = None) -> None:
+        """Writes what `finished` gives; called on every process.
+
+        Args:
+            trainer: that trains.
+            until_pending: wait until at most so many jobs are unfinished; None: do not wait.
+        """
+
+    def save_snapshot(self, trainer: Trainer, weights_only: bool = True) -> tuple[Path, str | None]:
+        """Writes the model as it is, for a job; called on every process.
+
+        Args:
+            trainer: that trains.
+            weights_only: without what a run needs to continue.
+
+        Returns:
+            The file, and None or why it could not be written.
+        """
+        snapshot = pending_file(Path(trainer.default_root_dir), trainer.global_step, self.kind)
+        reason = why_unsaved(self, trainer, partial(trainer.save_checkpoint, snapshot, weights_only))
+        trainer.strategy.checkpoint_io.teardown()  # one that writes in a thread has written it then
+        return snapshot, reason
+
+    def submit(self, job: Job) -> None:
+        """Hands over a job and returns at once."""
+        self._evaluator = self._evaluator or BackgroundEvaluator(self.timeout)
+        self._evaluator.submit(job)
+
+    def finished(self, trainer: Trainer, until_pending: int | None = None) -> list[Outcome]:
+        """Outcomes since the last call, in the order of the jobs; a signal ends the waiting."""
+        outcomes = []
+        known = interrupted(trainer)  # before waiting; another signal ends that
+        while self._evaluator is not None and self._evaluator.pending:
+            wait = until_pending is not None and len(self._evaluator.pending) > until_pending
+            outcome = self._evaluator.next_outcome(WAIT_SECONDS if wait else 0.0)
+            if outcome is not None:
+                outcomes.append(outcome)
+            elif not wait or interrupted(trainer) != known:
+                break
+        return outcomes
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Waits for what is still being worked at in the background; checkpoints have been written by now."""
+        waiting = [] if self._evaluator is None else self._evaluator.pending
+        if waiting:
+            updates = ", ".join(str(job.update) for job in waiting)
+            print(f"\nWaiting for {self.plural} of updates {updates} (Ctrl-C: leave them)", file=sys.stderr)
+        self.log_finished(trainer, until_pending=0)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Waits also where training failed, with one process; after a second Ctrl-C not."""
+        if trainer.world_size == 1 and not isinstance(exception, KeyboardInterrupt):
+            self.log_finished(trainer, until_pending=0)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Ends the process in the background."""
+        if self._evaluator is not None:
+            self._evaluator.close()
+            self._evaluator = None
+        if stage == "fit" and trainer.is_global_zero:
+            with suppress(OSError):  # snapshots that something is still to be made of stay
+                pending_file(Path(trainer.default_root_dir), 0, self.kind).parent.rmdir()
+
+
+def interrupted(trainer: Trainer) -> bool:
+    """Whether a signal has asked training to end."""
+    callbacks: list[Any] = getattr(trainer, "callbacks", [])
+    return any(isinstance(callback, GracefulInterrupt) and callback.received is not None for callback in callbacks)

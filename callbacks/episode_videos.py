@@ -1,0 +1,136 @@
+"""Films the policy while it is trained."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from subprocess import SubprocessError
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+
+from tql_lightning.background_evaluation import FilmJob
+from tql_lightning.callbacks.background import MOST_PENDING, BackgroundObserver, interrupted
+from tql_lightning.callbacks.intervals import is_due, require_multiple
+from tql_lightning.callbacks.observing import environment_of, require_tql
+from tql_lightning.envs import check_sizes
+from tql_lightning.extraction import Extraction
+from tql_lightning.media import log_video
+from tql_lightning.run_folder import VIDEO_FOLDER, pending_files
+from tql_lightning.videos import missing_packages
+
+
+class EpisodeVideos(BackgroundObserver):
+    """Films the first episodes of an evaluation before the first update, every N updates, and after the last one.
+
+    They are the episodes that `RolloutEvaluation` plays first with the same seed. A process of its own films a snapshot
+    of the policy while training goes on, on one CPU thread and at low priority; training waits for it at its end, and
+    where two snapshots are not filmed yet. Videos (MP4) go to ``videos/`` in the run's folder and to the loggers that
+    can show them, at the update they belong to.
+
+    Needs ``pip install tql-lightning[video]``, and without a display EGL or OSMesa (see `tql_lightning.videos`). Where
+    a film cannot be made the first reason is a warning, and training goes on.
+
+    Args:
+        episodes: to film each time.
+        every_n_updates: updates between them; a multiple of the data's ``updates_per_step``.
+        seed: of the episodes.
+        env_id: Gymnasium id; null for the environment that the dataset names.
+        extraction: how actions are chosen; null for the model's own setting.
+        timeout: seconds that a step may take before the environment counts as hung.
+
+    Raises:
+        ValueError: an argument is out of its range, no environment is known, or its sizes are not the model's.
+    """
+
+    plural = "videos"
+    kind = VIDEO_FOLDER
+
+    def __init__(
+        self,
+        episodes: int = 1,
+        every_n_updates: int = 100_000,
+        seed: int = 0,
+        env_id: str | None = None,
+        extraction: Extraction | None = None,
+        timeout: float = 300.0,
+    ) -> None:
+        for name, value in (("episodes", episodes), ("every_n_updates", every_n_updates)):
+            if value < 1:
+                raise ValueError(f"EpisodeVideos.{name}: expected at least 1, found {value}")
+        super().__init__(timeout)
+        self.episodes = episodes
+        self.every_n_updates = every_n_updates
+        self.seed = seed
+        self.env_id = env_id
+        self.extraction: Extraction | None = extraction
+        self._warned = self._disabled = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Checks interval and environment before any training."""
+        if stage != "fit":
+            return
+        require_multiple(trainer, "EpisodeVideos.every_n_updates", self.every_n_updates)
+        self.env_id = environment_of(self, trainer, self.env_id)
+        if trainer.is_global_zero:
+            model = require_tql(self, pl_module)
+            check_sizes(self.env_id, model.observation_dim, model.env_action_dim)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Films the policy as it was initialised; of a continued run, what its first part left unfilmed."""
+        missing = missing_packages()
+        if missing and trainer.is_global_zero:
+            self._warn(f"they need {' and '.join(missing)}: pip install tql-lightning[video]")
+        self._disabled = bool(trainer.strategy.broadcast(missing))
+        if self._disabled:
+            return
+        if trainer.global_step == 0:
+            self._film(trainer)
+        elif trainer.is_global_zero:
+            for update, snapshot in pending_files(Path(trainer.default_root_dir), VIDEO_FOLDER).items():
+                if update <= trainer.global_step:
+                    self._submit(trainer, update, snapshot)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Films at multiples of ``every_n_updates`` and after the run's last update."""
+        if self._disabled:
+            return
+        if is_due(trainer, self.every_n_updates):
+            self._film(trainer)
+        elif outputs["log_now"]:
+            self.log_finished(trainer)
+
+    def log_finished(self, trainer: Trainer, until_pending: int | None = None) -> None:
+        """Shows the loggers what has been filmed."""
+        for outcome in self.finished(trainer, until_pending):
+            update, error = outcome.job.update, outcome.error
+            try:
+                for episode, path in enumerate(outcome.result or ()):
+                    log_video(trainer.loggers, f"{VIDEO_FOLDER}/episode_{episode}", path, update)
+            except (OSError, RuntimeError, SubprocessError) as refused:  # of a logger, or of what makes an animation
+                error = f"logging it failed: {refused}"
+            if error is not None:
+                self._warn(f"at update {update}: {error}")
+            Path(outcome.job.snapshot).unlink(missing_ok=True)
+
+    def _film(self, trainer: Trainer) -> None:
+        if interrupted(trainer):
+            return
+        snapshot, reason = self.save_snapshot(trainer)
+        if reason is not None and trainer.is_global_zero:
+            self._warn(reason)
+        elif trainer.is_global_zero:
+            self._submit(trainer, trainer.global_step, snapshot)
+        self.log_finished(trainer, until_pending=MOST_PENDING)
+
+    def _submit(self, trainer: Trainer, update: int, snapshot: Path) -> None:
+        folder = str(Path(trainer.default_root_dir) / VIDEO_FOLDER)
+        job = FilmJob(update, str(snapshot), str(self.env_id), self.episodes, self.seed, self.extraction, folder)
+        self.submit(job)
+
+    def _warn(self, reason: str) -> None:
+        if not self._warned:
+            self._warned = True
+            warnings.warn(f"no videos, training goes on (further failures are not told): {reason}", stacklevel=2)
