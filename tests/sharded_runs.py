@@ -47,8 +47,6 @@ class Shares(Callback):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         sharded = trainer.world_size > 1
         assert all(isinstance(parameter, DTensor) == sharded for parameter in pl_module.parameters())
-        # What inference mode gathers, training could not use; gloo's validation never has it, NCCL's would.
-        assert trainer.fit_loop.epoch_loop.val_loop.inference_mode != sharded
         if sharded:
             state = pl_module.target_critic._get_fsdp_state()
             assert state._comm_ctx.post_forward_order == []

@@ -56,7 +56,7 @@ def test_the_commands_about_scaling_are_understood(monkeypatch: pytest.MonkeyPat
     commands = [shlex.split(line, comments=True) for line in consoles.splitlines()]
     found = [parse_fit(monkeypatch, *command[command.index("fit") + 1 :])["trainer"] for command in commands]
     devices = [(str(trainer["devices"]), trainer["num_nodes"]) for trainer in found]
-    assert devices == [("1", 1), ("auto", 1), ("1", 1), ("4", 1), ("4", 1), ("2", 2)]
+    assert devices == [("1", 1), ("auto", 1), ("1", 1), ("4", 1), ("4", 1), ("2", 2), ("4", 1)]
     (strategy,) = re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)
     (tmp_path / "strategy.yaml").write_text(strategy)
     configured = parse_fit(monkeypatch, "--config", "quickstart", "--config", str(tmp_path / "strategy.yaml"))

@@ -45,12 +45,6 @@ class ShardedStrategy(ModelParallelStrategy):
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
-    def setup(self, trainer: Trainer) -> None:
-        """Lightning's; what validation gathers must be of use to training, which inference mode forbids."""
-        for loop in (trainer.fit_loop.epoch_loop.val_loop, trainer.validate_loop, trainer.test_loop):
-            loop.inference_mode = False
-        super().setup(trainer)
-
     # ------------------------------------------------------------------ whole checkpoints
 
     @property
