@@ -80,7 +80,7 @@ def q_landscape_figure(
     figure = _figure(3.3 * columns, 6.0)
     axes = figure.subplots(2, columns, squeeze=False, sharex=True)
     for column in range(columns):
-        low, high = np.nanmin(values[:, column]), np.nanmax(values[:, column])
+        low, high = float(np.nanmin(values[:, column])), float(np.nanmax(values[:, column]))
         for row, label in enumerate(ROW_LABELS):
             axis, shown = axes[row, column], values[row, column]
             axis.set_title(f"state {column + 1}, {label}", fontsize=9)
