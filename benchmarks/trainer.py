@@ -39,10 +39,10 @@ from tql_lightning.batch import Batch
 from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.data.sampler import TransitionSampler
 from tql_lightning.data.transitions import TransitionDataset
-from tql_lightning.loops import Losses
 from tql_lightning.nn.critic import MLPCritic, TransformerCritic
 from tql_lightning.nn.policy import FlowPolicy
 from tql_lightning.tql import TQL
+from tql_lightning.update_step import Losses
 
 
 class TrivialTQL(TQL):

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 
 from tests.test_tql import KeepOutputs
 from tests.toy import fit, toy_model
-from tql_lightning import loops
+from tql_lightning import update_step
 from tql_lightning.captured import ReplayedAdamW, unchanged
 from tql_lightning.nn.critic import TransformerCritic
 from tql_lightning.nn.temperature import AttentionTemperature, TargetSchedule
@@ -54,8 +54,8 @@ def recorders(monkeypatch: pytest.MonkeyPatch) -> list[Rerun]:
         made.append(Rerun())
         return made[-1]
 
-    monkeypatch.setattr(loops, "can_record", lambda _: True)
-    monkeypatch.setattr(loops, "new_recorder", make)
+    monkeypatch.setattr(update_step, "can_record", lambda _: True)
+    monkeypatch.setattr(update_step, "new_recorder", make)
     # Replayed or not, learning rates are rounded to float32.
     monkeypatch.setattr(TQL, "learning_rate", lambda _, value: torch.tensor(value))
     return made

@@ -32,7 +32,7 @@ ORDER = [
     *("torch_file", "policy", "class_paths", "checkpoint_io"),
     *("hyperparameters", "captured", "processes", "precision", "sharding"),
     *("signals", "chunks", "held_out", "divergence", "out_of_memory"),
-    *("shortcuts", "loops", "optimisation", "tql"),
+    *("shortcuts", "update_step", "loops", "optimisation", "tql"),
     *("resuming", "landscape"),
     *("metrics", "envs", "side_by_side"),
     *("rollout", "watched_rollout", "videos", "interop", "evaluation", "background_evaluation"),

@@ -13,9 +13,9 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from tests.toy import fit, toy_model
-from tql_lightning.loops import UpdateLoop
 from tql_lightning.shortcuts import hears_backward, hears_step
 from tql_lightning.tql import TQL
+from tql_lightning.update_step import UpdateStep
 
 
 class CountBackward(Callback):
@@ -90,7 +90,7 @@ def test_lightnings_backward_and_step_are_called_where_somebody_hears_them(
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = Trainer(accelerator="cpu", devices=1, default_root_dir=tmp_path, **(quiet | settings))
     assert hears_backward(trainer, toy_model()) is backward
-    assert hears_step(trainer, toy_model(), UpdateLoop) is step
+    assert hears_step(trainer, toy_model(), UpdateStep) is step
 
 
 @pytest.mark.parametrize("model", [OwnBackward, OwnManualBackward])
@@ -101,8 +101,8 @@ def test_a_models_own_backward_is_called(tmp_path: Path, model: type[TQL]) -> No
 
 def test_a_models_own_hook_before_the_step_is_called_by_lightning(tmp_path: Path) -> None:
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, default_root_dir=tmp_path)
-    assert hears_step(trainer, OwnStep(3, 1), UpdateLoop)
-    assert not hears_step(trainer, TQL(3, 1), UpdateLoop)
+    assert hears_step(trainer, OwnStep(3, 1), UpdateStep)
+    assert not hears_step(trainer, TQL(3, 1), UpdateStep)
 
 
 def test_every_backward_pass_is_heard(tmp_path: Path) -> None:

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from tql_lightning.captured import ReplayedAdamW
 from tql_lightning.hyperparameters import require
-from tql_lightning.loops import MatmulPrecision, UpdateLoop
+from tql_lightning.loops import UpdateLoop
 from tql_lightning.nn.policy import FlowPolicy
 from tql_lightning.nn.temperature import EntropyControl
 from tql_lightning.sharding import whole
+from tql_lightning.update_step import MatmulPrecision
 
 
 class OptimisedLoop(UpdateLoop):

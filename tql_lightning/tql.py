@@ -46,7 +46,6 @@ from tql_lightning import losses
 from tql_lightning.batch import Batch, Noise
 from tql_lightning.extraction import Extraction
 from tql_lightning.hyperparameters import require
-from tql_lightning.loops import Losses, MatmulPrecision
 from tql_lightning.nn.critic import Critic, TransformerCritic, make_critic
 from tql_lightning.nn.policy import Actor, FlowPolicy
 from tql_lightning.nn.temperature import AttentionTemperature, EntropyControl
@@ -54,6 +53,7 @@ from tql_lightning.nn.value_loss import SquaredError, ValueLoss, return_range
 from tql_lightning.optimisation import OptimisedLoop
 from tql_lightning.processes import of_this_process
 from tql_lightning.sharding import held_fixed, is_sharded, local
+from tql_lightning.update_step import Losses, MatmulPrecision
 
 
 class TQL(OptimisedLoop):
