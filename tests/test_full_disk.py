@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -151,6 +152,7 @@ def test_observers_that_cannot_write_warn_and_the_best_stays_the_one_that_is_kep
 def test_tensorboard_that_cannot_write_is_left_out_and_taken_up_again(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    others = set(threading.enumerate())
     logger = ContinuedTensorBoardLogger(str(tmp_path))
     logger.log_metrics({"loss": 1.0}, 1)
     logger.save()
@@ -159,6 +161,8 @@ def test_tensorboard_that_cannot_write_is_left_out_and_taken_up_again(tmp_path: 
         logger.save()
     logger.log_metrics({"loss": 3.0}, 3)
     logger.finalize("success")
+    for thread in set(threading.enumerate()) - others:  # pytest notes what ends them in the test in hand
+        thread.join()
     files = sorted((tmp_path / "tensorboard").glob("events*"), key=lambda path: path.stat().st_mtime)
     shown = [event.step for file in files for event in _scalars(EventAccumulator(str(file)).Reload())]
     assert sorted(shown) == [1, 3]
