@@ -66,7 +66,12 @@ def call_tql(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 class _ParsedOnly(TQLCLI):
-    """The command line without what follows parsing."""
+    """The command line of fit alone, without what follows parsing."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Fit."""
+        return {"fit": TQLCLI.subcommands()["fit"]}
 
     def instantiate_classes(self) -> None:
         """Makes nothing."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,25 +25,31 @@ PAPER = {  # observation size, targets of both layers, alpha_BC
     "puzzle-3x3": (55, (3.5, 3.0), 1000.0),
     "puzzle-4x4": (83, (3.5, 3.0), 1000.0),
 }
-PARAMETERS = {"0.4m": 419_714, "1m": 1_658_626, "7m": 6_594_050, "26m": 26_295_298}
+PARAMETERS = {"size/0.4m": 419_714, "size/1m": 1_658_626, "size/7m": 6_594_050, "size/26m": 26_295_298}
 DATA = "--data.dataset=tests.toy.toy_dataset"  # for files that name no dataset
 
 
-@pytest.mark.parametrize("name", PACKAGED)
-def test_every_packaged_configuration_instantiates(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@cache
+def parsed(*arguments: str) -> dict[str, Any]:
+    """`parse_fit`, once for all tests that only read it."""
+    with pytest.MonkeyPatch.context() as patch:
+        return parse_fit(patch, *arguments)
+
+
+@pytest.mark.parametrize("name", [name for name in PACKAGED if not name.startswith(("size/", "variant/"))])
+def test_every_packaged_configuration_instantiates(name: str) -> None:
+    """Sizes and variants do below."""
     names_data = name == "quickstart" or name.startswith("ogbench/")
-    configuration = parse_fit(monkeypatch, "--config", name, *(() if names_data else (DATA,)))
+    configuration = parsed("--config", name, *(() if names_data else (DATA,)))
     with torch.device("meta"):
         model = make_model(configuration, 28, 5)
     assert model.critic.num_tokens == 34
 
 
 @pytest.mark.parametrize(("domain", "values"), PAPER.items())
-def test_domains_hold_the_papers_values(
-    domain: str, values: tuple[int, tuple[float, float], float], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_domains_hold_the_papers_values(domain: str, values: tuple[int, tuple[float, float], float]) -> None:
     observation_dim, targets, alpha = values
-    configuration = parse_fit(monkeypatch, "--config", f"ogbench/{domain}")
+    configuration = parsed("--config", f"ogbench/{domain}")
     assert configuration["data"]["dataset"]["init_args"]["domain"] == f"{domain}-play"
     model = make_model(configuration, observation_dim, 5)
     assert model.temperature is not None
@@ -54,30 +62,35 @@ def test_domains_hold_the_papers_values(
     assert (model.target_aggregation, model.normalize_q_loss, model.gradient_clip_norm) == ("mean", False, None)
 
 
-def test_every_domain_is_one_of_ogbench(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_domain_is_one_of_ogbench() -> None:
     domains = [name for name in PACKAGED if name.startswith("ogbench/")]
     assert len(domains) == 6
     for name in domains:
-        configuration = parse_fit(monkeypatch, "--config", name)
+        configuration = parsed("--config", name)
         assert configuration["data"]["dataset"]["init_args"]["domain"] in known_domains()
 
 
-@pytest.mark.parametrize(("size", "parameters"), PARAMETERS.items())
-def test_sizes_have_the_releases_parameter_counts(size: str, parameters: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    configuration = parse_fit(monkeypatch, "--config", "ogbench/cube-double", "--config", f"size/{size}")
+@pytest.mark.parametrize("name", [name for name in PACKAGED if name.startswith("size/")])
+def test_sizes_have_the_releases_parameter_counts(name: str) -> None:
+    configuration = parsed("--config", "ogbench/cube-double", "--config", name)
     with torch.device("meta"):
         model = make_model(configuration, 37, 5)
-    assert sum(parameter.numel() for parameter in model.critic.parameters()) == parameters
+    assert sum(parameter.numel() for parameter in model.critic.parameters()) == PARAMETERS[name]
 
 
 VARIANTS = [name for name in PACKAGED if name.startswith("variant/")]
+BASE = ("--config", "ogbench/cube-double", "--config", "size/0.4m")
+
+
+@pytest.fixture(scope="module")
+def plain() -> TQL:
+    """What variants are told from."""
+    return make_model(parsed(*BASE), 37, 5)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_variants_change_what_they_name_and_keep_size_and_targets(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    base = ("--config", "ogbench/cube-double", "--config", "size/0.4m")
-    plain = make_model(parse_fit(monkeypatch, *base), 37, 5)
-    model = make_model(parse_fit(monkeypatch, *base, "--config", name), 37, 5)
+def test_variants_change_what_they_name_and_keep_size_and_targets(name: str, plain: TQL) -> None:
+    model = make_model(parsed(*BASE, "--config", name), 37, 5)
 
     def parts(model: TQL) -> list[object]:
         attentions = [module for module in model.modules() if isinstance(module, EntropyAttention)]

@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,9 +18,9 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 
-from tests import environments  # noqa: F401  (registers)
+from tests import environments, toy  # noqa: F401  (registers)
 from tests.command_line import TINY, TQL_COMMAND
-from tests.toy import fit, toy_dataset, toy_model
+from tests.toy import toy_dataset, toy_model
 from tql_lightning.callbacks.best_checkpoint import BestCheckpoint
 from tql_lightning.callbacks.checkpointing import LastCheckpoint
 from tql_lightning.callbacks.plots import TrainingPlots
@@ -58,11 +59,10 @@ class FullBetween(Callback):
         resource.setrlimit(resource.RLIMIT_FSIZE, (self.size if full else self.before[0], self.before[1]))
 
 
-@pytest.fixture(autouse=True)
-def _room_again() -> Iterator[None]:
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+def fit(*arguments: Any, **settings: Any) -> Trainer:
+    """`toy.fit`, with room again at its end: also pytest's own output may go into a file."""
+    with no_file_above(resource.getrlimit(resource.RLIMIT_FSIZE)[0]):
+        return toy.fit(*arguments, **settings)
 
 
 @pytest.mark.parametrize("room", [0, 100, 2_000, 30_000])
@@ -152,6 +152,7 @@ def test_observers_that_cannot_write_warn_and_the_best_stays_the_one_that_is_kep
 def test_tensorboard_that_cannot_write_is_left_out_and_taken_up_again(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    others = set(threading.enumerate())
     logger = ContinuedTensorBoardLogger(str(tmp_path))
     logger.log_metrics({"loss": 1.0}, 1)
     logger.save()
@@ -160,6 +161,8 @@ def test_tensorboard_that_cannot_write_is_left_out_and_taken_up_again(tmp_path: 
         logger.save()
     logger.log_metrics({"loss": 3.0}, 3)
     logger.finalize("success")
+    for thread in set(threading.enumerate()) - others:  # pytest notes what ends them in the test in hand
+        thread.join()
     files = sorted((tmp_path / "tensorboard").glob("events*"), key=lambda path: path.stat().st_mtime)
     shown = [event.step for file in files for event in _scalars(EventAccumulator(str(file)).Reload())]
     assert sorted(shown) == [1, 3]

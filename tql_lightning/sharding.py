@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.func import functional_call
 
 NAME = "sharded"
 TIMEOUT = timedelta(minutes=30)
@@ -169,7 +170,7 @@ def is_sharded(module: nn.Module) -> bool:
     return isinstance(module, FSDPModule)
 
 
-def local(tensors: Iterator[nn.Parameter]) -> list[Tensor]:
+def own_shares(tensors: Iterator[nn.Parameter]) -> list[Tensor]:
     """Of each tensor this process's share, in the same memory; the tensor itself where it is whole."""
     return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
 
@@ -179,14 +180,17 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-@contextmanager
-def held_fixed(module: nn.Module) -> Iterator[None]:
-    """Parameters that the graph recorded within does not reach."""
+def call_held_fixed(module: nn.Module, *arguments: Tensor) -> Any:
+    """What a module gives, whose gradient reaches the arguments and not the module's parameters."""
+    if not is_sharded(module):
+        fixed = {name: parameter.detach() for name, parameter in module.named_parameters()}
+        return functional_call(module, fixed, arguments)
+    # Weights that are gathered take the place of those that it would be called with.
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     for parameter in parameters:
         parameter.requires_grad_(False)
     try:
-        yield
+        return module(*arguments)
     finally:
         for parameter in parameters:
             parameter.requires_grad_(True)

@@ -13,8 +13,8 @@ Deviations from paper and release, and why:
   but for rounding; see `nn.attention`, `nn.scalar_tokens`.
 - Attention entropy is -sum p log_softmax, where the release clips p at 1e-9 inside the logarithm: they
   differ by less than 1e-9 per key.
-- Noise and minibatches come from a counter (`data.counter_random`), not from a generator, so that a run can
-  be resumed at any update; the distributions are the release's.
+- Noise, minibatches and dropout come from a counter (`data.counter_random`), not from a generator that runs on, so that
+  a run can be resumed at any update; the distributions are the release's.
 - Evaluation episodes and their noise are seeded; the release draws them afresh.
 - Logged gradient norms are 2-norms over each network, not the release's sum of per-array norms.
 - Query, key and value are one matrix; their weights, decay and initialisation are the release's.
@@ -26,9 +26,10 @@ Deviations from paper and release, and why:
 - Entropy targets that no attention can reach (ln n and above) are refused; the release runs with them.
 - The release's optimizer "adam" is AdamW with ``weight_decay`` 0.
 
-Beyond paper and release, and off by default: a learning rate of the temperatures' own, targets that move over training
-(`nn.temperature.TargetSchedule`), values learned by classification (`nn.value_loss.HLGauss`), soft cap, clipped softmax
-and gated attention. What the paper compares with is not in its release; `docs/variants.md` says how each is read here.
+Beyond paper and release, and off by default: n-step returns and action chunks (`data.windows`), a learning rate of the
+temperatures' own, targets that move over training (`nn.temperature.TargetSchedule`), values learned by classification
+(`nn.value_loss.HLGauss`), soft cap, clipped softmax and gated attention. What the paper compares with is not in its
+release; `docs/variants.md` says how each is read here.
 """
 
 from __future__ import annotations
@@ -40,19 +41,18 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from tql_lightning import losses
 from tql_lightning.batch import Batch, Noise
 from tql_lightning.extraction import Extraction
 from tql_lightning.hyperparameters import require
-from tql_lightning.nn.critic import Critic, TransformerCritic, make_critic
+from tql_lightning.nn.critic import Critic, CriticOutput, TransformerCritic, make_critic
 from tql_lightning.nn.policy import Actor, FlowPolicy
 from tql_lightning.nn.temperature import AttentionTemperature, EntropyControl
 from tql_lightning.nn.value_loss import SquaredError, ValueLoss, return_range
 from tql_lightning.optimisation import OptimisedLoop
 from tql_lightning.processes import of_this_process
-from tql_lightning.sharding import held_fixed, is_sharded, local
+from tql_lightning.sharding import call_held_fixed, own_shares
 from tql_lightning.update_step import Losses, MatmulPrecision
 
 
@@ -203,9 +203,9 @@ class TQL(OptimisedLoop):
         total, entropy, metrics = self.training_losses(batch, noise, target_entropy, with_metrics)
         self.backward_pass(total)
         self._gradient_norms = {} if with_metrics else None
-        if self.cuda_graphs:
+        if self.cuda_graphs:  # else the optimizer's step begins with it
             self.clip_each_network()
-        with self.unit:
+        with self.unit:  # no signal comes between the two
             self.move_target()
             optimizer.step()
         metrics |= self._gradient_norms or {}
@@ -237,14 +237,14 @@ class TQL(OptimisedLoop):
         # TD target: a' = clip(mu(s', z')), y = r + discount * mask * aggregate Q_target(s', a')
         with torch.no_grad():
             next_actions = self.one_step_actions(batch.next_observations, noise.next_action)
-            next_values = losses.at_least_float32(self.target_critic(batch.next_observations, next_actions).values)
+            next_values = self.target_critic(batch.next_observations, next_actions).at_least_float32().values
             target = losses.td_target(batch.rewards, batch.masks, next_values, self.discount, self.target_aggregation)
 
         # Critic: TD loss, entropy loss (moves the critic), temperature loss (moves alpha)
         with_entropy = self.temperature is not None or with_metrics
-        values, entropy, logits = self.critic(batch.observations, batch.actions, with_entropy=with_entropy)
-        values = losses.at_least_float32(values)
-        td_loss = self.value_loss(values, None if logits is None else losses.at_least_float32(logits), target)
+        output = self.critic(batch.observations, batch.actions, with_entropy=with_entropy)
+        values, entropy, logits = output.at_least_float32()
+        td_loss = self.value_loss(values, logits, target)
         entropy_loss = temperature_loss = torch.zeros_like(td_loss)
         if self.temperature is not None:
             entropy_loss = losses.entropy_loss(entropy, self.temperature.entropy_weight())
@@ -264,7 +264,7 @@ class TQL(OptimisedLoop):
         distillation_loss = losses.distillation_loss(student, teacher)
 
         # Q term: the online critic, held fixed, at the one-step policy's action; over the batch's mean |Q| on request
-        policy_values = losses.at_least_float32(self.frozen_critic_values(batch.observations, student.clamp(-1.0, 1.0)))
+        policy_values = self.frozen_critic_values(batch.observations, student.clamp(-1.0, 1.0))
         q_scale = whole_mean(losses.q_scale(policy_values)) if self.normalize_q_loss else None
         q_loss = losses.q_loss(policy_values, q_scale)
         actor_loss = behaviour_flow_loss + self.bc_coefficient * distillation_loss + q_loss
@@ -294,13 +294,8 @@ class TQL(OptimisedLoop):
 
     def frozen_critic_values(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Online critic's values (B, E) whose gradient reaches the actions and not the critic."""
-        if is_sharded(self.critic):  # what it gathers takes the place of weights that it is called with
-            with held_fixed(self.critic):
-                gathered_values: Tensor = self.critic(observations, actions).values
-            return gathered_values
-        frozen = {name: parameter.detach() for name, parameter in self.critic.named_parameters()}
-        values: Tensor = functional_call(self.critic, frozen, (observations, actions)).values
-        return values
+        output: CriticOutput = call_held_fixed(self.critic, observations, actions)
+        return output.at_least_float32().values
 
     @property
     def target_entropy(self) -> Tensor | None:
@@ -313,7 +308,8 @@ class TQL(OptimisedLoop):
 
         Buffers (sigma-Reparam's singular vectors) are taken over whole: their mean is none.
         """
-        torch._foreach_lerp_(local(self.target_critic.parameters()), local(self.critic.parameters()), self.tau)
+        target, critic = own_shares(self.target_critic.parameters()), own_shares(self.critic.parameters())
+        torch._foreach_lerp_(target, critic, self.tau)
         for target_buffer, buffer in zip(self.target_critic.buffers(), self.critic.buffers(), strict=True):
             target_buffer.copy_(buffer)
 

@@ -32,6 +32,11 @@ class CriticOutput(NamedTuple):
     attention_entropy: Tensor | None
     logits: Tensor | None = None
 
+    def at_least_float32(self) -> CriticOutput:
+        """The same as losses are computed with it, see `losses.at_least_float32`."""
+        entropy, logits = (None if tensor is None else at_least_float32(tensor) for tensor in self[1:])
+        return CriticOutput(at_least_float32(self.values), entropy, logits)
+
 
 class Critic(nn.Module, ABC):
     """A value function Q(s, a). Subclass it to plug in your own: ``--model.critic=your_module.YourCritic``.
