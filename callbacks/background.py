@@ -74,13 +74,13 @@ class BackgroundObserver(Callback, ABC):
     def finished(self, trainer: Trainer, until_pending: int | None = None) -> list[Outcome]:
         """Outcomes since the last call, in the order of the jobs; a signal ends the waiting."""
         outcomes = []
-        known = interrupted(trainer)  # before waiting; another signal ends that
+        known = hears_signal(trainer)  # before waiting; another signal ends that
         while self._evaluator is not None and self._evaluator.pending:
             wait = until_pending is not None and len(self._evaluator.pending) > until_pending
             outcome = self._evaluator.next_outcome(WAIT_SECONDS if wait else 0.0)
             if outcome is not None:
                 outcomes.append(outcome)
-            elif not wait or interrupted(trainer) != known:
+            elif not wait or hears_signal(trainer) != known:
                 break
         return outcomes
 
@@ -108,6 +108,15 @@ class BackgroundObserver(Callback, ABC):
 
 
 def interrupted(trainer: Trainer) -> bool:
-    """Whether a signal has asked training to end."""
+    """Whether a signal has asked training to end; the same on every process."""
+    return any(callback.received is not None for callback in _interrupts(trainer))
+
+
+def hears_signal(trainer: Trainer) -> bool:
+    """Whether a signal has reached this process, of which others may not know yet."""
+    return any(callback.heard is not None for callback in _interrupts(trainer))
+
+
+def _interrupts(trainer: Trainer) -> list[GracefulInterrupt]:
     callbacks: list[Any] = getattr(trainer, "callbacks", [])
-    return any(isinstance(callback, GracefulInterrupt) and callback.received is not None for callback in callbacks)
+    return [callback for callback in callbacks if isinstance(callback, GracefulInterrupt)]

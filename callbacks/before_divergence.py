@@ -13,13 +13,14 @@ from tql_lightning.checkpoint_io import write_checkpoint
 from tql_lightning.divergence import TrainingDivergedError
 from tql_lightning.hyperparameters import loadable
 from tql_lightning.run_folder import before_divergence_file
+from tql_lightning.sharding import whole
 
 
 class BeforeDivergence(Callback):
     """Writes ``divergence/before_update_<N>.ckpt`` when training diverges: the weights before the last chunk.
 
     With ``--config replay``, where a chunk is one update, those are the weights that update N turned into NaN. Each
-    chunk copies all weights once, on their device. Only the first process writes.
+    chunk copies all weights once, on their device. The first process writes them whole, also where they are in shares.
     """
 
     def __init__(self) -> None:
@@ -37,10 +38,13 @@ class BeforeDivergence(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Writes them, as a checkpoint to look at; it has no optimizer to continue with."""
-        if not isinstance(exception, TrainingDivergedError) or not self._weights or not trainer.is_global_zero:
+        if not isinstance(exception, TrainingDivergedError) or not self._weights:
+            return
+        weights = {name: whole(value).cpu() for name, value in self._weights.items()}  # every process diverges at once
+        if not trainer.is_global_zero:
             return
         checkpoint = {
-            "state_dict": self._weights,
+            "state_dict": weights,
             "global_step": self._update,
             "pytorch-lightning_version": lightning.__version__,
             LightningModule.CHECKPOINT_HYPER_PARAMS_KEY: loadable(dict(pl_module.hparams)),

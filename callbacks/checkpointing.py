@@ -130,17 +130,20 @@ class GracefulInterrupt(Callback):
     an update, each process in another.
 
     Attributes:
-        received: the signal that ended training, or None.
+        received: the signal that ends training, or None; the same on every process.
+        heard: the signal that this process got, or None; the others may not know of it yet.
     """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self.heard: signal.Signals | None = None
         self._previous: dict[signal.Signals, Any] = {}
         self._trainer: Trainer | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes over the signals."""
         self._trainer = trainer
+        self.received = self.heard = None
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             self._previous[number] = signal.signal(number, self._handle)
 
@@ -149,7 +152,7 @@ class GracefulInterrupt(Callback):
     ) -> None:
         """With several processes, tells all of them of a signal that one got."""
         if trainer.world_size > 1:
-            own = torch.tensor(int(self.received or 0), device=trainer.strategy.root_device)
+            own = torch.tensor(int(self.heard or 0), device=trainer.strategy.root_device)
             number = int(trainer.strategy.reduce(own, reduce_op="max"))
             if number:
                 self.received = signal.Signals(number)
@@ -175,14 +178,16 @@ class GracefulInterrupt(Callback):
         self._trainer = None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None and number == signal.SIGINT:
+        if self.heard is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.received = signal.Signals(number)
+        self.heard = signal.Signals(number)
         trainer = self._trainer
         if trainer is None or trainer.is_global_zero:
             print(
-                f"\n{self.received.name}: stopping after the update in hand (Ctrl-C again: at once, without saving)",
+                f"\n{self.heard.name}: stopping after the update in hand (Ctrl-C again: at once, without saving)",
                 file=sys.stderr,
             )
+        if trainer is None or trainer.world_size == 1:
+            self.received = self.heard
         if trainer is not None and trainer.world_size == 1:
             trainer.should_stop = True

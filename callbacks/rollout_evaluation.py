@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from tql_lightning.background_evaluation import EvaluationJob
-from tql_lightning.callbacks.background import MOST_PENDING, BackgroundObserver, interrupted
+from tql_lightning.callbacks.background import MOST_PENDING, BackgroundObserver, hears_signal, interrupted
 from tql_lightning.callbacks.best_checkpoint import BestCheckpoint
 from tql_lightning.callbacks.intervals import is_due, require_multiple
 from tql_lightning.callbacks.observing import environment_of, evaluation_mode, require_tql
@@ -146,7 +146,7 @@ class RolloutEvaluation(BackgroundObserver):
             raise EnvError(result)
         if result is not None:
             for name, value in result.summary(self._reference_scores).items():
-                pl_module.log(f"test/{name}", value)
+                pl_module.log(f"test/{name}", value, sync_dist=True)
 
     def state_dict(self) -> dict[str, Any]:
         """How many evaluations have failed, and the update of the last that something came of."""
@@ -193,7 +193,7 @@ class RolloutEvaluation(BackgroundObserver):
         # Processes play different numbers of steps, so that none may wait for another within one.
         with gathered(model.policy, *chooses), evaluation_mode(model):
             try:
-                own = watch_rollout(play, self.timeout, partial(interrupted, trainer))
+                own = watch_rollout(play, self.timeout, partial(hears_signal, trainer))
             except RolloutStoppedError:
                 own = None
             except EnvError as error:

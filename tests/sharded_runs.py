@@ -5,6 +5,7 @@ Its arguments: a folder, and a checkpoint of five updates of one process.
 
 from __future__ import annotations
 
+import math
 import sys
 from functools import partial
 from pathlib import Path
@@ -21,10 +22,12 @@ from torch.distributed.tensor import DTensor
 from tests.toy import fit, toy_model
 from tql_lightning.callbacks.attention_entropy import AttentionEntropyMonitor
 from tql_lightning.callbacks.attention_map import AttentionMap
+from tql_lightning.callbacks.before_divergence import BeforeDivergence
 from tql_lightning.callbacks.checkpointing import LastCheckpoint
 from tql_lightning.callbacks.q_landscape import QLandscape
 from tql_lightning.callbacks.rollout_evaluation import RolloutEvaluation
 from tql_lightning.checkpoint_io import WholeCheckpointIO
+from tql_lightning.divergence import TrainingDivergedError
 from tql_lightning.nn.critic import MLPCritic, TransformerCritic
 from tql_lightning.nn.sigma_reparam import SigmaReparam
 from tql_lightning.nn.temperature import AttentionTemperature, TargetSchedule
@@ -75,6 +78,21 @@ def train_watched(folder: Path, processes: int) -> None:
     train(folder, processes, TRANSFORMER, 10, callbacks=callbacks, logger=logger, **settings)
 
 
+class NaNInOnePart(Callback):
+    """Spoils a reward of the last process's part of a batch."""
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, *_: Any) -> None:
+        if trainer.global_step == 5 and trainer.global_rank == trainer.world_size - 1:
+            batch[0].rewards[1, 0] = math.nan
+
+
+def diverge(folder: Path) -> None:
+    """Training that diverges after five updates, from what one process draws."""
+    callbacks = [NaNInOnePart(), BeforeDivergence()]
+    with pytest.raises(TrainingDivergedError):
+        train(folder, 2, MLP, 20, callbacks=callbacks, log_every_n_steps=5)
+
+
 def assert_refused(folder: Path) -> None:
     """What cannot be sharded is refused before training, with the reason."""
     scaled = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu"))
@@ -100,4 +118,6 @@ if __name__ == "__main__":
     assert_refused(root)
     train_watched(root / "two", 2)
     train(root, 2, TRANSFORMER, 10, ckpt_path=Path(sys.argv[2])).save_checkpoint(root / "continued.ckpt")
-    train(root, 2, MLP, 5).save_checkpoint(root / "mlp.ckpt")
+    before = root / "two" / "previous.ckpt"
+    train(root, 2, TRANSFORMER, 10, strategy="ddp", ckpt_path=before).save_checkpoint(root / "ddp.ckpt")
+    diverge(root / "diverged")

@@ -91,6 +91,7 @@ def test_two_processes_log_the_metrics_of_the_whole_batch_once(runs: Path) -> No
         assert f"/{name}/1/1" in expected, name
     assert_close(logged(runs / "two"), expected)
     assert runs.joinpath("stderr").read_text().count("16 transitions an update, 8 on each of 2 processes") == 9
+    assert "sync_dist" not in runs.joinpath("stderr").read_text()  # Lightning's advice for what is not of all processes
 
 
 def test_two_processes_play_the_episodes_that_one_plays(runs: Path) -> None:
@@ -143,6 +144,11 @@ def test_a_signal_to_one_process_stops_all_after_one_checkpoint_and_the_first_te
     said = (runs / "stderr").read_text()
     assert said.count("Stopped by SIGTERM after update 10: saved") == 2  # a run from Python and one of the command
     assert said.count("Stopped by SIGUSR1 after update 10: saved") == 1
+
+
+def test_a_process_that_another_has_left_alone_ends_with_a_line_and_its_checkpoint_stays(runs: Path) -> None:
+    assert "tql: another of the processes that train together has ended" in (runs / "stderr").read_text()
+    assert read_checkpoint(runs / "left_alone" / "run" / "checkpoints" / "last.ckpt")["global_step"] == 10
 
 
 @pytest.mark.slow

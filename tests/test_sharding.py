@@ -17,7 +17,7 @@ from torch import Tensor
 from tests.sharded_runs import MLP, TRANSFORMER, train, train_watched
 from tql_lightning.checkpoint_io import read_checkpoint
 from tql_lightning.evaluation import load_checkpoint
-from tql_lightning.run_folder import evaluation_files
+from tql_lightning.run_folder import before_divergence_file, evaluation_files
 
 TOLERANCE = 1e-9
 
@@ -56,11 +56,6 @@ def test_two_sharded_processes_make_the_updates_of_one(runs: Path) -> None:
     assert_same(runs / "two" / "last.ckpt", runs / "one" / "last.ckpt")
 
 
-def test_an_mlp_critic_is_sharded_too(runs: Path, tmp_path: Path) -> None:
-    train(tmp_path, 1, MLP, 5).save_checkpoint(tmp_path / "mlp.ckpt")
-    assert_same(runs / "mlp.ckpt", tmp_path / "mlp.ckpt")
-
-
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 def test_a_sharded_run_is_continued_by_one_process(runs: Path, tmp_path: Path) -> None:
     continued = train(tmp_path, 1, TRANSFORMER, 10, ckpt_path=runs / "two" / "previous.ckpt")
@@ -70,6 +65,22 @@ def test_a_sharded_run_is_continued_by_one_process(runs: Path, tmp_path: Path) -
 
 def test_a_run_of_one_process_is_continued_sharded(runs: Path) -> None:
     assert_same(runs / "continued.ckpt", runs / "one" / "last.ckpt")
+
+
+def test_a_sharded_run_is_continued_by_ddp(runs: Path) -> None:
+    assert_same(runs / "ddp.ckpt", runs / "one" / "last.ckpt")
+
+
+def test_nan_in_one_process_stops_all_and_an_mlps_weights_before_it_are_kept_whole(runs: Path, tmp_path: Path) -> None:
+    assert sorted(path.name for path in (runs / "diverged" / "divergence").glob("*.npz")) == [
+        "update_000000005.npz",
+        "update_000000005_process_1.npz",
+    ]
+    kept = read_checkpoint(before_divergence_file(runs / "diverged", 5))["state_dict"]
+    expected = train(tmp_path, 1, MLP, 5).lightning_module.state_dict()
+    assert kept.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(kept[name], value, rtol=0.0, atol=TOLERANCE)
 
 
 def test_a_sharded_runs_checkpoint_is_that_of_any_run(runs: Path) -> None:

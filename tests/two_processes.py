@@ -19,6 +19,7 @@ from tests import environments  # noqa: F401  (registers)
 from tests.command_line import TINY
 from tests.toy import fit, toy_dataset, toy_model
 from tql_lightning.callbacks.attention_entropy import AttentionEntropyMonitor
+from tql_lightning.callbacks.background import interrupted
 from tql_lightning.callbacks.best_checkpoint import BestCheckpoint
 from tql_lightning.callbacks.checkpointing import GracefulInterrupt, LastCheckpoint
 from tql_lightning.callbacks.rollout_evaluation import RolloutEvaluation
@@ -38,12 +39,27 @@ UPDATES, SIGNAL_AT = 20, 6  # the signal comes in the middle of a chunk of 5 upd
 class SignalAt(Callback):
     """Sends the last process a signal in the middle of an update."""
 
-    def __init__(self, update: int = SIGNAL_AT, number: signal.Signals = signal.SIGTERM) -> None:
-        self.update, self.number = update, number
-
     def on_before_optimizer_step(self, trainer: Trainer, *_: Any) -> None:
-        if trainer.global_step == self.update and trainer.global_rank == trainer.world_size - 1:
-            os.kill(os.getpid(), self.number)
+        if trainer.global_step == SIGNAL_AT and trainer.global_rank == trainer.world_size - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+class SignalBetween(Callback):
+    """Sends the last process a signal when the others have gone on to the observers of the same update."""
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == 5 and trainer.global_rank == trainer.world_size - 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        of_those = trainer.strategy.reduce(torch.tensor(float(interrupted(trainer))), reduce_op="mean")
+        assert of_those == float(trainer.global_step > 5)  # else one waits in an evaluation that another leaves out
+
+
+class EndsAt(Callback):
+    """Ends the last process without a word."""
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == 10 and trainer.global_rank == trainer.world_size - 1:
+            os._exit(0)
 
 
 class SeeStrategy(Callback):
@@ -68,8 +84,9 @@ class CriticWithMore(TransformerCritic):
 def train(
     folder: Path, processes: int, *more: Callback, precision: str = "64-true", continued: bool = False
 ) -> Trainer:
-    """A run, or the rest of one, with everything that depends on how many processes there are."""
-    model = toy_model(normalize_q_loss=True, gradient_clip_norm=1.0)
+    """A run, or the rest of one, with everything that depends on how many processes there are; float32 drops out."""
+    critic = partial(TransformerCritic, hidden_dim=16, head_dim=8, dropout=0.0 if precision == "64-true" else 0.1)
+    model = toy_model(critic=critic, normalize_q_loss=True, gradient_clip_norm=1.0)
     callbacks = [
         GracefulInterrupt(),
         AttentionEntropyMonitor(),
@@ -126,13 +143,13 @@ def train_compiled(folder: Path, processes: int, compiled: bool = True) -> None:
     fit(folder, model, 10, callbacks, devices=processes, precision="64-true")
 
 
-def run_command(folder: Path) -> int:
-    """``tql fit`` on two processes, of which the second gets SIGTERM."""
+def run_command(folder: Path, callback: str) -> int:
+    """``tql fit`` on two processes, with a callback of this file."""
     folder.mkdir(exist_ok=True)
     (folder / "tiny.yaml").write_text(TINY)
     os.chdir(folder)
     fixed = ("--config", "tiny.yaml", "--data.dataset=tests.toy.toy_dataset", "--trainer.logger=false")
-    return main(["fit", *fixed, "--trainer.devices=2", "--trainer.callbacks+=tests.two_processes.SignalAt"])
+    return main(["fit", *fixed, "--trainer.devices=2", f"--trainer.callbacks+=tests.two_processes.{callback}"])
 
 
 def as_one_of_two(folder: Path) -> None:
@@ -144,12 +161,12 @@ def as_one_of_two(folder: Path) -> None:
     train_variant(folder / "two_variant", 2)
     train_twice(folder / "two_twice", 2)
     train(folder / "two_float32", 2, precision="32-true")
-    stop = SignalAt(number=signal.SIGUSR1)
-    stopped += [train(folder / "two_then_two", 2, stop, precision="32-true").global_step]
+    stopped += [train(folder / "two_then_two", 2, SignalBetween(), precision="32-true").global_step]
     train(folder / "two_then_two", 2, precision="32-true", continued=True)
-    code = run_command(folder / "command")
+    code = run_command(folder / "command", "SignalAt")
     seen = {"static": see.static, "searches": see.searches, "code": code, "stopped": stopped}
     (folder / f"seen_{rank}.json").write_text(json.dumps(seen))
+    assert run_command(folder / "left_alone", "EndsAt") == 2
 
 
 if __name__ == "__main__":

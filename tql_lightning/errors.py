@@ -24,6 +24,10 @@ NEEDLESS = (  # how jsonargparse tells of the alternatives it tried
     "Expected a <class 'NoneType'>",
     "Expected a path but",
 )
+LOST_ANOTHER = (
+    "another of the processes that train together has ended, and the run with it; why stands in its own messages; "
+    "continue with --ckpt_path=last"
+)
 UNRECOGNIZED = "unrecognized arguments:"
 
 
@@ -51,10 +55,14 @@ def short_message(error: BaseException) -> str | None:
     text = str(error)
     if not isinstance(error, known):
         from tql_lightning.out_of_memory import TooLittleMemoryError, advice, is_out_of_memory
+        from tql_lightning.processes import has_lost_another
 
-        if not is_out_of_memory(error):
+        if is_out_of_memory(error):
+            text = text if isinstance(error, TooLittleMemoryError) else advice(error, "memory does not suffice")
+        elif has_lost_another(error):
+            text = f"{LOST_ANOTHER}\n{text}"
+        else:
             return None
-        text = text if isinstance(error, TooLittleMemoryError) else advice(error, "memory does not suffice")
     lines = _essence("\n".join([text, *getattr(error, "__notes__", ())]))
     if len(lines) > MOST_LINES:
         lines = [*lines[: MOST_LINES // 2], "...", *lines[-MOST_LINES // 2 + 1 :]]

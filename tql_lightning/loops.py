@@ -99,11 +99,11 @@ class UpdateLoop(UpdateStep):
         num_updates = len(batches.rewards)
         begun = self.global_step - self.global_step % chunk_size(self.trainer)  # also if a stop cut the chunk in two
         seed = getattr(self.trainer.datamodule, "seed", None)  # type: ignore[attr-defined]
-        first = self.global_step
+        first, rank = self.global_step, self.global_rank
         with explained_memory(self.critic, batches.rewards.shape[1], self.device):
             for k in range(num_updates):
                 if seed is not None:  # what is drawn from torch's own generators, as by dropout
-                    seed_generators(self.device, seed, self.global_step, self.global_rank)
+                    seed_generators(self.device, seed, first + k, rank)
                 outputs = self.update(batches.update(k), noises.update(k), with_metrics=k == num_updates - 1)
                 if self.trainer.should_stop:
                     break
@@ -187,7 +187,7 @@ class UpdateLoop(UpdateStep):
         fits = self.trainer.state.fn == TrainerFn.FITTING
         if not fits:  # Lightning writes and prints them, at this step
             scalars["step"] = torch.tensor(self.current_update, dtype=torch.float64)
-        self.log_dict(scalars, logger=False if fits else None)
+        self.log_dict(scalars, logger=False if fits else None, sync_dist=True)
         for logger in self.loggers if fits and not self.trainer.sanity_checking else ():  # Lightning's counts chunks
             logger.log_metrics({name: float(value) for name, value in scalars.items()}, step=self.global_step)
 

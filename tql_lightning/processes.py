@@ -11,6 +11,8 @@ from torch import Tensor
 
 from tql_lightning.losses import at_least_float32
 
+# What gloo and NCCL say where another process is gone.
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exit")
 # How a metric of each process's part becomes that of the whole batch, where it is not by the mean.
 EXTREMES: dict[str, Callable[..., Tensor]] = {"q_min": torch.min, "q_max": torch.max}
 
@@ -63,6 +65,11 @@ def over_processes(metrics: Mapping[str, Tensor]) -> dict[str, float]:
 
 def _are_several() -> bool:
     return dist.is_available() and dist.is_initialized()
+
+
+def has_lost_another(error: BaseException) -> bool:
+    """Whether an error comes of another process that has ended while this one waited for it."""
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in LOST)
 
 
 def prefer_static_graph(strategy: object) -> None:

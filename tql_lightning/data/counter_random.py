@@ -8,6 +8,7 @@ so a run may stop anywhere, change its number of processes, or compute K updates
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -74,12 +75,16 @@ def seed_generators(device: torch.device, seed: int, update: int, rank: int) -> 
         update: number of the update.
         rank: of this process, each of which draws its own.
     """
-    stream = mix_integer(update * _INCREMENT + mix_integer(seed + _INCREMENT))
-    number = mix_integer(stream - rank * _INCREMENT)  # rows of `uniform` count the other way, from 1
+    number = (_generator_key(seed, rank) + update) % _WORD
     torch.default_generator.manual_seed(number)
     if device.type == "cuda":
         index = torch.cuda.current_device() if device.index is None else device.index
         torch.cuda.default_generators[index].manual_seed(number)
+
+
+@cache
+def _generator_key(seed: int, rank: int) -> int:
+    return mix_integer(mix_integer(seed + _INCREMENT) - rank * _INCREMENT)
 
 
 def normal(uniforms: Tensor) -> Tensor:
