@@ -198,5 +198,22 @@ def test_a_module_in_the_working_folder_must_define_the_class_or_be_trusted(
     monkeypatch.syspath_prepend(tmp_path / "elsewhere")
     with pytest.raises(ValueError, match="TQL_TRUST=installed_critics"):
         check_class_paths({"critic": _critic("installed_critics.Mine")}, TQL)
-    monkeypatch.setenv("TQL_TRUST", "other,installed_critics")
+    monkeypatch.setenv("TQL_TRUST", "other, installed_critics")
     check_class_paths({"critic": _critic("installed_critics.Mine")}, TQL)
+
+
+def test_text_that_looks_like_a_class_is_text_unless_there_is_a_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = {"critic": _critic(TRANSFORMER, file="weights.pt")}
+    check_class_paths(settings, TQL)
+    (tmp_path / "weights").mkdir()  # may hold modules, and runs nothing by itself
+    check_class_paths(settings, TQL)
+    (tmp_path / "weights" / "pt.py").write_text("import sys\nsys.ran_weights = True\n")
+    with pytest.raises(ValueError, match="TQL_TRUST=weights"):
+        check_class_paths({"critic": _critic(TRANSFORMER, file="weights.pt.Class")}, TQL)
+    with pytest.raises(ValueError, match=r"nowhere\.Critic is not there; install nowhere, or change to the folder"):
+        check_class_paths({"critic": _critic("nowhere.Critic")}, TQL)
+    assert not hasattr(sys, "ran_weights")

@@ -231,7 +231,8 @@ def test_evaluate_prints_a_table_of_several_checkpoints_and_writes_the_same_as_j
 def test_validate_measures_held_out_losses_and_keeps_the_runs_files(run_folder: Path) -> None:
     configuration = (run_folder / "run" / "config.yaml").read_text()
     before = (run_folder / "run" / "metrics.csv").read_text().splitlines()
-    finished = call_tql(run_folder, "validate", *PENDULUM, "--ckpt_path=last", "--model.discount=0.5")
+    settings = ["--config", "run/config.yaml", "--model.discount=0.5"]
+    finished = call_tql(run_folder, "validate", *settings, "--ckpt_path=last")
     assert finished.returncode == 0, finished.stderr
     assert "val/td_loss" in finished.stdout
     assert (run_folder / "run" / "config.yaml").read_text() == configuration

@@ -17,7 +17,9 @@ import torch
 from tests.forging import NESTED, RUNS_A_COMMAND, WRAPS_WITH_A_COMMAND, Exploit, specification, watched
 from tests.test_policy import trained
 from tql_lightning.checkpoint_io import CheckpointError, read_checkpoint, write_checkpoint
-from tql_lightning.evaluation import load_checkpoint
+from tql_lightning.evaluation import evaluate_checkpoint, load_checkpoint
+from tql_lightning.export import export_checkpoint
+from tql_lightning.observations import sample_observations
 
 Raw = dict[str, Any]
 Forge = Callable[[Raw], bytes]
@@ -182,8 +184,14 @@ def test_an_archive_that_was_only_written_anew_loads(whole: Path, tmp_path: Path
     assert load_checkpoint(path)[1]["global_step"] == 5
 
 
-def test_what_this_program_wrote_itself_may_name_any_environment(whole: Path, tmp_path: Path) -> None:
-    raw = read_checkpoint(whole)
+def test_an_environment_that_is_not_made_may_be_any(whole: Path, tmp_path: Path) -> None:
+    raw, path = read_checkpoint(whole), tmp_path / "other.ckpt"
     raw["OfflineDataModule"]["env_id"] = "antigravity:Env-v0"
-    write_checkpoint(raw, tmp_path / "own.ckpt")
-    assert load_checkpoint(tmp_path / "own.ckpt", trusted=True)[1]["global_step"] == 5
+    write_checkpoint(raw, path)
+    assert load_checkpoint(path, trusted=True)[1]["global_step"] == 5  # this program's own
+    with pytest.raises(CheckpointError, match="name another environment with --env"):
+        evaluate_checkpoint(path, 1, 0)
+    assert evaluate_checkpoint(path, 1, 0, env_id="Pendulum-v1")["env_id"] == "Pendulum-v1"
+    assert sample_observations(path, raw, 2, 3)[1] == "standard normal numbers"
+    with watched(tmp_path):
+        export_checkpoint(path, tmp_path.parent / "exported", "torch")

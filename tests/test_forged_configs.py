@@ -64,7 +64,7 @@ def test_an_export_imports_no_module_for_the_configuration_beside_a_checkpoint(
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "a_script.py").write_text("import sys\nsys.ran_script = True\ndef data(): ...\n")
     source = "from tql_lightning import TransitionDataset\nfrom tests.toy import toy_dataset\n"
-    (tmp_path / "my_data.py").write_text(f"{source}def data() -> TransitionDataset:\n    return toy_dataset()\n")
+    (tmp_path / "my_data.py").write_text(f"{source}def data() -> 'TransitionDataset':\n    return toy_dataset()\n")
     found = {}
     for named in ("this.s", "a_script.data", "my_data.data"):
         (tmp_path / "config.yaml").write_text(config("data.dataset", named))

@@ -9,7 +9,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from torch import nn
 
-from tql_lightning.trust import resolve
+from tql_lightning.trust import can_be_imported, resolve
 
 IMPORTABLE = ("tql_lightning", "torch.nn")
 MOST_PARTS = 10_000  # values of all settings together; a model of ours has about a hundred
@@ -62,14 +62,17 @@ def _count_parts(settings: Mapping[str, Any]) -> None:
 
 
 def _check_parts(name: str, value: Any, trusted: bool) -> None:
-    """Every class that a setting names, however deep: of a network's part, or of plain data."""
+    """Every class that a setting names, however deep: of a network's part, or of plain data.
+
+    What names no module that is here is text: a file's name, such as weights.pt.
+    """
     if isinstance(value, Mapping):
         for inside, part in value.items():
             _check_parts(f"{name}.{inside}", part, trusted)
     elif isinstance(value, list | tuple | set):
         for part in value:
             _check_parts(name, part, trusted)
-    elif isinstance(value, str) and _DOTTED.fullmatch(value):
+    elif isinstance(value, str) and _DOTTED.fullmatch(value) and can_be_imported(value):
         _check_class(name, value, (nn.Module,), trusted)
 
 

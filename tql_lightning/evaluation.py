@@ -26,7 +26,7 @@ LONGEST_REASON = 200  # characters of what a library says
 NOT_IN_NAMES = ("/", ".", "..", "checkpoints")  # parts of a checkpoint's path that do not tell it from others
 
 
-def load_checkpoint(path: Path | str, trusted: bool = False) -> tuple[TQL, dict[str, Any]]:
+def load_checkpoint(path: Path | str, trusted: bool = False, plays: bool = True) -> tuple[TQL, dict[str, Any]]:
     """A model in evaluation mode and the raw checkpoint it came from, loaded without pickle.
 
     The classes that the checkpoint names are checked before anything is made of them; see `check_class_paths`.
@@ -34,12 +34,13 @@ def load_checkpoint(path: Path | str, trusted: bool = False) -> tuple[TQL, dict[
     Args:
         path: a checkpoint that `tql fit` wrote.
         trusted: import any module that it names; for checkpoints that this program has just written.
+        plays: whether the environment that it names is going to be made.
 
     Raises:
         CheckpointError: no such file, damaged, or not a checkpoint of TQL.
     """
     raw = read_checkpoint(path)
-    check_contents(path, raw, trusted)
+    check_contents(path, raw, trusted, plays)
     try:
         model = TQL.load_from_checkpoint(path, map_location="cpu", weights_only=True)
     except (KeyError, TypeError, RuntimeError, ValueError, ImportError, AttributeError, ArgumentError) as error:
@@ -48,7 +49,7 @@ def load_checkpoint(path: Path | str, trusted: bool = False) -> tuple[TQL, dict[
     return model.eval(), raw
 
 
-def check_contents(path: Path | str, raw: dict[str, Any], trusted: bool = False) -> None:
+def check_contents(path: Path | str, raw: dict[str, Any], trusted: bool = False, plays: bool = True) -> None:
     """Refuses what Lightning would pass over, or act on before it looks.
 
     That is settings that are not TQL's, classes that are none of its parts, and weights that cannot act.
@@ -57,6 +58,7 @@ def check_contents(path: Path | str, raw: dict[str, Any], trusted: bool = False)
         path: of the checkpoint, for messages.
         raw: what it holds.
         trusted: see `load_checkpoint`.
+        plays: see `load_checkpoint`.
 
     Raises:
         CheckpointError: with the reason.
@@ -78,7 +80,7 @@ def check_contents(path: Path | str, raw: dict[str, Any], trusted: bool = False)
         check_class_paths(own, TQL, trusted)
     except ValueError as error:
         raise CheckpointError(f"checkpoint {path}: does not fit a TQL model ({error})") from error
-    _check_data(path, raw, trusted)
+    _check_data(path, raw, plays and not trusted)
     strange = [name for name, each in weights.items() if not _is_real_tensor(each)]
     if strange:
         raise CheckpointError(
@@ -93,7 +95,7 @@ def check_contents(path: Path | str, raw: dict[str, Any], trusted: bool = False)
         )
 
 
-def _check_data(path: Path | str, raw: dict[str, Any], trusted: bool) -> None:
+def _check_data(path: Path | str, raw: dict[str, Any], with_environment: bool) -> None:
     """Refuses what is not what OfflineDataModule says of the data, or an environment that a file may not have made."""
     data = raw.get("OfflineDataModule", {})
     fits = isinstance(data, dict) and isinstance(data.get("env_id"), str | None)
@@ -103,10 +105,10 @@ def _check_data(path: Path | str, raw: dict[str, Any], trusted: bool) -> None:
     if not fits:
         raise CheckpointError(f"checkpoint {path}: expected what tql fit says of its data, found something else")
     try:
-        if not trusted:
+        if with_environment:
             check_env_id(data.get("env_id"))
     except ValueError as error:
-        raise CheckpointError(f"checkpoint {path}: {error}") from error
+        raise CheckpointError(f"checkpoint {path}: {error}; or name another environment with --env") from error
 
 
 def _is_number(value: object) -> bool:
@@ -162,7 +164,7 @@ def evaluate_checkpoint(
         CheckpointError: the checkpoint cannot be used, or names no environment.
         EnvError: the environment cannot be made, or its sizes are not the model's.
     """
-    model, raw = load_checkpoint(path)
+    model, raw = load_checkpoint(path, plays=env_id is None)
     env_id = env_id or raw.get("OfflineDataModule", {}).get("env_id")
     if env_id is None:
         raise CheckpointError(f"checkpoint {path}: its dataset names no environment; give one with --env")

@@ -81,7 +81,7 @@ def export_checkpoint(
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ExportError(f"output: {output} exists and is not an empty folder; choose another --output, or remove it")
-    model, raw = load_checkpoint(checkpoint)
+    model, raw = load_checkpoint(checkpoint, plays=False)
     chosen = extraction or model.extraction
     data = raw.get("OfflineDataModule", {})
     low = data.get("action_low", [-1.0] * model.env_action_dim)

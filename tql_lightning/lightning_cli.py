@@ -137,7 +137,7 @@ class TQLCLI(LightningCLI):
         if self.config["subcommand"] != "fit":
             path = self.config[self.config["subcommand"]].get("ckpt_path")
             if path and Path(path).is_file():
-                check_contents(path, read_checkpoint(path))
+                check_contents(path, read_checkpoint(path), plays=False)
             super()._parse_ckpt_path()
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -233,6 +233,8 @@ class SaveFitConfig(SaveConfigCallback):
 
     def __init__(self, *settings: Any, arguments: Sequence[str] = (), **named_settings: Any) -> None:
         super().__init__(*settings, **named_settings)
+        self.config = self.config.clone()
+        self.config.pop("force", None)  # one command's alone; other commands and runs read the file
         self._arguments = arguments
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:

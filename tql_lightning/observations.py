@@ -11,6 +11,7 @@ import yaml
 from numpy.typing import NDArray
 
 from tql_lightning.data.datamodule import OfflineDataModule
+from tql_lightning.data.environment import check_env_id
 from tql_lightning.data.transitions import TransitionDataset
 from tql_lightning.envs import EnvError, make_env
 from tql_lightning.run_folder import CONFIG_FILE
@@ -42,8 +43,9 @@ def sample_observations(
     env_id = raw.get("OfflineDataModule", {}).get("env_id")
     if env_id is not None:
         try:
+            check_env_id(env_id)
             return _random_play(env_id, rows, observation_dim), f"random actions in {env_id}"
-        except EnvError:
+        except (EnvError, ValueError):  # not here, or not to be made
             pass
     return rng.standard_normal((rows, observation_dim), dtype=np.float32), "standard normal numbers"
 

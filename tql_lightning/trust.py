@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.util
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -21,12 +22,15 @@ def defines(class_name: str) -> Holds:
 
 
 def returns_dataset(name: str) -> Holds:
-    """Whether a statement is the function of a name that says it returns a TransitionDataset."""
-    return lambda statement: (
-        isinstance(statement, ast.FunctionDef)
-        and statement.name == name
-        and ast.unparse(statement.returns or ast.Constant(None)).endswith("TransitionDataset")
-    )
+    """Whether a statement is the function of a name that says it returns a TransitionDataset, or a class below it."""
+
+    def holds(statement: ast.AST) -> bool:
+        if not isinstance(statement, ast.FunctionDef | ast.ClassDef) or statement.name != name:
+            return False
+        said = statement.bases if isinstance(statement, ast.ClassDef) else [statement.returns or ast.Constant(None)]
+        return any(ast.unparse(each).strip("'").endswith("TransitionDataset") for each in said)
+
+    return holds
 
 
 def resolve(
@@ -61,9 +65,26 @@ def resolve(
             found = getattr(found, part, None)
         if found is not None:
             return found
+    if not can_be_imported(path):
+        raise ValueError(
+            f"{path} is not there; install {parts[0]}, or change to the folder in which {parts[0]}.py or {parts[0]}/ is"
+        )
     raise ValueError(
         f"{path} is not there, or in a module that a file may not import; if you trust the file, set {TRUST}={parts[0]}"
     )
+
+
+def can_be_imported(path: str) -> bool:
+    """Whether there is a module whose code would run if what a dotted path names were imported; runs none."""
+    parts = path.split(".")
+    for count in range(1, len(parts)):
+        try:
+            found = importlib.util.find_spec(".".join(parts[:count]))
+        except (ImportError, ValueError):  # below what is no package; imported without a specification, as __main__
+            return parts[0] in sys.modules
+        if found is None or found.origin is not None:
+            return found is not None
+    return False  # folders without code
 
 
 def may_import(module: str, importable: Sequence[str], own: Holds) -> bool:
@@ -74,7 +95,7 @@ def may_import(module: str, importable: Sequence[str], own: Holds) -> bool:
         importable: packages.
         own: whether a statement is what makes a file of the working folder importable.
     """
-    allowed = [*importable, *filter(None, os.environ.get(TRUST, "").split(","))]
+    allowed = [*importable, *filter(None, os.environ.get(TRUST, "").replace(" ", "").split(","))]
     if any(f"{module}.".startswith(f"{each}.") for each in allowed):
         return True
     beside = Path.cwd().joinpath(*module.split("."))

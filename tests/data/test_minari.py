@@ -177,3 +177,15 @@ def test_bounds_that_are_not_finite_are_refused(cache: Path) -> None:
     path.write_text(json.dumps(metadata))
     with pytest.raises(DatasetError, match=r"action bounds: expected finite action_low < action_high, found \[-inf\]"):
         load_minari(NAME)
+
+
+def test_another_environment_takes_the_place_of_one_that_cannot_be_made(cache: Path) -> None:
+    written("Pendulum-v1")
+    path = cache / NAME / "data" / "metadata.json"
+    metadata = json.loads(path.read_text())
+    wrapper = {"name": "Half", "entry_point": "not_here:Half", "kwargs": {}}
+    metadata["env_spec"] = json.dumps(json.loads(metadata["env_spec"]) | {"additional_wrappers": [wrapper]})
+    path.write_text(json.dumps(metadata))
+    with pytest.raises(DatasetError, match=r"not_here:Half'; name the environment by its id"):
+        load_minari(NAME)
+    assert load_minari(NAME, env_id="Pendulum-v1").env_id == "Pendulum-v1"

@@ -13,8 +13,8 @@ HARMLESS = 1 << 26  # bytes that may always be claimed: constant columns of a sm
 def stored_bytes(path: Path) -> int:
     """Bytes that a file takes on disk; less than its size where it has holes."""
     status = path.stat()
-    blocks = getattr(status, "st_blocks", None)  # of 512 bytes
-    return status.st_size if blocks is None else min(status.st_size, 512 * blocks)
+    blocks = getattr(status, "st_blocks", 0)  # of 512 bytes; 0 too on file systems that do not count them
+    return min(status.st_size, 512 * blocks) if blocks else status.st_size
 
 
 def check_claim(where: str, claimed: int, stored: int) -> None:

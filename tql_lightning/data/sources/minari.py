@@ -23,7 +23,9 @@ MAIN_FILE = "main_data.hdf5"
 MOST_COLUMNS = 1 << 24
 
 
-def load_minari(name: str, download: bool = True, validation_fraction: float = 0.0) -> TransitionDataset:
+def load_minari(
+    name: str, download: bool = True, validation_fraction: float = 0.0, env_id: str | None = None
+) -> TransitionDataset:
     """Loads a Minari dataset that is cached ($MINARI_DATASETS_PATH, or ~/.minari/datasets), or downloads it.
 
     Box observations become their columns, in order. Goal-conditioned ones become observation, then desired_goal;
@@ -35,6 +37,7 @@ def load_minari(name: str, download: bool = True, validation_fraction: float = 0
         name: the dataset's id, "mujoco/pendulum/expert-v0".
         download: fetch it if it is not cached.
         validation_fraction: share of the episodes, the last ones, held out for validation.
+        env_id: Gymnasium id of the environment to evaluate in; default: the one that the dataset names.
 
     Raises:
         DatasetError: the package is missing, the dataset is unknown, damaged or cannot be fetched, or its spaces or
@@ -53,7 +56,7 @@ def load_minari(name: str, download: bool = True, validation_fraction: float = 0
     dataset = TransitionDataset.from_arrays(
         **fields,
         name=name,
-        env_id=_env_id(name, source),
+        env_id=env_id or _env_id(name, source),
         action_low=source.action_space.low,
         action_high=source.action_space.high,
         reference_scores=None if None in scores else scores,
@@ -72,11 +75,11 @@ def cached_datasets() -> list[str]:
 
 def _open(minari: Any, name: str, download: bool) -> Any:
     try:
-        _check_files(name)
-    except FileNotFoundError:
-        _fetch(minari, name, download)
-    try:
-        _check_files(name)
+        try:
+            _check_files(name)
+        except FileNotFoundError:
+            _fetch(minari, name, download)
+            _check_files(name)
         return minari.load_dataset(name)
     except DatasetError:
         raise

@@ -119,7 +119,7 @@ def read_npy_folder(folder: Path) -> dict[str, Any]:
 def _require_inside(folder: Path, file: Path) -> None:
     """Refuses what is no file of the folder: a link that leads out of it, a pipe that nobody writes to."""
     if not file.resolve().is_relative_to(folder.resolve()):
-        raise DatasetError(f"{file}: expected a file of this folder, found a link out of it; copy the file here")
+        raise DatasetError(f"{file}: expected a file of this folder, found a link out of it; copy its target (cp -L)")
     if not file.is_file() and not file.is_dir():
         raise DatasetError(f"{file}: expected a file, found something else; remove it")
     check_claim(str(file), file.stat().st_size, stored_bytes(file))

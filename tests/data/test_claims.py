@@ -1,0 +1,45 @@
+"""Datasets that claim much, or lie strangely, and are whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.data.bad_files import npy_folder
+from tests.data.test_transitions import arrays
+from tql_lightning.data.claims import HARMLESS, check_claim, stored_bytes
+from tql_lightning.data.named import load_dataset
+from tql_lightning.data.transitions import DatasetError
+
+
+def test_constant_arrays_of_a_small_file_load(tmp_path: Path) -> None:
+    rows = 100_000
+    columns = arrays(observations=np.zeros((rows, 9)), actions=np.zeros((rows, 1)), truncations=np.ones(rows))
+    columns |= {"rewards": np.zeros(rows), "terminations": np.zeros(rows), "next_observations": np.zeros((rows, 9))}
+    del columns["name"]
+    np.savez_compressed(tmp_path / "sparse.npz", **columns)
+    assert sum(np.asarray(each).nbytes for each in columns.values()) > 200 * (tmp_path / "sparse.npz").stat().st_size
+    assert len(load_dataset(str(tmp_path / "sparse.npz"))) == rows
+
+
+def test_a_folder_behind_a_link_loads(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    whole = Path(npy_folder()(tmp_path / "disk"))
+    (tmp_path / "mounted").symlink_to(tmp_path / "disk")
+    (tmp_path / "linked").symlink_to(whole)
+    assert len(load_dataset(str(tmp_path / "mounted" / whole.name))) == len(load_dataset(str(tmp_path / "linked"))) == 5
+
+
+def test_a_file_system_that_counts_no_blocks_is_taken_by_its_sizes() -> None:
+    def file(size: int, blocks: int) -> Any:
+        return SimpleNamespace(stat=lambda: SimpleNamespace(st_size=size, st_blocks=blocks))
+
+    large = 2 * HARMLESS
+    check_claim("uncounted", large, stored_bytes(file(large, 0)))
+    with pytest.raises(DatasetError, match="expected at most"):
+        check_claim("a hole", large, stored_bytes(file(large, 8)))
+    assert stored_bytes(file(1000, 8)) == 1000
