@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -42,6 +45,20 @@ def test_a_run_that_fails_ends_the_quickstart_with_the_end_of_its_log(
     run.folder.mkdir(parents=True)
     with pytest.raises(QuickstartError, match=r"seed 0 failed; end of .*train\.log"):
         _train([run], parallel=1)
+
+
+def test_a_signal_to_the_quickstart_ends_its_runs_too(tmp_path: Path) -> None:
+    runs = [Run(seed, tmp_path / f"seed_{seed}") for seed in (0, 1)]
+    for run in runs:
+        run.folder.mkdir()
+    timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        _train(runs, parallel=1)
+    assert runs[0].process is not None
+    assert runs[0].process.poll() is not None
+    assert runs[1].process is None
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_a_run_that_the_quickstart_did_not_make_is_never_replaced(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from tql_lightning.plots import plot_runs
 from tql_lightning.run_folder import VIDEO_FOLDER
 
 ENVIRONMENT = "Pendulum-v1"
-EPISODES = 20
+EPISODES = 100
 REPORT_FILE = "report.html"
 EVALUATION_SEED = 1000  # not the seed of the evaluations during training
 LABELS = {"data": "dataset", "behaviour_flow": "behaviour flow", "tql": "TQL"}
@@ -132,6 +132,8 @@ def _train(runs: Sequence[Run], parallel: int) -> None:
     running: list[Run] = []
     threads = max(1, (os.cpu_count() or 1) // min(parallel, len(runs)))
     bar: tqdm[Any] | None = None
+    # As Ctrl-C: the runs lead process groups of their own, and would go on alone.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         while waiting or running:
             # One after the other: two imports at once would make the first wait for both.
@@ -167,6 +169,7 @@ def _train(runs: Sequence[Run], parallel: int) -> None:
         for run in running:
             if run.process is not None and run.process.poll() is None:
                 run.process.terminate()
+        signal.signal(signal.SIGTERM, before)
         if bar is not None:
             _show(bar, runs)
             bar.close()
