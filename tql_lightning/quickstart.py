@@ -90,9 +90,11 @@ def run_quickstart(seeds: Sequence[int], output: Path, parallel: int | None = No
         run.folder.mkdir(parents=True)
     _train(runs, parallel)
 
+    # Runs at once beside this process as it was until now; what it takes afterwards it takes alone.
+    peak = _largest_mb(resource.RUSAGE_SELF) + min(len(runs), parallel) * _largest_mb(resource.RUSAGE_CHILDREN)
     figures = _figures(runs, returns)
     figures["seconds"] = round(time.monotonic() - start, 1)
-    figures["peak_memory_mb"] = _peak_memory_mb(min(len(runs), parallel))
+    figures["peak_memory_mb"] = round(max(peak, _largest_mb(resource.RUSAGE_SELF)), 1)
     from tql_lightning.report.page import write_report  # imports SciPy, which training need not wait for
 
     _film(runs[0])
@@ -159,11 +161,12 @@ def _train(runs: Sequence[Run], parallel: int) -> None:
             if run.process is not None:
                 run.process.wait()
         folders = ", ".join(str(run.folder) for run in runs if run.updates)
-        print(
-            f"\nStopped; checkpoints in {folders}. Continue one with: tql fit --config quickstart "
-            "--ckpt_path=last --trainer.default_root_dir=FOLDER (make quickstart would replace them)",
-            file=sys.stderr,
-        )
+        if folders:
+            print(
+                f"\nStopped; checkpoints in {folders}. Continue one with: tql fit --config quickstart "
+                "--ckpt_path=last --trainer.default_root_dir=FOLDER (make quickstart would replace them)",
+                file=sys.stderr,
+            )
         raise
     finally:
         for run in running:
@@ -270,11 +273,9 @@ def _mean(returns: NDArray[np.float64]) -> dict[str, float]:
     return dict(zip(("mean_return", "stderr"), mean_with_error(returns), strict=True))
 
 
-def _peak_memory_mb(parallel: int) -> float:
-    """Upper bound on the memory of all processes at once: this one, and the largest run times runs at once."""
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    largest_run = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    return round((own + parallel * largest_run) / 1024, 1)
+def _largest_mb(who: int) -> float:
+    """Most memory that this process has had, or any that it has started and that has ended."""
+    return resource.getrusage(who).ru_maxrss / 1024
 
 
 def _print_table(figures: dict[str, Any]) -> None:
