@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
@@ -45,6 +46,15 @@ def test_the_one_before_stays_also_at_the_first_write_of_a_continued_run(tmp_pat
         fit(tmp_path, toy_model(), updates, [LastCheckpoint(str(tmp_path), 5)], continued, plugins=WholeCheckpointIO())
     updates = {path.name: read_checkpoint(path)["global_step"] for path in tmp_path.glob("*.ckpt")}
     assert updates == {"last.ckpt": 15, "previous.ckpt": 10}
+
+
+def test_a_model_that_never_trained_is_saved_and_loaded(tmp_path: Path) -> None:
+    model, path = toy_model(), tmp_path / "fresh.ckpt"
+    trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", devices=1)
+    trainer.strategy.connect(model)
+    trainer.save_checkpoint(path)
+    loaded = load_checkpoint(path)[0].state_dict()
+    assert all(torch.equal(value, loaded[name]) for name, value in model.state_dict().items())
 
 
 def test_checkpoints_that_a_thread_writes_are_whole_too(tmp_path: Path) -> None:

@@ -215,7 +215,8 @@ class UpdateLoop(UpdateStep):
         Raises:
             TrainingDivergedError: what is to be saved holds NaN or infinity; nothing is written.
         """
-        if self.trainer.state.fn == TrainerFn.FITTING:
-            require_sound(self, self.trainer, self._watch)
+        trainer = self._trainer  # None where a model is saved that never trained
+        if trainer is not None and trainer.state.fn == TrainerFn.FITTING:
+            require_sound(self, trainer, self._watch)
         checkpoint["hyper_parameters"] = loadable(checkpoint["hyper_parameters"])
         checkpoint["validated_update"] = self._validated

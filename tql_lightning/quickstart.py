@@ -30,7 +30,7 @@ from tql_lightning.plots import plot_runs
 from tql_lightning.run_folder import VIDEO_FOLDER
 
 ENVIRONMENT = "Pendulum-v1"
-EPISODES = 20
+EPISODES = 100
 REPORT_FILE = "report.html"
 EVALUATION_SEED = 1000  # not the seed of the evaluations during training
 LABELS = {"data": "dataset", "behaviour_flow": "behaviour flow", "tql": "TQL"}
@@ -90,9 +90,11 @@ def run_quickstart(seeds: Sequence[int], output: Path, parallel: int | None = No
         run.folder.mkdir(parents=True)
     _train(runs, parallel)
 
+    # Runs at once beside this process as it was until now; what it takes afterwards it takes alone.
+    peak = _largest_mb(resource.RUSAGE_SELF) + min(len(runs), parallel) * _largest_mb(resource.RUSAGE_CHILDREN)
     figures = _figures(runs, returns)
     figures["seconds"] = round(time.monotonic() - start, 1)
-    figures["peak_memory_mb"] = _peak_memory_mb(min(len(runs), parallel))
+    figures["peak_memory_mb"] = round(max(peak, _largest_mb(resource.RUSAGE_SELF)), 1)
     from tql_lightning.report.page import write_report  # imports SciPy, which training need not wait for
 
     _film(runs[0])
@@ -132,6 +134,8 @@ def _train(runs: Sequence[Run], parallel: int) -> None:
     running: list[Run] = []
     threads = max(1, (os.cpu_count() or 1) // min(parallel, len(runs)))
     bar: tqdm[Any] | None = None
+    # As Ctrl-C: the runs lead process groups of their own, and would go on alone.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         while waiting or running:
             # One after the other: two imports at once would make the first wait for both.
@@ -157,16 +161,18 @@ def _train(runs: Sequence[Run], parallel: int) -> None:
             if run.process is not None:
                 run.process.wait()
         folders = ", ".join(str(run.folder) for run in runs if run.updates)
-        print(
-            f"\nStopped; checkpoints in {folders}. Continue one with: tql fit --config quickstart "
-            "--ckpt_path=last --trainer.default_root_dir=FOLDER (make quickstart would replace them)",
-            file=sys.stderr,
-        )
+        if folders:
+            print(
+                f"\nStopped; checkpoints in {folders}. Continue one with: tql fit --config quickstart "
+                "--ckpt_path=last --trainer.default_root_dir=FOLDER (make quickstart would replace them)",
+                file=sys.stderr,
+            )
         raise
     finally:
         for run in running:
             if run.process is not None and run.process.poll() is None:
                 run.process.terminate()
+        signal.signal(signal.SIGTERM, before)
         if bar is not None:
             _show(bar, runs)
             bar.close()
@@ -267,11 +273,9 @@ def _mean(returns: NDArray[np.float64]) -> dict[str, float]:
     return dict(zip(("mean_return", "stderr"), mean_with_error(returns), strict=True))
 
 
-def _peak_memory_mb(parallel: int) -> float:
-    """Upper bound on the memory of all processes at once: this one, and the largest run times runs at once."""
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    largest_run = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    return round((own + parallel * largest_run) / 1024, 1)
+def _largest_mb(who: int) -> float:
+    """Most memory that this process has had, or any that it has started and that has ended."""
+    return resource.getrusage(who).ru_maxrss / 1024
 
 
 def _print_table(figures: dict[str, Any]) -> None:
