@@ -141,7 +141,7 @@ def test_what_does_no_harm_is_applied_and_force_applies_the_rest(work: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("before", "now", "kind"), [("32-true", "bf16-true", "bfloat16"), ("64-true", "32-true", "float32")]
+    ("before", "now", "kind"), [("32-true", "bf16-mixed", "float32"), ("64-true", "32-true", "float32")]
 )
 def test_a_run_goes_on_in_another_precision(before: str, now: str, kind: str, tmp_path: Path) -> None:
     last = LastCheckpoint(str(tmp_path), every_n_updates=5)
