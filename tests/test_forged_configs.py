@@ -37,7 +37,8 @@ def config(place: str, value: object) -> str:
     return yaml.safe_dump(value)
 
 
-CASES = [(place, named) for place in PLACES for named in ("os.system", COMMAND)] + [("callback", PROCESS)]
+SHORT = ("critic", "part of the critic", "dataset", "callback", "logger")  # a name alone, in a place of each kind
+CASES = [(place, COMMAND) for place in PLACES] + [(place, "os.system") for place in SHORT] + [("callback", PROCESS)]
 
 
 @pytest.mark.parametrize(("place", "named"), CASES)

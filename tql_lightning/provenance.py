@@ -56,7 +56,7 @@ def read_starts(folder: Path) -> list[dict[str, Any]]:
     """How a run was started and continued, first to last; empty where it is not recorded or not readable."""
     try:
         starts = json.loads((folder / ENVIRONMENT_FILE).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return []
     return [start for start in starts if _is_start(start)] if isinstance(starts, list) else []
 

@@ -14,7 +14,14 @@ from tql_lightning.report.media import collect_media
 from tql_lightning.report.methods import choose_score, comparisons, group_methods, results
 from tql_lightning.report.page import number, write_report
 from tql_lightning.report.runs import ReportError, read_runs
-from tql_lightning.run_folder import ENVIRONMENT_FILE, METRICS_FILE, VIDEO_FOLDER, evaluation_file
+from tql_lightning.run_folder import (
+    ATTENTION_MAP,
+    ENVIRONMENT_FILE,
+    METRICS_FILE,
+    VIDEO_FOLDER,
+    evaluation_file,
+    picture_file,
+)
 
 
 @pytest.fixture
@@ -110,7 +117,9 @@ def test_a_continued_run_has_a_command_for_every_start(tmp_path: Path) -> None:
     assert [start["command"] for start in read_starts(run)] == ["tql fit --again"]
 
 
-@pytest.mark.parametrize("content", ["{", "[1]", '[{"command": 3}]', '{"command": "tql"}'])
+@pytest.mark.parametrize(
+    "content", ["{", "[1]", pytest.param("[" * 100_000, id="deep"), '[{"command": 3}]', '{"command": "tql"}']
+)
 def test_a_record_of_no_kind_counts_as_none(content: str, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     (run / ENVIRONMENT_FILE).write_text(content)
@@ -207,6 +216,8 @@ def test_films_over_training_have_a_slider_and_other_videos_their_names(tmp_path
         (METRICS_FILE, "epoch,loss\n1,2\n", "column step"),
         (METRICS_FILE, "step,loss\n1,many\n", "expected numbers"),
         (METRICS_FILE, b"\xff\xfe\x00step", METRICS_FILE),
+        (METRICS_FILE, "step,loss\n1e999,1\n", "expected numbers"),
+        pytest.param(METRICS_FILE, "step,loss\n1," + 200_000 * "9", "larger than field limit", id="a long number"),
         ("config.yaml", "model: [", "config.yaml: expected the configuration"),
         ("config.yaml", "- a\n", "config.yaml: expected settings by name, found list"),
         (str(evaluation_file(Path(), 100)), "{", "update_000000100.json: expected an evaluation"),
@@ -219,6 +230,23 @@ def test_a_damaged_file_is_named(file: str, content: str | bytes, message: str, 
     with pytest.raises(ReportError, match=message):
         write_report([run], tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
+
+
+@pytest.mark.parametrize("file", ["config.yaml", evaluation_file(Path(), 100), picture_file(Path(), ATTENTION_MAP, 9)])
+@pytest.mark.parametrize("target", ["secret", "/dev/zero"])
+def test_nothing_outside_a_runs_folder_is_shown(file: Path, target: str, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    (tmp_path / "secret").write_text("password: secret")
+    (run / file).unlink(missing_ok=True)
+    (run / file).parent.mkdir(parents=True, exist_ok=True)
+    (run / file).symlink_to(tmp_path / target)
+    with pytest.raises(ReportError, match="expected a file of the run's folder, found a link out of it"):
+        write_report([run], tmp_path / "page.html")
+
+
+def test_a_run_behind_a_link_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(make_run(tmp_path / "run"))
+    assert "episodes" in page_of(tmp_path / "link")
 
 
 def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:

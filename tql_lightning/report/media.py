@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tql_lightning.report.runs import Run
+from tql_lightning.report.runs import Run, require_own
 from tql_lightning.run_folder import (
     ATTENTION_MAP,
     Q_LANDSCAPE,
@@ -69,13 +69,20 @@ def collect_media(runs: Sequence[Run], limit: int) -> Media:
     Args:
         runs: whose.
         limit: bytes that the page may spend on them, encoded.
+
+    Raises:
+        ReportError: one is a link out of its run's folder, or no file.
     """
     wanted: list[tuple[float, str, str, int, Path]] = []  # (rank, kind, run, update, file)
     for run in runs:
         for kind, name, later, files in _series(run):
+            for _, path in files:
+                require_own(run.folder, path)
             ranks = _halving_ranks(len(files))
             wanted += [(later + rank, kind, name, *file) for rank, file in zip(ranks, files, strict=True)]
         others = [path for path in video_files(run.folder) if update_and_episode(path) is None]
+        for path in others:
+            require_own(run.folder, path)
         wanted += [(1.5 + rank, "", run.name, 0, file) for rank, file in enumerate(others)]
     media, used, taken = Media(), 0, []
     for index, (_, _, _, _, path) in sorted(enumerate(wanted), key=lambda each: each[1][0]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -114,10 +115,13 @@ def _short_names(folders: Sequence[Path]) -> list[str]:
 
 
 def _read_run(name: str, folder: Path) -> Run:
-    metrics = folder / METRICS_FILE
+    metrics, evaluated = folder / METRICS_FILE, evaluation_files(folder)
+    for path in (metrics, folder / CONFIG_FILE, *evaluated.values()):
+        if path.exists():
+            require_own(folder, path)
     try:
         series = read_metrics(metrics)
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, OSError, OverflowError, csv.Error) as error:
         raise ReportError(
             f"report {metrics}: expected numbers by column and a column step, as tql fit writes, found {error!r}"
         ) from error
@@ -126,8 +130,21 @@ def _read_run(name: str, folder: Path) -> Run:
     seeds = [config.pop(key) for key in SEED_KEYS if key in config]
     if own_folder:
         config = {key: value.replace(own_folder, "RUN") for key, value in config.items()}
-    evaluations = {update: _read_evaluation(path) for update, path in evaluation_files(folder).items()}
+    evaluations = {update: _read_evaluation(path) for update, path in evaluated.items()}
     return Run(name, folder, config, text, seeds[0] if seeds else None, series, evaluations, read_starts(folder))
+
+
+def require_own(folder: Path, path: Path) -> None:
+    """Refuses what is no file of a run's folder: a page would show whatever a link leads to.
+
+    Raises:
+        ReportError: it is a link out of the folder, or no file.
+    """
+    if not path.is_file() or not path.resolve().is_relative_to(folder.resolve()):
+        raise ReportError(
+            f"report {path}: expected a file of the run's folder, found a link out of it, or no file; copy its target "
+            "(cp -L), or remove it"
+        )
 
 
 def _read_config(path: Path) -> tuple[str, dict[str, str]]:
