@@ -17,7 +17,9 @@ import pytest
 import torch
 
 from tests.command_line import TINY, TQL_COMMAND, call_tql, run_tql
+from tql_lightning.checkpoint_io import CheckpointError
 from tql_lightning.cli import main
+from tql_lightning.evaluate_command import evaluate
 from tql_lightning.evaluation import evaluate_checkpoint, load_checkpoint
 from tql_lightning.nn.value_loss import HLGauss
 from tql_lightning.provenance import read_starts
@@ -85,6 +87,7 @@ MISTAKES = {
     "missing checkpoint of export": (["export", "nothing.ckpt"], ["nothing.ckpt: no such file"]),
     "wrong format of export": (["export", "x.ckpt", "--format=onx"], ["onx", "torch"]),
     "missing checkpoint of evaluate": (["evaluate", "nothing.ckpt"], ["nothing.ckpt: no such file"]),
+    "nothing to film": (["evaluate", "x.ckpt", "--video_episodes=0"], ["video_episodes: expected at least 1, found 0"]),
     "missing checkpoint of fit": (["fit", TOY, *PENDULUM[:2], "--ckpt_path=nothing.ckpt"], ["nothing.ckpt"]),
     "weights of 16 bits": (
         ["fit", TOY, *PENDULUM[:2], "--trainer.precision=bf16-true"],
@@ -226,6 +229,14 @@ def test_evaluate_prints_a_table_of_several_checkpoints_and_writes_the_same_as_j
     assert finished.stdout.count(f"[{figures['return_low']:.3f}, {figures['return_high']:.3f}]") == 2
     assert figures["videos"] == ["videos/run_last_episode_0.mp4"]
     assert (run_folder / figures["videos"][0]).stat().st_size > 1000
+
+
+def test_a_checkpoint_that_is_not_there_is_told_of_before_any_other_is_played(
+    run_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(CheckpointError, match=r"nothing\.ckpt: no such file"):
+        evaluate([str(run_folder / "run" / "checkpoints" / "last.ckpt"), "nothing.ckpt"], episodes=1)
+    assert capsys.readouterr().out == ""
 
 
 def test_validate_measures_held_out_losses_and_keeps_the_runs_files(run_folder: Path) -> None:

@@ -49,6 +49,7 @@ def test_a_run_that_fails_ends_the_quickstart_with_the_end_of_its_log(
 
 
 def test_a_signal_to_the_quickstart_ends_its_runs_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGTERM)
     runs = [Run(seed, tmp_path / f"seed_{seed}") for seed in (0, 1)]
     for run in runs:
         run.folder.mkdir()
@@ -65,7 +66,7 @@ def test_a_signal_to_the_quickstart_ends_its_runs_too(tmp_path: Path, capsys: py
     assert runs[0].process.poll() is not None
     assert runs[1].process is None
     assert "checkpoints in" not in capsys.readouterr().err  # there are none yet
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_run_that_the_quickstart_did_not_make_is_never_replaced(tmp_path: Path) -> None:

@@ -17,14 +17,12 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
-from tql_lightning.checkpoint_io import CheckpointError
 from tql_lightning.data.gather import deaf_to_interrupts, end_with_parent, one_thread_in_new_processes
-from tql_lightning.envs import EnvError
 from tql_lightning.evaluation import load_checkpoint
 from tql_lightning.extraction import Extraction
 from tql_lightning.rollout import RolloutResult, rollout
 from tql_lightning.run_folder import update_name
-from tql_lightning.videos import VideoError, film_episodes, require_video
+from tql_lightning.videos import film_episodes, require_video
 from tql_lightning.watched_rollout import hang_error
 
 NICENESS = 15  # training goes first where there are too few cores for both
@@ -203,5 +201,5 @@ def _outcome(job: Job, heartbeat: Any) -> Outcome:
     beat()
     try:
         return Outcome(job, job.work(beat), None)
-    except (EnvError, CheckpointError, VideoError) as error:
+    except (ValueError, OSError) as error:  # of environment, checkpoint or film, or a disk that is full
         return Outcome(job, None, str(error))

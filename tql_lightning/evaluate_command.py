@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from json import dumps
 from pathlib import Path
 from typing import Any
@@ -41,38 +41,43 @@ def evaluate(
     """
     from tql_lightning.data.files import require_writable, write_text_whole
 
+    for name, value in (("episodes", episodes), ("num_envs", num_envs), ("video_episodes", video_episodes)):
+        if value < 1:
+            raise ValueError(f"{name}: expected at least 1, found {value}")
     if json:
         require_writable(Path(json))
     if video:
         from tql_lightning.videos import require_video
 
         require_video()
-    from tql_lightning.evaluation import evaluate_checkpoint
+    from tql_lightning.evaluation import evaluate_checkpoint, load_checkpoint
 
+    for checkpoint in checkpoints[1:]:
+        load_checkpoint(checkpoint)  # a later one that cannot be used is told of before the first has been played
     folder = Path(video) if video else None
-    figures = [
-        evaluate_checkpoint(
-            checkpoint, episodes, seed, extraction, env, num_envs, parallel, folder, min(video_episodes, episodes)
-        )
-        for checkpoint in checkpoints
-    ]
-    print(table(figures))
-    for path in [path for entry in figures for path in entry["videos"]]:
-        print(f"wrote {path}")
+    filmed = min(video_episodes, episodes)
+    figures = []
+    for checkpoint in checkpoints:
+        entry = evaluate_checkpoint(checkpoint, episodes, seed, extraction, env, num_envs, parallel, folder, filmed)
+        figures.append(entry)
+        print(table(entry), flush=True)
+        for path in entry["videos"]:
+            print(f"  wrote {path}")
+        if json:
+            write_text_whole(Path(json), dumps(figures, indent=2) + "\n")
     if json:
-        write_text_whole(Path(json), dumps(figures, indent=2) + "\n")
         print(f"wrote {json}")
 
 
-def table(figures: Sequence[dict[str, Any]]) -> str:
-    """A block for each checkpoint: what was played, then mean, standard error and interval of each figure."""
-    lines = []
-    for entry in figures:
-        what = f"{entry['env_id']}, {entry['episodes']} episodes, seed {entry['seed']}, {entry['extraction']}"
-        lines += [f"{entry['checkpoint']} after {entry['updates']:,} updates: {what}"]
-        lines += [f"  {'':18}{'mean':>12}{'stderr':>12}{'95 % interval':>26}"]
-        for name in COLUMNS:
-            if name in entry:
-                interval = f"[{entry[f'{name}_low']:.3f}, {entry[f'{name}_high']:.3f}]"
-                lines.append(f"  {name:18}{entry[name]:12.3f}{entry[f'{name}_stderr']:12.3f}{interval:>26}")
+def table(entry: Mapping[str, Any]) -> str:
+    """What was played with a checkpoint, then mean, standard error and interval of each figure."""
+    what = f"{entry['env_id']}, {entry['episodes']} episodes, seed {entry['seed']}, {entry['extraction']}"
+    lines = [
+        f"{entry['checkpoint']} after {entry['updates']:,} updates: {what}",
+        f"  {'':18}{'mean':>12}{'stderr':>12}{'95 % interval':>26}",
+    ]
+    for name in COLUMNS:
+        if name in entry:
+            interval = f"[{entry[f'{name}_low']:.3f}, {entry[f'{name}_high']:.3f}]"
+            lines.append(f"  {name:18}{entry[name]:12.3f}{entry[f'{name}_stderr']:12.3f}{interval:>26}")
     return "\n".join(lines)

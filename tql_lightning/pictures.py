@@ -106,6 +106,7 @@ def _draw_curve(axis: Axes, values: Floats, offsets: Floats, margin: float, low:
     axis.set_xlim(float(offsets[0]), float(offsets[-1]))
     axis.set_ylim(low - margin, high + margin)
     axis.set_ylabel("Q")
+    axis.ticklabel_format(axis="y", useOffset=False)
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.toy import fit, toy_model
-from tql_lightning.background_evaluation import Outcome
+from tql_lightning.background_evaluation import FilmJob, Outcome, _outcome
 from tql_lightning.callbacks.checkpointing import LastCheckpoint
 from tql_lightning.callbacks.episode_videos import EpisodeVideos
 from tql_lightning.rollout import rollout
@@ -49,6 +49,19 @@ def test_where_nothing_can_be_drawn_one_warning_says_what_to_install_and_trainin
     assert trainer.global_step == 10
     assert sum("no videos" in str(warning.message) for warning in warned) == 1
     assert [path for path in (tmp_path / VIDEO_FOLDER).rglob("*") if path.is_file()] == []
+
+
+def test_what_cannot_be_written_costs_the_film_and_not_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MUJOCO_GL", "egl")  # else it is tried out
+    fit(tmp_path, toy_model(), 5, [LastCheckpoint(str(tmp_path), every_n_updates=5)])
+    folder = tmp_path / VIDEO_FOLDER
+    folder.write_text("in the way")
+    job = FilmJob(5, str(tmp_path / "last.ckpt"), TOY, 1, 0, None, str(folder))
+    outcome = _outcome(job, SimpleNamespace(value=0.0))
+    assert outcome.result is None
+    assert "its folder cannot be written to" in str(outcome.error)
 
 
 def test_a_logger_that_fails_is_told_of_and_training_goes_on(tmp_path: Path) -> None:
