@@ -33,7 +33,7 @@ quickstart: $(STAMP)  ## learn to swing up a pendulum from bad data: set-up, dat
 test: lint  ## linter, formatter check, type checker and the whole test suite
 	$(VENV)/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test-slow: $(STAMP)  ## the tests that take minutes: the quickstart's bars
+test-slow: $(STAMP)  ## the tests that take minutes, the quickstart's bars among them
 	$(VENV)/bin/pytest -m slow
 
 lint: $(STAMP)  ## linter, formatter check, type checker

@@ -265,7 +265,9 @@ def test_a_run_is_not_overwritten_but_continued_with_the_settings_given(run_fold
     assert {10, 20, 30, 40} <= {int(row.split(",")[step]) for row in rows}
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_a_signal_leaves_a_checkpoint_that_a_new_run_continues(
     number: signal.Signals, code: int, run_folder: Path
 ) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.browser import REQUIRED
-from tests.command_line import TQL_COMMAND, call_tql, parse_fit, run_tql
+from tests.command_line import TQL_COMMAND, call_tql, parse_fit
 from tests.test_layers import MODULES, imported
 from tests.toy import toy_dataset
 from tql_lightning.commands import COMMANDS, command_parser
@@ -101,7 +101,7 @@ def test_the_users_parts_shown_run_and_every_logged_metric_is_in_the_glossary(
     others = [argument for arguments in shown if arguments not in critic for argument in arguments]
     # Interpolation of the path needs no file, as the README's own dataset takes its place.
     fit = ["fit", "--config", "quickstart", "--config", "smoke"]
-    trained = run_tql(tmp_path, *fit, *others)
+    trained = call_tql(tmp_path, *fit, *others)
     assert trained.returncode == 0, trained.stderr
     assert re.search(r"\]50 -?\d+\.\d+", trained.stdout), "the callback printed nothing after update 50"
 

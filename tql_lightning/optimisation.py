@@ -31,9 +31,9 @@ class OptimisedLoop(UpdateLoop):
         warmup_updates: updates of linear warm-up.
         schedule_updates: updates of the whole run.
         gradient_clip_norm: see `clip_each_network`; None for no clipping.
-        compile: see `UpdateLoop`.
-        cuda_graphs: see `UpdateLoop`.
-        float32_matmul_precision: see `UpdateLoop`.
+        compile: see `UpdateStep`.
+        cuda_graphs: see `UpdateStep`.
+        float32_matmul_precision: see `UpdateStep`.
 
     Raises:
         ValueError: a setting is out of its range; the message names it.
