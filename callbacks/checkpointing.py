@@ -11,7 +11,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
@@ -21,6 +20,7 @@ from tql_lightning.callbacks.saving import why_unsaved
 from tql_lightning.checkpoint_io import PREVIOUS, CheckpointWriteError, WholeCheckpointIO, base_io
 from tql_lightning.chunks import validation_follows
 from tql_lightning.data.files import keep_replaced
+from tql_lightning.processes import largest_over_processes
 
 
 class LastCheckpoint(ModelCheckpoint):
@@ -152,8 +152,7 @@ class GracefulInterrupt(Callback):
     ) -> None:
         """With several processes, tells all of them of a signal that one got."""
         if trainer.world_size > 1:
-            own = torch.tensor(int(self.heard or 0), device=trainer.strategy.root_device)
-            number = int(trainer.strategy.reduce(own, reduce_op="max"))
+            number = largest_over_processes(int(self.heard or 0), trainer.strategy.root_device)
             if number:
                 self.received = signal.Signals(number)
                 trainer.should_stop = True

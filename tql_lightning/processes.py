@@ -43,6 +43,20 @@ def sum_over_processes(value: Tensor) -> Tensor:
     return total
 
 
+def largest_over_processes(number: int, device: torch.device) -> int:
+    """The largest of the numbers that each process has; called by all of them at once.
+
+    Args:
+        number: this process's.
+        device: that it trains on.
+    """
+    if not _are_several():
+        return number
+    largest = torch.tensor(number, device=device)
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return int(largest)
+
+
 def over_processes(metrics: Mapping[str, Tensor]) -> dict[str, float]:
     """Metrics of the whole batch from those of each process's part of it; called by all of them at once.
 
