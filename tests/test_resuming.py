@@ -18,6 +18,7 @@ from tql_lightning.callbacks.checkpointing import LastCheckpoint
 from tql_lightning.checkpoint_io import CheckpointError, WholeCheckpointIO, base_io, read_checkpoint
 from tql_lightning.cli import main
 from tql_lightning.lightning_cli import TQLCLI
+from tql_lightning.plots import read_metrics
 from tql_lightning.resuming import newest_whole
 
 DATA = "--data.dataset=tests.toy.toy_dataset"
@@ -100,6 +101,25 @@ def test_the_most_updates_count_where_several_are_whole(work: Path) -> None:
         newest_whole([folder / "last.ckpt"])
 
 
+def test_a_run_without_its_last_two_goes_on_from_another_and_without_any_it_begins_anew(work: Path) -> None:
+    folder = work / "run" / "checkpoints"
+    expected = read_checkpoint(folder / "last.ckpt")["state_dict"]
+    (folder / "previous.ckpt").rename(folder / "best.ckpt")
+    (folder / "last.ckpt").unlink()
+    with pytest.warns(UserWarning, match=r"(?s)last\.ckpt: no such file.*continuing from .*best\.ckpt .*at update 10"):
+        assert continue_run("--trainer.max_steps=20") == 0
+    shutil.rmtree(folder)
+    logged = work / "run" / "metrics.csv"
+    logged.write_text("step,train/td_loss\n7,0.5\n")
+    csv = ["--trainer.logger=tql_lightning.loggers.ContinuedCSVLogger", "--trainer.logger.save_dir=run"]
+    with pytest.warns(UserWarning, match="run: its run ended before its first checkpoint, and begins anew"):
+        assert continue_run("--trainer.max_steps=20", *csv) == 0
+    anew = read_checkpoint(folder / "last.ckpt")["state_dict"]
+    assert all(value.equal(anew[name]) for name, value in expected.items())
+    assert read_metrics(logged)["train/td_loss"][0] == [10, 20]
+    assert read_metrics(logged.with_name("metrics_before.csv"))["train/td_loss"][0] == [7]
+
+
 REFUSED = {
     "a network's size": (["--model.critic.hidden_dim=64"], "model.critic.init_args.hidden_dim: 32 in", "64 now"),
     "another critic": (["--model.critic=tql_lightning.MLPCritic"], "model.critic.class_path", "MLPCritic now"),
@@ -141,7 +161,7 @@ def test_what_does_no_harm_is_applied_and_force_applies_the_rest(work: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("before", "now", "kind"), [("32-true", "bf16-true", "bfloat16"), ("64-true", "32-true", "float32")]
+    ("before", "now", "kind"), [("32-true", "64-true", "float64"), ("64-true", "32-true", "float32")]
 )
 def test_a_run_goes_on_in_another_precision(before: str, now: str, kind: str, tmp_path: Path) -> None:
     last = LastCheckpoint(str(tmp_path), every_n_updates=5)
