@@ -120,16 +120,22 @@ def test_a_last_checkpoint_that_cannot_be_written_is_an_error_at_the_end_or_wher
 
 
 def test_a_logger_that_cannot_write_costs_no_checkpoint(tmp_path: Path) -> None:
-    class FullLogger(DummyLogger):
+    class Full(DummyLogger, Callback):
+        full = False
+
+        def on_train_start(self, *_: Any) -> None:
+            self.full = True
+
         def save(self) -> None:
-            raise OSError(errno.ENOSPC, "No space left on device")
+            if self.full:
+                raise OSError(errno.ENOSPC, "No space left on device")
 
         def finalize(self, status: str) -> None:
             """Lightning's saves."""
 
-    settings: dict[str, Any] = {"logger": FullLogger(), "log_every_n_steps": 10, "limit_val_batches": 0}
+    logger = Full()
     with pytest.warns(UserWarning, match=r"cannot be written \(No space left on device; .*; training goes on"):
-        fit(tmp_path, toy_model(), 5, [LastCheckpoint(str(tmp_path), 5)], **settings)
+        fit(tmp_path, toy_model(), 5, [logger, LastCheckpoint(str(tmp_path), 5)], logger=logger, limit_val_batches=0)
     assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == 5
 
 
