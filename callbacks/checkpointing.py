@@ -20,6 +20,7 @@ from tql_lightning.callbacks.saving import why_unsaved
 from tql_lightning.checkpoint_io import PREVIOUS, CheckpointWriteError, WholeCheckpointIO, base_io
 from tql_lightning.chunks import validation_follows
 from tql_lightning.data.files import keep_replaced
+from tql_lightning.full_disk import training_goes_on
 from tql_lightning.processes import largest_over_processes
 
 
@@ -113,7 +114,8 @@ class LastCheckpoint(ModelCheckpoint):
         Loggers write first: a run that is killed right after has the metrics of what it continues from.
         """
         for logger in trainer.loggers:
-            logger.save()
+            with training_goes_on(logger.save_dir or trainer.default_root_dir):
+                logger.save()
         path = Path(filepath).absolute()
         own = {Path(known).absolute() for known in (self._last_checkpoint_saved, trainer.ckpt_path) if known}
         whole = isinstance(base_io(trainer.strategy.checkpoint_io), WholeCheckpointIO)
@@ -167,6 +169,8 @@ class GracefulInterrupt(Callback):
             if isinstance(callback, ModelCheckpoint) and callback.last_model_path
         ]
         saved = f"saved {paths[0]}; continue with --ckpt_path=last" if paths else "no checkpoint was configured"
+        if trainer.global_step == 0:
+            saved = "nothing to save; begin anew with --ckpt_path=last"
         print(f"\nStopped by {self.received.name} after update {trainer.global_step}: {saved}", file=sys.stderr)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -12,9 +12,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 
 from tests.command_line import TINY, TQL_COMMAND, call_tql, run_tql
 from tql_lightning.checkpoint_io import CheckpointError
@@ -299,6 +301,34 @@ def test_a_signal_leaves_a_checkpoint_that_a_new_run_continues(
     with (run_folder / folder / "metrics.csv").open(newline="") as file:
         logged = [int(row["step"]) for row in csv.DictReader(file) if row["train/td_loss"]]
     assert logged == list(range(10, updates + 6, 10))
+
+
+class SignalBeforeTraining(Callback):
+    """Sends this process a signal when there is nothing to save yet."""
+
+    def __init__(self, number: int, moment: str) -> None:
+        def strike(*_: Any) -> None:
+            os.kill(os.getpid(), number)
+
+        setattr(self, moment, strike)
+
+
+@pytest.mark.parametrize("moment", ["on_sanity_check_start", "on_train_start"])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_before_the_first_update_is_no_success(
+    number: signal.Signals, code: int, moment: str, command_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    striking = ["--trainer.callbacks+=tests.test_cli.SignalBeforeTraining", f"--trainer.callbacks.number={number}"]
+    striking += [f"--trainer.callbacks.moment={moment}", "--data.dataset=tests.toy.toy_dataset"]
+    try:
+        found = main(["fit", "--config", "tiny.yaml", *striking, "--trainer.num_sanity_val_steps=2"])
+    except SystemExit as ended:
+        found = int(ended.code or 0)
+    assert found == code
+    assert not (command_folder / "run" / "checkpoints").exists()
+    if moment == "on_train_start":
+        stopped = f"Stopped by {number.name} after update 0: nothing to save; begin anew with --ckpt_path=last"
+        assert capsys.readouterr().err.splitlines()[-1] == stopped
 
 
 def test_the_module_runs_as_the_command(tmp_path: Path) -> None:

@@ -64,6 +64,26 @@ def test_the_commands_about_scaling_are_understood(monkeypatch: pytest.MonkeyPat
     assert configured["trainer"]["strategy"]["init_args"]["static_graph"] is True
 
 
+def test_every_promise_names_tests_that_there_are() -> None:
+    text = (DOCS / "reliability.md").read_text()
+    tables = re.findall(r"^\| promise \| shown by \|\n\|[-|]+\n((?:\|.*\n)+)", text, flags=re.MULTILINE)
+    rows = [row.removesuffix(" |").rpartition(" | ")[2] for table in tables for row in table.splitlines()]
+    assert len(rows) > 40
+    missing = []
+    for row in rows:
+        found = re.findall(r"`(tests/[\w/.]+)`(?:: ([^`;]*))?", row)
+        missing += [] if found else [row]
+        for name, words in found:
+            path = DOCS.parent / name
+            source = path.read_text() if path.suffix == ".py" else ""
+            known = " ".join(re.findall(r"def test_(\w+)", source)).replace("_", " ")
+            known += "\n" + "\n".join(re.findall(r'^ *"(.*?)": ', source, flags=re.MULTILINE))
+            said = [each.strip() for each in words.split(",") if each.strip()] if source else []
+            missing += [f"{name}: {each}" for each in said if each not in known]
+            missing += [] if path.exists() else [name]
+    assert missing == []
+
+
 def test_the_command_that_films_while_training_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
     (command,) = re.findall(r"^\$ (tql fit .*EpisodeVideos.*)$", CALLBACKS, flags=re.MULTILINE)
     added = parse_fit(monkeypatch, *shlex.split(command)[2:])["trainer"]["callbacks"][-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers.logger import DummyLogger
 
 from tests import environments, toy  # noqa: F401  (registers)
 from tests.command_line import TINY, TQL_COMMAND
@@ -117,6 +119,26 @@ def test_a_last_checkpoint_that_cannot_be_written_is_an_error_at_the_end_or_wher
         LastCheckpoint(if_unwritable="maybe")  # type: ignore[arg-type]
 
 
+def test_a_logger_that_cannot_write_costs_no_checkpoint(tmp_path: Path) -> None:
+    class Full(DummyLogger, Callback):
+        full = False
+
+        def on_train_start(self, *_: Any) -> None:
+            self.full = True
+
+        def save(self) -> None:
+            if self.full:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+        def finalize(self, status: str) -> None:
+            """Lightning's saves."""
+
+    logger = Full()
+    with pytest.warns(UserWarning, match=r"cannot be written \(No space left on device; .*; training goes on"):
+        fit(tmp_path, toy_model(), 5, [logger, LastCheckpoint(str(tmp_path), 5)], logger=logger, limit_val_batches=0)
+    assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == 5
+
+
 def test_metrics_that_cannot_be_written_are_an_error_at_the_end_of_a_training_that_went_well(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"logger": ContinuedCSVLogger(str(tmp_path)), "log_every_n_steps": 5}
     with warnings.catch_warnings():
@@ -166,6 +188,23 @@ def test_tensorboard_that_cannot_write_is_left_out_and_taken_up_again(tmp_path: 
     files = sorted((tmp_path / "tensorboard").glob("events*"), key=lambda path: path.stat().st_mtime)
     shown = [event.step for file in files for event in _scalars(EventAccumulator(str(file)).Reload())]
     assert sorted(shown) == [1, 3]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_tensorboard_hides_what_a_killed_run_logged_also_where_the_disk_was_full_at_first(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    killed = ContinuedTensorBoardLogger(str(tmp_path))
+    for step in (1, 2, 3):
+        killed.log_metrics({"loss": 0.0}, step)
+    killed.save()
+    logger = ContinuedTensorBoardLogger(str(tmp_path))
+    with no_file_above(10), pytest.warns(UserWarning, match="goes on without TensorBoard"):
+        logger.continue_from(1)
+    logger.log_metrics({"loss": 1.0}, 2)
+    logger.finalize("success")
+    shown = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("loss")
+    assert [(event.step, event.value) for event in shown] == [(1, 0.0), (2, 1.0)]
 
 
 def _scalars(events: Any) -> list[Any]:

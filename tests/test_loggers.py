@@ -43,6 +43,7 @@ def test_a_checkpoint_has_its_metrics_beside_it_before_it_is_written(tmp_path: P
 
 
 def test_what_an_earlier_part_logged_at_an_update_is_not_logged_again(tmp_path: Path) -> None:
+    (tmp_path / ".metrics.csv.abc.part").write_text("half of a file that a kill left")
     for part, value in enumerate((1.0, 2.0)):
         logger = ContinuedCSVLogger(str(tmp_path))
         if part:
@@ -54,6 +55,7 @@ def test_what_an_earlier_part_logged_at_an_update_is_not_logged_again(tmp_path: 
     series = read_metrics(tmp_path / "metrics.csv")
     assert series == {"loss": ([5, 10, 15], [1.0, 1.0, 2.0]), "other": ([10], [1.0])}
     assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 5
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
 
 
 def test_every_logger_of_the_documentation_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

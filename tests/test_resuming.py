@@ -18,6 +18,7 @@ from tql_lightning.callbacks.checkpointing import LastCheckpoint
 from tql_lightning.checkpoint_io import CheckpointError, WholeCheckpointIO, base_io, read_checkpoint
 from tql_lightning.cli import main
 from tql_lightning.lightning_cli import TQLCLI
+from tql_lightning.plots import read_metrics
 from tql_lightning.resuming import newest_whole
 
 DATA = "--data.dataset=tests.toy.toy_dataset"
@@ -98,6 +99,25 @@ def test_the_most_updates_count_where_several_are_whole(work: Path) -> None:
         damage(other)
     with pytest.raises(CheckpointError, match="no whole checkpoint is left"):
         newest_whole([folder / "last.ckpt"])
+
+
+def test_a_run_without_its_last_two_goes_on_from_another_and_without_any_it_begins_anew(work: Path) -> None:
+    folder = work / "run" / "checkpoints"
+    expected = read_checkpoint(folder / "last.ckpt")["state_dict"]
+    (folder / "previous.ckpt").rename(folder / "best.ckpt")
+    (folder / "last.ckpt").unlink()
+    with pytest.warns(UserWarning, match=r"(?s)last\.ckpt: no such file.*continuing from .*best\.ckpt .*at update 10"):
+        assert continue_run("--trainer.max_steps=20") == 0
+    shutil.rmtree(folder)
+    logged = work / "run" / "metrics.csv"
+    logged.write_text("step,train/td_loss\n7,0.5\n")
+    csv = ["--trainer.logger=tql_lightning.loggers.ContinuedCSVLogger", "--trainer.logger.save_dir=run"]
+    with pytest.warns(UserWarning, match="run: its run ended before its first checkpoint, and begins anew"):
+        assert continue_run("--trainer.max_steps=20", *csv) == 0
+    anew = read_checkpoint(folder / "last.ckpt")["state_dict"]
+    assert all(value.equal(anew[name]) for name, value in expected.items())
+    assert read_metrics(logged)["train/td_loss"][0] == [10, 20]
+    assert read_metrics(logged.with_name("metrics_before.csv"))["train/td_loss"][0] == [7]
 
 
 REFUSED = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from argparse import ArgumentError
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -14,19 +15,23 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from tql_lightning.checkpoint_io import LAST, PREVIOUS, WholeCheckpointIO, base_io, read_checkpoint
+from tql_lightning.checkpoint_io import LAST, SUFFIX, WholeCheckpointIO, base_io, read_checkpoint
+from tql_lightning.chunks import ContinuedLogger
 from tql_lightning.commands import COMMANDS, add_group, command_parser, flags
 from tql_lightning.data.datamodule import OfflineDataModule
+from tql_lightning.data.files import write_text_whole
 from tql_lightning.data.sampler import rows_per_process
 from tql_lightning.data.transitions import TransitionDataset
 from tql_lightning.errors import name_close_options
 from tql_lightning.evaluation import check_contents
+from tql_lightning.full_disk import unwritten
 from tql_lightning.out_of_memory import explained_memory
 from tql_lightning.provenance import record_start
 from tql_lightning.resuming import newest_whole, refuse_changes
-from tql_lightning.run_folder import CONFIG_FILE
+from tql_lightning.run_folder import CONFIG_FILE, METRICS_BEFORE_FILE, METRICS_FILE
 from tql_lightning.run_lock import only_run_in
 from tql_lightning.tql import TQL
 
@@ -56,7 +61,7 @@ class TQLCLI(LightningCLI):
             TQL,
             OfflineDataModule,
             save_config_callback=SaveFitConfig,
-            save_config_kwargs={"overwrite": True, "config_filename": CONFIG_FILE, "arguments": list(arguments)},
+            save_config_kwargs={"save_to_log_dir": False, "arguments": list(arguments)},
             parser_kwargs={**parser, "description": DESCRIPTION, **own},
             auto_configure_optimizers=False,
         )
@@ -141,18 +146,28 @@ class TQLCLI(LightningCLI):
             super()._parse_ckpt_path()
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Lightning's; whatever fit does in a run's folder, it does there alone. Of several processes the first asks.
+        """Lightning's; who writes into a run's folder does so alone. Of several processes the first asks.
 
         Raises:
             RunLockedError: another run is using the folder.
             TooLittleMemoryError: memory did not suffice.
+            KeyboardInterrupt: Ctrl-C, where nothing is trained or a second time.
+            SystemExit: SIGTERM where nothing is trained, with 143.
         """
         folder = self.trainer.default_root_dir
-        alone = subcommand == "fit" and self.trainer.is_global_zero and "://" not in folder
+        writes = subcommand == "fit" or bool(self.trainer.loggers)
+        alone = writes and self.trainer.is_global_zero and "://" not in folder
         batch_size = self.datamodule.batch_size // self.trainer.world_size
         memory = explained_memory(self.model.critic, batch_size, self.trainer.strategy.root_device)
-        with memory, only_run_in(Path(folder)) if alone else nullcontext():
-            super()._run_subcommand(subcommand)
+        try:
+            with memory, only_run_in(Path(folder)) if alone else nullcontext():
+                super()._run_subcommand(subcommand)
+        except SystemExit as error:  # Lightning's, whose code tells a signal from neither success nor failure
+            if isinstance(error.__context__, KeyboardInterrupt):
+                raise KeyboardInterrupt from None
+            if isinstance(error, SIGTERMException):
+                error.code = 128 + signal.SIGTERM
+            raise
 
     def before_fit(self) -> None:
         """Refuses to train into a folder that holds another run, and to continue one that does not fit or is damaged.
@@ -209,9 +224,11 @@ class TQLCLI(LightningCLI):
             callback for callback in self.trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)
         ]
         candidates = [Path(path) for callback in callbacks for path in callback._find_last_checkpoints(self.trainer)]
-        kept = {Path(str(callback.dirpath)) / PREVIOUS for callback in callbacks if callback.dirpath}
-        if not candidates:  # between two steps of a file system without hard links, the last may be missing
-            candidates = [path.with_name(LAST) for path in kept if path.is_file()]
+        kept = {Path(callback.dirpath) for callback in callbacks if callback.dirpath}
+        if not candidates:  # a run that was killed may have another, such as that of its best evaluation
+            candidates = [folder / LAST for folder in sorted(kept) if any(folder.glob(f"[!.]*{SUFFIX}"))]
+        if not candidates and kept and self._begins_anew():
+            return None
         if not candidates:
             folders = ", ".join(str(callback.dirpath) for callback in callbacks) or "no callback that writes any"
             raise ValueError(
@@ -221,6 +238,20 @@ class TQLCLI(LightningCLI):
         path, raw = newest_whole(candidates)
         self.config_init[self.subcommand]["ckpt_path"] = str(path)
         return path, raw
+
+    def _begins_anew(self) -> bool:
+        """Whether there is a run to continue that ended before its first checkpoint; has it begin at update 0 again."""
+        folder = Path(self.trainer.default_root_dir)
+        if self.subcommand != "fit" or not (folder / CONFIG_FILE).is_file():
+            return False
+        rank_zero_warn(f"{folder}: its run ended before its first checkpoint, and begins anew")
+        self.config_init[self.subcommand]["ckpt_path"] = None
+        if self.trainer.is_global_zero and (folder / METRICS_FILE).is_file():
+            (folder / METRICS_FILE).replace(folder / METRICS_BEFORE_FILE)
+        for logger in self.trainer.loggers:
+            if isinstance(logger, ContinuedLogger):
+                logger.continue_from(-1)
+        return True
 
 
 class SaveFitConfig(SaveConfigCallback):
@@ -241,6 +272,18 @@ class SaveFitConfig(SaveConfigCallback):
         """Lightning's, for the stage that a run is made by."""
         if stage == "fit":
             super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: Any, pl_module: Any, stage: str) -> None:  # noqa: ARG002
+        """Writes it whole: a run that continues has its configuration whatever ends it meanwhile.
+
+        Raises:
+            OSError: it cannot be written; what was there stays.
+        """
+        path = Path(trainer.default_root_dir) / CONFIG_FILE
+        try:
+            write_text_whole(path, self.parser.dump(self.config, skip_none=False))
+        except OSError as error:
+            raise OSError(unwritten(path, error)) from error
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002  (Lightning's arguments)
         """Once the update to continue from is known."""

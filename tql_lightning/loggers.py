@@ -140,9 +140,11 @@ class ContinuedTensorBoardLogger(TensorBoardLogger):
     @rank_zero_only
     def continue_from(self, update: int) -> None:
         """Begins a file that says so; see `chunks.ContinuedLogger`."""
-        self._try(self.experiment.close)
-        self._experiment = None
+        if self._experiment is not None:
+            self._try(self._experiment.close)
+            self._experiment = None
         self._kwargs["purge_step"] = update + 1
+        self.save()
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Tensor | float], step: int | None = None) -> None:
@@ -162,6 +164,8 @@ class ContinuedTensorBoardLogger(TensorBoardLogger):
     def save(self) -> None:
         """Writes what was logged."""
         self._try(super().save)
+        if not self._full:  # else the next file would hide what this run has logged
+            self._kwargs.pop("purge_step", None)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -185,7 +189,6 @@ class ContinuedTensorBoardLogger(TensorBoardLogger):
             if not self._full:
                 warnings.warn(f"{unwritten(self.log_dir, cause)}; training goes on without TensorBoard", stacklevel=3)
             self._full, self._experiment = True, None
-            self._kwargs.pop("purge_step", None)  # else the next file would hide what this run has logged
 
 
 class TrackioLogger(Logger):

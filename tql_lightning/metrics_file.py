@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
-from tql_lightning.data.files import write_text_whole
+from tql_lightning.data.files import remove_leftovers, write_text_whole
 
 
 class MetricsFile(ExperimentWriter):
@@ -43,6 +43,7 @@ class MetricsFile(ExperimentWriter):
     def _check_log_dir_exists(self) -> None:
         """Takes over the columns that are there, where Lightning's removes the file; mends what a kill cut short."""
         file = Path(self.metrics_file_path)
+        remove_leftovers(file.parent, file.name)
         if not file.is_file():
             return
         content = file.read_bytes()

@@ -7,6 +7,7 @@ so that names sort as updates do.
 config.yaml                              the resolved configuration
 environment.json                         how the run was started and continued: commands, versions, kind of machine
 metrics.csv                              a row per log call; keys are those of docs/metrics.md, ``step`` is N
+metrics_before.csv                       the same of a run that ended before its first checkpoint, and began anew
 run.lock                                 while a run uses the folder: its process; see `run_lock`
 checkpoints/                             last.ckpt, previous.ckpt (the one before), best.ckpt
 evaluations/update_<N>.json              one evaluation: ``update``, ``env_id``, ``seed``, ``episodes``, ``returns``,
@@ -31,6 +32,7 @@ from pathlib import Path
 CONFIG_FILE = "config.yaml"
 ENVIRONMENT_FILE = "environment.json"
 METRICS_FILE = "metrics.csv"
+METRICS_BEFORE_FILE = "metrics_before.csv"
 LOCK_FILE = "run.lock"
 EVALUATION_FOLDER = "evaluations"
 VIDEO_FOLDER = "videos"
