@@ -154,10 +154,10 @@ def _train(runs: Sequence[Run], parallel: int) -> None:
                     end = "".join(run.tail)[-1500:]
                     raise QuickstartError(f"training with seed {run.seed} failed; end of {run.log}:\n{end}")
     except KeyboardInterrupt:
-        for run in running:  # each saves a checkpoint after the update in hand
+        for run in runs:  # each saves a checkpoint after the update in hand
             if run.process is not None:
                 run.process.send_signal(signal.SIGINT)
-        for run in running:
+        for run in runs:
             if run.process is not None:
                 run.process.wait()
         folders = ", ".join(str(run.folder) for run in runs if run.updates)
@@ -169,7 +169,7 @@ def _train(runs: Sequence[Run], parallel: int) -> None:
             )
         raise
     finally:
-        for run in running:
+        for run in runs:
             if run.process is not None and run.process.poll() is None:
                 run.process.terminate()
         signal.signal(signal.SIGTERM, before)
