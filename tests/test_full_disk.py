@@ -284,7 +284,8 @@ def test_output_that_cannot_be_written_does_not_end_training(tmp_path: Path) -> 
     command = [TQL_COMMAND, "fit", "--config", "tiny.yaml", "--data.dataset=tests.toy.toy_dataset"]
     command += ["--trainer.callbacks+=tql_lightning.callbacks.progress.UpdateProgressBar", "--trainer.logger=false"]
     with Path("/dev/full").open("w") as full:
-        ended = subprocess.run(command, cwd=tmp_path, stdout=full, stderr=full, check=False)
+        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+        ended = subprocess.run(command, cwd=tmp_path, env=environment, stdout=full, stderr=full, check=False)
     assert read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] == 20
     assert ended.returncode == 0
 
