@@ -94,7 +94,8 @@ def test_bad_arguments_are_refused_before_anything_starts(
 @pytest.mark.timeout(900)
 def test_tql_learns_from_bad_data_and_cloning_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TQL_DATASETS", str(tmp_path / "datasets"))
-    run_quickstart([0, 1, 2], tmp_path / "runs")
+    finished = run_tql(tmp_path, "quickstart", "--output=runs", timeout=800)  # its memory, not that of the tests
+    assert finished.returncode == 0, finished.stderr
     result = json.loads((tmp_path / "runs" / "result.json").read_text())
     assert all(value >= -200 for value in result["tql"]["per_seed"])
     assert result["behaviour_flow"]["mean_return"] <= -800
