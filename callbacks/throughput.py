@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import resource
-import sys
 import time
 from typing import Any
 
@@ -14,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tql_lightning.batch import Batch, Noise
 from tql_lightning.callbacks.observing import evaluation_mode, require_tql
+from tql_lightning.provenance import peak_memory_bytes
 from tql_lightning.sharding import is_sharded
 from tql_lightning.tql import TQL
 
@@ -88,8 +87,7 @@ def memory_gb(device: torch.device) -> float:
     """Highest memory so far in GB: of tensors on a CUDA device, or of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+    return peak_memory_bytes() / 1e9
 
 
 def device_peak(device: torch.device, precision: str) -> float | None:

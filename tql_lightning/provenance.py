@@ -1,11 +1,13 @@
-"""What a run was made with, kept in its folder: the commands that made it, versions, and the kind of machine."""
+"""What a run was made with, kept in its folder: the commands that made it, versions, kind of machine; its memory."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
+import resource
 import shlex
+import sys
 from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import distributions
@@ -16,6 +18,19 @@ from tql_lightning.data.files import write_text_whole
 from tql_lightning.run_folder import ENVIRONMENT_FILE
 
 PROGRAM = "tql"
+
+
+def peak_memory_bytes() -> int:
+    """The most memory that this process has held.
+
+    ``getrusage`` alone tells that of the process that started it, where that was larger.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 @cache

@@ -27,6 +27,7 @@ from tql_lightning.data.collect import collect, datasets_folder
 from tql_lightning.data.files import write_text_whole
 from tql_lightning.data.sources.npz import load_npz
 from tql_lightning.plots import plot_runs
+from tql_lightning.provenance import peak_memory_bytes
 from tql_lightning.run_folder import VIDEO_FOLDER
 
 ENVIRONMENT = "Pendulum-v1"
@@ -91,10 +92,11 @@ def run_quickstart(seeds: Sequence[int], output: Path, parallel: int | None = No
     _train(runs, parallel)
 
     # Runs at once beside this process as it was until now; what it takes afterwards it takes alone.
-    peak = _largest_mb(resource.RUSAGE_SELF) + min(len(runs), parallel) * _largest_mb(resource.RUSAGE_CHILDREN)
+    own, largest_run = peak_memory_bytes(), 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    peak = own + min(len(runs), parallel) * largest_run
     figures = _figures(runs, returns)
     figures["seconds"] = round(time.monotonic() - start, 1)
-    figures["peak_memory_mb"] = round(max(peak, _largest_mb(resource.RUSAGE_SELF)), 1)
+    figures["peak_memory_mb"] = round(max(peak, peak_memory_bytes()) / 2**20, 1)
     from tql_lightning.report.page import write_report  # imports SciPy, which training need not wait for
 
     _film(runs[0])
@@ -271,11 +273,6 @@ def _mean(returns: NDArray[np.float64]) -> dict[str, float]:
     from tql_lightning.rollout import mean_with_error
 
     return dict(zip(("mean_return", "stderr"), mean_with_error(returns), strict=True))
-
-
-def _largest_mb(who: int) -> float:
-    """Most memory that this process has had, or any that it has started and that has ended."""
-    return resource.getrusage(who).ru_maxrss / 1024
 
 
 def _print_table(figures: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.toy import fit, toy_model
-from tql_lightning.background_evaluation import FilmJob, Outcome, _outcome
+from tql_lightning.background_evaluation import FilmJob, _outcome
 from tql_lightning.callbacks.checkpointing import LastCheckpoint
 from tql_lightning.callbacks.episode_videos import EpisodeVideos
 from tql_lightning.rollout import rollout
@@ -69,10 +69,10 @@ def test_a_logger_that_fails_is_told_of_and_training_goes_on(tmp_path: Path) -> 
         def log_video(self, **_: Any) -> None:
             raise OSError("no space left")
 
-    films = EpisodeVideos(1, 5, env_id=TOY)
-    films.finished = lambda *_: [Outcome(SimpleNamespace(update=5, snapshot="gone"), [tmp_path], None)]  # type: ignore
-    with pytest.warns(UserWarning, match=r"at update 5: logging it failed: no space left"):
-        films.log_finished(SimpleNamespace(loggers=[Full(tmp_path)]))  # type: ignore[arg-type]
+    with pytest.warns(UserWarning, match=r"at update 0: logging it failed: no space left"):
+        trainer = fit(tmp_path, toy_model(), 5, [EpisodeVideos(1, 5, env_id=TOY)], logger=Full(tmp_path))
+    assert trainer.global_step == 5
+    assert len(video_files(tmp_path)) == 2
 
 
 def test_without_the_packages_one_warning_says_so_and_nothing_is_kept(

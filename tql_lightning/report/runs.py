@@ -23,7 +23,7 @@ DATASET_PREFIX = "data.dataset"
 OBSERVERS = ("trainer.callbacks", "trainer.logger", "trainer.log_every_n_steps", "trainer.enable_")  # change no update
 
 
-CONTINUING = ("ckpt_path", "force")  # how a run was continued makes it no other method
+CONTINUING = ("ckpt_path",)  # how a run was continued makes it no other method
 
 
 class ReportError(ValueError):
