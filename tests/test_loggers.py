@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from tests.command_line import parse_fit
 from tests.toy import fit, toy_model
@@ -75,3 +76,20 @@ def test_a_logger_whose_package_is_missing_says_how_to_install_it(monkeypatch: p
     monkeypatch.setattr("tql_lightning.loggers.find_spec", lambda _: None)
     with pytest.raises(ModuleNotFoundError, match="pip install trackio"):
         TrackioLogger()
+
+
+def test_tensorboard_keeps_what_was_logged_before_a_run_continues_within_the_same_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Files of a second are read by a number as text: 10 before 9.
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(9))
+    begun = ContinuedTensorBoardLogger(str(tmp_path))
+    for update in (5, 10, 15):
+        begun.log_metrics({"loss": float(update)}, step=update)
+    begun.finalize("success")
+    continued = ContinuedTensorBoardLogger(str(tmp_path))
+    continued.continue_from(10)
+    continued.log_metrics({"loss": 20.0}, step=20)
+    continued.finalize("success")
+    shown = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in shown.Scalars("loss")] == [5, 10, 20]
