@@ -85,6 +85,7 @@ def test_the_slider_of_the_videos_chooses_what_is_seen_and_they_can_be_played(pa
 def test_values_are_read_by_pointer_by_keys_and_as_a_table(page: Any) -> None:
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.ui import WebDriverWait
 
     assert "update 0" in page.execute_script(HOVER)
     svg = page.find_element(By.CSS_SELECTOR, "figure.chart svg")
@@ -94,7 +95,10 @@ def test_values_are_read_by_pointer_by_keys_and_as_a_table(page: Any) -> None:
     assert "update 100" in svg.get_attribute("aria-label")
     assert "0.35 [0.25, 0.45]" in svg.get_attribute("aria-label")
     page.find_element(By.CSS_SELECTOR, "figure.chart summary").click()
-    rows = page.find_elements(By.CSS_SELECTOR, "figure.chart tbody tr")
+    # A browser sends "toggle", which makes the table, as a task of its own some time after the click.
+    rows = WebDriverWait(page, timeout=30).until(
+        lambda driver: driver.find_elements(By.CSS_SELECTOR, "figure.chart tbody tr")
+    )
     assert [row.text.split()[0] for row in rows] == ["0", "100", "200"]
 
 
