@@ -29,7 +29,7 @@ ORDER = [
     *("nn.attention_operator", "nn.chunked_attention", "nn.triton_attention", "nn.attention"),
     *("nn.attention_weights", "nn.temperature", "nn.tokenizer"),
     *("nn.feedforward", "nn.transformer", "nn.sigma_reparam", "nn.mlp", "nn.value_loss", "nn.critic", "nn.policy"),
-    *("torch_file", "policy", "class_paths", "checkpoint_io"),
+    *("torch_file", "policy_folder", "policy", "class_paths", "checkpoint_io"),
     *("hyperparameters", "captured", "processes", "precision", "sharding"),
     *("signals", "chunks", "held_out", "divergence", "out_of_memory"),
     *("shortcuts", "update_step", "loops", "optimisation", "tql"),
