@@ -123,6 +123,22 @@ class OptimisedLoop(UpdateLoop):
         """A learning rate as the optimizer takes it: where updates are replayed it is a tensor that can change."""
         return torch.tensor(value, device=self.device) if self.cuda_graphs else value
 
+    def clip_and_step(self, optimizer: Any, with_norms: bool) -> dict[str, Tensor]:
+        """The optimizer's step, with clipped gradients where that is set.
+
+        Args:
+            optimizer: as Lightning gives it; where updates are recorded, torch's own.
+            with_norms: whether to measure the gradients before they are clipped.
+
+        Returns:
+            ``gradient_norm/critic`` and ``gradient_norm/actor``, scalars; empty where they are not wanted.
+        """
+        self._gradient_norms = {} if with_norms else None
+        if self.cuda_graphs:  # else the step begins with it
+            self.clip_each_network()
+        optimizer.step()
+        return self._gradient_norms or {}
+
     def clip_each_network(self) -> None:
         """Measures and clips the gradient of each network on its own, where wanted."""
         if self._gradient_norms is None and self.gradient_clip_norm is None:
