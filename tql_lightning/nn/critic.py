@@ -200,6 +200,9 @@ class MLPCritic(Critic):
         layer_norm: whether hidden layers end in a LayerNorm.
         support: centres of the bins whose mean the values are (given by the model's ``value_loss``); null for
             values without bins.
+
+    Raises:
+        ValueError: a size is not positive, or there is no hidden layer.
     """
 
     def __init__(
