@@ -48,7 +48,6 @@ class TransitionSampler:
         device: the device that trains; batches and noise lie there.
         rank: this process among ``world_size``.
         world_size: number of processes that share the global batch.
-        dtype: floating type of what is yielded.
         span: steps that one row spans: n-step returns and action chunks.
         storage: where to hold the transitions; see `storage.store`.
 
@@ -65,12 +64,11 @@ class TransitionSampler:
         device: torch.device | str = "cpu",
         rank: int = 0,
         world_size: int = 1,
-        dtype: torch.dtype = torch.float32,
         span: Span = Span(),  # noqa: B008  (frozen)
         storage: StorageChoice = "auto",
     ) -> None:
         per_rank = rows_per_process(batch_size, world_size)
-        self.windows = Windows(store(dataset, device, storage, dtype), dataset, span)
+        self.windows = Windows(store(dataset, device, storage), dataset, span)
         self.windows.tabulate()
         self.seed = seed
         self.rows = torch.arange(rank * per_rank, (rank + 1) * per_rank, device=device)
@@ -137,7 +135,6 @@ class ValidationPass:
         device: the device that computes; batches and noise lie there.
         rank: this process among ``world_size``.
         world_size: number of processes that share the pass.
-        dtype: floating type of what is yielded.
         span: steps that one row spans.
         storage: where to hold the transitions; see `storage.store`.
     """
@@ -150,11 +147,10 @@ class ValidationPass:
         device: torch.device | str = "cpu",
         rank: int = 0,
         world_size: int = 1,
-        dtype: torch.dtype = torch.float32,
         span: Span = Span(),  # noqa: B008  (frozen)
         storage: StorageChoice = "auto",
     ) -> None:
-        self.windows = Windows(store(dataset, device, storage, dtype), dataset, span)
+        self.windows = Windows(store(dataset, device, storage), dataset, span)
         starts = range(0, len(self.windows), batch_size)
         self.starts = starts[rank::world_size] if len(starts) >= world_size else starts
         self.batch_size = batch_size
