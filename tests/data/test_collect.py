@@ -75,7 +75,8 @@ def pushing_along(action_space: Any, _: np.random.Generator) -> Callable[[Any], 
 
 
 @pytest.mark.parametrize(
-    ("environment", "transitions"), [("Pendulum-v1", 1000), ("cube-single", 20), ("pointmaze-teleport", 60)]
+    ("environment", "transitions"),
+    [("Pendulum-v1", 1000), ("pointmaze-teleport", 60), pytest.param("cube-single", 20, marks=pytest.mark.slow)],
 )
 def test_the_number_of_workers_changes_nothing(environment: str, transitions: int, tmp_path: Path) -> None:
     paths = [tmp_path / f"{workers}.npz" for workers in (1, 2)]
