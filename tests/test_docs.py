@@ -99,6 +99,14 @@ def test_the_example_of_an_implementation_sets_it() -> None:
     assert [attention.implementation for attention in attentions] == ["chunked", "chunked"]
 
 
+def test_every_callback_is_known_by_its_class_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [name for name, _, _ in re.findall(r"^\| `(\w+)` \| `(\w+)` \| (yes|no) \|", CALLBACKS, flags=re.MULTILINE)]
+    added = [f"--trainer.callbacks+={name}" for name in names if name not in ("LastCheckpoint", "BestCheckpoint")]
+    configuration = parse_fit(monkeypatch, "--data.dataset=tests.toy.toy_dataset", *added)
+    paths = [callback["class_path"] for callback in configuration["trainer"]["callbacks"][-len(added) :]]
+    assert [f"--trainer.callbacks+={path.rpartition('.')[2]}" for path in paths] == added
+
+
 def test_the_table_of_callbacks_lists_every_one_and_its_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \| (yes|no) \|", CALLBACKS, flags=re.MULTILINE)
     listed = {f"tql_lightning.callbacks.{module}.{name}" for name, module, _ in rows}
