@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.command_line import make_model, parse_fit
+from tests.command_line import TINY, call_tql, make_model, parse_fit
 from tests.toy import fit
 from tql_lightning.configs import ConfigError, find_config, packaged_configs, resolve_configs
 from tql_lightning.data.sources.ogbench import known_domains
@@ -136,6 +136,15 @@ def test_later_files_and_flags_win(monkeypatch: pytest.MonkeyPatch) -> None:
     assert configuration["model"]["critic"]["init_args"]["hidden_dim"] == 256
     assert configuration["model"]["critic"]["init_args"]["num_layers"] == 3
     assert configuration["model"]["entropy_control"] is None
+
+
+def test_of_two_callbacks_of_one_class_the_later_takes_the_others_place(tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    added = ("LastCheckpoint", "--trainer.callbacks.dirpath=elsewhere", "--trainer.callbacks.every_n_updates=20")
+    trained = call_tql(tmp_path, "fit", "--config=tiny.yaml", DATA, f"--trainer.callbacks+={added[0]}", *added[1:])
+    assert trained.returncode == 0, trained.stderr
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["last.ckpt"]
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_environment_variables_reach_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
