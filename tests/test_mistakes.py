@@ -128,9 +128,13 @@ def test_every_setting_of_the_release_leads_to_an_option(monkeypatch: pytest.Mon
     assert rows == {name: option.removeprefix("--") for name, option in RELEASE_NAMES.items() if name in settings}
 
 
-def test_a_mistake_in_a_light_command_imports_no_lightning(tmp_path: Path) -> None:
-    code = "import sys; from tql_lightning.cli import main; main(['data', 'inspect', 'absent.npz']); "
+def test_the_version_and_a_mistake_in_a_light_command_import_no_lightning(tmp_path: Path) -> None:
+    code = (
+        "import sys; from tql_lightning.cli import main; main(['--version']); main(['data', 'inspect', 'absent.npz']); "
+    )
     code += "print([name for name in ('lightning', 'torch') if name in sys.modules])"
     finished = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True)
     assert "absent.npz: no such file" in finished.stderr
-    assert finished.stdout.strip() == "[]"
+    told, imported = finished.stdout.splitlines()
+    assert told.startswith("tql-lightning ")
+    assert imported == "[]"

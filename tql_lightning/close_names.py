@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
+import sys
 from collections.abc import Collection
-from importlib import import_module
 from typing import Any, get_args
 
 RELEASE_NAMES = {  # of the authors' release, and what they are here
@@ -78,7 +78,7 @@ def add_note(error: Exception, options: Collection[str]) -> None:
     elif found := NO_VALUE.search(text):
         error.add_note(f"give it a value, as in {found[1]}=true or {found[1]}=3")
     elif found := UNKNOWN_ATTRIBUTE.search(text):
-        _note(error, difflib.get_close_matches(found[2], dir(import_module(found[1])), n=2))
+        _note(error, difflib.get_close_matches(found[2], dir(sys.modules.get(found[1])), n=2))
 
 
 def key_of(error: Exception) -> str | None:
@@ -109,13 +109,14 @@ def _note(error: Exception, names: list[str]) -> None:
 
 
 def _note_arguments(error: Exception, path: str, argument: str) -> None:
-    module, _, name = path.rpartition(".")
-    accepted = _arguments(getattr(import_module(module), name))
-    close = difflib.get_close_matches(argument, accepted, n=2)
     if argument == "class_path":
         error.add_note("beside class_path stands init_args alone, and under it what the class takes")
         return
-    error.add_note(f"did you mean {' or '.join(close)}?" if close else f"it takes: {', '.join(accepted) or 'nothing'}")
+    module, _, name = path.rpartition(".")
+    accepted = _arguments(getattr(sys.modules.get(module), name, None))
+    close = difflib.get_close_matches(argument, accepted, n=2)
+    if close or accepted:
+        error.add_note(f"did you mean {' or '.join(close)}?" if close else f"it takes: {', '.join(accepted)}")
 
 
 def _arguments(part: Any) -> list[str]:

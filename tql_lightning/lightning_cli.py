@@ -43,6 +43,8 @@ SUMMARIES = {
     "test": "Computes the losses of a checkpoint on held-out transitions and plays evaluation episodes.",
 }
 
+BEFORE_DEFAULTS = "The settings of conf/tql.yaml come before the defaults told here; --print_config shows all."
+
 
 class TQLCLI(LightningCLI):
     """Lightning's CLI with TQL, its data and its defaults; see `cli.main`.
@@ -57,7 +59,7 @@ class TQLCLI(LightningCLI):
             omegaconf_absolute_to_relative_paths=True, subclasses_enabled=[TransitionDataset]
         )
         parser = {"parser_mode": "omegaconf+", "exit_on_error": False}
-        own = {name: parser | {"description": SUMMARIES[name]} for name in self.subcommands()}
+        own = {name: parser | {"description": f"{SUMMARIES[name]} {BEFORE_DEFAULTS}"} for name in self.subcommands()}
         super().__init__(
             TQL,
             OfflineDataModule,
@@ -273,7 +275,7 @@ class TQLCLI(LightningCLI):
 
 def _kind_of(callback: Callback) -> object:
     """The class of a callback of ours, which may be there once; others are each of their own kind."""
-    return type(callback) if type(callback).__module__.startswith("tql_lightning.callbacks.") else callback
+    return type(callback) if type(callback).__module__.startswith("tql_lightning.callbacks.") else id(callback)
 
 
 class SaveFitConfig(SaveConfigCallback):
