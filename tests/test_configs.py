@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.command_line import make_model, parse_fit
+from tests.command_line import TINY, call_tql, make_model, parse_fit
 from tests.toy import fit
 from tql_lightning.configs import ConfigError, find_config, packaged_configs, resolve_configs
 from tql_lightning.data.sources.ogbench import known_domains
@@ -143,6 +143,15 @@ def test_later_files_and_flags_win(monkeypatch: pytest.MonkeyPatch) -> None:
     assert configuration["model"]["entropy_control"] is None
 
 
+def test_of_two_callbacks_of_one_class_the_later_takes_the_others_place(tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    added = ("LastCheckpoint", "--trainer.callbacks.dirpath=elsewhere", "--trainer.callbacks.every_n_updates=20")
+    trained = call_tql(tmp_path, "fit", "--config=tiny.yaml", DATA, f"--trainer.callbacks+={added[0]}", *added[1:])
+    assert trained.returncode == 0, trained.stderr
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["last.ckpt"]
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
 def test_environment_variables_reach_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TQL_DATASETS", "elsewhere")
     configuration = parse_fit(monkeypatch, "--config", "quickstart")
@@ -171,7 +180,7 @@ def test_a_datasets_name_may_stand_for_its_class_path(tmp_path: Path, monkeypatc
     for words in (["--data.dataset=mine.npz"], ["--data.dataset", "mine.npz"]):
         dataset = parse_fit(monkeypatch, "--config", "quickstart", *words)["data"]["dataset"]
         assert dataset["class_path"].endswith("load_dataset")
-        assert dataset["init_args"] == {"name": "mine.npz", "validation_fraction": 0.0}
+        assert dataset["init_args"] == {"name": "mine.npz", "validation_fraction": 0.0, "env_id": None}
     named = parse_fit(
         monkeypatch, "--config", "ogbench/cube-single", "--data.dataset=cube-single-play-singletask-task4-v0"
     )

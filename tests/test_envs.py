@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import gymnasium
 import numpy as np
 import pytest
 
@@ -33,3 +36,19 @@ def test_actions_are_rescaled_to_one_and_observations_are_flat_float32() -> None
 def test_environments_that_do_not_fit_are_refused(env_id: str, message: str) -> None:
     with pytest.raises(EnvError, match=message):
         make_env(env_id)
+
+
+class Plain(gymnasium.Env[Any, Any]):
+    """As a user's first environment is: it draws nothing, and its constructor takes nothing."""
+
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
+    observation_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
+    action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+
+def test_an_environment_whose_constructor_takes_nothing_is_made_and_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = gymnasium.envs.registration.EnvSpec("Plain-v0", entry_point=Plain)
+    monkeypatch.setitem(gymnasium.registry, "Plain-v0", spec)
+    assert isinstance(make_env("Plain-v0").unwrapped, Plain)
+    with pytest.raises(EnvError, match=r"environment Plain-v0: its constructor does not take .*render_mode"):
+        make_env("Plain-v0", render_mode="rgb_array")

@@ -40,7 +40,7 @@ ORDER = [
     *("observations", "comparison", "export", "statistics"),
     *("report.runs", "report.methods", "report.charts", "report.media", "report.page"),
     *("quickstart", "data_commands", "evaluate_command", "sharing_commands", "commands"),
-    *("configs", "errors", "lightning_cli", "cli", "__main__"),
+    *("configs", "close_names", "errors", "lightning_cli", "cli", "__main__"),
 ]
 
 

@@ -70,7 +70,9 @@ class OptimisedLoop(UpdateLoop):
         schedules = ("warmup_cosine", "constant")
         require("lr_schedule", lr_schedule in schedules, " or ".join(schedules), lr_schedule)
         require("warmup_updates", warmup_updates >= 0, "at least 0", warmup_updates)
-        require("schedule_updates", schedule_updates >= 1, "at least 1", schedule_updates)
+        require(
+            "schedule_updates", schedule_updates >= 1, "at least 1 (trainer.max_steps, if not set)", schedule_updates
+        )
         require("gradient_clip_norm", gradient_clip_norm is None or gradient_clip_norm > 0, "> 0", gradient_clip_norm)
         self.critic_learning_rate, self.actor_learning_rate = critic_learning_rate, actor_learning_rate
         self.temperature_learning_rate = temperature_learning_rate

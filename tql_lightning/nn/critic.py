@@ -95,7 +95,7 @@ class Bins(nn.Module):
 class TransformerCritic(Critic):
     """Transformer over one token per scalar of (s, a); E heads read the [VALUE] token from a shared trunk.
 
-    Sizes in the paper: hidden_dim 128, 256, 512, 1024 are 0.4 M, 1.6 M, 6.6 M and 26 M parameters.
+    Sizes in the paper: hidden_dim 128, 256, 512, 1024 are 0.4 M, 1.7 M, 6.6 M and 26 M parameters.
 
     Args:
         observation_dim: n_s (taken from the dataset by the CLI).
