@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,16 +11,20 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.trainer import setup
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from tests.test_tql import KeepOutputs
-from tests.toy import fit, toy_model
+from tests.toy import fit, toy_dataset, toy_model
 from tql_lightning import update_step
 from tql_lightning.captured import ReplayedAdamW, unchanged
+from tql_lightning.data.sampler import TransitionSampler
 from tql_lightning.nn.critic import TransformerCritic
+from tql_lightning.nn.sigma_reparam import SigmaReparam
 from tql_lightning.nn.temperature import AttentionTemperature, TargetSchedule
 from tql_lightning.tql import TQL
+from tql_lightning.update_step import Losses
 
 
 class Rerun:
@@ -139,6 +144,46 @@ def test_what_a_graph_finds_by_its_address_stays_there(tmp_path: Path) -> None:
     for addresses in (stopped.seen, whole.seen):
         assert len(addresses) > 1
         assert all(later == addresses[0] for later in addresses)
+
+
+def accumulators(trained: TQL) -> list[Any]:
+    """The nodes of autograd that add to the parameters' gradients; those there are, or new ones."""
+    parameters = (parameter for parameter in trained.parameters() if parameter.requires_grad)
+    return [parameter.expand_as(parameter).grad_fn.next_functions[0][0] for parameter in parameters]
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_nothing_of_an_updates_graph_of_autograd_outlives_it(monkeypatch: pytest.MonkeyPatch, compiled: bool) -> None:
+    """A node that lives on has the stream of its making, which is another than the recording's, and breaks it."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    critic = partial(TransformerCritic, hidden_dim=16, head_dim=8, weight_parametrisation=SigmaReparam)
+    trained = toy_model(critic=critic, gradient_clip_norm=1.0, normalize_q_loss=True, compile=compiled)
+    trained._hears_backward = False
+    optimizer = trained.configure_optimizers()["optimizer"]  # type: ignore[index,call-overload]
+    batches, noises = TransitionSampler(toy_dataset(), 16, 0).chunk(0, 1)
+    losses = trained.training_losses
+
+    def marked(*arguments: Any) -> Losses:
+        outputs = losses(*arguments)
+        for node in accumulators(trained):
+            node.metadata["of the update"] = True
+        assert all(node.metadata for node in accumulators(trained))
+        return outputs
+
+    monkeypatch.setattr(trained, "training_losses", marked)
+    gc.collect()
+    gc.disable()  # what only the collector finds is there when the recording begins
+    try:
+        trained.gradient_step(batches.update(0), noises.update(0), trained.target_entropy, optimizer)
+        assert not any(node.metadata for node in accumulators(trained))
+    finally:
+        gc.enable()
+
+
+def test_beside_a_gpu_a_training_on_the_cpu_passes_without_lightnings_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Warnings are errors in tests, and this one would come of nearly every one of them."""
+    monkeypatch.setattr(setup.CUDAAccelerator, "is_available", lambda: True)
+    Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
 
 
 def test_cuda_graphs_are_refused_on_the_cpu(tmp_path: Path) -> None:
