@@ -193,6 +193,13 @@ def test_cuda_graphs_are_refused_on_the_cpu(tmp_path: Path) -> None:
         run(tmp_path, True, updates=1)
 
 
+@pytest.mark.usefixtures("recorders")
+def test_the_schedule_multiplies_numbers_and_writes_each_learning_rate_in_one_launch() -> None:
+    configured: Any = model(cuda_graphs=True).configure_optimizers()
+    assert all(type(peak) is float for peak in configured["lr_scheduler"].base_lrs)
+    assert all(isinstance(group["lr"], Tensor) for group in configured["optimizer"].param_groups)
+
+
 @pytest.mark.parametrize("stepped", [False, True])
 def test_warming_up_leaves_no_trace(stepped: bool) -> None:
     results = []
