@@ -258,6 +258,7 @@ def test_every_source_is_compared_with_a_plain_dataloader_and_an_update(
         assert result[f"{name}_times_dataloader"] > 2.0
         assert 0.0 < result[f"{name}_and_noise_share_of_update"] < 0.2  # of an update far smaller than the real one
     assert result["dataloader_times_dataloader"] == 1.0
+    assert 0.0 < result["update_share_of_peak"] < 1.0
 
 
 @pytest.mark.slow
