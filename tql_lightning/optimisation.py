@@ -101,7 +101,9 @@ class OptimisedLoop(UpdateLoop):
         """One AdamW over critic, temperatures and actor, and the one schedule of their learning rates."""
         # The fused step unscales float16 gradients itself, too late for measuring and clipping them.
         scaled = self._trainer is not None and getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        groups = [group | {"lr": self.learning_rate(group["lr"])} for group in self.parameter_groups()]
+        # The schedule multiplies peaks that are numbers also where learning rates are tensors: fewer launches.
+        peaks = [group | {"initial_lr": group["lr"]} for group in self.parameter_groups()]
+        groups = [group | {"lr": self.learning_rate(group["lr"])} for group in peaks]
         capturable = self.cuda_graphs and self.device.type == "cuda"
         optimizer = ReplayedAdamW(groups, fused=not scaled, capturable=capturable)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.learning_rate_factor)

@@ -174,7 +174,9 @@ class ValidationPass:
 
 def _noise(numbers: Tensor, dtype: torch.dtype) -> Noise:
     """Uniform columns (..., 1 + 4 n_a) -> the noise of an update: column 0 is the flow's time."""
-    next_action, flow_x0, distillation, metric = normal(numbers[..., 1:]).to(dtype).chunk(4, dim=-1)
+    drawn = normal(numbers[..., 1:]).to(dtype).view(*numbers.shape[:-1], 4, -1)
+    # Each on its own, without gaps: a recorded update takes all of its inputs over in one launch.
+    next_action, flow_x0, distillation, metric = drawn.movedim(-2, 0).contiguous().unbind(0)
     # Rounding to float32 could make a time of exactly 1, which the flow never sees.
     flow_t = numbers[..., :1].to(dtype).clamp(max=1.0 - torch.finfo(dtype).eps)
     return Noise(next_action, flow_x0, flow_t, distillation, metric)
