@@ -29,6 +29,7 @@ from tql_lightning.errors import name_close_options
 from tql_lightning.evaluation import check_contents
 from tql_lightning.full_disk import unwritten
 from tql_lightning.out_of_memory import explained_memory
+from tql_lightning.processes import refuse_launch
 from tql_lightning.provenance import record_start
 from tql_lightning.resuming import newest_whole, refuse_changes
 from tql_lightning.run_folder import CONFIG_FILE, METRICS_BEFORE_FILE, METRICS_FILE
@@ -113,7 +114,11 @@ class TQLCLI(LightningCLI):
         return parser
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Lightning's, with `WholeCheckpointIO` beside or beneath the configured plugins, unless they write files."""
+        """Lightning's, with `WholeCheckpointIO` beside or beneath the configured plugins, unless they write files.
+
+        Raises:
+            ValueError: see `processes.refuse_launch`.
+        """
         trainer_config = self._get(self.config_init, "trainer", default={})
         plugins = trainer_config.get("plugins") or []
         plugins = [*plugins] if isinstance(plugins, list | tuple) else [plugins]
@@ -131,7 +136,9 @@ class TQLCLI(LightningCLI):
                 f"trainer: {type(base).__name__} writes checkpoints instead of WholeCheckpointIO: they carry no "
                 "checksum, and none is kept for a damaged last one"
             )
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        refuse_launch(trainer)
+        return trainer
 
     def _parse_ckpt_path(self) -> None:
         """Keeps fit's own settings when it continues a run; Lightning would put the checkpoint's over them.
@@ -158,7 +165,8 @@ class TQLCLI(LightningCLI):
         writes = subcommand == "fit" or bool(self.trainer.loggers)
         alone = writes and self.trainer.is_global_zero and "://" not in folder
         batch_size = self.datamodule.batch_size // self.trainer.world_size
-        memory = explained_memory(self.model.critic, batch_size, self.trainer.strategy.root_device)
+        device = self.trainer.strategy.root_device
+        memory = explained_memory(self.model.critic, batch_size, device, self.model.cuda_graphs)
         try:
             with memory, only_run_in(Path(folder)) if alone else nullcontext():
                 super()._run_subcommand(subcommand)

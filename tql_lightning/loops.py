@@ -100,7 +100,7 @@ class UpdateLoop(UpdateStep):
         begun = self.global_step - self.global_step % chunk_size(self.trainer)  # also if a stop cut the chunk in two
         seed = getattr(self.trainer.datamodule, "seed", None)  # type: ignore[attr-defined]
         first, rank = self.global_step, self.global_rank
-        with explained_memory(self.critic, batches.rewards.shape[1], self.device):
+        with explained_memory(self.critic, batches.rewards.shape[1], self.device, self.cuda_graphs):
             for k in range(num_updates):
                 if seed is not None:  # what is drawn from torch's own generators, as by dropout
                     seed_generators(self.device, seed, first + k, rank)
