@@ -104,10 +104,12 @@ class UpdateLoop(UpdateStep):
             for k in range(num_updates):
                 if seed is not None:  # what is drawn from torch's own generators, as by dropout
                     seed_generators(self.device, seed, first + k, rank)
-                outputs = self.update(batches.update(k), noises.update(k), with_metrics=k == num_updates - 1)
+                last = k == num_updates - 1
+                outputs = self.update(batches.update(k), noises.update(k), with_metrics=last)
+                if last or not self.cuda_graphs:  # the next replay writes over what one without metrics gave
+                    self._watch.keep(first + k, outputs["loss"])
                 if self.trainer.should_stop:
                     break
-        self._watch.keep(first, self.global_step, outputs["loss"])
         outputs["log_now"] = bool(outputs["metrics"]) and self.crosses_log_interval(begun)
         if outputs["log_now"]:
             self.write_metrics(outputs["metrics"])
