@@ -1,8 +1,9 @@
-"""Finds the packaged configurations by name."""
+"""Finds the packaged configurations by name; what a run's own says of its folder."""
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Collection, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -15,6 +16,8 @@ from tql_lightning.yaml_text import check_yaml
 DEFAULTS = "tql"
 CONFIG_FLAGS = ("-c", "--config")
 DATASET_FLAG = "--data.dataset"
+FOLDER = "trainer.default_root_dir"
+_WRITTEN_TO = re.compile(r"^([ -]*(?:dirpath|save_dir): )(.+)$", re.MULTILINE)  # settings of callbacks and loggers
 
 
 class ConfigError(ValueError):
@@ -52,6 +55,22 @@ def resolve_configs(arguments: Sequence[str], with_defaults: Collection[str]) ->
     if resolved and resolved[0] in with_defaults:
         resolved[1:1] = ["--config", find_config(DEFAULTS)]
     return resolved
+
+
+def refer_to_folder(text: str, folder: str | None) -> str:
+    """A run's configuration whose callbacks and loggers write into its folder wherever that is said to lie.
+
+    Args:
+        text: of the configuration, with every reference resolved.
+        folder: what it says of ``trainer.default_root_dir``.
+    """
+
+    def refer(line: re.Match[str]) -> str:
+        written_to = line[2].strip("'\"")
+        below = written_to.removeprefix(str(folder))
+        return line[0] if below == written_to or below[:1] not in ("", "/") else f'{line[1]}"${{{FOLDER}}}{below}"'
+
+    return _WRITTEN_TO.sub(refer, text) if folder else text
 
 
 def _is_dataset(value: str) -> bool:

@@ -19,8 +19,9 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from tql_lightning.checkpoint_io import LAST, SUFFIX, WholeCheckpointIO, base_io, read_checkpoint
-from tql_lightning.chunks import ContinuedLogger
+from tql_lightning.chunks import take_back
 from tql_lightning.commands import COMMANDS, add_group, command_parser, flags
+from tql_lightning.configs import refer_to_folder
 from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.data.files import write_text_whole
 from tql_lightning.data.sampler import rows_per_process
@@ -256,9 +257,7 @@ class TQLCLI(LightningCLI):
         self.config_init[self.subcommand]["ckpt_path"] = None
         if self.trainer.is_global_zero and (folder / METRICS_FILE).is_file():
             (folder / METRICS_FILE).replace(folder / METRICS_BEFORE_FILE)
-        for logger in self.trainer.loggers:
-            if isinstance(logger, ContinuedLogger):
-                logger.continue_from(-1)
+        take_back(self.trainer, -1)
         return True
 
 
@@ -284,12 +283,15 @@ class SaveFitConfig(SaveConfigCallback):
     def save_config(self, trainer: Any, pl_module: Any, stage: str) -> None:  # noqa: ARG002
         """Writes it whole: a run that continues has its configuration whatever ends it meanwhile.
 
+        It is resolved but for the folder, so that a run that is copied, or renamed, goes on where it then lies.
+
         Raises:
             OSError: it cannot be written; what was there stays.
         """
         path = Path(trainer.default_root_dir) / CONFIG_FILE
+        text = refer_to_folder(self.parser.dump(self.config, skip_none=False), self.config.trainer.default_root_dir)
         try:
-            write_text_whole(path, self.parser.dump(self.config, skip_none=False))
+            write_text_whole(path, text)
         except OSError as error:
             raise OSError(unwritten(path, error)) from error
 

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from tql_lightning.batch import Batch, Noise
 from tql_lightning.chunks import (
-    ContinuedLogger,
     chunk_size,
     restore_progress,
     skip_validation_of_a_stop,
+    take_back,
     validation_follows,
 )
 from tql_lightning.data.counter_random import seed_generators
@@ -72,12 +72,10 @@ class UpdateLoop(UpdateStep):
         super().on_fit_start()
 
     def on_train_start(self) -> None:
-        """Tells loggers where a continued run goes on."""
+        """Takes back what a continued run made past the update that it goes on from."""
         super().on_train_start()
         if self.global_step > 0:
-            for logger in self.loggers:
-                if isinstance(logger, ContinuedLogger):
-                    logger.continue_from(self.global_step)
+            take_back(self.trainer, self.global_step)
 
     def training_step(self, chunk: tuple[Batch, Noise], batch_idx: int) -> dict[str, Any]:
         """K updates on a chunk of K minibatches; stops between two of them when the trainer is to stop.

@@ -13,6 +13,8 @@ LONGEST_REASON = 200  # characters of what an allocator says
 SIGNS = (  # of allocators that raise a RuntimeError
     *("can't allocate memory", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED"),
 )
+
+
 class TooLittleMemoryError(MemoryError):
     """Memory did not suffice; the message says what for, and what to lower."""
 
@@ -73,10 +75,11 @@ def remedies_for(device: torch.device, attends: bool = True, cuda_graphs: bool =
     if attends:
         near.append("attention with implementation chunked (docs/attention.md)")
     sizes = "hidden_dim or num_layers" if attends else "hidden_dims"
+    numbers = "numbers (tokens)" if attends else "numbers"
     return [
         *([f"the same results with less: {', '.join(exact)}"] if exact else []),
         f"nearly the same: {', '.join(near)}",
-        f"others: lower --data.batch_size, --model.critic.{sizes}, or observe fewer numbers{' (tokens)' if attends else ''}",
+        f"others: lower --data.batch_size, --model.critic.{sizes}, or observe fewer {numbers}",
     ]
 
 
