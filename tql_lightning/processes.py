@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 import torch.distributed as dist
-from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
@@ -102,10 +102,10 @@ def refuse_launch(trainer: Trainer) -> None:
     """
     strategy = trainer.strategy
     if isinstance(strategy.launcher, _MultiProcessingLauncher):
-        name = getattr(strategy, "strategy_name", type(strategy).__name__)
         raise ValueError(
-            f"trainer.strategy: expected processes that run the command themselves, as with ddp, found {name}, whose "
-            "processes cannot hand back how training ended; use ddp"
+            "trainer.strategy: expected processes that run the command themselves, as with ddp, found "
+            f"{type(strategy).__name__} by {strategy.launcher._start_method}, whose processes cannot hand back how "
+            "training ended; use ddp"
         )
     environment = getattr(strategy, "cluster_environment", None)
     if trainer.num_nodes > 1 and isinstance(environment, LightningEnvironment) and "MASTER_ADDR" not in os.environ:
