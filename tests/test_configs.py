@@ -189,6 +189,7 @@ def test_what_lies_in_a_runs_folder_is_said_by_a_reference_to_it_and_nothing_els
         "      dirpath: 'run/a b'": '      dirpath: "${trainer.default_root_dir}/a b"',
         "    - dirpath: run/checkpoints": '    - dirpath: "${trainer.default_root_dir}/checkpoints"',
         "      dirpath: running/checkpoints": "      dirpath: running/checkpoints",
+        "      dirpath: 'run/it''s'": "      dirpath: 'run/it''s'",
         "      dirpath: null": "      dirpath: null",
         "  default_root_dir: run": "  default_root_dir: run",
         "  name: run": "  name: run",

@@ -161,6 +161,7 @@ def test_the_first_loss_that_was_not_finite_bounds_the_updates_in_question() -> 
     for update, loss in enumerate((1.0, 1.0, math.nan, 1.0, math.nan)):
         watch.keep(20 + update, torch.tensor(loss))
     assert watch.first_broken() == (22, 21)
+    assert watch.first_broken(passes=True) == (24, 23)
     assert suspects(25) == range(21, 23)
     assert suspects(25, by_losses=False) == range(20, 23)  # squared gradients may have been infinite before
     watch.passed(25)

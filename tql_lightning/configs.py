@@ -68,7 +68,9 @@ def refer_to_folder(text: str, folder: str | None) -> str:
     def refer(line: re.Match[str]) -> str:
         written_to = line[2].strip("'\"")
         below = written_to.removeprefix(str(folder))
-        return line[0] if below == written_to or below[:1] not in ("", "/") else f'{line[1]}"${{{FOLDER}}}{below}"'
+        if below == written_to or below[:1] not in ("", "/") or set(below) & set("'\"\\"):
+            return line[0]
+        return f'{line[1]}"${{{FOLDER}}}{below}"'
 
     return _WRITTEN_TO.sub(refer, text) if folder else text
 

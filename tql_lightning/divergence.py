@@ -61,16 +61,22 @@ class DivergenceWatch:
         self._sound = update
         self._losses.clear()
 
-    def first_broken(self) -> tuple[int | None, int | None]:
+    def first_broken(self, passes: bool = False) -> tuple[int | None, int | None]:
         """The first update whose loss is NaN or infinite, and the last before it whose loss is known to be finite.
 
         Counted from 0, None where there is none; of the whole batch, so called on all processes.
+
+        Args:
+            passes: whether such a loss may leave no trace, as with float16, whose steps are then left out: the first is
+                that after which none is finite.
         """
         if not self._losses:
             return None, None
         finite = sum_over_processes(torch.stack([loss.float() for _, loss in self._losses])).isfinite().tolist()
         updates = [update for update, _ in self._losses]
-        first = next((k for k, sound in enumerate(finite) if not sound), len(finite))
+        first = next(
+            (k for k, sound in enumerate(finite) if not sound and not (passes and any(finite[k:]))), len(finite)
+        )
         return (updates[first] if first < len(finite) else None), (updates[first - 1] if first else None)
 
     def suspects(self, update: int, broken: int | None, finite: int | None, by_losses: bool = True) -> range:
@@ -143,7 +149,7 @@ def diverged(
     update, folder = trainer.global_step, Path(trainer.default_root_dir)
     scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
     parameters, optimizer = _broken(_weights(model)), _broken(_optimizer_state(model, trainer))
-    first, finite = watch.first_broken()
+    first, finite = watch.first_broken(passes=scaled)
     suspects = watch.suspects(update, first, finite, by_losses=bool(parameters or metrics))
     minibatches = _draw(trainer, suspects)
     kinds = {
