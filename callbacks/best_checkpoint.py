@@ -18,7 +18,8 @@ from torch import Tensor
 from tql_lightning.callbacks.saving import why_unsaved
 from tql_lightning.checkpoint_io import CheckpointError, read_checkpoint
 from tql_lightning.data.files import write_whole
-from tql_lightning.run_folder import evaluation_files
+from tql_lightning.full_disk import training_goes_on
+from tql_lightning.run_folder import evaluation_files, set_aside
 
 INSTEAD = "eval/return"
 
@@ -47,11 +48,10 @@ class BestCheckpoint(ModelCheckpoint):
         )
         self._snapshot: Path | None = None
         self._taken_up = False
-        self._ahead: int | None = None  # update of a best that a killed run had come to after its checkpoint
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Lightning's, without its warning that a continued run's folder is not empty."""
-        self._taken_up, self._ahead = False, None
+        self._taken_up = False
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Checkpoint directory")
             super().setup(trainer, pl_module, stage)
@@ -62,7 +62,7 @@ class BestCheckpoint(ModelCheckpoint):
         self._take_up(trainer)
 
     def _take_up(self, trainer: Trainer) -> None:
-        """Once a run; one that is damaged or gone is replaced by the next evaluation's."""
+        """Once a run; one that is damaged, gone or of a later update is replaced by the next evaluation's."""
         if self._taken_up:
             return
         self._taken_up = True
@@ -76,7 +76,12 @@ class BestCheckpoint(ModelCheckpoint):
                 rank_zero_warn(f"{error}\nBestCheckpoint: the next evaluation's weights take its place")
             self._forget()
             return
-        self._ahead = update if update > trainer.global_step else None
+        if update > trainer.global_step:  # that the run had come to before it was continued from here
+            self._forget()
+            if trainer.is_global_zero:
+                with training_goes_on(best):
+                    set_aside(best)
+            return
         record = evaluation_files(Path(trainer.default_root_dir)).get(update)
         if record is not None:
             summary = json.loads(record.read_text())["summary"]
@@ -100,9 +105,6 @@ class BestCheckpoint(ModelCheckpoint):
             snapshot: checkpoint of these weights; None where they are those at hand.
         """
         self._take_up(trainer)
-        if update == self._ahead:  # evaluated anew, perhaps with other settings
-            self._forget()
-            self._ahead = None
         self._snapshot = snapshot
         candidates = {self.monitor or "": self._score(metrics)}
         candidates |= {"step": torch.tensor(update), "epoch": torch.tensor(trainer.current_epoch)}

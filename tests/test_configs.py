@@ -12,7 +12,7 @@ import torch
 
 from tests.command_line import TINY, call_tql, make_model, parse_fit
 from tests.toy import fit
-from tql_lightning.configs import ConfigError, find_config, packaged_configs, resolve_configs
+from tql_lightning.configs import ConfigError, find_config, packaged_configs, refer_to_folder, resolve_configs
 from tql_lightning.data.sources.ogbench import known_domains
 from tql_lightning.nn.attention import EntropyAttention
 from tql_lightning.nn.temperature import AttentionTemperature
@@ -195,3 +195,18 @@ def test_a_datasets_name_may_stand_for_its_class_path(tmp_path: Path, monkeypatc
         f"--data.dataset.path={tmp_path}",
     ]
     assert resolve_configs(kept, []) == kept
+
+
+def test_what_lies_in_a_runs_folder_is_said_by_a_reference_to_it_and_nothing_else() -> None:
+    lines = {
+        "    save_dir: run": '    save_dir: "${trainer.default_root_dir}"',
+        "      dirpath: 'run/a b'": '      dirpath: "${trainer.default_root_dir}/a b"',
+        "    - dirpath: run/checkpoints": '    - dirpath: "${trainer.default_root_dir}/checkpoints"',
+        "      dirpath: running/checkpoints": "      dirpath: running/checkpoints",
+        "      dirpath: 'run/it''s'": "      dirpath: 'run/it''s'",
+        "      dirpath: null": "      dirpath: null",
+        "  default_root_dir: run": "  default_root_dir: run",
+        "  name: run": "  name: run",
+    }
+    assert refer_to_folder("\n".join(lines), "run") == "\n".join(lines.values())
+    assert refer_to_folder("dirpath: run", None) == "dirpath: run"

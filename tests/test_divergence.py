@@ -61,9 +61,9 @@ def test_a_run_that_diverges_can_be_replayed_to_the_update_and_the_loss(
     assert finite(last.with_name("previous.ckpt"))
     assert "optimizer: exp_avg_sq of critic." in message  # weights are finite, and would never move again
     assert "parameters" not in message
-    assert "one of updates 20 to 29 " in message
+    assert f"one of updates 20 to {wrong}, the loss of update {wrong} is the first that is not finite " in message
     update, batches, _ = read_minibatches(command_folder / "run" / "divergence" / "update_000000020.npz")
-    assert (update, len(batches.rewards), float(batches.update(2).rewards.max())) == (20, 10, pytest.approx(1e30))
+    assert (update, len(batches.rewards), float(batches.update(2).rewards.max())) == (20, 3, pytest.approx(1e30))
 
     documented_command, documented_code = (
         re.findall(rf"```{language}\n(?:\$ )?(.*?)```", DOCUMENT.partition("Replaying")[2], flags=re.DOTALL)[0]
@@ -73,7 +73,7 @@ def test_a_run_that_diverges_can_be_replayed_to_the_update_and_the_loss(
     assert main(shlex.split(documented_command.replace("RUN", "run"))[1:]) == 2
     message = capsys.readouterr().err
     assert f"training diverged: after update {wrong + 1} not finite: train/critic_loss" in message
-    assert f"it began in update {wrong} " in message
+    assert f"it began in update {wrong}, " in message
     assert (last.read_bytes(), (command_folder / "run" / "config.yaml").read_bytes()) == (saved, configuration)
 
     there: dict[str, Any] = {"TQL": TQL, "read_minibatches": read_minibatches}
@@ -153,14 +153,23 @@ def test_a_scale_at_which_no_gradient_is_finite_ends_training(tmp_path: Path) ->
 
 
 def test_the_first_loss_that_was_not_finite_bounds_the_updates_in_question() -> None:
+    def suspects(update: int, by_losses: bool = True) -> range:
+        return watch.suspects(update, *watch.first_broken(), by_losses)
+
     watch = DivergenceWatch()
-    for after, loss in ((10, 1.0), (20, 1.0), (30, math.nan), (40, math.nan)):
-        watch.keep(after - 10, after, torch.tensor(loss))
-    assert watch.suspects(40) == range(19, 30)
-    assert watch.suspects(40, by_losses=False) == range(40)
-    watch.passed(40)
-    watch.keep(40, 50, torch.tensor(1.0))
-    assert watch.suspects(50) == range(49, 50)
-    watch.keep(50, 51, torch.tensor(math.inf))
-    assert watch.suspects(51) == range(49, 51)
-    assert DivergenceWatch().suspects(0) == range(0)
+    assert suspects(0) == range(0)
+    for update, loss in enumerate((1.0, 1.0, math.nan, 1.0, math.nan)):
+        watch.keep(20 + update, torch.tensor(loss))
+    assert watch.first_broken() == (22, 21)
+    assert watch.first_broken(passes=True) == (24, 23)
+    assert suspects(25) == range(21, 23)
+    assert suspects(25, by_losses=False) == range(20, 23)  # squared gradients may have been infinite before
+    watch.passed(25)
+    watch.keep(25, torch.tensor(1.0))
+    watch.keep(29, torch.tensor(1.0))  # of a recorded update only a chunk's last
+    assert suspects(30) == range(29, 30)
+    watch.keep(30, torch.tensor(math.inf))
+    assert suspects(31) == range(29, 31)
+    watch.passed(31)
+    watch.keep(31, torch.tensor(math.nan))
+    assert suspects(40) == range(31, 32)

@@ -191,6 +191,12 @@ def test_tensorboard_that_cannot_write_is_left_out_and_taken_up_again(tmp_path: 
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_tensorboard_that_cannot_even_begin_is_named(tmp_path: Path) -> None:
+    with no_file_above(0), pytest.raises(OSError, match=r"\[Errno 27\] File too large: '.*tensorboard/?'"):
+        _ = ContinuedTensorBoardLogger(str(tmp_path)).experiment
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_tensorboard_hides_what_a_killed_run_logged_also_where_the_disk_was_full_at_first(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

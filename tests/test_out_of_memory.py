@@ -10,7 +10,7 @@ import torch
 
 from tests.toy import fit, toy_model
 from tql_lightning.cli import main
-from tql_lightning.out_of_memory import TooLittleMemoryError, is_out_of_memory
+from tql_lightning.out_of_memory import TooLittleMemoryError, is_out_of_memory, remedies_for
 
 HUGE = 10**15  # numbers, for which there is no address space
 
@@ -28,6 +28,20 @@ def test_an_update_that_memory_does_not_suffice_for_names_its_sizes(tmp_path: Pa
     assert message.startswith("cpu is out of memory with batch 1,000,000 (of this process), 5 tokens, hidden size 16, ")
     assert "DefaultCPUAllocator" in message
     assert "--data.batch_size, --model.critic.hidden_dim" in message
+    assert "cuda_graphs" not in message
+    assert "more devices" not in message
+
+
+def test_only_what_applies_is_advised() -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    recorded = "\n".join(remedies_for(gpu, cuda_graphs=True))
+    for remedy in ("more devices", "--data.storage=cpu", "--model.cuda_graphs=false", "bf16-mixed", "chunked"):
+        assert remedy in recorded
+    assert "cuda_graphs" not in "\n".join(remedies_for(gpu))
+    plain = "\n".join(remedies_for(cpu, attends=False))
+    for remedy in ("devices", "storage", "cuda_graphs", "chunked", "num_layers", "token"):
+        assert remedy not in plain
+    assert "--model.critic.hidden_dims" in plain
 
 
 @pytest.mark.usefixtures("command_folder")

@@ -1,8 +1,9 @@
-"""Two processes that share a batch train as one does, and hand runs on to each other."""
+"""Processes that share a batch train as one does, and hand runs on to each other."""
 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from tests.two_processes import SignalAt, train, train_compiled, train_twice, train_variant
 from tql_lightning.checkpoint_io import read_checkpoint
+from tql_lightning.cli import main
 from tql_lightning.plots import read_metrics
 from tql_lightning.processes import prefer_static_graph
 from tql_lightning.run_folder import evaluation_files
@@ -21,10 +23,10 @@ from tql_lightning.run_folder import evaluation_files
 CLOCKS = ("train/updates_per_second", "train/samples_per_second", "train/memory_gb")
 
 
-def run_two_processes(*arguments: str) -> str:
-    """What they wrote to stderr."""
+def run_processes(*arguments: str, timeout: float = 250.0) -> str:
+    """What those of `tests.two_processes` wrote to stderr."""
     command, root = [sys.executable, "-m", "tests.two_processes", *arguments], Path(__file__).parents[1]
-    finished = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, timeout=250)
+    finished = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, timeout=timeout)
     assert finished.returncode == 0, finished.stderr[-5000:]
     return finished.stderr
 
@@ -35,7 +37,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("processes")
     assert train(folder / "one_then_two", 1, SignalAt()).global_step == 7  # in the middle of a chunk
-    (folder / "stderr").write_text(run_two_processes(str(folder)))
+    (folder / "stderr").write_text(run_processes(str(folder)))
     train(folder / "one", 1)
     train(folder / "two_then_one", 1, continued=True)
     train_variant(folder / "one_variant", 1)
@@ -49,7 +51,9 @@ def numbers(value: Any, name: str = "") -> dict[str, torch.Tensor]:
         return {key: each for part in value for key, each in numbers(value[part], f"{name}/{part}").items()}
     if isinstance(value, list | tuple):
         return {key: each for i, part in enumerate(value) for key, each in numbers(part, f"{name}/{i}").items()}
-    return {name: torch.as_tensor(value)} if isinstance(value, torch.Tensor | float | int) else {}
+    if isinstance(value, torch.Tensor):
+        return {name: value}
+    return {name: torch.tensor(value, dtype=torch.float64)} if isinstance(value, float | int) else {}
 
 
 def trained(folder: Path) -> dict[str, torch.Tensor]:
@@ -152,10 +156,26 @@ def test_a_process_that_another_has_left_alone_ends_with_a_line_and_its_checkpoi
 
 
 @pytest.mark.slow
-def test_compiled_losses_take_the_mean_over_processes_too(tmp_path: Path) -> None:
-    run_two_processes(str(tmp_path), "compiled")
-    train_compiled(tmp_path / "one", 1, compiled=False)
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("backend", ["eager", "inductor"])  # the second generates code, for minutes
+def test_compiled_losses_take_the_mean_over_processes_too(backend: str, tmp_path: Path) -> None:
+    run_processes(str(tmp_path), backend, timeout=1700)
+    train_compiled(tmp_path / "one", 1)
     assert_close(trained(tmp_path / "two_compiled"), trained(tmp_path / "one"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_four_processes_train_as_one_whole_or_in_shares_and_take_over_from_one_another(tmp_path: Path) -> None:
+    assert train(tmp_path / "one_then_four", 1, SignalAt()).global_step == 7
+    run_processes(str(tmp_path), "four", timeout=500)
+    train(tmp_path / "four_then_one", 1, continued=True)
+    train(tmp_path / "one", 1)
+    for run in ("ddp", "sharded", "one_then_four", "four_then_one"):
+        assert_close(trained(tmp_path / run), trained(tmp_path / "one"))
+        assert evaluated(tmp_path / run).keys() == evaluated(tmp_path / "one").keys()
+    for run in ("ddp", "sharded"):
+        assert_close(logged(tmp_path / run), logged(tmp_path / "one"))
 
 
 def test_what_is_set_for_ddp_stays() -> None:
@@ -170,3 +190,20 @@ def test_what_is_set_for_ddp_stays() -> None:
         {"find_unused_parameters": True},
         {"find_unused_parameters": False, "static_graph": True},
     ]
+
+
+@pytest.mark.usefixtures("command_folder")
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (["--trainer.devices=2", "--trainer.strategy=ddp_spawn"], r"trainer\.strategy: .* found DDPStrategy by spawn"),
+        (["--trainer.num_nodes=2"], r"trainer\.num_nodes: 2 machines .* torchrun or srun .* MASTER_ADDR"),
+    ],
+)
+def test_processes_that_would_be_waited_for_in_vain_are_refused_before_anything_is_started(
+    settings: list[str], expected: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    assert main(["fit", "--config", "tiny.yaml", "--data.dataset=tests.toy.toy_dataset", *settings]) == 2
+    assert re.search(expected, capsys.readouterr().err)
+    assert not Path("run").exists()

@@ -69,6 +69,19 @@ def test_a_damaged_last_checkpoint_gives_way_to_the_one_before_with_a_warning(wo
     assert read_checkpoint(folder / "previous.ckpt")["global_step"] == 10  # not the damaged one
 
 
+def test_a_copied_run_goes_on_in_the_copy_by_its_own_configuration(work: Path) -> None:
+    before = (work / "run" / "checkpoints" / "last.ckpt").read_bytes()
+    copy = work / "a copy"
+    shutil.copytree(work / "run", copy)
+    own = ("--config", str(copy / "config.yaml"), f"--trainer.default_root_dir={copy}")
+    with pytest.warns(UserWarning, match="dirpath has changed"):  # Lightning's
+        assert main(["fit", *own, "--ckpt_path=last", "--trainer.max_steps=30"]) == 0
+    assert read_checkpoint(copy / "checkpoints" / "last.ckpt")["global_step"] == 30
+    assert (work / "run" / "checkpoints" / "last.ckpt").read_bytes() == before
+    assert main(["fit", *own[:2], "--ckpt_path=last", "--trainer.max_steps=40"]) == 0  # its folder has a space
+    assert read_checkpoint(copy / "checkpoints" / "last.ckpt")["global_step"] == 40
+
+
 def test_without_a_whole_checkpoint_nothing_is_trained(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     configuration = (work / "run" / "config.yaml").read_text()
     for name in ("last", "previous"):

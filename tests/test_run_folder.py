@@ -10,8 +10,10 @@ from tql_lightning.run_folder import (
     VIDEO_FOLDER,
     evaluation_file,
     evaluation_files,
+    pending_file,
     picture_file,
     picture_files,
+    set_aside_after,
     video_files,
 )
 
@@ -34,3 +36,23 @@ def test_a_folder_without_videos_has_none(tmp_path: Path) -> None:
     (tmp_path / VIDEO_FOLDER / "episode.mp4").touch()
     (tmp_path / VIDEO_FOLDER / ".other.part.mp4").touch()
     assert video_files(tmp_path) == [tmp_path / VIDEO_FOLDER / "episode.mp4"]
+
+
+def test_what_was_made_after_an_update_is_set_aside_and_nothing_else(tmp_path: Path) -> None:
+    def made(update: int) -> list[Path]:
+        film = tmp_path / VIDEO_FOLDER / f"update_{update:09d}_episode_0.mp4"
+        return [evaluation_file(tmp_path, update), picture_file(tmp_path, Q_LANDSCAPE, update), film]
+
+    snapshots = [pending_file(tmp_path, update, kind) for update in (20, 30) for kind in ("evaluations", VIDEO_FOLDER)]
+    own = tmp_path / VIDEO_FOLDER / "best_moments.mp4"
+    for path in (*made(20), *made(30), *snapshots, own):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(path.name)
+    assert set_aside_after(tmp_path, 20) == made(30)
+    assert set_aside_after(tmp_path, 20) == []
+    moved = [path.parent / "superseded" / path.name for path in made(30)]
+    assert [path.read_text() for path in moved] == [path.name for path in made(30)]
+    found = {path for path in tmp_path.rglob("*") if path.is_file()}
+    assert found == {*made(20), *moved, *snapshots[:2], own}
+    assert (list(evaluation_files(tmp_path)), list(picture_files(tmp_path, Q_LANDSCAPE))) == ([20], [20])
+    assert video_files(tmp_path) == [own, made(20)[2]]

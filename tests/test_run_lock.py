@@ -74,3 +74,10 @@ def test_a_lock_that_somebody_wrote_over_is_still_one(tmp_path: Path) -> None:
         (tmp_path / LOCK_FILE).write_bytes(b"\xff{")
         with pytest.raises(RunLockedError, match="process unknown"), only_run_in(tmp_path):
             pass
+
+
+def test_a_folder_that_cannot_be_made_is_named_with_the_setting_and_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    expected = r"trainer\.default_root_dir: .*file/run cannot be written to \(Not a directory\); make it writable, or"
+    with pytest.raises(OSError, match=expected), only_run_in(tmp_path / "file" / "run"):
+        pass

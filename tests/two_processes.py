@@ -1,4 +1,4 @@
-"""What two processes that train together do; ``python -m tests.two_processes FOLDER [compiled]`` is both."""
+"""What processes that train together do; ``python -m tests.two_processes FOLDER [four | BACKEND]`` is all of them."""
 
 from __future__ import annotations
 
@@ -83,7 +83,12 @@ class CriticWithMore(TransformerCritic):
 
 
 def train(
-    folder: Path, processes: int, *more: Callback, precision: str = "64-true", continued: bool = False
+    folder: Path,
+    processes: int,
+    *more: Callback,
+    precision: str = "64-true",
+    continued: bool = False,
+    strategy: str = "auto",
 ) -> Trainer:
     """A run, or the rest of one, with everything that depends on how many processes there are; float32 drops out."""
     critic = partial(TransformerCritic, hidden_dim=16, head_dim=8, dropout=0.0 if precision == "64-true" else 0.1)
@@ -105,6 +110,7 @@ def train(
         folder / "last.ckpt" if continued else None,
         devices=processes,
         precision=precision,
+        strategy=strategy,
         logger=ContinuedCSVLogger(str(folder)),
         log_every_n_steps=5,
         val_check_interval=2,
@@ -135,19 +141,19 @@ def train_twice(folder: Path, processes: int) -> None:
     trainer.save_checkpoint(folder / "last.ckpt")
 
 
-def train_compiled(folder: Path, processes: int, compiled: bool = True) -> None:
-    """Losses in one graph, of which the mean over processes is a part; no code is generated, which takes minutes.
+def train_compiled(folder: Path, processes: int, backend: str | None = None) -> None:
+    """Losses in one graph, of which the mean over processes is a part; "eager" generates no code.
 
     It is one also with targets that move, a last chunk of two updates, and validation between chunks.
     """
-    if compiled:
-        torch.compile = partial(torch.compile, backend="eager")  # type: ignore[assignment]
+    if backend is not None:
+        torch.compile = partial(torch.compile, backend=backend)  # type: ignore[assignment]
         torch._dynamo.config.error_on_recompile = True  # type: ignore[assignment]
     control = partial(AttentionTemperature, schedule=TargetSchedule(0.1, 10))
-    model = toy_model(normalize_q_loss=True, compile=compiled, entropy_control=control).double()
+    model = toy_model(normalize_q_loss=True, compile=backend is not None, entropy_control=control).double()
     callbacks: list[Callback] = [LastCheckpoint(str(folder), every_n_updates=5)]
     fit(folder, model, 12, callbacks, devices=processes, precision="64-true", val_check_interval=1)
-    assert not compiled or counters["stats"]["unique_graphs"] == 1
+    assert backend is None or counters["stats"]["unique_graphs"] == 1
 
 
 def run_command(folder: Path, callback: str) -> int:
@@ -176,13 +182,32 @@ def as_one_of_two(folder: Path) -> None:
     assert run_command(folder / "left_alone", "EndsAt") == 2
 
 
+def as_one_of_four(folder: Path) -> None:
+    """Runs of four processes, of which one has no episode to play; that in ``one_then_four`` was begun by one."""
+    for strategy in ("ddp", "sharded"):
+        train(folder / strategy, 4, strategy=strategy)
+    train(folder / "four_then_one", 4, SignalAt())
+    train(folder / "one_then_four", 4, continued=True)
+
+
 if __name__ == "__main__":
+    folder, what = Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else None
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "NODE_RANK": "0"}
-    child = os.fork()  # before any gradient: torch's threads would not live on in the child
-    os.environ["LOCAL_RANK"] = "0" if child else "1"
+    rank, children = 0, []
+    for other in range(1, 4 if what == "four" else 2):
+        child = os.fork()  # before any gradient: torch's threads would not live on in the child
+        if not child:
+            rank, children = other, []
+            break
+        children.append(child)
+    os.environ["LOCAL_RANK"] = str(rank)
     torch.set_num_threads(1)
-    folder = Path(sys.argv[1])
-    train_compiled(folder / "two_compiled", 2) if sys.argv[2:] == ["compiled"] else as_one_of_two(folder)
-    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) if child else 0)
+    if what is None:
+        as_one_of_two(folder)
+    elif what == "four":
+        as_one_of_four(folder)
+    else:
+        train_compiled(folder / "two_compiled", 2, what)
+    sys.exit(max((os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children), default=0, key=abs))

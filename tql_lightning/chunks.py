@@ -6,7 +6,13 @@ belongs to is a function of the update alone: chunks end at multiples of K, the 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
+
+from lightning_utilities.core.rank_zero import rank_zero_info
+
+from tql_lightning.full_disk import training_goes_on
+from tql_lightning.run_folder import SUPERSEDED_FOLDER, set_aside_after
 
 _COUNTS = ("ready", "started", "processed", "completed")
 
@@ -17,6 +23,30 @@ class ContinuedLogger(Protocol):
 
     def continue_from(self, update: int) -> None:
         """Takes back what a killed run logged after this update, which is done again."""
+
+
+def take_back(trainer: Any, update: int) -> None:
+    """Takes out of a run what it had come to after an update that it is continued from: it does that again.
+
+    Called on every process. Loggers forget it; evaluations, pictures and videos are set aside (`run_folder`).
+
+    Args:
+        trainer: that continues.
+        update: it goes on from there; -1 for a run that begins anew.
+    """
+    for logger in trainer.loggers:
+        if isinstance(logger, ContinuedLogger):
+            logger.continue_from(update)
+    folder = Path(trainer.default_root_dir)
+    if trainer.is_global_zero:
+        with training_goes_on(folder):
+            later = set_aside_after(folder, update)
+            if later:
+                names = f"{later[0]} and {len(later) - 1} more" if len(later) > 1 else str(later[0])
+                rank_zero_info(
+                    f"{names}: made after update {max(update, 0)}, from which the run goes on; moved to "
+                    f"{SUPERSEDED_FOLDER}/ beside"
+                )
 
 
 def chunk_size(trainer: Any) -> int:

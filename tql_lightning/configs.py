@@ -1,8 +1,9 @@
-"""Finds the packaged configurations by name."""
+"""Finds the packaged configurations by name; what a run's own says of its folder."""
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Collection, Sequence
 from importlib.resources import files
 from itertools import pairwise
@@ -26,6 +27,8 @@ SET_ELSEWHERE = {  # what is taken from another setting, and would be passed ove
     **{f"model.{name}": "leave it out, the dataset has it" for name in ("observation_dim", "action_dim")},
     **{f"model.{name}": "leave it out, the dataset has it" for name in ("reward_range", "final_reward_range")},
 }
+FOLDER = "trainer.default_root_dir"
+_WRITTEN_TO = re.compile(r"^([ -]*(?:dirpath|save_dir): )(.+)$", re.MULTILINE)  # settings of callbacks and loggers
 
 
 class ConfigError(ValueError):
@@ -63,6 +66,24 @@ def resolve_configs(arguments: Sequence[str], with_defaults: Collection[str]) ->
     if resolved and resolved[0] in with_defaults:
         resolved[1:1] = ["--config", find_config(DEFAULTS)]
     return resolved
+
+
+def refer_to_folder(text: str, folder: str | None) -> str:
+    """A run's configuration whose callbacks and loggers write into its folder wherever that is said to lie.
+
+    Args:
+        text: of the configuration, with every reference resolved.
+        folder: what it says of ``trainer.default_root_dir``.
+    """
+
+    def refer(line: re.Match[str]) -> str:
+        written_to = line[2].strip("'\"")
+        below = written_to.removeprefix(str(folder))
+        if below == written_to or below[:1] not in ("", "/") or set(below) & set("'\"\\"):
+            return line[0]
+        return f'{line[1]}"${{{FOLDER}}}{below}"'
+
+    return _WRITTEN_TO.sub(refer, text) if folder else text
 
 
 def _is_dataset(value: str) -> bool:

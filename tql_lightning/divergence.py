@@ -2,7 +2,7 @@
 
 NaN in a parameter stays there, so looking at all of them once an interval misses nothing: one reduction on the device,
 read together with the metrics. Every checkpoint is looked at too before it is written, so none ever holds NaN. In
-between only references to losses are kept; they tell, when it has happened, in which chunk of updates it began.
+between only references to losses are kept; they tell, when it has happened, in which update it began.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from tql_lightning.batch import Batch, Noise
 from tql_lightning.checkpoint_io import CheckpointError, read_checkpoint
 from tql_lightning.data.files import write_text_whole, write_whole
 from tql_lightning.data.sampler import TrainingStream
+from tql_lightning.processes import sum_over_processes
 from tql_lightning.run_folder import CONFIG_FILE, divergence_file
 
 MOST_SHOWN = 3
 MOST_UPDATES = 256  # whose minibatches are written
-MOST_LOSSES = 4096  # references kept between two looks, one a chunk
+MOST_LOSSES = 4096  # references kept between two looks, one an update
 GRADIENT_NORM = "gradient_norm/"
 NO_STEP_SCALE = 2.0**-40  # float16's gradients overflow at no scale below this: none of them is finite
 
@@ -45,34 +46,53 @@ class DivergenceWatch:
         self._sound: int | None = None  # updates done when everything was last found finite
         self._losses: deque[tuple[int, Tensor]] = deque(maxlen=MOST_LOSSES)
 
-    def keep(self, before: int, after: int, loss: Tensor) -> None:
-        """Keeps a reference to the loss of a chunk's last update; the device is not waited for.
+    def keep(self, update: int, loss: Tensor) -> None:
+        """Keeps a reference to an update's loss; the device is not waited for.
 
         Args:
-            before: updates done before the chunk.
-            after: updates done after it.
-            loss: scalar, detached.
+            update: counted from 0.
+            loss: scalar, detached, that nothing writes over.
         """
-        self._sound = before if self._sound is None else self._sound
-        self._losses.append((after, loss))
+        self._sound = update if self._sound is None else self._sound
+        self._losses.append((update, loss))
 
     def passed(self, update: int) -> None:
         """Everything was found finite after so many updates."""
         self._sound = update
         self._losses.clear()
 
-    def suspects(self, update: int, by_losses: bool = True) -> range:
+    def first_broken(self, passes: bool = False) -> tuple[int | None, int | None]:
+        """The first update whose loss is NaN or infinite, and the last before it whose loss is known to be finite.
+
+        Counted from 0, None where there is none; of the whole batch, so called on all processes.
+
+        Args:
+            passes: whether such a loss may leave no trace, as with float16, whose steps are then left out: the first is
+                that after which none is finite.
+        """
+        if not self._losses:
+            return None, None
+        finite = sum_over_processes(torch.stack([loss.float() for _, loss in self._losses])).isfinite().tolist()
+        updates = [update for update, _ in self._losses]
+        first = next(
+            (k for k, sound in enumerate(finite) if not sound and not (passes and any(finite[k:]))), len(finite)
+        )
+        return (updates[first] if first < len(finite) else None), (updates[first - 1] if first else None)
+
+    def suspects(self, update: int, broken: int | None, finite: int | None, by_losses: bool = True) -> range:
         """The updates, counted from 0, one of which was the first to go wrong; ``update`` of them are done.
 
         Args:
             update: how many are done.
+            broken: see `first_broken`.
+            finite: see `first_broken`.
             by_losses: whether what went wrong shows in losses: a finite one of update k then tells that updates
                 before k left sound weights. Infinite squared gradients in the optimizer's state show in none.
         """
-        begin, end = self._sound if self._sound is not None else max(update - 1, 0), update
-        losses = [(after, math.isfinite(float(loss))) for after, loss in self._losses] if by_losses else []
-        begin = max([begin, *(after - 1 for after, finite in losses if finite)])
-        end = min([end, *(after for after, finite in losses if not finite and after > begin)])
+        begin = self._sound if self._sound is not None else max(update - 1, 0)
+        if by_losses and finite is not None:
+            begin = max(begin, finite)
+        end = update if broken is None else broken + 1
         return range(min(begin, end - 1), end) if end > 0 else range(0)
 
 
@@ -123,11 +143,14 @@ def diverged(
         trainer: that trains it.
         watch: what is known of when it began.
         metrics: names of those that are not finite.
+
+    Called on every process at once.
     """
     update, folder = trainer.global_step, Path(trainer.default_root_dir)
     scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
     parameters, optimizer = _broken(_weights(model)), _broken(_optimizer_state(model, trainer))
-    suspects = watch.suspects(update, by_losses=bool(parameters or metrics))
+    first, finite = watch.first_broken(passes=scaled)
+    suspects = watch.suspects(update, first, finite, by_losses=bool(parameters or metrics))
     minibatches = _draw(trainer, suspects)
     kinds = {
         "minibatches": [] if minibatches is None else _broken(_named_fields(*minibatches)),
@@ -137,9 +160,11 @@ def diverged(
     }
     named = {kind: names for kind, names in kinds.items() if names}
     began = f"update {suspects[0]}" if len(suspects) == 1 else f"one of updates {suspects.start} to {suspects.stop - 1}"
+    if first is not None:
+        began += f", the loss of update {first} is the first that is not finite"
     kept = _write_minibatches(trainer, folder, suspects, minibatches)
     head = f"training diverged: after update {update} not finite: "
-    tail = [f"it began in {began} (the first is 0); {kept}"]
+    tail = [f"it began in {began} (counted from 0); {kept}"]
     good, remedy = last_good(trainer), "lower the learning rates or set model.gradient_clip_norm"
     if good is None:
         tail.append(f"no checkpoint had been written yet; {remedy}, and start again")

@@ -46,11 +46,15 @@ def short_message(error: BaseException) -> str | None:
     """
     text = str(error)
     if not (KNOWN & {each.__name__ for each in type(error).__mro__}):
-        from tql_lightning.out_of_memory import TooLittleMemoryError, advice, is_out_of_memory
+        import torch
+
+        from tql_lightning.out_of_memory import TooLittleMemoryError, advice, is_out_of_memory, remedies_for
         from tql_lightning.processes import has_lost_another
 
         if is_out_of_memory(error):
-            text = text if isinstance(error, TooLittleMemoryError) else advice(error, "memory does not suffice")
+            if not isinstance(error, TooLittleMemoryError):
+                gpu = isinstance(error, torch.OutOfMemoryError)
+                text = advice(error, "memory does not suffice", remedies_for(torch.device("cuda" if gpu else "cpu")))
         elif has_lost_another(error):
             text = f"{LOST_ANOTHER}\n{text}"
         else:

@@ -20,9 +20,10 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from tql_lightning.checkpoint_io import LAST, SUFFIX, WholeCheckpointIO, base_io, read_checkpoint
-from tql_lightning.chunks import ContinuedLogger
+from tql_lightning.chunks import take_back
 from tql_lightning.close_names import add_note, option_names
 from tql_lightning.commands import COMMANDS, add_group, command_parser
+from tql_lightning.configs import refer_to_folder
 from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.data.files import write_text_whole
 from tql_lightning.data.sampler import rows_per_process
@@ -30,6 +31,7 @@ from tql_lightning.data.transitions import TransitionDataset
 from tql_lightning.evaluation import check_contents
 from tql_lightning.full_disk import unwritten
 from tql_lightning.out_of_memory import explained_memory
+from tql_lightning.processes import refuse_launch
 from tql_lightning.provenance import record_start
 from tql_lightning.resuming import newest_whole, refuse_changes
 from tql_lightning.run_folder import CONFIG_FILE, METRICS_BEFORE_FILE, METRICS_FILE
@@ -121,6 +123,7 @@ class TQLCLI(LightningCLI):
 
         Raises:
             MisconfigurationException: no such trainer can be made; a note tells the settings.
+            ValueError: see `processes.refuse_launch`.
         """
         trainer_config = self._get(self.config_init, "trainer", default={})
         plugins = trainer_config.get("plugins") or []
@@ -143,7 +146,7 @@ class TQLCLI(LightningCLI):
         if isinstance(callbacks, list):  # a dict keeps the first place and the last value
             callbacks[:] = {_kind_of(callback): callback for callback in callbacks}.values()
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
         except MisconfigurationException as error:
             settings = ("accelerator", "devices", "num_nodes", "strategy", "precision")
             given = ", ".join(f"trainer.{name}={trainer_config.get(name)}" for name in settings)
@@ -151,6 +154,8 @@ class TQLCLI(LightningCLI):
                 f"raised by Lightning for {given}; --trainer.accelerator=cpu --trainer.devices=1 runs anywhere"
             )
             raise
+        refuse_launch(trainer)
+        return trainer
 
     def _parse_ckpt_path(self) -> None:
         """Keeps fit's own settings when it continues a run; Lightning would put the checkpoint's over them.
@@ -177,7 +182,8 @@ class TQLCLI(LightningCLI):
         writes = subcommand == "fit" or bool(self.trainer.loggers)
         alone = writes and self.trainer.is_global_zero and "://" not in folder
         batch_size = self.datamodule.batch_size // self.trainer.world_size
-        memory = explained_memory(self.model.critic, batch_size, self.trainer.strategy.root_device)
+        device = self.trainer.strategy.root_device
+        memory = explained_memory(self.model.critic, batch_size, device, self.model.cuda_graphs)
         try:
             with memory, only_run_in(Path(folder)) if alone else nullcontext():
                 super()._run_subcommand(subcommand)
@@ -267,9 +273,7 @@ class TQLCLI(LightningCLI):
         self.config_init[self.subcommand]["ckpt_path"] = None
         if self.trainer.is_global_zero and (folder / METRICS_FILE).is_file():
             (folder / METRICS_FILE).replace(folder / METRICS_BEFORE_FILE)
-        for logger in self.trainer.loggers:
-            if isinstance(logger, ContinuedLogger):
-                logger.continue_from(-1)
+        take_back(self.trainer, -1)
         return True
 
 
@@ -300,12 +304,15 @@ class SaveFitConfig(SaveConfigCallback):
     def save_config(self, trainer: Any, pl_module: Any, stage: str) -> None:  # noqa: ARG002
         """Writes it whole: a run that continues has its configuration whatever ends it meanwhile.
 
+        It is resolved but for the folder, so that a run that is copied, or renamed, goes on where it then lies.
+
         Raises:
             OSError: it cannot be written; what was there stays.
         """
         path = Path(trainer.default_root_dir) / CONFIG_FILE
+        text = refer_to_folder(self.parser.dump(self.config, skip_none=False), self.config.trainer.default_root_dir)
         try:
-            write_text_whole(path, self.parser.dump(self.config, skip_none=False))
+            write_text_whole(path, text)
         except OSError as error:
             raise OSError(unwritten(path, error)) from error
 

@@ -174,6 +174,16 @@ class ContinuedTensorBoardLogger(TensorBoardLogger):
         """Writes what was logged, and ends the file."""
         self._try(partial(super().finalize, status))
 
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The writer; made at the first use. Its errors name the folder, as those of another thread do not."""
+        try:
+            return super().experiment
+        except OSError as error:
+            error.filename = error.filename or self.log_dir
+            raise
+
     def _add_image(self, name: str, pixels: NDArray[np.uint8], step: int | None) -> None:
         self.experiment.add_image(name, pixels, step, dataformats="HWC")
 

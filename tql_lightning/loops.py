@@ -11,10 +11,10 @@ from torch import Tensor
 
 from tql_lightning.batch import Batch, Noise
 from tql_lightning.chunks import (
-    ContinuedLogger,
     chunk_size,
     restore_progress,
     skip_validation_of_a_stop,
+    take_back,
     validation_follows,
 )
 from tql_lightning.data.counter_random import seed_generators
@@ -72,12 +72,10 @@ class UpdateLoop(UpdateStep):
         super().on_fit_start()
 
     def on_train_start(self) -> None:
-        """Tells loggers where a continued run goes on."""
+        """Takes back what a continued run made past the update that it goes on from."""
         super().on_train_start()
         if self.global_step > 0:
-            for logger in self.loggers:
-                if isinstance(logger, ContinuedLogger):
-                    logger.continue_from(self.global_step)
+            take_back(self.trainer, self.global_step)
 
     def training_step(self, chunk: tuple[Batch, Noise], batch_idx: int) -> dict[str, Any]:
         """K updates on a chunk of K minibatches; stops between two of them when the trainer is to stop.
@@ -100,14 +98,16 @@ class UpdateLoop(UpdateStep):
         begun = self.global_step - self.global_step % chunk_size(self.trainer)  # also if a stop cut the chunk in two
         seed = getattr(self.trainer.datamodule, "seed", None)  # type: ignore[attr-defined]
         first, rank = self.global_step, self.global_rank
-        with explained_memory(self.critic, batches.rewards.shape[1], self.device):
+        with explained_memory(self.critic, batches.rewards.shape[1], self.device, self.cuda_graphs):
             for k in range(num_updates):
                 if seed is not None:  # what is drawn from torch's own generators, as by dropout
                     seed_generators(self.device, seed, first + k, rank)
-                outputs = self.update(batches.update(k), noises.update(k), with_metrics=k == num_updates - 1)
+                last = k == num_updates - 1
+                outputs = self.update(batches.update(k), noises.update(k), with_metrics=last)
+                if last or not self.cuda_graphs:  # the next replay writes over what one without metrics gave
+                    self._watch.keep(first + k, outputs["loss"])
                 if self.trainer.should_stop:
                     break
-        self._watch.keep(first, self.global_step, outputs["loss"])
         outputs["log_now"] = bool(outputs["metrics"]) and self.crosses_log_interval(begun)
         if outputs["log_now"]:
             self.write_metrics(outputs["metrics"])

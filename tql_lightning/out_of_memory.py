@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -12,12 +12,6 @@ from tql_lightning.nn.critic import Critic
 LONGEST_REASON = 200  # characters of what an allocator says
 SIGNS = (  # of allocators that raise a RuntimeError
     *("can't allocate memory", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED"),
-)
-REMEDIES = (
-    "the same results with less: more devices (each takes its share of the batch), --data.storage=cpu, "
-    "--model.cuda_graphs=false",
-    "nearly the same: --trainer.precision=bf16-mixed, attention with implementation chunked (docs/attention.md)",
-    "others: lower --data.batch_size, --model.critic.hidden_dim or num_layers, or observe fewer numbers (tokens)",
 )
 
 
@@ -33,13 +27,16 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def explained_memory(critic: Critic, batch_size: int, device: torch.device) -> Iterator[None]:
+def explained_memory(
+    critic: Critic, batch_size: int, device: torch.device, cuda_graphs: bool = False
+) -> Iterator[None]:
     """Where the block needs more memory than there is, says what for.
 
     Args:
         critic: that is trained.
         batch_size: transitions that this process takes at once.
         device: that computes.
+        cuda_graphs: whether updates are recorded.
 
     Raises:
         TooLittleMemoryError: in the place of what an allocator raised.
@@ -57,15 +54,42 @@ def explained_memory(critic: Critic, batch_size: int, device: torch.device) -> I
         sizes.append(
             f"{sum(parameter.numel() for parameter in critic.parameters()) / 1e6:.1f} M parameters in the critic"
         )
-        raise TooLittleMemoryError(advice(error, f"{device} is out of memory with {', '.join(sizes)}")) from error
+        what = f"{device} is out of memory with {', '.join(sizes)}"
+        remedies = remedies_for(device, critic.num_layers > 0, cuda_graphs)
+        raise TooLittleMemoryError(advice(error, what, remedies)) from error
 
 
-def advice(error: BaseException, what: str) -> str:
+def remedies_for(device: torch.device, attends: bool = True, cuda_graphs: bool = False) -> list[str]:
+    """What takes less memory, as far as it applies: one line for each kind of it.
+
+    Args:
+        device: that computes; a CPU's memory holds the dataset anyway, and is no larger for several processes.
+        attends: whether the critic is a transformer.
+        cuda_graphs: whether updates are recorded.
+    """
+    exact, near = [], ["--trainer.precision=bf16-mixed"]
+    if device.type != "cpu":
+        exact += ["more devices (each takes its share of the batch)", "--data.storage=cpu"]
+    if cuda_graphs:
+        exact.append("--model.cuda_graphs=false")
+    if attends:
+        near.append("attention with implementation chunked (docs/attention.md)")
+    sizes = "hidden_dim or num_layers" if attends else "hidden_dims"
+    numbers = "numbers (tokens)" if attends else "numbers"
+    return [
+        *([f"the same results with less: {', '.join(exact)}"] if exact else []),
+        f"nearly the same: {', '.join(near)}",
+        f"others: lower --data.batch_size, --model.critic.{sizes}, or observe fewer {numbers}",
+    ]
+
+
+def advice(error: BaseException, what: str, remedies: Sequence[str]) -> str:
     """What is said of too little memory.
 
     Args:
         error: an allocator's.
         what: needed it.
+        remedies: see `remedies_for`.
     """
     reason = (str(error).splitlines() or [type(error).__name__])[0][:LONGEST_REASON]
-    return "\n".join([what, reason, *REMEDIES])
+    return "\n".join([what, reason, *remedies])

@@ -21,6 +21,7 @@ pictures/attention_map/update_<N>.png    mean attention maps per layer
 pictures/q_landscape/update_<N>.png      Q around dataset and policy actions
 videos/update_<N>_episode_<i>.mp4        episode i of an evaluation, filmed; other videos may lie there too
 videos/pending/update_<N>.ckpt           what is still to be filmed; gone once it has been
+superseded/ in any of these folders      what was made after an update from which the run then went on anew
 =======================================  =============================================================================
 """
 
@@ -36,6 +37,7 @@ METRICS_BEFORE_FILE = "metrics_before.csv"
 LOCK_FILE = "run.lock"
 EVALUATION_FOLDER = "evaluations"
 VIDEO_FOLDER = "videos"
+SUPERSEDED_FOLDER = "superseded"
 ATTENTION_MAP = "attention_map"
 Q_LANDSCAPE = "q_landscape"
 
@@ -97,6 +99,38 @@ def update_and_episode(video: Path) -> tuple[int, int] | None:
     """What a video's name tells of it: update and episode; None of those that other names were given."""
     match = _FILMED.fullmatch(video.stem)
     return None if match is None else (int(match[1]), int(match[2]))
+
+
+def set_aside_after(folder: Path, update: int) -> list[Path]:
+    """Sets aside what a run made of later updates; snapshots of them, from which nothing is to be made, are removed.
+
+    Returns:
+        The files that were set aside, as they were named.
+
+    Raises:
+        OSError: one cannot be.
+    """
+    numbered = [evaluation_files(folder), *(picture_files(folder, kind) for kind in (ATTENTION_MAP, Q_LANDSCAPE))]
+    later = [path for files in numbered for number, path in files.items() if number > update]
+    later += [path for path in video_files(folder) if (update_and_episode(path) or (0, 0))[0] > update]
+    for path in later:
+        set_aside(path)
+    for kind in (EVALUATION_FOLDER, VIDEO_FOLDER):
+        for number, path in pending_files(folder, kind).items():
+            if number > update:
+                path.unlink()
+    return later
+
+
+def set_aside(path: Path) -> None:
+    """Moves a file into ``superseded/`` beside it, in the place of an earlier one of its name.
+
+    Raises:
+        OSError: it cannot be.
+    """
+    target = path.parent / SUPERSEDED_FOLDER / path.name
+    target.parent.mkdir(exist_ok=True)
+    path.replace(target)
 
 
 def _numbered(folder: Path, suffix: str) -> dict[int, Path]:

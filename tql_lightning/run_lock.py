@@ -33,9 +33,15 @@ def only_run_in(folder: Path) -> Iterator[None]:
         RunLockedError: another run holds it.
         OSError: the folder cannot be made or written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK_FILE
-    descriptor = _open_locked(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = _open_locked(path)
+    except OSError as error:
+        raise OSError(
+            f"trainer.default_root_dir: {folder} cannot be written to ({error.strerror}); make it writable, or choose "
+            "another folder with --trainer.default_root_dir"
+        ) from error
     try:
         holder = {"process": os.getpid(), "host": socket.gethostname()}
         os.ftruncate(descriptor, 0)

@@ -35,23 +35,27 @@ def test_the_best_of_a_continued_run_is_not_overwritten_by_a_worse_one(tmp_path:
     assert torch.load(tmp_path / "best" / "best.ckpt", weights_only=True)["global_step"] == trainer.global_step == 5
 
 
-def test_a_best_that_a_killed_run_had_come_to_gives_way_when_its_update_is_made_again(tmp_path: Path) -> None:
+def test_what_a_killed_run_had_come_to_is_no_part_of_the_run_that_goes_on_from_before(tmp_path: Path) -> None:
     best_file, last_file = tmp_path / "best" / "best.ckpt", tmp_path / "last.ckpt"
-    for updates, rate in ((5, 1e-3), (10, 1e-3), (10, 1e-2)):
+    for updates, rate in ((5, 1e-3), (10, 1e-3), (8, 1e-2)):
         best, last = BestCheckpoint(str(best_file.parent)), LastCheckpoint(str(tmp_path), every_n_updates=5)
         model, evaluation = toy_model(critic_learning_rate=rate), RolloutEvaluation(2, 5, env_id=SWING)
         continued = last_file if last_file.exists() else None
         fit(tmp_path, model, updates, [evaluation, best, last], ckpt_path=continued, plugins=WholeCheckpointIO())
-        if rate == 1e-3 and updates == 10:  # as if update 10 had been the best, and the run killed before it saved
+        if updates == 10:  # as if update 10 had been the best, and the run killed before it saved
             best_file.write_bytes(last_file.read_bytes())
             last_file.write_bytes((tmp_path / "previous.ckpt").read_bytes())
             record = evaluation_files(tmp_path)[10]
             record.write_text(json.dumps({"summary": {"return": 1e6}}))
+    assert list(evaluation_files(tmp_path)) == [0, 5, 8]
     assert evaluation.result is not None
     assert float(best.best_model_score or 0) == pytest.approx(evaluation.result.summary()["return"])
     kept = read_checkpoint(best_file)
-    assert kept["global_step"] == 10
+    assert kept["global_step"] == 8
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in kept["state_dict"].items())
+    set_aside = best_file.parent / "superseded" / "best.ckpt", record.parent / "superseded" / record.name
+    assert read_checkpoint(set_aside[0])["global_step"] == 10
+    assert json.loads(set_aside[1].read_text())["summary"] == {"return": 1e6}
 
 
 def test_a_damaged_best_is_told_of_and_the_next_evaluation_takes_its_place(tmp_path: Path) -> None:
