@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-
 from scipy import stats
 
 from tql_lightning.metrics import MeanWithError, bootstrap_interval, rate_interval
