@@ -78,4 +78,4 @@ def rate_interval(outcomes: NDArray[np.float64], level: float = 0.95) -> tuple[f
     possible = 1.0 - ((1.0 - level) / 2.0) ** (1.0 / len(outcomes))
     if not outcomes.any():
         return 0.0, possible
-    return (1.0 - possible, 1.0) if outcomes.all() else bootstrap_interval(outcomes, level)
+    return (1.0 - possible, 1.0) if (outcomes == 1.0).all() else bootstrap_interval(outcomes, level)
