@@ -8,6 +8,8 @@ import gymnasium
 import numpy as np
 import pytest
 
+from tests.environments import CountdownEnv
+from tql_lightning.data.flatten import flat_space
 from tql_lightning.envs import EnvError, make_env
 
 
@@ -52,3 +54,45 @@ def test_an_environment_whose_constructor_takes_nothing_is_made_and_not_drawn(mo
     assert isinstance(make_env("Plain-v0").unwrapped, Plain)
     with pytest.raises(EnvError, match=r"environment Plain-v0: its constructor does not take .*render_mode"):
         make_env("Plain-v0", render_mode="rgb_array")
+
+
+PICTURE = gymnasium.spaces.Box(0, 255, (8, 8, 3), np.uint8)
+STATE = gymnasium.spaces.Box(-1.0, 1.0, (2,))
+ACTIONS = gymnasium.spaces.Box(-1.0, 1.0, (1,))
+
+
+class OtherSpacesEnv(CountdownEnv):
+    """A countdown that claims other spaces."""
+
+    def __init__(
+        self,
+        observations: gymnasium.Space[Any] = STATE,
+        actions: gymnasium.Space[Any] = ACTIONS,
+        render_mode: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.observation_space, self.action_space = observations, actions  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    ("spaces", "message"),
+    [
+        ({"observations": PICTURE}, r"no pictures, found Box\(0, 255, \(8, 8, 3\), uint8\)"),
+        ({"observations": gymnasium.spaces.Dict(camera=PICTURE, state=STATE)}, "no pictures, found Dict"),
+        ({"observations": gymnasium.spaces.Dict(label=gymnasium.spaces.Discrete(3))}, "expected a Box of observations"),
+        ({"actions": gymnasium.spaces.Box(-np.inf, np.inf, (1,))}, "OtherSpaces-v0: expected bounded actions"),
+        ({"actions": gymnasium.spaces.Box(-1.0, 1.0, (1, 1))}, "expected a Box of actions of rank 1"),
+    ],
+)
+def test_spaces_that_tql_is_not_for_are_refused(
+    spaces: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gymnasium.envs.registration, "registry", dict(gymnasium.registry))
+    gymnasium.register("OtherSpaces-v0", OtherSpacesEnv, kwargs=spaces, disable_env_checker=True)
+    with pytest.raises(EnvError, match=message):
+        make_env("OtherSpaces-v0")
+
+
+def test_bytes_that_are_no_picture_are_numbers() -> None:
+    memory = gymnasium.spaces.Box(0, 255, (128,), np.uint8)
+    assert flat_space(memory) == gymnasium.spaces.Box(0.0, 255.0, (128,))

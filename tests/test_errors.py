@@ -41,6 +41,11 @@ MISTAKES = {
     "missing checkpoint of export": (["export", "nothing.ckpt"], ["nothing.ckpt: no such file"]),
     "wrong format of export": (["export", "x.ckpt", "--format=onx"], ["onx", "torch"]),
     "missing checkpoint of evaluate": (["evaluate", "nothing.ckpt"], ["nothing.ckpt: no such file"]),
+    "a folder for a checkpoint": (["evaluate", "."], ["checkpoint .: expected a file, found a folder", ".ckpt"]),
+    "a folder for a file to write": (
+        ["evaluate", "a.ckpt", "--json", "."],
+        [".: expected a file to write, found a folder"],
+    ),
     "nothing to film": (["evaluate", "x.ckpt", "--video_episodes=0"], ["video_episodes: expected at least 1, found 0"]),
     "missing checkpoint of fit": (["fit", TOY, *TINY, "--ckpt_path=nothing.ckpt"], ["nothing.ckpt"]),
     "weights of 16 bits": (

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
-from tql_lightning.metrics import MeanWithError
+from tql_lightning.metrics import MeanWithError, bootstrap_interval, rate_interval
 
 
 def test_mean_and_error_equal_numpys_over_several_updates() -> None:
@@ -34,3 +35,18 @@ def test_processes_add_up() -> None:
     for name in ("total", "squares", "count"):
         setattr(left, name, getattr(left, name) + getattr(right, name))  # as dist_reduce_fx="sum" does
     assert [value.item() for value in left.compute()] == [value.item() for value in whole.compute()]
+
+
+@pytest.mark.parametrize(("successes", "episodes"), [(0, 50), (50, 50), (0, 1), (1, 1)])
+def test_a_rate_of_none_or_all_has_the_exact_interval(successes: int, episodes: int) -> None:
+    expected = stats.binomtest(successes, episodes).proportion_ci(method="exact")
+    found = rate_interval(np.repeat([1.0, 0.0], [successes, episodes - successes]))
+    assert found == pytest.approx((expected.low, expected.high))
+    assert found[0] < found[1]
+
+
+def test_any_other_rate_has_the_bootstraps() -> None:
+    outcomes = np.repeat([1.0, 0.0], [10, 40])
+    assert rate_interval(outcomes) == bootstrap_interval(outcomes)
+    expected = stats.bootstrap((outcomes,), np.mean, method="percentile", rng=1).confidence_interval
+    assert rate_interval(outcomes) == pytest.approx((expected.low, expected.high), abs=0.021)

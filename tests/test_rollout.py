@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tests import environments  # noqa: F401  (registers)
 from tql_lightning.envs import EnvError, make_env
+from tql_lightning.evaluate_command import table
 from tql_lightning.nn.policy import Actor, FlowPolicy
 from tql_lightning.rollout import ROWS, RolloutResult, episode_noise, join_shares, reset_seeds, rollout
 
@@ -214,3 +215,14 @@ def test_a_new_episode_decides_anew_wherever_the_last_one_stopped() -> None:
     lengths = [int(gymnasium.make(COUNTDOWN).reset(seed=seed)[0][1]) for seed in reset_seeds(0, 3)]
     steps = [step for length in lengths for step in range(0, length, 4)]
     assert [sum(row) for row in asked] == steps
+
+
+def test_one_episode_has_neither_error_nor_interval_in_the_table() -> None:
+    result = RolloutResult(np.array([-3.0]), np.array([200.0]), None)
+    played = {"checkpoint": "a.ckpt", "updates": 1, "env_id": "Toy-v0", "seed": 0, "extraction": "fql"}
+    printed = table(played | {"episodes": 1} | result.summary())
+    assert "1 episode, seed 0" in printed
+    assert [line.split() for line in printed.splitlines()[2:]] == [
+        ["return", "-3.000", "-", "-"],
+        ["length", "200.000", "-", "-"],
+    ]

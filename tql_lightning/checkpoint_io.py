@@ -132,6 +132,8 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu", mmap: bool = Fa
         CheckpointError: no such file, damaged, holds more than weights, or is not Lightning's.
     """
     path = Path(path)
+    if path.is_dir():
+        raise CheckpointError(f"checkpoint {path}: expected a file, found a folder; name a .ckpt file in it")
     if not path.is_file():
         there = next((each for each in (path / LAST, path / "checkpoints" / LAST) if each.is_file()), None)
         hint = f", but a folder; give {there}" if there else ""

@@ -30,8 +30,8 @@ def make_env(env_id: str, render_mode: str | None = None) -> gymnasium.Env[Any, 
         render_mode: passed on to the environment.
 
     Raises:
-        EnvError: unknown id, missing package, a constructor that does not take ``render_mode``, or spaces that are not
-            Boxes.
+        EnvError: unknown id, missing package, a constructor that does not take ``render_mode``, spaces that are not
+            Boxes, pictures, or actions without bounds.
     """
     import gymnasium
     from gymnasium.wrappers import DtypeObservation, FlattenObservation, RescaleAction, TransformObservation
@@ -54,14 +54,17 @@ def make_env(env_id: str, render_mode: str | None = None) -> gymnasium.Env[Any, 
     box = gymnasium.spaces.Box
     if not isinstance(env.action_space, box) or env.action_space.shape is None or len(env.action_space.shape) != 1:
         raise EnvError(f"environment {env_id}: expected a Box of actions of rank 1, found {env.action_space}")
+    if not (np.isfinite(env.action_space.low).all() and np.isfinite(env.action_space.high).all()):
+        raise EnvError(f"environment {env_id}: expected bounded actions, found {env.action_space}")
     columns = flat_space(env.observation_space)
-    if isinstance(env.observation_space, gymnasium.spaces.Dict) and columns is not None:
-        env = TransformObservation(env, partial(flatten, env.observation_space), columns)
-    if not isinstance(env.observation_space, box):
+    if columns is None:
         raise EnvError(
-            f"environment {env_id}: expected a Box of observations, or a Dict of Boxes, found {env.observation_space}"
+            f"environment {env_id}: expected a Box of observations, or a Dict of Boxes, and no pictures, found "
+            f"{env.observation_space}"
         )
-    if len(env.observation_space.shape) != 1:
+    if isinstance(env.observation_space, gymnasium.spaces.Dict):
+        env = TransformObservation(env, partial(flatten, env.observation_space), columns)
+    if len(env.observation_space.shape) != 1:  # type: ignore[arg-type]
         env = FlattenObservation(env)
     if env.observation_space.dtype != "float32":
         env = DtypeObservation(env, "float32")

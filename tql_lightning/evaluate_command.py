@@ -71,7 +71,8 @@ def evaluate(
 
 def table(entry: Mapping[str, Any]) -> str:
     """What was played with a checkpoint, then mean, standard error and interval of each figure."""
-    what = f"{entry['env_id']}, {entry['episodes']} episodes, seed {entry['seed']}, {entry['extraction']}"
+    plural = "s" if entry["episodes"] > 1 else ""
+    what = f"{entry['env_id']}, {entry['episodes']} episode{plural}, seed {entry['seed']}, {entry['extraction']}"
     lines = [
         f"{entry['checkpoint']} after {entry['updates']:,} updates: {what}",
         f"  {'':18}{'mean':>12}{'stderr':>12}{'95 % interval':>26}",
@@ -79,5 +80,8 @@ def table(entry: Mapping[str, Any]) -> str:
     for name in COLUMNS:
         if name in entry:
             interval = f"[{entry[f'{name}_low']:.3f}, {entry[f'{name}_high']:.3f}]"
-            lines.append(f"  {name:18}{entry[name]:12.3f}{entry[f'{name}_stderr']:12.3f}{interval:>26}")
+            error = f"{entry[f'{name}_stderr']:.3f}"
+            if entry["episodes"] == 1:  # says nothing of others
+                error = interval = "-"
+            lines.append(f"  {name:18}{entry[name]:12.3f}{error:>12}{interval:>26}")
     return "\n".join(lines)

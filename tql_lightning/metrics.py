@@ -54,9 +54,28 @@ def bootstrap_interval(values: NDArray[np.float64], level: float = 0.95) -> tupl
 
     Returns:
         Its ends: quantiles of the means of `RESAMPLES` samples with replacement. Both are the mean where all values
-        are equal, though the true interval is wider: 20 successes out of 20 do not make a success rate of 1.
+        are equal, though the true interval is wider.
     """
     rng = np.random.default_rng(0)
     means = values[rng.integers(len(values), size=(RESAMPLES, len(values)))].mean(axis=1)
     low, high = np.quantile(means, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
     return float(low), float(high)
+
+
+def rate_interval(outcomes: NDArray[np.float64], level: float = 0.95) -> tuple[float, float]:
+    """Interval of a success rate: `bootstrap_interval`, but where all outcomes are alike, which it learns nothing from.
+
+    There it is the exact one (Clopper & Pearson 1934): 0 successes of n leave rates up to 1 - ((1 - level) / 2)^(1 / n)
+    possible, 7 % of 50.
+
+    Args:
+        outcomes: (n,), 0 or 1 each, at least one.
+        level: share of such intervals that hold the true rate.
+
+    Returns:
+        Its ends.
+    """
+    possible = 1.0 - ((1.0 - level) / 2.0) ** (1.0 / len(outcomes))
+    if not outcomes.any():
+        return 0.0, possible
+    return (1.0 - possible, 1.0) if (outcomes == 1.0).all() else bootstrap_interval(outcomes, level)

@@ -86,9 +86,10 @@ class Policy:
             (n_a,) or (B, n_a) float32 between the environment's bounds; (h, n_a) or (B, h, n_a) where h is above 1.
 
         Raises:
-            PolicyError: observations or noise have another shape, or are not finite.
+            PolicyError: observations or noise have another shape, or are not finite numbers; or the actions are not,
+                which such observations as no dataset has lead to.
         """
-        given = np.asarray(observations, dtype=np.float32)
+        given = _numbers("observations", observations)
         batch = np.ascontiguousarray(np.atleast_2d(given))
         size = int(self.metadata["observation_dim"])
         if given.ndim not in (1, 2) or batch.shape[1] != size or not len(batch):
@@ -99,6 +100,9 @@ class Policy:
             raise PolicyError("deterministic: acts with zero noise, so give no noise")
         drawn = self._noise(noise, given.ndim == 1, len(batch), deterministic)
         actions = (self._act_deterministic if deterministic else self._act)(batch, drawn)
+        if not np.isfinite(actions).all():
+            found = f"numbers up to {np.abs(batch).max():.3g}"
+            raise PolicyError(f"observations: expected such as the policy was trained on, found {found}")
         if self.metadata["action_chunk"] > 1:
             actions = actions.reshape(len(batch), self.metadata["action_chunk"], -1)
         return actions[0] if given.ndim == 1 else actions
@@ -109,7 +113,7 @@ class Policy:
             return np.zeros(shape, dtype=np.float32)
         if noise is None:
             return self._rng.standard_normal(shape, dtype=np.float32)
-        given = np.asarray(noise, dtype=np.float32)
+        given = _numbers("noise", noise)
         given = given[None] if single else given
         if given.shape != shape or not np.isfinite(given).all():
             found = given.shape[1:] if single else given.shape
@@ -117,6 +121,22 @@ class Policy:
                 f"noise: expected finite numbers of shape {shape[1:] if single else shape}, found shape {found}"
             )
         return np.ascontiguousarray(given)
+
+
+def _numbers(name: str, given: ArrayLike) -> Floats:
+    """As float32; too large a number becomes infinite.
+
+    Raises:
+        PolicyError: it is no array of real numbers.
+    """
+    try:
+        array = np.asarray(given)
+    except (ValueError, TypeError, RuntimeError) as error:  # rows of different lengths; tensors with gradients
+        raise PolicyError(f"{name}: expected real numbers, found {type(given).__name__} ({error})") from error
+    if array.dtype.kind not in "biuf":
+        raise PolicyError(f"{name}: expected real numbers, found dtype {array.dtype}")
+    with np.errstate(over="ignore"):
+        return array.astype(np.float32)
 
 
 def _onnx(folder: Path) -> tuple[Act, Act]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from tql_lightning.data.counter_random import normal, uniform
 from tql_lightning.data.transitions import normalized_score
 from tql_lightning.envs import make_env
-from tql_lightning.metrics import MeanWithError, bootstrap_interval
+from tql_lightning.metrics import MeanWithError, bootstrap_interval, rate_interval
 from tql_lightning.nn.policy import Actor
 from tql_lightning.side_by_side import Environments, MakeEnv
 
@@ -56,7 +56,8 @@ class RolloutResult:
         summary: dict[str, float] = {}
         for name, values in columns.items():
             summary[name], summary[f"{name}_stderr"] = mean_with_error(values)
-            summary[f"{name}_low"], summary[f"{name}_high"] = bootstrap_interval(values)
+            interval = rate_interval if name == "success_rate" else bootstrap_interval
+            summary[f"{name}_low"], summary[f"{name}_high"] = interval(values)
         return summary
 
     def as_lists(self) -> dict[str, list[float] | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import imageio.v2
@@ -12,7 +13,7 @@ import pytest
 from tests.browser import DESKTOP, PHONE, chromium, show_as
 from tests.report.runs import make_run
 from tql_lightning.report.page import write_report
-from tql_lightning.run_folder import VIDEO_FOLDER
+from tql_lightning.run_folder import METRICS_FILE, VIDEO_FOLDER
 
 HOVER = """
 const svg = document.querySelector("figure.chart svg"), box = svg.getBoundingClientRect();
@@ -112,6 +113,22 @@ def test_a_legends_entry_hides_its_line(page: Any) -> None:
     assert page.execute_script(lines) == before - 1
     button.click()
     assert page.execute_script(lines) == before
+
+
+def test_many_methods_hide_no_other_with_their_bands_and_runs_that_ended_are_told_of(page: Any, tmp_path: Path) -> None:
+    from selenium.webdriver.common.by import By
+
+    for method in range(17):
+        make_run(tmp_path / f"method_{method}" / "seed_0", 0, 0.5, discount=0.9 + method / 1000)
+    metrics = make_run(tmp_path / "method_0" / "seed_1", 1, 0.7, discount=0.9) / METRICS_FILE
+    metrics.write_text("\n".join(metrics.read_text().splitlines()[:-1]) + "\n")
+    page.get(write_report([tmp_path], tmp_path / "page.html").as_uri())
+    bands = "return document.querySelector('figure.chart').querySelectorAll('path.band').length"
+    entries = page.find_elements(By.CSS_SELECTOR, "figure.chart .legend button")
+    assert entries[0].text.split("\n") == ["method_0 (2 runs)", "0.5, 1 of them"]
+    assert page.execute_script(bands) == 0
+    entries[16].click()
+    assert page.execute_script(bands) == 1
 
 
 def test_the_console_stays_empty(page: Any) -> None:

@@ -168,7 +168,8 @@ def _action_bounds(env_id: str) -> tuple[Any, Any]:
     env.close()
     if flat_space(observations) is None:
         raise DatasetError(
-            f"environment: {env_id}: expected observations in a Box or a Dict of them, found {observations}"
+            f"environment: {env_id}: expected observations in a Box or a Dict of them, and no pictures, found "
+            f"{observations}"
         )
     if not isinstance(actions, gymnasium.spaces.Box) or len(actions.shape) != 1:
         raise DatasetError(f"environment: {env_id}: expected actions in a Box of rank 1, found {actions}")

@@ -119,8 +119,10 @@ def require_writable(path: Path) -> None:
     """Tries to write where a file's folder is or is to be made, so that long work does not end in vain; leaves nothing.
 
     Raises:
-        ValueError: the folder cannot be made or written to; the message names the file.
+        ValueError: the folder cannot be made or written to, or a folder has the file's name; the message names it.
     """
+    if path.is_dir():
+        raise ValueError(f"{path}: expected a file to write, found a folder of this name; name a file in it")
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     try:
         with tempfile.TemporaryFile(dir=folder):

@@ -23,10 +23,15 @@ def flat_keys(space: gymnasium.spaces.Dict) -> list[str]:
 
 
 def flat_space(space: gymnasium.Space[Any]) -> gymnasium.spaces.Box | None:
-    """The float32 Box (n,) of the columns of a Box, or of a Dict of Boxes (nested or not); None for anything else."""
+    """The float32 Box (n,) of the columns of a Box, or of a Dict of Boxes (nested or not); None for anything else.
+
+    Pictures (bytes in more than one dimension) are something else: each of their numbers would be a token.
+    """
     from gymnasium.spaces import Box, Dict
 
     if isinstance(space, Box):
+        if space.dtype == np.uint8 and len(space.shape) > 1:
+            return None
         low, high = (bound.astype(np.float32).ravel() for bound in (space.low, space.high))
         return Box(low, high, dtype=np.float32)
     if not isinstance(space, Dict) or not space.spaces:

@@ -3,6 +3,7 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 const COLORS = 8;
+const MOST_BANDS = 16; // lines (methods and their targets), beyond which bands would hide one another
 
 function element(name, attributes, parent, text) {
   const made = name.startsWith("svg:")
@@ -97,7 +98,8 @@ class Chart {
   text(line, index) {
     if (index < 0 || line.y[index] === null) return "–";
     const low = line.low ? line.low[index] : null;
-    return number(line.y[index]) + (low === null ? "" : ` [${number(low)}, ${number(line.high[index])}]`);
+    const count = line.counts && line.counts[index] < line.runs ? `, ${line.counts[index]} of them` : "";
+    return number(line.y[index]) + (low === null ? "" : ` [${number(low)}, ${number(line.high[index])}]`) + count;
   }
 
   range() {
@@ -139,7 +141,7 @@ class Chart {
     const group = element("svg:g", { class: `c${line.color % COLORS}` }, this.svg);
     const place = (values) => values.map((value) => (value === null ? null : this.y(value)));
     const xs = line.x.map(this.x);
-    if (line.low) {
+    if (line.low && this.lines.filter((each) => each.shown).length <= MOST_BANDS) {
       const inside = line.x.map((_, index) => index).filter((index) => line.low[index] !== null);
       const ends = inside.map((index) => [xs[index], this.y(line.high[index])])
         .concat(inside.reverse().map((index) => [xs[index], this.y(line.low[index])]));

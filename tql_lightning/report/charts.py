@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tql_lightning.report.methods import Method
@@ -87,14 +87,16 @@ def _title(key: str) -> str:
 
 
 def _curve(runs: Sequence[Run], key: str) -> dict[str, Any]:
-    """Interquartile mean of the runs at every update that any of them has, its interval, and each run's own values."""
+    """Interquartile mean of the runs at the updates that most have, its interval, and each run's own values."""
     values = [dict(zip(*run.series[key], strict=True)) for run in runs]
-    updates = _thin(sorted({update for run in values for update in run}))
+    updates = _thin(_shared(values))
+    counts: list[int] = []
     middle: list[float | None] = []
     low: list[float | None] = []
     high: list[float | None] = []
     for update in updates:
         present = [run[update] for run in values if math.isfinite(run.get(update, math.nan))]
+        counts.append(len(present))
         if len(present) > 1:
             estimate = interquartile_mean([present], RESAMPLES)
             middle.append(estimate.value)
@@ -107,6 +109,7 @@ def _curve(runs: Sequence[Run], key: str) -> dict[str, Any]:
     curve: dict[str, Any] = {"x": updates, "y": _rounded(middle), "runs": len(runs)}
     if len(runs) > 1:
         curve |= {"low": _rounded(low), "high": _rounded(high)}
+        curve["counts"] = counts
         curve["each"] = [_rounded([_finite(run.get(update)) for update in updates]) for run in values]
     elif (interval := _episodes_interval(runs[0], key, updates)) is not None:
         curve |= interval
@@ -122,6 +125,18 @@ def _episodes_interval(run: Run, key: str, updates: Sequence[int]) -> dict[str, 
         at = dict(zip(*run.series[f"{key}_{end}"], strict=True))
         ends[end] = _rounded([_finite(at.get(update)) for update in updates])
     return ends
+
+
+def _shared(runs: Sequence[Mapping[int, float]]) -> list[int]:
+    """Updates at which most of the runs that were under way have a value, in order.
+
+    Where runs log at intervals of their own, a line through all their updates would jump from some to others.
+    """
+    every = sorted({update for run in runs for update in run})
+    spans = [(run, min(run), max(run)) for run in runs]
+    under_way = {update: [update in run for run, low, high in spans if low <= update <= high] for update in every}
+    shared = [update for update, there in under_way.items() if 2 * sum(there) > len(there)]
+    return every if len(shared) < min(3, *map(len, runs)) else shared
 
 
 def _thin(updates: list[int]) -> list[int]:

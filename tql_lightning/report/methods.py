@@ -18,6 +18,7 @@ SCORES = {
     "return": ("return", False),
 }
 LONGEST_LABEL = 60
+MOST_COMPARED = 5  # methods, of which every pair is compared: ten pairs
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,10 @@ class Result:
         task: or None for all.
         estimate: interquartile mean over runs of the last evaluation; None where none was made.
         best: the highest mean of an evaluation of any run.
-        runs: how many count.
+        runs: how many count; the others were never evaluated.
         updates: smallest and largest number of updates of the evaluations that count.
         over_episodes: the interval is that of a single run's episodes.
+        over_runs: the interval is that of runs: of every task there are two.
     """
 
     method: Method
@@ -60,20 +62,24 @@ class Result:
     runs: int
     updates: tuple[int, int]
     over_episodes: bool = False
+    over_runs: bool = False
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """How probable it is that a run of one method beats a run of another."""
+    """How probable it is that a run of one method beats a run of another.
+
+    Attributes:
+        method: that more probably does.
+        other: the other one.
+        estimate: of the probability.
+        over_runs: as for `Result`, of both.
+    """
 
     method: Method
     other: Method
     estimate: Estimate
-
-    @property
-    def several_runs(self) -> bool:
-        """Whether both have more than one run; else drawing runs anew tells nothing of other seeds."""
-        return len(self.method.runs) > 1 and len(self.other.runs) > 1
+    over_runs: bool
 
 
 def group_methods(runs: Sequence[Run]) -> list[Method]:
@@ -132,13 +138,14 @@ def _result(method: Method, task: str | None, tasks: Sequence[str], score: str) 
     scored = [run.series[f"eval/{score}"] for run in runs if f"eval/{score}" in run.series]
     if not scored:
         return Result(method, task, None, None, 0, (0, 0))
-    estimate = interquartile_mean(last_scores(method, tasks, score))
-    over_episodes = False
+    by_task = last_scores(method, tasks, score)
+    over_runs, over_episodes = _several(by_task), False
+    estimate = _known(interquartile_mean(by_task), over_runs)
     if len(scored) == 1:
         estimate, over_episodes = _single(runs, score, estimate)
     ends = [updates[-1] for updates, _ in scored]
     best = max(max(values) for _, values in scored)
-    return Result(method, task, estimate, best, len(scored), (min(ends), max(ends)), over_episodes)
+    return Result(method, task, estimate, best, len(scored), (min(ends), max(ends)), over_episodes, over_runs)
 
 
 def _single(runs: Sequence[Run], score: str, estimate: Estimate) -> tuple[Estimate, bool]:
@@ -158,19 +165,42 @@ def last_scores(method: Method, tasks: Sequence[str], score: str) -> list[list[f
 
 
 def comparisons(methods: Sequence[Method], tasks: Sequence[str], score: str) -> list[Comparison]:
-    """Every pair of methods that ran on the same tasks, each pair once: the one more probably better first."""
-    found = []
-    for index, method in enumerate(methods):
-        for other in methods[index + 1 :]:
-            shared = [
-                task for task in tasks if last_scores(method, [task], score) and last_scores(other, [task], score)
-            ]
-            if not shared:
-                continue
-            pair = last_scores(method, shared, score), last_scores(other, shared, score)
-            estimate = probability_of_improvement(*pair)
-            if estimate.value >= 0.5:
-                found.append(Comparison(method, other, estimate))
-            else:
-                found.append(Comparison(other, method, probability_of_improvement(pair[1], pair[0])))
-    return found
+    """Every pair of methods that ran on the same tasks, each pair once: the one more probably better first.
+
+    Of more than `MOST_COMPARED` methods only the pairs with the one that is most probably better than the others.
+    """
+    found = [
+        _comparison(method, other, tasks, score)
+        for index, method in enumerate(methods)
+        for other in methods[index + 1 :]
+    ]
+    pairs = [pair for pair in found if pair is not None]
+    if len(methods) <= MOST_COMPARED:
+        return pairs
+    won = dict.fromkeys(range(len(methods)), 0.0)
+    for pair in pairs:
+        won[pair.method.index] += pair.estimate.value - 0.5
+        won[pair.other.index] -= pair.estimate.value - 0.5
+    top = max(won, key=lambda index: won[index])
+    return [pair for pair in pairs if top in (pair.method.index, pair.other.index)]
+
+
+def _comparison(method: Method, other: Method, tasks: Sequence[str], score: str) -> Comparison | None:
+    shared = [task for task in tasks if last_scores(method, [task], score) and last_scores(other, [task], score)]
+    if not shared:
+        return None
+    own, others = last_scores(method, shared, score), last_scores(other, shared, score)
+    estimate, over_runs = probability_of_improvement(own, others), _several(own) and _several(others)
+    if estimate.value >= 0.5:
+        return Comparison(method, other, _known(estimate, over_runs), over_runs)
+    return Comparison(other, method, _known(probability_of_improvement(others, own), over_runs), over_runs)
+
+
+def _known(estimate: Estimate, over_runs: bool) -> Estimate:
+    """Without the interval where it is none of runs."""
+    return estimate if over_runs else Estimate(*[estimate.value] * 3)
+
+
+def _several(by_task: Sequence[Sequence[float]]) -> bool:
+    """Whether every task has two runs; drawing the only one anew tells nothing of other seeds."""
+    return min(len(scores) for scores in by_task) > 1

@@ -12,6 +12,7 @@ from tql_lightning.data.files import require_writable, write_text_whole
 from tql_lightning.report.charts import sections
 from tql_lightning.report.media import KINDS, Media, collect_media
 from tql_lightning.report.methods import (
+    MOST_COMPARED,
     SCORES,
     Comparison,
     Method,
@@ -28,6 +29,7 @@ from tql_lightning.statistics import Estimate
 MAIN_PACKAGES = ("tql-lightning", "torch", "lightning", "numpy", "gymnasium", "ogbench", "minari", "mujoco")
 MEGABYTE = 10**6
 COLORS = 8  # that the style sheet has
+MOST_LISTED = 5  # names in a note
 
 
 def write_report(folders: Sequence[Path], output: Path, media_mb: float = 30.0) -> Path:
@@ -77,9 +79,10 @@ def render(runs: Sequence[Run], media: Media) -> str:
         tasks=tasks,
         score=None if score is None else SCORES[score][0],
         cards=_cards(found, runs, score),
-        result_groups=_result_groups(found),
+        result_groups=_result_groups(found, score),
         comparisons=[_track(pair, pair.estimate, 0.0, 1.0) for pair in pairs],
-        notes=_notes(found, media),
+        notes=_notes(runs, found, pairs, media),
+        most_compared=MOST_COMPARED,
         sections=[(title, [(next(numbered), chart) for chart in inside]) for title, inside in chart_sections],
         charts=charts,
         media=media,
@@ -135,9 +138,10 @@ def _cards(found: Sequence[Result], runs: Sequence[Run], score: str | None) -> l
 def _interval(result: Result) -> str:
     assert result.estimate is not None
     low, high = number(result.estimate.low), number(result.estimate.high)
-    if result.runs > 1:
-        return f"IQM of {result.runs} runs, 95 % interval {low} to {high}"
-    return f"one run, 95 % interval of its episodes {low} to {high}" if result.over_episodes else "one run"
+    if result.over_episodes:
+        return f"one run, 95 % interval of its episodes {low} to {high}"
+    what = f"IQM of {result.runs} runs" if result.runs > 1 else "one run"
+    return f"{what}, 95 % interval {low} to {high}" if result.over_runs else what
 
 
 def _lowest_entropy(runs: Sequence[Run]) -> dict[str, str] | None:
@@ -161,7 +165,7 @@ def _lowest_entropy(runs: Sequence[Run]) -> dict[str, str] | None:
     }
 
 
-def _result_groups(found: Sequence[Result]) -> list[dict[str, Any]]:
+def _result_groups(found: Sequence[Result], score: str | None) -> list[dict[str, Any]]:
     """Results of a task together, with where interval and value lie on a common scale."""
     groups = []
     for task in dict.fromkeys(result.task for result in found):
@@ -169,7 +173,7 @@ def _result_groups(found: Sequence[Result]) -> list[dict[str, Any]]:
         ends = [end for result in inside if result.estimate is not None for end in result.estimate]
         if ends:
             margin = 0.04 * (max(ends) - min(ends)) or 1.0
-            low, high = min(ends) - margin, max(ends) + margin
+            low, high = (0.0, 1.0) if score == "success_rate" else (min(ends) - margin, max(ends) + margin)
             rows = [_track(result, result.estimate, low, high) for result in inside if result.estimate is not None]
             groups.append({"task": task, "rows": rows})
     return groups
@@ -185,10 +189,21 @@ def _track(item: Result | Comparison, estimate: Estimate, low: float, high: floa
     return {"item": item, "estimate": estimate, "start": start, "width": end - start, "dot": place(estimate.value)}
 
 
-def _notes(found: Sequence[Result], media: Media) -> list[str]:
+def _notes(runs: Sequence[Run], found: Sequence[Result], pairs: Sequence[Comparison], media: Media) -> list[str]:
     """What the reader must know before comparing."""
     notes = []
+    if short := [f"{run.name} ({number(run.updates)} of {number(run.planned)})" for run in runs if run.is_short]:
+        notes.append(
+            f"Not at their last update, because they still train, or were stopped or failed: {_listed(short)}."
+        )
     counted = [result for result in found if result.estimate is not None]
+    absent = [
+        f"{missing} of {result.method.label}"
+        for result in found
+        if result.task is not None and (missing := len(result.method.on(result.task)) - result.runs)
+    ]
+    if absent and counted:
+        notes.append(f"Runs that were never evaluated count for no score: {_listed(absent)}.")
     ends = {end for result in counted for end in result.updates}
     if len(ends) > 1:
         notes.append(
@@ -197,11 +212,20 @@ def _notes(found: Sequence[Result], media: Media) -> list[str]:
         )
     if any(result.runs < 3 for result in counted if result.task is not None):
         notes.append("Some methods have fewer than three runs on a task; other seeds may well differ more than shown.")
+    drawn = [each.estimate for each in found if each.over_runs] + [each.estimate for each in pairs if each.over_runs]
+    if any(estimate is not None and estimate.low == estimate.high for estimate in drawn):
+        notes.append(
+            "An interval without width: however these runs are drawn anew, the result is the same. Others may differ."
+        )
     if media.left_out:
-        names = ", ".join(f"{path.parent.name}/{path.name}" for path in media.left_out[:5])
-        more = f" and {len(media.left_out) - 5} more" if len(media.left_out) > 5 else ""
-        notes.append(f"Pictures and videos that --media_mb left no room for: {names}{more}.")
+        names = [f"{path.parent.name}/{path.name}" for path in media.left_out]
+        notes.append(f"Pictures and videos that --media_mb left no room for: {_listed(names)}.")
     return notes
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
+    return ", ".join(names[:MOST_LISTED]) + more
 
 
 def _differences(methods: Sequence[Method]) -> dict[str, list[str]]:

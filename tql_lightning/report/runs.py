@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,6 +61,20 @@ class Run:
         return max((updates[-1] for updates, _ in self.series.values()), default=0)
 
     @property
+    def planned(self) -> int | None:
+        """Updates that it was to make, or None."""
+        steps = self.config.get("trainer.max_steps", "")
+        return int(steps) if steps.isdecimal() else None
+
+    @property
+    def is_short(self) -> bool:
+        """Whether it has not come to where its last metrics are logged."""
+        interval = self.config.get("trainer.log_every_n_steps", "")
+        return self.planned is not None and self.planned - self.updates >= (
+            int(interval) if interval.isdecimal() else 1
+        )
+
+    @property
     def method_key(self) -> tuple[tuple[str, str], ...]:
         """The configuration apart from seed, folder, dataset and what only observes."""
         apart = (DATASET_PREFIX, *OBSERVERS, *CONTINUING)
@@ -100,9 +115,14 @@ def _runs_in(folder: Path, depth: int = 0) -> Iterator[Path]:
     if (folder / METRICS_FILE).is_file():
         yield folder
     elif folder.is_dir() and depth < DEEPEST:
-        for inside in sorted(folder.iterdir()):
+        for inside in sorted(folder.iterdir(), key=lambda path: _in_order(path.name)):
             if inside.is_dir():
                 yield from _runs_in(inside, depth + 1)
+
+
+def _in_order(name: str) -> list[tuple[int, str]]:
+    """Sorts seed_2 before seed_10."""
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", name)]
 
 
 def _short_names(folders: Sequence[Path]) -> list[str]:

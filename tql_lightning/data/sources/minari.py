@@ -165,7 +165,7 @@ def _check_spaces(name: str, source: Any) -> None:
     if flat_space(source.observation_space) is None:
         raise DatasetError(
             f"{name}: observations: expected a Box or a Dict of Boxes, found {source.observation_space}; choose a "
-            "dataset with numbers as observations"
+            "dataset with numbers as observations, and no pictures"
         )
 
 
