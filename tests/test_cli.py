@@ -19,7 +19,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from tests.command_line import TINY, TQL_COMMAND, call_tql, run_tql
+from tests.command_line import PATIENCE, TINY, TQL_COMMAND, call_tql, run_tql
 from tql_lightning.checkpoint_io import CheckpointError
 from tql_lightning.cli import main
 from tql_lightning.evaluate_command import evaluate
@@ -284,13 +284,13 @@ def test_a_signal_leaves_a_checkpoint_that_a_new_run_continues(
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + PATIENCE
     while not checkpoint.exists():
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.1)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == code
     assert f"Stopped by {number.name}" in errors.splitlines()[-1]
     updates = torch.load(checkpoint, weights_only=True)["global_step"]

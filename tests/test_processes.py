@@ -12,6 +12,7 @@ import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 
+from tests.command_line import PATIENCE
 from tests.two_processes import SignalAt, train, train_compiled, train_twice, train_variant
 from tql_lightning.checkpoint_io import read_checkpoint
 from tql_lightning.plots import read_metrics
@@ -24,7 +25,7 @@ CLOCKS = ("train/updates_per_second", "train/samples_per_second", "train/memory_
 def run_two_processes(*arguments: str) -> str:
     """What they wrote to stderr."""
     command, root = [sys.executable, "-m", "tests.two_processes", *arguments], Path(__file__).parents[1]
-    finished = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, timeout=250)
+    finished = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert finished.returncode == 0, finished.stderr[-5000:]
     return finished.stderr
 

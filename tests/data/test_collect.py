@@ -441,7 +441,7 @@ def running(process: int) -> bool:
 
 
 def eventually(condition: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 20.0
+    deadline = time.monotonic() + 200.0  # where many wait for few cores; it is over as soon as the condition holds
     while time.monotonic() < deadline:
         if condition():
             return True
