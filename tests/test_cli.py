@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -50,6 +51,15 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert {*folder.iterdir()} == before, "a run writes into its own folder"
     assert {path.name for path in left} <= {".cache", ".config"}, "elsewhere only libraries' caches"
     return folder
+
+
+@pytest.fixture
+def restored_run_folder(run_folder: Path, tmp_path: Path) -> Iterator[Path]:
+    """The same, for a test that goes on with the run: others find it as it was, in whatever order they run."""
+    shutil.copytree(run_folder / "run", tmp_path / "as_it_was")
+    yield run_folder
+    shutil.rmtree(run_folder / "run")
+    shutil.copytree(tmp_path / "as_it_was", run_folder / "run")
 
 
 @pytest.fixture
@@ -242,7 +252,8 @@ def test_a_checkpoint_that_is_not_there_is_told_of_before_any_other_is_played(
     assert capsys.readouterr().out == ""
 
 
-def test_validate_measures_held_out_losses_and_keeps_the_runs_files(run_folder: Path) -> None:
+def test_validate_measures_held_out_losses_and_keeps_the_runs_files(restored_run_folder: Path) -> None:
+    run_folder = restored_run_folder
     configuration = (run_folder / "run" / "config.yaml").read_text()
     before = (run_folder / "run" / "metrics.csv").read_text().splitlines()
     settings = ["--config", "run/config.yaml", "--model.discount=0.5"]
@@ -253,7 +264,8 @@ def test_validate_measures_held_out_losses_and_keeps_the_runs_files(run_folder: 
     assert len((run_folder / "run" / "metrics.csv").read_text().splitlines()) > len(before)
 
 
-def test_a_run_is_not_overwritten_but_continued_with_the_settings_given(run_folder: Path) -> None:
+def test_a_run_is_not_overwritten_but_continued_with_the_settings_given(restored_run_folder: Path) -> None:
+    run_folder = restored_run_folder
     metrics = run_folder / "run" / "metrics.csv"
     refused = call_tql(run_folder, "fit", *PENDULUM)
     assert refused.returncode == 2
