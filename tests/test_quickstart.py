@@ -64,7 +64,7 @@ def test_a_signal_to_the_quickstart_ends_its_runs_too(
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=signal_once_one_runs, daemon=True).start()
-    interrupts = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a job in the background has it, and its runs then too
+    interrupts = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a job in the background and its runs
     try:
         with pytest.raises(KeyboardInterrupt):
             _train(runs, parallel=1)
