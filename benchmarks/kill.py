@@ -39,6 +39,7 @@ from tql_lightning.resuming import newest_whole
 
 INTERVAL = 5  # updates between two checkpoints, and of a chunk
 MOST_UPDATES = 1_000_000
+START_SECONDS = 600.0  # until training that makes no update counts as hung
 
 
 @dataclass
@@ -121,7 +122,7 @@ def kill_often(folder: Path, rounds: int, seed: int = 0, plain: bool = False, bu
         reached = context.RawValue("q", 0)
         process = context.Process(target=_train_quietly, args=(folder, checkpoint, plain, reached))
         process.start()
-        begun, deadline = kills.updates, time.monotonic() + 100.0
+        begun, deadline = kills.updates, time.monotonic() + START_SECONDS
         while reached.value <= begun + INTERVAL:  # so that a checkpoint is there, and every round gets on
             if not process.is_alive() or time.monotonic() > deadline:
                 raise RuntimeError(f"training ended by itself or hangs (exit code {process.exitcode})")

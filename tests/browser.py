@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.ports import quiet_port
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 DRIVER = "chromedriver"
@@ -18,6 +20,7 @@ FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"),
 )
+PATIENCE = 300  # seconds for what takes one: a browser that waits for a core is slow, not broken
 DESKTOP, PHONE = (1280, 900), (375, 812)
 
 
@@ -47,11 +50,21 @@ def chromium(profile: Path) -> Iterator[Any]:
     for flag in (*FLAGS, f"--user-data-dir={profile}"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which(DRIVER)))
-    try:
-        yield driver
-    finally:
-        driver.quit()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("no_proxy", "localhost,127.0.0.1")  # where the driver listens, whatever leads elsewhere
+        driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which(DRIVER), quiet_port()))
+        driver.set_script_timeout(PATIENCE)
+        try:
+            yield driver
+        finally:
+            driver.quit()
+
+
+def wait_until(driver: Any, condition: Callable[[Any], Any]) -> Any:
+    """What the condition is once it is true of the page: a browser does much as tasks of its own, after the command."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    return WebDriverWait(driver, PATIENCE, poll_frequency=0.05).until(condition)
 
 
 def show_as(driver: Any, size: tuple[int, int], scheme: str = "light") -> None:
@@ -60,3 +73,5 @@ def show_as(driver: Any, size: tuple[int, int], scheme: str = "light") -> None:
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     features = [{"name": "prefers-color-scheme", "value": scheme}]
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    shown = "return innerWidth === arguments[0] && matchMedia(`(prefers-color-scheme: ${arguments[1]})`).matches"
+    wait_until(driver, lambda _: driver.execute_script(shown, size[0], scheme))

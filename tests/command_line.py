@@ -19,6 +19,7 @@ from tql_lightning.lightning_cli import TQLCLI
 from tql_lightning.tql import TQL
 
 TQL_COMMAND = str(Path(sys.executable).parent / "tql")
+PATIENCE = 800.0  # seconds for a process that needs a few, where many wait for few cores; below pytest's own limit
 TINY = """
 trainer:
   accelerator: cpu
@@ -44,7 +45,7 @@ data:
 """
 
 
-def run_tql(folder: Path, *arguments: str, timeout: float = 200.0) -> subprocess.CompletedProcess[str]:
+def run_tql(folder: Path, *arguments: str, timeout: float = PATIENCE) -> subprocess.CompletedProcess[str]:
     """Runs ``tql`` in a folder to its end, within so many seconds."""
     command = [TQL_COMMAND, *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=timeout)

@@ -253,7 +253,7 @@ def test_every_source_is_compared_with_a_plain_dataloader_and_an_update(
 ) -> None:
     for name, value in {"BATCH": 64, "CHUNKS": 2, "HIDDEN": 32}.items():
         monkeypatch.setattr(data, name, value)
-    result = data.compare(data_options(), tmp_path)
+    result = data.compare(data_options(rounds=7), tmp_path)  # the median of one round strays to less than half
     for name in ("memory", "mapped", "n_step", "action_chunk"):
         assert result[f"{name}_times_dataloader"] > 2.0
         assert 0.0 < result[f"{name}_and_noise_share_of_update"] < 0.2  # of an update far smaller than the real one

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from tests.command_line import TINY, TQL_COMMAND, call_tql, run_tql
+from tests.command_line import PATIENCE, TINY, TQL_COMMAND, call_tql, run_tql
 from tql_lightning.checkpoint_io import CheckpointError
 from tql_lightning.cli import main
 from tql_lightning.evaluate_command import evaluate
@@ -49,6 +50,15 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert {*folder.iterdir()} == before, "a run writes into its own folder"
     assert {path.name for path in left} <= {".cache", ".config"}, "elsewhere only libraries' caches"
     return folder
+
+
+@pytest.fixture
+def restored_run_folder(run_folder: Path, tmp_path: Path) -> Iterator[Path]:
+    """The same, for a test that goes on with the run: others find it as it was, in whatever order they run."""
+    shutil.copytree(run_folder / "run", tmp_path / "as_it_was")
+    yield run_folder
+    shutil.rmtree(run_folder / "run")
+    shutil.copytree(tmp_path / "as_it_was", run_folder / "run")
 
 
 def test_n_step_returns_and_action_chunks_train_and_act_from_one_setting_each(run_folder: Path) -> None:
@@ -131,7 +141,8 @@ def test_a_checkpoint_that_is_not_there_is_told_of_before_any_other_is_played(
     assert capsys.readouterr().out == ""
 
 
-def test_validate_measures_held_out_losses_and_keeps_the_runs_files(run_folder: Path) -> None:
+def test_validate_measures_held_out_losses_and_keeps_the_runs_files(restored_run_folder: Path) -> None:
+    run_folder = restored_run_folder
     configuration = (run_folder / "run" / "config.yaml").read_text()
     before = (run_folder / "run" / "metrics.csv").read_text().splitlines()
     settings = ["--config", "run/config.yaml", "--model.discount=0.5"]
@@ -142,7 +153,8 @@ def test_validate_measures_held_out_losses_and_keeps_the_runs_files(run_folder: 
     assert len((run_folder / "run" / "metrics.csv").read_text().splitlines()) > len(before)
 
 
-def test_a_run_is_not_overwritten_but_continued_with_the_settings_given(run_folder: Path) -> None:
+def test_a_run_is_not_overwritten_but_continued_with_the_settings_given(restored_run_folder: Path) -> None:
+    run_folder = restored_run_folder
     metrics = run_folder / "run" / "metrics.csv"
     refused = call_tql(run_folder, "fit", *PENDULUM)
     assert refused.returncode == 2
@@ -173,13 +185,13 @@ def test_a_signal_leaves_a_checkpoint_that_a_new_run_continues(
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + PATIENCE
     while not checkpoint.exists():
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.1)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == code
     assert f"Stopped by {number.name}" in errors.splitlines()[-1]
     updates = torch.load(checkpoint, weights_only=True)["global_step"]

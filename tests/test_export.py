@@ -68,7 +68,7 @@ def test_what_differs_from_the_checkpoint_is_not_left_behind(
         return act(self, observations, **options) + np.float32(1e-4)
 
     monkeypatch.setattr(Policy, "act", slightly_off)
-    with pytest.raises(ExportError, match=r"differs from the checkpoint's by 5.1e-05 at batch 1 .*nothing was written"):
+    with pytest.raises(ExportError, match=r"differs from the checkpoint's by 5.*e-05 at batch 1 .*nothing was written"):
         export_checkpoint(checkpoint, tmp_path / "policy", "torch")
     assert list(tmp_path.iterdir()) == []
 

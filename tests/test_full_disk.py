@@ -9,9 +9,11 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,11 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
+from tensorboard.summary.writer import event_file_writer
 
 from tests import environments, toy  # noqa: F401  (registers)
-from tests.command_line import TINY, TQL_COMMAND
+from tests.command_line import PATIENCE, TINY, TQL_COMMAND
+from tests.ports import quiet_port
 from tests.toy import toy_dataset, toy_model
 from tql_lightning.callbacks.best_checkpoint import BestCheckpoint
 from tql_lightning.callbacks.checkpointing import LastCheckpoint
@@ -170,6 +174,12 @@ def test_observers_that_cannot_write_warn_and_the_best_stays_the_one_that_is_kep
     assert Path(kept[2][0]).is_file()
 
 
+def join_threads_but(others: set[threading.Thread]) -> None:
+    """Waits for threads begun since: what ends one is a warning in whatever test runs then."""
+    for thread in set(threading.enumerate()) - others:
+        thread.join()
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's own thread
 def test_tensorboard_that_cannot_write_is_left_out_and_taken_up_again(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -183,8 +193,7 @@ def test_tensorboard_that_cannot_write_is_left_out_and_taken_up_again(tmp_path: 
         logger.save()
     logger.log_metrics({"loss": 3.0}, 3)
     logger.finalize("success")
-    for thread in set(threading.enumerate()) - others:  # pytest notes what ends them in the test in hand
-        thread.join()
+    join_threads_but(others)
     files = sorted((tmp_path / "tensorboard").glob("events*"), key=lambda path: path.stat().st_mtime)
     shown = [event.step for file in files for event in _scalars(EventAccumulator(str(file)).Reload())]
     assert sorted(shown) == [1, 3]
@@ -197,18 +206,49 @@ def test_tensorboard_that_cannot_even_begin_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_what_tensorboard_cannot_write_is_told_of_however_late_its_thread_tells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed: list[threading.Thread] = []
+
+    class Late(event_file_writer._AsyncWriterThread):  # type: ignore[misc]
+        """Waits for a core once it has failed."""
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            if name == "exception" and value is not None:
+                failed.append(self)
+                time.sleep(0.3)
+            super().__setattr__(name, value)
+
+    monkeypatch.setattr(event_file_writer, "_AsyncWriterThread", Late)
+    for write in (ContinuedTensorBoardLogger.save, partial(ContinuedTensorBoardLogger.finalize, status="success")):
+        logger = ContinuedTensorBoardLogger(str(tmp_path))
+        logger.log_metrics({"loss": 1.0}, 1)
+        logger.save()
+        logger.log_metrics({"loss": 2.0}, 2)
+        with no_file_above(10), pytest.warns(UserWarning, match="goes on without TensorBoard"):
+            write(logger)
+    assert len(failed) >= 2
+    for thread in failed:
+        thread.join()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_tensorboard_hides_what_a_killed_run_logged_also_where_the_disk_was_full_at_first(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    others = set(threading.enumerate())
     killed = ContinuedTensorBoardLogger(str(tmp_path))
     for step in (1, 2, 3):
         killed.log_metrics({"loss": 0.0}, step)
     killed.save()
+    killed.finalize("killed")  # its thread ends, and has nothing more to write
     logger = ContinuedTensorBoardLogger(str(tmp_path))
     with no_file_above(10), pytest.warns(UserWarning, match="goes on without TensorBoard"):
         logger.continue_from(1)
     logger.log_metrics({"loss": 1.0}, 2)
     logger.finalize("success")
+    join_threads_but(others)
     shown = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("loss")
     assert [(event.step, event.value) for event in shown] == [(1, 0.0), (2, 1.0)]
 
@@ -243,8 +283,8 @@ if __name__ == "__main__":
 def test_two_processes_know_that_the_first_cannot_write(until: int, code: int, saved: int, tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text(TWO_PROCESSES)
     command = [sys.executable, str(tmp_path / "train.py"), str(tmp_path / "run"), str(until)]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=250)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "MASTER_PORT": str(quiet_port())}
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert finished.returncode == code, finished.stderr
     assert "update 10 is not saved: checkpoint " in finished.stderr
     assert ("ended" in finished.stdout) == (code == 0)

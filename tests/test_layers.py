@@ -112,12 +112,12 @@ def run_python(code: str) -> list[str]:
 
 def test_importing_the_package_is_fast_and_pulls_in_nothing_heavy() -> None:
     took, *heavy = run_python(
-        "import sys, time; start = time.perf_counter(); import tql_lightning; took = time.perf_counter() - start;"
+        "import sys, time; start = time.process_time(); import tql_lightning; took = time.process_time() - start;"
         "heavy = {'torch', 'lightning', 'gymnasium', 'matplotlib', 'tensorboard', 'ogbench', 'h5py', 'minari'};"
         "print(took, *sorted(heavy & set(sys.modules)))"
     )
     assert heavy == []
-    assert float(took) < 3.0
+    assert float(took) < 3.0  # of the processor's time, which other programs do not lengthen
 
 
 def test_the_algorithm_pulls_in_no_environment_or_logger() -> None:

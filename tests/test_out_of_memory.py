@@ -12,7 +12,9 @@ from tests.toy import fit, toy_model
 from tql_lightning.cli import main
 from tql_lightning.out_of_memory import TooLittleMemoryError, is_out_of_memory, remedies_for
 
-HUGE = 10**15  # numbers, for which there is no address space
+# For so many numbers there is no address space, so that also a system that promises more memory than it has refuses.
+HUGE = 10**15
+WIDE = 10_000_000  # squared
 
 
 def test_an_update_that_memory_does_not_suffice_for_names_its_sizes(tmp_path: Path) -> None:
@@ -49,7 +51,7 @@ def test_only_what_applies_is_advised() -> None:
     ("setting", "expected"),
     [
         (f"--data.batch_size={HUGE}", f"tql: cpu is out of memory with batch {HUGE:,} (of this process), 5 tokens"),
-        ("--model.critic.hidden_dim=4000000", "tql: memory does not suffice"),
+        (f"--model.critic.hidden_dim={WIDE}", "tql: memory does not suffice"),
     ],
 )
 def test_the_command_says_so_without_a_traceback(

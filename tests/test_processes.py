@@ -13,6 +13,7 @@ import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 
+from tests.command_line import PATIENCE
 from tests.two_processes import SignalAt, train, train_compiled, train_twice, train_variant
 from tql_lightning.checkpoint_io import read_checkpoint
 from tql_lightning.cli import main
@@ -23,7 +24,7 @@ from tql_lightning.run_folder import evaluation_files
 CLOCKS = ("train/updates_per_second", "train/samples_per_second", "train/memory_gb")
 
 
-def run_processes(*arguments: str, timeout: float = 250.0) -> str:
+def run_processes(*arguments: str, timeout: float = PATIENCE) -> str:
     """What those of `tests.two_processes` wrote to stderr."""
     command, root = [sys.executable, "-m", "tests.two_processes", *arguments], Path(__file__).parents[1]
     finished = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, timeout=timeout)

@@ -15,18 +15,19 @@ from tql_lightning.run_folder import LOCK_FILE
 from tql_lightning.run_lock import RunLockedError, only_run_in
 
 HOLD = """
-import sys, time
+import sys
 from pathlib import Path
 from tql_lightning.run_lock import only_run_in
 with only_run_in(Path(sys.argv[1])):
     print("held", flush=True)
-    time.sleep(100)
+    sys.stdin.read()
 """
 
 
 def holder(folder: Path) -> subprocess.Popen[str]:
     """Another process that holds a folder."""
-    process = subprocess.Popen([sys.executable, "-c", HOLD, folder], stdout=subprocess.PIPE, text=True)
+    pipe = subprocess.PIPE  # what it reads from ends with the tests
+    process = subprocess.Popen([sys.executable, "-c", HOLD, folder], stdin=pipe, stdout=pipe, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
     return process

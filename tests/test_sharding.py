@@ -14,6 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.command_line import PATIENCE
+from tests.ports import quiet_port
 from tests.sharded_runs import MLP, TRANSFORMER, train, train_watched
 from tql_lightning.checkpoint_io import read_checkpoint
 from tql_lightning.evaluation import load_checkpoint
@@ -29,8 +31,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     train_watched(folder / "one", 1)
     command = [sys.executable, "-m", "tests.sharded_runs", str(folder), str(folder / "one" / "previous.ckpt")]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=250)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "MASTER_PORT": str(quiet_port())}
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert finished.returncode == 0, finished.stderr
     return folder
 

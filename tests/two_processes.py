@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import sys
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch._dynamo.utils import counters
 
 from tests import environments  # noqa: F401  (registers)
 from tests.command_line import TINY
+from tests.ports import quiet_port
 from tests.toy import fit, toy_dataset, toy_model
 from tql_lightning.callbacks.attention_entropy import AttentionEntropyMonitor
 from tql_lightning.callbacks.background import interrupted
@@ -192,9 +192,7 @@ def as_one_of_four(folder: Path) -> None:
 
 if __name__ == "__main__":
     folder, what = Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else None
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "NODE_RANK": "0"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(quiet_port()), "NODE_RANK": "0"}
     rank, children = 0, []
     for other in range(1, 4 if what == "four" else 2):
         child = os.fork()  # before any gradient: torch's threads would not live on in the child

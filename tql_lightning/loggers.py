@@ -165,13 +165,15 @@ class ContinuedTensorBoardLogger(TensorBoardLogger):
     @rank_zero_only
     def save(self) -> None:
         """Writes what was logged."""
-        self._try(super().save)
+        self._try(self._write)
         if not self._full:  # else the next file would hide what this run has logged
             self._kwargs.pop("purge_step", None)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """Writes what was logged, and ends the file."""
+        if self._experiment is not None:
+            self.save()
         self._try(partial(super().finalize, status))
 
     @property
@@ -183,6 +185,18 @@ class ContinuedTensorBoardLogger(TensorBoardLogger):
         except OSError as error:
             error.filename = error.filename or self.log_dir
             raise
+
+    def _write(self) -> None:
+        """Lightning's ``save``; raises what became of every event.
+
+        The thread that writes may tell of its failure only after the flush is over. It has told of it once an event
+        behind the others is done; with that one, which has no content, nothing is lost.
+        """
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        if (files := self.experiment.file_writer) is not None:  # else it is closed
+            files.add_event(Event())
+        super().save()
 
     def _add_image(self, name: str, pixels: NDArray[np.uint8], step: int | None) -> None:
         self.experiment.add_image(name, pixels, step, dataformats="HWC")

@@ -158,7 +158,7 @@ def _train(runs: Sequence[Run], parallel: int) -> None:
     except KeyboardInterrupt:
         for run in runs:  # each saves a checkpoint after the update in hand
             if run.process is not None:
-                run.process.send_signal(signal.SIGINT)
+                run.process.terminate()  # not Ctrl-C, which they do not hear before they train if this one does not
         for run in runs:
             if run.process is not None:
                 run.process.wait()

@@ -19,6 +19,8 @@ from lightning.pytorch.loggers import CSVLogger
 
 from tests import environments  # noqa: F401  (registers)
 from tests.callbacks.test_observers import Watch
+from tests.command_line import PATIENCE
+from tests.ports import quiet_port
 from tests.toy import fit, toy_model
 from tql_lightning.background_evaluation import BackgroundEvaluator, EvaluationJob
 from tql_lightning.callbacks.best_checkpoint import BestCheckpoint
@@ -77,7 +79,8 @@ def test_it_evaluates_in_every_precision(precision: Any, tmp_path: Path) -> None
 def test_an_environment_that_fails_ends_that_evaluation_and_is_counted(
     fault: str, message: str, tmp_path: Path
 ) -> None:
-    callback = RolloutEvaluation(2, 5, env_id=f"tests.environments:Toy{fault}-v0", timeout=0.5)
+    timeout = 0.5 if fault == "Hang" else PATIENCE  # else a step that waits for a core counts as hung
+    callback = RolloutEvaluation(2, 5, env_id=f"tests.environments:Toy{fault}-v0", timeout=timeout)
     logger = ContinuedCSVLogger(str(tmp_path))
     with pytest.warns(UserWarning, match=message) as warned:
         trainer = fit(tmp_path, toy_model(), updates=5, callbacks=[callback], logger=logger)
@@ -183,7 +186,7 @@ def test_in_the_background_it_logs_the_same_at_the_same_updates_also_after_a_kil
 def test_a_process_that_dies_costs_its_own_evaluation_and_another_takes_over(tmp_path: Path) -> None:
     snapshot = tmp_path / "last.ckpt"
     fit(tmp_path, toy_model(), 5, [LastCheckpoint(str(tmp_path), every_n_updates=5)])
-    evaluator = BackgroundEvaluator(timeout=60.0)
+    evaluator = BackgroundEvaluator(timeout=PATIENCE)
     for update, env_id in enumerate(("tests.environments:ToyDeath-v0", TOY)):
         evaluator.submit(EvaluationJob(update, str(snapshot), env_id, 2, 0, 2, False, None))
     outcomes = []
@@ -257,12 +260,14 @@ if __name__ == "__main__":
 def test_two_processes_share_the_episodes_and_find_what_one_finds(mode: str, tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text(TWO_PROCESSES)
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "MASTER_PORT": str(quiet_port())}
     records = []
     for processes in ("1", "2"):
         folder = tmp_path / processes
         command = [sys.executable, str(script), str(folder), TOY, mode, processes]
-        finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=250)
+        finished = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE
+        )
         assert finished.returncode == 0, finished.stderr
         assert (folder / "best.ckpt").is_file()
         assert pending_files(folder) == {}
@@ -275,8 +280,8 @@ def test_two_processes_share_the_episodes_and_find_what_one_finds(mode: str, tmp
 def test_a_failure_in_one_of_two_processes_is_known_to_both(tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text(TWO_PROCESSES)
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "MASTER_PORT": str(quiet_port())}
     command = [sys.executable, str(script), str(tmp_path / "run"), "tests.environments:ToyNaN-v0", "blocking", "2"]
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=250)
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert finished.returncode == 0, finished.stderr
     assert finished.stderr.count("failed, training goes on") == 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import socket
+from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -117,16 +118,16 @@ def test_wrong_names_are_refused_before_anything_is_fetched(
 
 
 @pytest.fixture
-def closed_port(monkeypatch: pytest.MonkeyPatch) -> str:
+def closed_port(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Points the ogbench package at a port where nobody listens, so that its download fails at once."""
     import ogbench.utils
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"http://127.0.0.1:{free.getsockname()[1]}"
-    monkeypatch.setattr(ogbench.utils, "DATASET_URL", address)
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    return address
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))  # and so nobody else's
+        address = f"http://127.0.0.1:{deaf.getsockname()[1]}"
+        monkeypatch.setattr(ogbench.utils, "DATASET_URL", address)
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        yield address
 
 
 @pytest.mark.usefixtures("closed_port")

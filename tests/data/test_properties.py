@@ -32,7 +32,7 @@ FIXED = settings(  # the same few examples on every run, on any machine
     deadline=None,
     max_examples=25,
     phases=(Phase.explicit, Phase.generate),
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 

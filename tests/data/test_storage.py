@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.command_line import PATIENCE
 from tests.toy import toy_dataset
 from tql_lightning.batch import Batch
 from tql_lightning.data.datamodule import OfflineDataModule
@@ -128,7 +129,7 @@ def test_ranks_map_one_file_and_keep_a_bounded_part_of_it_in_memory(tmp_path: Pa
     commands = [[sys.executable, "-c", SAMPLE, str(file), str(rank)] for rank in (0, 1)]
     root = Path(__file__).parents[2]
     ranks = [subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) for command in commands]
-    results = [json.loads(rank.communicate(timeout=200)[0]) for rank in ranks]
+    results = [json.loads(rank.communicate(timeout=PATIENCE)[0]) for rank in ranks]
     assert len({inode for result in results for inode in result["inodes"]}) == 1
     for kilobytes in results:
         assert kilobytes["unbounded"] > 50_000

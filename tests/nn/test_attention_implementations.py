@@ -13,7 +13,7 @@ from functools import partial
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -25,7 +25,13 @@ from tql_lightning.nn.attention import plain_attention
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
 NAMES = ["triton"] if INTERPRETED else ["plain", "chunked", "small chunks", *(["triton"] if DEVICE == "cuda" else [])]
-few_examples = settings(max_examples=3 if INTERPRETED else 10, derandomize=True, deadline=None, database=None)
+few_examples = settings(
+    max_examples=3 if INTERPRETED else 10,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 shapes = {
     "batch": st.integers(1, 2),
     "heads": st.integers(1, 2),

@@ -10,7 +10,7 @@ import imageio.v2
 import numpy as np
 import pytest
 
-from tests.browser import DESKTOP, PHONE, chromium, show_as
+from tests.browser import DESKTOP, PHONE, chromium, show_as, wait_until
 from tests.report.runs import make_run
 from tql_lightning.report.page import write_report
 from tql_lightning.run_folder import METRICS_FILE, VIDEO_FOLDER
@@ -19,6 +19,11 @@ HOVER = """
 const svg = document.querySelector("figure.chart svg"), box = svg.getBoundingClientRect();
 svg.dispatchEvent(new PointerEvent("pointermove", {clientX: box.left + 60, clientY: box.top + 20}));
 return document.querySelector("figure.chart .legend").textContent;
+"""
+# Charts are drawn when the browser says that their place has a size, before the next picture.
+EVERY_CHART_IS_AS_WIDE_AS_ITS_PLACE = """
+return [...document.querySelectorAll("figure.chart svg")]
+    .every((svg) => svg.viewBox.baseVal && svg.viewBox.baseVal.width === Math.max(svg.clientWidth, 200));
 """
 MOVE = """
 const slider = document.querySelector("#attention_map input");
@@ -51,6 +56,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 @pytest.mark.parametrize("size", [DESKTOP, PHONE])
 def test_nothing_overflows_and_every_chart_is_drawn(size: tuple[int, int], scheme: str, page: Any) -> None:
     show_as(page, size, scheme)
+    wait_until(page, lambda _: page.execute_script(EVERY_CHART_IS_AS_WIDE_AS_ITS_PLACE))
     assert page.execute_script("return document.documentElement.scrollWidth") <= size[0]
     widths = page.execute_script(
         "return [...document.querySelectorAll('section > .charts figure.chart')]"
@@ -86,7 +92,6 @@ def test_the_slider_of_the_videos_chooses_what_is_seen_and_they_can_be_played(pa
 def test_values_are_read_by_pointer_by_keys_and_as_a_table(page: Any) -> None:
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
-    from selenium.webdriver.support.ui import WebDriverWait
 
     assert "update 0" in page.execute_script(HOVER)
     svg = page.find_element(By.CSS_SELECTOR, "figure.chart svg")
@@ -96,10 +101,8 @@ def test_values_are_read_by_pointer_by_keys_and_as_a_table(page: Any) -> None:
     assert "update 100" in svg.get_attribute("aria-label")
     assert "0.35 [0.25, 0.45]" in svg.get_attribute("aria-label")
     page.find_element(By.CSS_SELECTOR, "figure.chart summary").click()
-    # A browser sends "toggle", which makes the table, as a task of its own some time after the click.
-    rows = WebDriverWait(page, timeout=30).until(
-        lambda driver: driver.find_elements(By.CSS_SELECTOR, "figure.chart tbody tr")
-    )
+    # "toggle", which makes the table, comes some time after the click.
+    rows = wait_until(page, lambda driver: driver.find_elements(By.CSS_SELECTOR, "figure.chart tbody tr"))
     assert [row.text.split()[0] for row in rows] == ["0", "100", "200"]
 
 
