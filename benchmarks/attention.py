@@ -18,7 +18,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.harness import PRECISIONS, Peak, alternate, count_flops, machine, parser, peak_bytes, prepare, show
+from benchmarks.harness import (
+    CALLS,
+    PRECISIONS,
+    Peak,
+    alternate,
+    count_flops,
+    machine,
+    parser,
+    peak_bytes,
+    prepare,
+    show,
+)
 from tql_lightning.nn.attention import HAS_TRITON, SHORT, plain_attention
 from tql_lightning.nn.chunked_attention import chunked_attention
 
@@ -64,7 +75,8 @@ def measure(options: Any, peak_size: int | None = None) -> dict[str, Any]:
         calls = passes(tokens, batch, options)
         clock = time.perf_counter if torch.device(options.device).type == "cuda" else time.process_time
         variants = {**calls, **peak.variants}
-        comparison = alternate(variants, options.device, options.rounds, options.warmup, clock=clock)
+        together = dict.fromkeys(calls, CALLS[torch.device(options.device).type])
+        comparison = alternate(variants, options.device, options.rounds, options.warmup, together, clock)
         flops = count_flops(calls["plain"])  # of every implementation: what it computes twice is not counted
         found: dict[str, float] = {}
         for name in calls:

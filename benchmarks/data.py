@@ -147,23 +147,23 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "n_step": sampler(dataset, storage=options.storage, span=Span(n_step=options.n_step)),
         "action_chunk": sampler(dataset, storage=options.storage, span=Span(action_chunk=options.action_chunk)),
     }
+    update, peak = updater(device), harness.Peak(device)
     variants: dict[str, Callable[[], object]] = {
         **{name: batches(source, updates) for name, source in sources.items()},
         **{f"{name}_and_noise": chunks(source, updates) for name, source in sources.items()},
         "gathers": gathers,
         "indexing": indexing,
         "dataloader": lambda: [tuple(field.to(device) for field in next(loader)) for _ in range(updates)],
-        "update": updater(device),
     }
     per_call = {name: updates * (1 if name == "dataloader" else CHUNKS) for name in variants} | {"update": 1}
-    for name in variants.keys() - {"dataloader", "update"}:
+    batches_of = list(variants)
+    for name in variants.keys() - {"dataloader"}:
         variants[name] = partial(repeat, variants[name])
+    variants |= {"update": update, **peak.variants}
     clock = time.process_time if torch.device(device).type == "cpu" else time.perf_counter
     times = harness.alternate(variants, device, options.rounds, options.warmup, clock=clock)
     result: dict[str, Any] = {"machine": harness.machine(device), "transitions": len(dataset), "device": device}
-    for name in variants:
-        if name == "update":
-            continue
+    for name in batches_of:
         scale = per_call[name] / per_call["dataloader"]
         result[f"{name}_s"] = times.median(name) / per_call[name]
         result[f"{name}_spread_s"] = times.spread(name) / per_call[name]
@@ -172,7 +172,7 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         result[f"{name}_times_dataloader_spread"] = scale * times.ratio_spread("dataloader", name)
         result[f"{name}_share_of_update"] = times.ratio(name, "update") / per_call[name]
     result["memory_over_gathers"] = times.ratio("memory", "gathers")
-    return result | times.fields("update")
+    return result | times.fields("update") | peak.fields(times, "update", float(harness.count_flops(update)))
 
 
 def larger_than_memory(gigabytes: float, folder: Path, updates: int) -> dict[str, Any]:

@@ -48,9 +48,9 @@ from tql_lightning.update_step import Losses
 class TrivialTQL(TQL):
     """`TQL` in its loops, with losses that cost next to nothing."""
 
-    def losses(self, batch: Batch, *others: Any) -> Losses:
+    def losses(self, batch: Batch, *others: Any, **more: Any) -> Losses:
         """A product."""
-        del others
+        del others, more
         return (next(self.critic.parameters()) * batch.rewards[0]).sum(), None, {}
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness import (
+    CALLS,
     PRECISIONS,
     Peak,
     alternate,
@@ -174,7 +175,8 @@ def run(options: argparse.Namespace, peak_size: int | None = None) -> dict[str, 
     peak = Peak(options.device, options.precision, peak_size)
     variants = {"ours": problem.ours, "plain": problem.plain_update, **peak.variants}
     with matmul_precision(options.precision):
-        comparison = alternate(variants, options.device, options.rounds, options.warmup, clock=clock(options))
+        calls = dict.fromkeys(("ours", "plain"), CALLS[problem.device.type])
+        comparison = alternate(variants, options.device, options.rounds, options.warmup, calls, clock(options))
         where = shares_of_time(problem.ours, options.device) if options.profile else None
     return {
         "ours_updates_per_s": 1.0 / comparison.median("ours"),

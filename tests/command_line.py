@@ -65,7 +65,7 @@ def call_tql(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(["tql", *arguments], code, printed.getvalue(), errors.getvalue())
 
 
-class _ParsedOnly(TQLCLI):
+class ParsedOnly(TQLCLI):
     """The command line of fit alone, without what follows parsing."""
 
     @staticmethod
@@ -83,7 +83,7 @@ class _ParsedOnly(TQLCLI):
 def parse_fit(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> dict[str, Any]:
     """The whole configuration of ``tql fit ARGUMENTS``, with its interpolations resolved."""
     monkeypatch.setattr(sys, "argv", ["tql", *resolve_configs(["fit", *arguments], TQLCLI.subcommands())])
-    configuration: dict[str, Any] = _ParsedOnly().config["fit"].as_dict()
+    configuration: dict[str, Any] = ParsedOnly().config["fit"].as_dict()
     return configuration
 
 

@@ -13,9 +13,10 @@ logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
 # Longest first, so that two workers that take whole files end together; the rest follows in its usual order.
 LONGEST = (
-    *("test_cli.py", "test_configs.py", "test_policy.py", "test_collect.py", "test_processes.py"),
+    *("test_cli.py", "test_configs.py", "test_collect.py", "test_processes.py", "test_export.py", "test_errors.py"),
     *("test_triton_attention.py", "test_readme.py", "test_precision.py", "test_resuming.py", "test_observers.py"),
-    *("test_ogbench.py", "test_sharding.py", "test_full_disk.py", "test_tql.py", "test_episode_videos.py"),
+    *("test_policy.py", "test_ogbench.py", "test_sharding.py", "test_full_disk.py", "test_episode_videos.py"),
+    "test_tql.py",
 )
 GOLDEN = Path(__file__).parent / "golden"
 REACHED = pytest.StashKey[dict[str, dict[str, float]]]()  # largest differences from the release: case -> kind -> size

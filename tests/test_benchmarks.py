@@ -8,7 +8,10 @@ import json
 import os
 import shlex
 import subprocess
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,13 +19,14 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
-from benchmarks import data, harness, memory, policy, trainer, update
+from benchmarks import data, gpu_tables, harness, memory, policy, trainer, update
 from benchmarks.attention import main as attention_benchmark
 from benchmarks.collapse import tail
 from benchmarks.harness import Peak, alternate, count_flops, peak_bytes
 from tests.toy import toy_model
 from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.nn.chunked_attention import BLOCK_ELEMENTS
+from tql_lightning.nn.critic import MLPCritic
 
 
 def test_the_tail_is_the_mean_of_the_last_tenth() -> None:
@@ -48,6 +52,12 @@ def test_variants_are_alternated_in_turning_order_and_compared_round_by_round() 
     assert comparison.ratio("a", "b") == pytest.approx((0.5 + 0.25) / 2)
     assert comparison.median("b") == 5.0
     assert comparison.spread("b") == 3.0
+
+
+def test_where_nobody_may_look_at_a_device_no_time_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver may forbid profiles; what was timed before is told all the same."""
+    monkeypatch.setattr(harness, "profile", lambda **_: nullcontext(SimpleNamespace(key_averages=list)))
+    assert harness.shares_of_time(lambda: None, "cpu") == {}
 
 
 def test_flops_are_counted_forward_and_backward() -> None:
@@ -125,16 +135,20 @@ def test_cuda_is_refused_where_there_is_none() -> None:
 def test_every_command_for_a_gpu_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of benchmarks/gpu.sh, with a Python that only says how it was called."""
     python = tmp_path / "python"
-    python.write_text("#!/bin/sh\nprintf '%s\\n' \"$*\"\necho '{\"done\": 1}'\n")
+    fails = f'case "$*" in *benchmarks.data*) [ ! -e {tmp_path}/mended ] && {{ sleep 20 & exit 3; }} ;; esac'
+    python.write_text(f"#!/bin/sh\n{fails}\nprintf '%s\\n' \"$*\"\necho '{{\"done\": 1}}'\n")
     python.chmod(0o755)
     root = Path(__file__).parents[1]
     command = ["bash", str(root / "benchmarks" / "gpu.sh"), str(tmp_path / "out")]
     settings = {"env": os.environ | {"PYTHON": str(python)}, "capture_output": True, "text": True}
-    subprocess.run(command, check=True, **settings)
+    subprocess.run(command, check=True, timeout=15, **settings)  # the step that fails leaves a process behind
+    (tmp_path / "mended").touch()
     again = subprocess.run([*command, "trainer"], check=True, **settings).stdout.splitlines()
-    assert len(again) == 4
-    assert all(line.endswith(": there already") for line in again)
+    assert again[-2] == f"-m benchmarks.gpu_tables {tmp_path}/out"
+    assert [line.endswith(": there already") for line in again[:4]] == [True, True, True, False]
     steps = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+    failed = steps.pop(-2)
+    assert (failed["step"], failed["code"], failed["result"]) == ("data", 3, None)
     assert len({step["step"] for step in steps}) == len(steps) > 40
     assert all(step["code"] == 0 and step["result"] == {"done": 1} for step in steps)
     lines = (tmp_path / "out" / "log.txt").read_text().splitlines()
@@ -142,11 +156,44 @@ def test_every_command_for_a_gpu_is_understood(tmp_path: Path, monkeypatch: pyte
     if torch.cuda.is_available():
         return
     for line in lines:
-        if line.startswith("-m benchmarks."):
+        if line.startswith("-m benchmarks.") and "cuda" in line:
             module = importlib.import_module(line.split()[1])
             monkeypatch.setattr("sys.argv", ["benchmark", *shlex.split(line)[2:]])
             with pytest.raises(SystemExit, match="torch sees no CUDA device"):
                 module.main()
+
+
+def test_the_tables_of_a_gpu_tell_what_failed_what_was_reached_and_every_figure() -> None:
+    figures = dict.fromkeys(("ours_spread_s", "plain_s", "ratio", "ratio_spread", "ours_flop_per_s"), 0.5)
+    updates: dict[str, Any] = {
+        "update 128 bfloat16 captured": {"hidden_dim": 128, "precision": "bfloat16", "ours_s": 4e-4},
+        "update 128 tf32 captured": {"hidden_dim": 128, "precision": "tf32", "ours_s": 5e-4},
+        "update 1024 bfloat16 eager": {"hidden_dim": 1024, "precision": "bfloat16", "ours_s": 1e-2},
+    }
+    steps = {"update 1024 tf32 eager": {"code": 124, "result": None}}
+    for number, (name, fields) in enumerate(updates.items()):
+        fields |= {"machine": "H100", "shares_of_time": {"gemm": 0.75}, "ours_share_of_peak": number / 4}
+        steps[name] = {"code": 0, "result": figures | fields | {"ours_updates_per_s": 1 / fields["ours_s"]}}
+    steps["memory"] = {"code": 0, "result": {"ours_mib_128": 12.345678, "machine": "H100"}}
+    text = "\n".join(gpu_tables.tables(steps))
+    assert text.startswith("Machine: H100.\nFailed: update 1024 tf32 eager (exit code 124).\n")
+    assert "| 128 bfloat16 captured | 0.400 (500.000) | 500.000 | 0.500 (0.500) | 2,500 | 0.0 | 0.00 |" in text
+    assert "| at 1024 half of bfloat16's peak | 0.50 |" in text
+    assert "| at 128 2,000 updates a second | 2,500 |" in text
+    assert "| at 128 bfloat16 no slower than TF32 | 0.80 of its time |" in text
+    assert "| 1024 bfloat16 eager: `gemm` | 75.0% |" in text
+    assert "| ours_mib_128 | 12.35 |" in text
+
+
+def test_the_trivial_update_is_compiled_as_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # generating code takes minutes
+    batches, noises = trainer.TransitionSampler(trainer.random_dataset(1, 1), 4, 0).chunk(0, 1)
+    totals = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model = trainer.TrivialTQL(1, 1, critic=partial(MLPCritic, hidden_dims=(1,)), compile=compiled)
+        totals.append(model.training_losses(batches.update(0), noises.update(0), None)[0])
+    assert torch.equal(*totals)
 
 
 def test_lightnings_cost_is_told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,6 +258,7 @@ def test_every_source_is_compared_with_a_plain_dataloader_and_an_update(
         assert result[f"{name}_times_dataloader"] > 2.0
         assert 0.0 < result[f"{name}_and_noise_share_of_update"] < 0.2  # of an update far smaller than the real one
     assert result["dataloader_times_dataloader"] == 1.0
+    assert 0.0 < result["update_share_of_peak"] < 1.0
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,16 +11,23 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.trainer import setup
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from tests.test_tql import KeepOutputs
-from tests.toy import fit, toy_model
+from tests.toy import fit, toy_dataset, toy_model
 from tql_lightning import update_step
 from tql_lightning.captured import ReplayedAdamW, unchanged
-from tql_lightning.nn.critic import TransformerCritic
-from tql_lightning.nn.temperature import AttentionTemperature, TargetSchedule
+from tql_lightning.data.sampler import TransitionSampler
+from tql_lightning.data.windows import Span
+from tql_lightning.nn.critic import MLPCritic, TransformerCritic
+from tql_lightning.nn.sigma_reparam import SigmaReparam
+from tql_lightning.nn.temperature import AttentionTemperature, SingleTemperature, TargetSchedule
+from tql_lightning.nn.value_loss import HLGauss
 from tql_lightning.tql import TQL
+from tql_lightning.update_step import Losses
 
 
 class Rerun:
@@ -141,11 +149,106 @@ def test_what_a_graph_finds_by_its_address_stays_there(tmp_path: Path) -> None:
         assert all(later == addresses[0] for later in addresses)
 
 
+def accumulators(trained: TQL) -> list[Any]:
+    """The nodes of autograd that add to the parameters' gradients; those there are, or new ones."""
+    parameters = (parameter for parameter in trained.parameters() if parameter.requires_grad)
+    return [parameter.expand_as(parameter).grad_fn.next_functions[0][0] for parameter in parameters]
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_nothing_of_an_updates_graph_of_autograd_outlives_it(monkeypatch: pytest.MonkeyPatch, compiled: bool) -> None:
+    """A node that lives on has the stream of its making, which is another than the recording's, and breaks it."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    critic = partial(TransformerCritic, hidden_dim=16, head_dim=8, weight_parametrisation=SigmaReparam)
+    trained = toy_model(critic=critic, gradient_clip_norm=1.0, normalize_q_loss=True, compile=compiled)
+    trained._hears_backward = False
+    optimizer = trained.configure_optimizers()["optimizer"]  # type: ignore[index,call-overload]
+    batches, noises = TransitionSampler(toy_dataset(), 16, 0).chunk(0, 1)
+    losses = trained.training_losses
+
+    def marked(*arguments: Any) -> Losses:
+        outputs = losses(*arguments)
+        for node in accumulators(trained):
+            node.metadata["of the update"] = True
+        assert all(node.metadata for node in accumulators(trained))
+        return outputs
+
+    monkeypatch.setattr(trained, "training_losses", marked)
+    gc.collect()
+    gc.disable()  # what only the collector finds is there when the recording begins
+    try:
+        trained.gradient_step(batches.update(0), noises.update(0), trained.target_entropy, optimizer)
+        assert not any(node.metadata for node in accumulators(trained))
+    finally:
+        gc.enable()
+
+
+class OnTheDevice(TorchDispatchMode):
+    """Makes an error of whatever would read from a GPU, or copy to it."""
+
+    waits = ("_local_scalar_dense", "nonzero", "masked_select", "lift_fresh", "is_nonzero", "equal", "unique")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func.overloadpacket.__name__ not in self.waits, f"an update calls {func}"
+        masks = [x for x in (args[1] if func is torch.ops.aten.index.Tensor else ()) if x is not None]
+        assert all(mask.dtype != torch.bool for mask in masks), "an update indexes by a mask"
+        return func(*args, **(kwargs or {}))
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "default": {"entropy_control": partial(AttentionTemperature, schedule=TargetSchedule(0.1, 10))},
+    "sigma-Reparam, HL-Gauss": {
+        "critic": partial(TransformerCritic, hidden_dim=16, head_dim=8, weight_parametrisation=SigmaReparam),
+        "value_loss": HLGauss,
+        "reward_range": (-3.0, 3.0),
+        "entropy_control": SingleTemperature,
+    },
+    "MLP": {"critic": partial(MLPCritic, hidden_dims=(8,)), "normalize_q_loss": True},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.usefixtures("recorders")
+def test_an_update_neither_reads_from_its_device_nor_copies_to_it(variant: str, autocast: bool) -> None:
+    """A CPU's stand-in for what a recording refuses; a tensor made without a device would be on another."""
+    trained = toy_model(gradient_clip_norm=1.0, cuda_graphs=True, **VARIANTS[variant])
+    trained._hears_backward = False
+    optimizer = trained.configure_optimizers()["optimizer"]  # type: ignore[index,call-overload]
+    batches, noises = TransitionSampler(toy_dataset(), 16, 0).chunk(0, 1)
+    target_entropy = trained.target_entropy
+    for _ in range(2):  # the first makes the optimizer's state
+        with torch.device("meta"), OnTheDevice(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            total, _, metrics = trained.gradient_step(batches.update(0), noises.update(0), target_entropy, optimizer)
+    assert {tensor.device.type for tensor in (total, *metrics.values())} == {"cpu"}
+
+
+@pytest.mark.parametrize("span", [Span(), Span(n_step=2, action_chunk=2)])
+def test_minibatches_are_drawn_without_reading_from_their_device_or_copying_to_it(span: Span) -> None:
+    sampler = TransitionSampler(toy_dataset(), 16, 0, span=span, storage="trainer")
+    with torch.device("meta"), OnTheDevice():
+        batches, noises = sampler.chunk(0, 3)
+    assert {tensor.device.type for tensor in (*batches, *noises)} == {"cpu"}
+
+
+def test_beside_a_gpu_a_training_on_the_cpu_passes_without_lightnings_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Warnings are errors in tests, and this one would come of nearly every one of them."""
+    monkeypatch.setattr(setup.CUDAAccelerator, "is_available", lambda: True)
+    Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
+
+
 def test_cuda_graphs_are_refused_on_the_cpu(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"model\.cuda_graphs: expected one process on a CUDA device .* found 1 on cpu"
     ):
         run(tmp_path, True, updates=1)
+
+
+@pytest.mark.usefixtures("recorders")
+def test_the_schedule_multiplies_numbers_and_writes_each_learning_rate_in_one_launch() -> None:
+    configured: Any = model(cuda_graphs=True).configure_optimizers()
+    assert all(type(peak) is float for peak in configured["lr_scheduler"].base_lrs)
+    assert all(isinstance(group["lr"], Tensor) for group in configured["optimizer"].param_groups)
 
 
 @pytest.mark.parametrize("stepped", [False, True])

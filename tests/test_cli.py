@@ -1,4 +1,4 @@
-"""The command ``tql``: what it runs, and what it says when the user errs."""
+"""The command ``tql``: what it runs, and what a run leaves; for what it says of mistakes see test_errors.py."""
 
 from __future__ import annotations
 
@@ -29,7 +29,6 @@ from tql_lightning.provenance import read_starts
 
 PENDULUM = ("--config", "tiny.yaml", "--data.dataset=tql_lightning.data.sources.npz.load_npz")
 PENDULUM += ("--data.dataset.path=pendulum.npz", "--data.dataset.validation_fraction=0.5")
-TOY = "--data.dataset=tests.toy.toy_dataset"
 
 
 @pytest.fixture(scope="module")
@@ -52,114 +51,6 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def in_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory of an in-process command line; what it changes is put back."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "argv", ["tql"])
-    return tmp_path
-
-
-MISTAKES = {
-    "unknown option": (
-        ["fit", TOY, "--trainer.max_stps=4"],
-        ["did you mean --trainer.max_steps"],
-    ),
-    "unknown option of collect": (["collect", "X-v0", "--transtions=3"], ["did you mean --transitions"]),
-    "wrong type": (["fit", TOY, "--trainer.max_steps=many"], ["trainer.max_steps", "int", "many"]),
-    "wrong choice": (["fit", TOY, "--model.extraction=fqll"], ["model.extraction", "'implicit'", "fqll"]),
-    "out of range": (["fit", TOY, "--model.discount=2"], ["model.discount", "between 0 and 1", "2.0"]),
-    "chunk of no action": (["fit", TOY, "--data.action_chunk=0"], ["data.action_chunk", "at least 1", "0"]),
-    "discount set twice": (["fit", TOY, "--data.discount=0.9"], ["data.discount"]),
-    "unknown storage": (["fit", TOY, "--data.storage=gpu"], ["data.storage", "'trainer'", "gpu"]),
-    "unknown module": (["fit", TOY, "--model.critic=nowhere.Critic"], ["model.critic", "No module named 'nowhere'"]),
-    "unknown class": (["fit", TOY, "--model.critic=tql_lightning.TQQ"], ["model.critic", "TQQ"]),
-    "unknown argument of a class": (["fit", TOY, "--model.critic.hiden_dim=3"], ["'hiden_dim' is not accepted"]),
-    "unknown callback": (["fit", TOY, "--trainer.callbacks+=tests.toy.Nope"], ["trainer.callbacks", "'Nope'"]),
-    "not a dataset": (["fit", "--data.dataset=json.loads"], ["data.dataset", "json.loads"]),
-    "no dataset": (["fit"], ["data.dataset", "required"]),
-    "missing dataset file": (["fit", "--config", "quickstart"], ["Pendulum-v1.npz: no such file", "tql collect"]),
-    "unknown task": (["fit", "--config", "ogbench/scene", "--data.dataset.task=6"], ["data.dataset.task", "found 6"]),
-    "unknown configuration": (["fit", "--config", "size/27m"], ["size/27m", "size/26m"]),
-    "unknown key in a file": (["fit", "--config", "unknown_key.yaml"], ["model.discont"]),
-    "unknown callback argument in a file": (["fit", TOY, "--config", "callback.yaml"], ["'epsodes' is not accepted"]),
-    "damaged file": (["fit", "--config", "damaged.yaml"], ["parsing"]),
-    "dangling interpolation": (["fit", TOY, "--config", "dangling.yaml"], ["nowhere.to_be_found", "model.discount"]),
-    "report on nothing": (["report", "nothing"], ["report nothing", "no such folder"]),
-    "missing checkpoint of export": (["export", "nothing.ckpt"], ["nothing.ckpt: no such file"]),
-    "wrong format of export": (["export", "x.ckpt", "--format=onx"], ["onx", "torch"]),
-    "missing checkpoint of evaluate": (["evaluate", "nothing.ckpt"], ["nothing.ckpt: no such file"]),
-    "a folder for a checkpoint": (["evaluate", "."], ["checkpoint .: expected a file, found a folder", ".ckpt"]),
-    "a folder for a file to write": (
-        ["evaluate", "a.ckpt", "--json", "."],
-        [".: expected a file to write, found a folder"],
-    ),
-    "nothing to film": (["evaluate", "x.ckpt", "--video_episodes=0"], ["video_episodes: expected at least 1, found 0"]),
-    "missing checkpoint of fit": (["fit", TOY, *PENDULUM[:2], "--ckpt_path=nothing.ckpt"], ["nothing.ckpt"]),
-    "weights of 16 bits": (
-        ["fit", TOY, *PENDULUM[:2], "--trainer.precision=bf16-true"],
-        ["trainer.precision", "bf16-mixed"],
-    ),
-    "compiled shares of weights": (
-        ["fit", TOY, *PENDULUM[:2], "--trainer.strategy=sharded", "--trainer.devices=2", "--model.compile=true"],
-        ["model.compile", "trainer.strategy=sharded", "ddp"],
-    ),
-    "validate without checkpoint": (["validate", TOY, *PENDULUM[:2]], ["ckpt_path", "--ckpt_path=last"]),
-    "unknown environment": (["collect", "Pendulm-v1", "--output=x.npz"], ["Pendulm", "Pendulum"]),
-    "unknown command": (["fitt"], ["fitt", "evaluate"]),
-    "no command": ([], ["fit", "collect"]),
-    "Python objects in a file": (["fit", TOY, "--config", "objects.yaml"], ["tag", "python/object"]),
-    "a file of endless aliases": (["fit", TOY, "--config", "aliases.yaml"], ["aliases.yaml: YAML", "100,000 values"]),
-    "a file within itself": (["fit", TOY, "--config", "itself.yaml"], ["found *a within itself"]),
-    "a deep file": (["fit", TOY, "--config", "deep.yaml"], ["deep.yaml: YAML", "40 deep"]),
-    "a file of other bytes": (["fit", TOY, "--config", "bytes.yaml"], ["bytes.yaml", "utf-8"]),
-}
-FILES = {
-    "tiny.yaml": TINY,
-    "unknown_key.yaml": "model:\n  discont: 0.9\ndata:\n  dataset: tests.toy.toy_dataset\n",
-    "callback.yaml": (
-        "trainer:\n  callbacks:\n    - class_path: tql_lightning.callbacks.rollout_evaluation.RolloutEvaluation\n"
-        "      init_args:\n        epsodes: 3\n"
-    ),
-    "damaged.yaml": "model:\n  discount: [\n",
-    "objects.yaml": "model: !!python/object/apply:os.system ['touch executed']\n",
-    "aliases.yaml": "x0: &x0 [1, 1]\n" + "".join(f"x{n}: &x{n} [*x{n - 1}, *x{n - 1}]\n" for n in range(1, 40)),
-    "itself.yaml": "trainer: &a {callbacks: *a}\n",
-    "deep.yaml": "model: " + "[" * 900 + "]" * 900 + "\n",
-    "bytes.yaml": "\udcff\udcfe",
-    "dangling.yaml": "model:\n  discount: ${nowhere.to_be_found}\n",
-}
-
-
-@pytest.mark.parametrize(("arguments", "expected"), MISTAKES.values(), ids=MISTAKES)
-def test_a_mistake_ends_in_a_few_lines_that_say_what_to_mend(
-    arguments: list[str], expected: list[str], in_temporary_folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for name, text in FILES.items():
-        (in_temporary_folder / name).write_text(text, errors="surrogateescape")
-    code = main(arguments)
-    message = capsys.readouterr().err[-3000:]
-    message = message[message.index("tql: ") :]
-    assert code == 2
-    assert len(message.splitlines()) <= 10
-    assert "Traceback" not in message
-    assert [word for word in expected if word not in message] == [], message
-
-
-def test_a_trainer_that_cannot_train_is_refused_before_a_run_is_begun(in_temporary_folder: Path) -> None:
-    (in_temporary_folder / "tiny.yaml").write_text(TINY)
-    assert main(["fit", TOY, *PENDULUM[:2], "--trainer.precision=bf16-true"]) == 2
-    assert not (in_temporary_folder / "run").exists()
-
-
-def test_a_mistake_in_a_new_process_prints_no_traceback(tmp_path: Path) -> None:
-    finished = run_tql(tmp_path, "fit", "--config", "quickstart", "--trainer.max_steps=ten")
-    assert finished.returncode == 2
-    assert len(finished.stderr.splitlines()) <= 10
-    assert "Traceback" not in finished.stderr
-
-
 def test_n_step_returns_and_action_chunks_train_and_act_from_one_setting_each(run_folder: Path) -> None:
     settings = ["--data.n_step=2", "--data.action_chunk=4", "--model.discount=0.9", "--trainer.default_root_dir=chunks"]
     trained = call_tql(run_folder, "fit", *PENDULUM, *settings, "--trainer.max_steps=10")
@@ -171,14 +62,7 @@ def test_n_step_returns_and_action_chunks_train_and_act_from_one_setting_each(ru
     assert figures["lengths"] == [200.0, 200.0]
 
 
-@pytest.mark.usefixtures("in_temporary_folder")
-def test_the_traceback_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TQL_TRACEBACK", "1")
-    with pytest.raises(ValueError, match=r"nothing\.ckpt: no such file"):
-        main(["evaluate", "nothing.ckpt"])
-
-
-@pytest.mark.usefixtures("in_temporary_folder")
+@pytest.mark.usefixtures("command_folder")
 @pytest.mark.parametrize(
     "command", ["fit", "validate", "test", "collect", "evaluate", "export", "quickstart", "report"]
 )
@@ -194,7 +78,7 @@ def test_help_describes_every_command(command: str, capsys: pytest.CaptureFixtur
     assert {"export": "--extraction", "report": "--media_mb"}.get(command, "--seed") in own
 
 
-@pytest.mark.usefixtures("in_temporary_folder")
+@pytest.mark.usefixtures("command_folder")
 def test_export_and_report_write_what_they_say(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint = run_folder / "run" / "checkpoints" / "last.ckpt"
     assert main(["export", str(checkpoint), "--format", "torch", "--output", "policy"]) == 0
@@ -206,7 +90,7 @@ def test_export_and_report_write_what_they_say(run_folder: Path, capsys: pytest.
     assert "--config tiny.yaml" in Path("page.html").read_text()
 
 
-@pytest.mark.usefixtures("in_temporary_folder")
+@pytest.mark.usefixtures("command_folder")
 def test_help_of_fit_explains_each_of_the_models_settings(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main(["fit", "--help"])

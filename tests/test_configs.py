@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.command_line import make_model, parse_fit
+from tests.command_line import TINY, call_tql, make_model, parse_fit
 from tests.toy import fit
 from tql_lightning.configs import ConfigError, find_config, packaged_configs, resolve_configs
 from tql_lightning.data.sources.ogbench import known_domains
@@ -106,9 +107,13 @@ def test_variants_change_what_they_name_and_keep_size_and_targets(name: str, pla
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_variants_train_in_bfloat16(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    sizes = ("--model.critic.hidden_dim=16", "--model.critic.head_dim=8", "--model.policy.hidden_dims=[16]")
-    model = make_model(parse_fit(monkeypatch, "--config", name, DATA, *sizes), 3, 1)
+def test_variants_train_in_bfloat16(name: str, tmp_path: Path) -> None:
+    settings = deepcopy(parsed(*BASE, "--config", name)["model"])
+    settings["critic"]["init_args"] |= {"hidden_dim": 16, "head_dim": 8}
+    settings["policy"]["init_args"]["hidden_dims"] = [16]
+    if "targets" in (settings["entropy_control"] or {}).get("init_args", {}):
+        settings["entropy_control"]["init_args"]["targets"] = None  # cube-double's are for more tokens
+    model = make_model({"model": settings}, 3, 1)
     trainer = fit(tmp_path, model, updates=2, updates_per_step=2, precision="bf16-mixed", limit_val_batches=0)
     assert trainer.global_step == 2
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
@@ -136,6 +141,15 @@ def test_later_files_and_flags_win(monkeypatch: pytest.MonkeyPatch) -> None:
     assert configuration["model"]["critic"]["init_args"]["hidden_dim"] == 256
     assert configuration["model"]["critic"]["init_args"]["num_layers"] == 3
     assert configuration["model"]["entropy_control"] is None
+
+
+def test_of_two_callbacks_of_one_class_the_later_takes_the_others_place(tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    added = ("LastCheckpoint", "--trainer.callbacks.dirpath=elsewhere", "--trainer.callbacks.every_n_updates=20")
+    trained = call_tql(tmp_path, "fit", "--config=tiny.yaml", DATA, f"--trainer.callbacks+={added[0]}", *added[1:])
+    assert trained.returncode == 0, trained.stderr
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["last.ckpt"]
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_environment_variables_reach_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +180,7 @@ def test_a_datasets_name_may_stand_for_its_class_path(tmp_path: Path, monkeypatc
     for words in (["--data.dataset=mine.npz"], ["--data.dataset", "mine.npz"]):
         dataset = parse_fit(monkeypatch, "--config", "quickstart", *words)["data"]["dataset"]
         assert dataset["class_path"].endswith("load_dataset")
-        assert dataset["init_args"] == {"name": "mine.npz", "validation_fraction": 0.0}
+        assert dataset["init_args"] == {"name": "mine.npz", "validation_fraction": 0.0, "env_id": None}
     named = parse_fit(
         monkeypatch, "--config", "ogbench/cube-single", "--data.dataset=cube-single-play-singletask-task4-v0"
     )

@@ -10,11 +10,17 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from tests.toy import fit, toy_model
+from tests.toy import fit, toy_dataset, toy_model
+from tql_lightning.data.sampler import TransitionSampler
+from tql_lightning.data.storage import StorageChoice
+from tql_lightning.data.windows import Span
 from tql_lightning.nn.temperature import AttentionTemperature, TargetSchedule
 from tql_lightning.tql import TQL
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype"),
+]
 MOVING_TARGETS = partial(AttentionTemperature, schedule=TargetSchedule(0.1, 10))
 
 
@@ -54,6 +60,23 @@ def test_replayed_training_is_the_training_itself_and_never_waits(
         if name.endswith("qkv.bias"):  # Adam makes steps of the rounding errors of a gradient of zero
             continue
         torch.testing.assert_close(ours, other, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("storage", ["trainer", "cpu"])
+@pytest.mark.parametrize("span", [Span(), Span(n_step=2, action_chunk=2)])
+def test_drawing_minibatches_never_waits(storage: StorageChoice, span: Span) -> None:
+    sampler = TransitionSampler(toy_dataset(), 16, 0, "cuda", span=span, storage=storage)
+    first = sampler.chunk(0, 5)  # allocates
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        second = sampler.chunk(0, 5)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for one, other in zip((*first[0], *first[1]), (*second[0], *second[1]), strict=True):
+        assert torch.equal(one, other)
+    on_cpu = TransitionSampler(toy_dataset(), 16, 0, span=span).chunk(0, 5)
+    for one, other in zip((*first[0], *first[1]), (*on_cpu[0], *on_cpu[1]), strict=True):
+        torch.testing.assert_close(one.cpu(), other)
 
 
 def test_a_replayed_run_is_continued(tmp_path: Path) -> None:

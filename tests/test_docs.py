@@ -6,6 +6,7 @@ import importlib
 import inspect
 import re
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from lightning.pytorch.loggers import CSVLogger
 from tests.command_line import parse_fit
 from tests.toy import fit, toy_model
 from tql_lightning.nn.attention import EntropyAttention
+from tql_lightning.nn.critic import TransformerCritic
 from tql_lightning.plots import read_metrics
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -97,6 +99,25 @@ def test_the_example_of_an_implementation_sets_it() -> None:
     exec(text, namespace)  # the document's own code
     attentions = [part for part in namespace["critic"].modules() if isinstance(part, EntropyAttention)]
     assert [attention.implementation for attention in attentions] == ["chunked", "chunked"]
+
+
+def test_the_example_of_an_optimizer_trains_with_it(tmp_path: Path) -> None:
+    (text,) = re.findall(r"```python\n(.*?)```", (DOCS / "variants.md").read_text(), flags=re.DOTALL)
+    namespace: dict[str, Any] = {}
+    exec(text, namespace)  # the document's own code
+    parts = {"critic": partial(TransformerCritic, hidden_dim=16, head_dim=8)}
+    trainer = fit(tmp_path, namespace["HalvedNAdam"](3, 1, **parts, critic_learning_rate=1e-3), 5)
+    (optimizer,) = trainer.optimizers
+    assert isinstance(optimizer, torch.optim.NAdam)
+    assert optimizer.param_groups[0]["lr"] == 5e-4
+
+
+def test_every_callback_is_known_by_its_class_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [name for name, _, _ in re.findall(r"^\| `(\w+)` \| `(\w+)` \| (yes|no) \|", CALLBACKS, flags=re.MULTILINE)]
+    added = [f"--trainer.callbacks+={name}" for name in names if name not in ("LastCheckpoint", "BestCheckpoint")]
+    configuration = parse_fit(monkeypatch, "--data.dataset=tests.toy.toy_dataset", *added)
+    paths = [callback["class_path"] for callback in configuration["trainer"]["callbacks"][-len(added) :]]
+    assert [f"--trainer.callbacks+={path.rpartition('.')[2]}" for path in paths] == added
 
 
 def test_the_table_of_callbacks_lists_every_one_and_its_defaults(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ ORDER = [
     *("nn.attention_operator", "nn.chunked_attention", "nn.triton_attention", "nn.attention"),
     *("nn.attention_weights", "nn.temperature", "nn.tokenizer"),
     *("nn.feedforward", "nn.transformer", "nn.sigma_reparam", "nn.mlp", "nn.value_loss", "nn.critic", "nn.policy"),
-    *("torch_file", "policy", "class_paths", "checkpoint_io"),
+    *("torch_file", "policy_folder", "policy", "class_paths", "checkpoint_io"),
     *("hyperparameters", "captured", "processes", "precision", "sharding"),
     *("signals", "chunks", "held_out", "divergence", "out_of_memory"),
     *("shortcuts", "update_step", "loops", "optimisation", "tql"),
@@ -40,7 +40,7 @@ ORDER = [
     *("observations", "comparison", "export", "statistics"),
     *("report.runs", "report.methods", "report.charts", "report.media", "report.page"),
     *("quickstart", "data_commands", "evaluate_command", "sharing_commands", "commands"),
-    *("configs", "errors", "lightning_cli", "cli", "__main__"),
+    *("configs", "close_names", "errors", "lightning_cli", "cli", "__main__"),
 ]
 
 

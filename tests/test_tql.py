@@ -90,20 +90,6 @@ def test_a_run_continued_from_a_checkpoint_equals_the_uninterrupted_one(tmp_path
     assert_equal(state(whole), state(rest))
 
 
-def test_a_continued_run_follows_its_own_learning_rates_and_weight_decay(tmp_path: Path) -> None:
-    fit(tmp_path, toy_model(), updates=5).save_checkpoint(tmp_path / "stop.ckpt")
-    changed = toy_model(critic_learning_rate=1e-5, actor_learning_rate=2e-5, weight_decay=0.5)
-    before = torch.load(tmp_path / "stop.ckpt", weights_only=True)["state_dict"]
-    trainer = fit(tmp_path, changed, updates=6, ckpt_path=tmp_path / "stop.ckpt")
-    groups = {group["name"]: group for group in trainer.optimizers[0].param_groups}
-    factor = changed.learning_rate_factor(6)
-    assert groups["critic"]["lr"] == pytest.approx(1e-5 * factor)
-    assert groups["actor_no_decay"]["lr"] == pytest.approx(2e-5 * factor)
-    assert (groups["critic"]["weight_decay"], groups["critic_no_decay"]["weight_decay"]) == (0.5, 0.0)
-    name = "critic.heads.0.0.weight"
-    assert (changed.state_dict()[name] - before[name]).abs().max() < 5e-5
-
-
 def test_a_run_that_diverges_stops_and_names_what_is_not_finite(tmp_path: Path) -> None:
     model = toy_model(critic_learning_rate=1e30, lr_schedule="constant")
     with pytest.raises(TrainingDivergedError, match=r"training diverged: after update \d+ .*train/td_loss"):
@@ -183,44 +169,6 @@ def test_held_out_losses_of_a_checkpoint_have_the_targets_of_its_update(tmp_path
     assert Trainer(**settings).validate(loaded, data, verbose=False)[0] == expected
 
 
-def test_only_matrices_decay_and_every_parameter_has_one_group() -> None:
-    model = toy_model()
-    optimizer = model.configure_optimizers()["optimizer"]  # type: ignore[index, call-overload]
-    groups = {group["name"]: group for group in optimizer.param_groups}
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    decaying = [names[p] for g in groups.values() if g["weight_decay"] > 0 for p in g["params"]]
-    assert all(name.endswith("weight") and "norm" not in name and "tokenizer" not in name for name in decaying)
-    assert any("qkv" in name for name in decaying)
-    grouped = [names[parameter] for group in groups.values() for parameter in group["params"]]
-    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    assert sorted(grouped) == sorted(trained)
-    assert [names[parameter] for parameter in groups["temperature"]["params"]] == ["temperature.raw"]
-
-
-def test_temperatures_learn_at_the_critics_rate_or_their_own() -> None:
-    for own, expected in ((None, 1e-3), (5e-2, 5e-2)):
-        model = toy_model(critic_learning_rate=1e-3, temperature_learning_rate=own)
-        rates = {group["name"]: group["lr"] for group in model.parameter_groups()}
-        assert (rates["critic"], rates["temperature"]) == (1e-3, expected)
-
-
-def test_learning_rates_warm_up_fall_and_end_before_the_run_does() -> None:
-    model = toy_model(warmup_updates=10, schedule_updates=100)
-    factor = model.learning_rate_factor
-    assert factor(0) == pytest.approx(0.01)
-    assert factor(5) == pytest.approx(0.505)
-    assert factor(10) == pytest.approx(1.0)
-    assert factor(50) == pytest.approx(0.55)
-    assert factor(90) == pytest.approx(0.1)
-    assert factor(200) == pytest.approx(0.1)
-
-
-def test_a_run_shorter_than_the_warm_up_only_warms_up() -> None:
-    model = toy_model(warmup_updates=10_000, schedule_updates=50)
-    assert model.learning_rate_factor(49) == pytest.approx(0.01 + 0.99 * 49 / 10_000)
-    assert model.learning_rate_factor(10_000) == pytest.approx(0.1)
-
-
 def test_the_q_term_gives_the_critic_no_gradient() -> None:
     model = toy_model()
     actions = torch.zeros(4, 1, requires_grad=True)
@@ -228,30 +176,6 @@ def test_the_q_term_gives_the_critic_no_gradient() -> None:
     assert actions.grad is not None
     assert (actions.grad != 0).any()
     assert all(parameter.grad is None for parameter in model.critic.parameters())
-
-
-def test_gradients_of_each_network_are_clipped_on_their_own(tmp_path: Path) -> None:
-    norms: list[dict[str, float]] = []
-
-    class Clipped(TQL):
-        def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-            super().on_before_optimizer_step(optimizer)
-            sides = {"critic": [self.critic, self.temperature], "actor": [self.policy]}
-            norms.append(
-                {
-                    name: float(
-                        torch.nn.utils.get_total_norm(
-                            [p.grad for part in parts for p in part.parameters() if p.grad is not None]  # type: ignore[union-attr]
-                        )
-                    )
-                    for name, parts in sides.items()
-                }
-            )
-
-    reference = toy_model()
-    model = Clipped(3, 1, critic=partial(type(reference.critic), hidden_dim=32), gradient_clip_norm=0.01)
-    fit(tmp_path, model, updates=2, updates_per_step=1)
-    assert all(value == pytest.approx(0.01, rel=1e-3) for row in norms for value in row.values())
 
 
 def test_implicit_extraction_takes_the_candidate_with_the_highest_smallest_head() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 from torch import nn
+from torch._dynamo.utils import counters
 
 from tests import environments  # noqa: F401  (registers)
 from tests.command_line import TINY
@@ -30,7 +31,7 @@ from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.loggers import ContinuedCSVLogger
 from tql_lightning.nn.critic import TransformerCritic
 from tql_lightning.nn.sigma_reparam import SigmaReparam
-from tql_lightning.nn.temperature import SingleTemperature
+from tql_lightning.nn.temperature import AttentionTemperature, SingleTemperature, TargetSchedule
 from tql_lightning.nn.value_loss import HLGauss
 
 UPDATES, SIGNAL_AT = 20, 6  # the signal comes in the middle of a chunk of 5 updates
@@ -135,12 +136,18 @@ def train_twice(folder: Path, processes: int) -> None:
 
 
 def train_compiled(folder: Path, processes: int, compiled: bool = True) -> None:
-    """Losses in one graph, of which the mean over processes is a part; no code is generated, which takes minutes."""
+    """Losses in one graph, of which the mean over processes is a part; no code is generated, which takes minutes.
+
+    It is one also with targets that move, a last chunk of two updates, and validation between chunks.
+    """
     if compiled:
         torch.compile = partial(torch.compile, backend="eager")  # type: ignore[assignment]
-    model = toy_model(normalize_q_loss=True, compile=compiled).double()
+        torch._dynamo.config.error_on_recompile = True  # type: ignore[assignment]
+    control = partial(AttentionTemperature, schedule=TargetSchedule(0.1, 10))
+    model = toy_model(normalize_q_loss=True, compile=compiled, entropy_control=control).double()
     callbacks: list[Callback] = [LastCheckpoint(str(folder), every_n_updates=5)]
-    fit(folder, model, 10, callbacks, devices=processes, precision="64-true")
+    fit(folder, model, 12, callbacks, devices=processes, precision="64-true", val_check_interval=1)
+    assert not compiled or counters["stats"]["unique_graphs"] == 1
 
 
 def run_command(folder: Path, callback: str) -> int:

@@ -30,25 +30,27 @@ class Recorder(Protocol):
 
 
 class CudaRecorder:
-    """Records a CUDA graph."""
+    """Records a CUDA graph, on the current device and on a stream of its own, as recording demands."""
 
     def __init__(self) -> None:
         self.graph = torch.cuda.CUDAGraph()
+        # torch's own stream for recordings stays on the device of the process's first.
+        self.stream: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self.outputs: Any = None
 
     def warm_up(self, work: Callable[[], object]) -> None:
-        """See `Recorder`; on a stream of its own, as recording demands."""
-        stream: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        """See `Recorder`."""
+        before = torch.cuda.current_stream(self.stream.device)
+        self.stream.wait_stream(before)
+        with torch.cuda.stream(self.stream):
             for _ in range(WARM_UP_STEPS):
                 work()
-        torch.cuda.current_stream().wait_stream(stream)
+        before.wait_stream(self.stream)
 
     def record(self, work: Callable[[], Any]) -> None:
         """See `Recorder`."""
         # What other threads do, such as one that pins memory, is none of the recording.
-        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode="thread_local"):
             self.outputs = work()
 
     def replay(self) -> Any:

@@ -12,13 +12,15 @@ import sys
 import warnings
 from argparse import ArgumentError
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # about Lightning's use of jsonargparse
 
-from tql_lightning.commands import COMMANDS, command_parser, flags
-from tql_lightning.configs import resolve_configs
-from tql_lightning.errors import exit_code_of, name_close_options, short_message
+from tql_lightning.close_names import add_note, key_of, option_names
+from tql_lightning.commands import COMMANDS, command_parser
+from tql_lightning.configs import files_that_set, resolve_configs
+from tql_lightning.errors import exit_code_of, short_message
 from tql_lightning.full_disk import drop_unwritable_output, steady_output
 
 NEEDLESS_ADVICE = (
@@ -41,7 +43,7 @@ def run_command(name: str, arguments: Sequence[str]) -> None:
     try:
         parsed = parser.parse_args(list(arguments))
     except ArgumentError as error:
-        name_close_options(error, flags(parser))
+        add_note(error, option_names(parser))
         raise
     if not isinstance(command, dict):  # a group alone has been refused, or shown its help
         command(**parsed.as_dict())
@@ -62,6 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     sys.path.insert(0, str(Path.cwd()))  # users' own callbacks, critics and datasets
     try:
+        if arguments == ["--version"]:
+            print(", ".join(f"{name} {version(name)}" for name in ("tql-lightning", "lightning", "torch")))
+            return 0
         if arguments and arguments[0] in COMMANDS:
             run_command(arguments[0], arguments[1:])
             sys.stdout.flush()  # a reader that went away is noticed here at the latest
@@ -79,6 +84,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 128 + signal.SIGPIPE
         if os.environ.get("TQL_TRACEBACK"):
             raise
+        key = key_of(error) if isinstance(error, ArgumentError) else None
+        if key and (there := files_that_set(key, sys.argv[1:])):
+            error.add_note(f"it stands in {' and '.join(there)}")
         message = short_message(error)
         if message is None:
             raise

@@ -83,11 +83,14 @@ def command_parser(name: str, command: Command | dict[str, Command], whole: bool
     parser = jsonargparse.ArgumentParser(prog=f"tql {name}", description=summary, exit_on_error=False)
     if not isinstance(command, dict):
         parser.add_function_arguments(command, as_positional=True)
+        for group in parser._action_groups:
+            if group.title == summary.rstrip("."):
+                group.title = "arguments"  # the description says it already
     elif whole:
         add_group(parser, name, command)
     for action in parser._actions:
         if not action.option_strings and getattr(action, "_typehint", None) == list[str]:  # given one after the other
-            action.nargs, action._typehint = "+", str  # type: ignore[attr-defined]
+            action.nargs, action._typehint, action.metavar = "+", str, action.dest  # type: ignore[attr-defined]
     return parser
 
 
@@ -97,8 +100,3 @@ def add_group(parser: jsonargparse.ArgumentParser, name: str, commands: dict[str
     for part, command in commands.items():
         below = command_parser(f"{name} {part}", command)
         action.add_subcommand(part, below, help=below.description)
-
-
-def flags(parser: jsonargparse.ArgumentParser) -> set[str]:
-    """The options of a parser."""
-    return {name for action in parser._actions for name in action.option_strings}

@@ -5,16 +5,27 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Sequence
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from tql_lightning.data.named import kind_of
 from tql_lightning.data.sources.ogbench import load_ogbench, split_name
 from tql_lightning.data.transitions import DatasetError
-from tql_lightning.yaml_text import check_yaml
+from tql_lightning.run_folder import CONFIG_FILE
+from tql_lightning.yaml_text import read_yaml
 
 DEFAULTS = "tql"
 CONFIG_FLAGS = ("-c", "--config")
 DATASET_FLAG = "--data.dataset"
+SET_ELSEWHERE = {  # what is taken from another setting, and would be passed over in a file
+    "data.discount": "set model.discount",
+    "model.action_chunk": "set data.action_chunk",
+    **{f"model.{name}": "leave it out, the dataset has it" for name in ("observation_dim", "action_dim")},
+    **{f"model.{name}": "leave it out, the dataset has it" for name in ("reward_range", "final_reward_range")},
+}
 
 
 class ConfigError(ValueError):
@@ -76,19 +87,66 @@ def find_config(name: str) -> str:
     """Path of a configuration: a file of the user's, or else a packaged one by name.
 
     Raises:
-        ConfigError: neither, or its YAML does not end.
+        ConfigError: neither, or the file is no YAML of settings that can be set there.
     """
     if Path(name).is_file():
         try:
-            check_yaml(Path(name).read_text())
-        except (ValueError, OSError) as error:
-            raise ConfigError(f"--config {name}: {error}") from error
+            _check_settings(read_yaml(Path(name).read_text()))
+        except (ValueError, OSError, yaml.YAMLError) as error:
+            raise ConfigError(f"--config {name}: {str(error).replace('<unicode string>', name)}") from error
         return name
     packaged = packaged_configs()
     if name in packaged:
         return str(packaged[name])
+    if (Path(name) / CONFIG_FILE).is_file():
+        raise ConfigError(f"--config {name}: expected a file, found a folder; give {Path(name) / CONFIG_FILE}")
     close = difflib.get_close_matches(name, packaged, n=3) or sorted(packaged)
     raise ConfigError(f"--config {name}: no such file, and no packaged configuration; there is: {', '.join(close)}")
+
+
+def _check_settings(settings: Any) -> None:
+    """Refuses what a parser would tell of without the file's name, or pass over.
+
+    Raises:
+        ValueError: with what was expected, found, and what to do.
+    """
+    if not isinstance(settings, dict):
+        found = "nothing" if settings is None else f"a {type(settings).__name__}"
+        raise ValueError(f"expected settings such as trainer:, model: and data:, found {found}; write them")
+    for key, remedy in SET_ELSEWHERE.items():
+        if _holds(settings, key):
+            raise ValueError(f"{key}: expected nothing, as it follows from another setting; {remedy}")
+    data = settings.get("data")
+    name = data.get("dataset") if isinstance(data, dict) else None
+    if isinstance(name, str) and _is_dataset(name):
+        raise ValueError(
+            f"data.dataset: expected class_path and init_args, found a name, which is for {DATASET_FLAG}=; write "
+            f"dataset: {{class_path: tql_lightning.load_dataset, init_args: {{name: {name!r}}}}}"
+        )
+
+
+def _holds(settings: Any, key: str) -> bool:
+    """Whether a setting stands in nested settings, also as null."""
+    for part in key.split("."):
+        if not isinstance(settings, dict) or part not in settings:
+            return False
+        settings = settings[part]
+    return True
+
+
+def files_that_set(key: str, arguments: Sequence[str]) -> list[str]:
+    """The user's configurations on a command line that a setting stands in; none if the command line itself sets it.
+
+    Args:
+        key: such as "trainer.max_steps".
+        arguments: as `resolve_configs` gave them.
+    """
+    if any(argument.startswith(f"--{key}") for argument in arguments):
+        return []
+    named = [argument.partition("=")[2] for argument in arguments if argument.startswith("--config=")]
+    named += [name for flag, name in pairwise(arguments) if flag in CONFIG_FLAGS]
+    own = {*named} - {str(path) for path in packaged_configs().values()}
+    return [name for name in sorted(own) if _holds(read_yaml(Path(name).read_text()), key)]
 
 
 def packaged_configs() -> dict[str, Path]:

@@ -30,13 +30,19 @@ def make_env(env_id: str, render_mode: str | None = None) -> gymnasium.Env[Any, 
         render_mode: passed on to the environment.
 
     Raises:
-        EnvError: unknown id, missing package, spaces that are not Boxes, pictures, or actions without bounds.
+        EnvError: unknown id, missing package, a constructor that does not take ``render_mode``, spaces that are not
+            Boxes, pictures, or actions without bounds.
     """
     import gymnasium
     from gymnasium.wrappers import DtypeObservation, FlattenObservation, RescaleAction, TransformObservation
 
     try:
-        env = gymnasium.make(environment_spec(env_id), render_mode=render_mode)
+        drawn: dict[str, Any] = (
+            {} if render_mode is None else {"render_mode": render_mode}
+        )  # not every constructor takes it
+        env = gymnasium.make(environment_spec(env_id), **drawn)
+    except TypeError as error:
+        raise EnvError(f"environment {env_id}: its constructor does not take what it was given ({error})") from error
     except ModuleNotFoundError as error:
         raise EnvError(f"environment {env_id}: {error}; install the package that registers it") from error
     except ValueError as error:  # of a specification

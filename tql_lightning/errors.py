@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
-import difflib
-from collections.abc import Collection
+import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
 MOST_LINES = 8
-LINE_LENGTH = 240
+LINE_LENGTH = 500
 NEEDLESS = (  # how jsonargparse tells of the alternatives it tried
     "Does not validate against any of the Union subtypes",
     "Errors:",
@@ -23,12 +21,21 @@ NEEDLESS = (  # how jsonargparse tells of the alternatives it tried
     "a dict with",
     "Expected a <class 'NoneType'>",
     "Expected a path but",
+    "Given value: NestedArg",
+    "Given value: {",
+    "Problem with given class_path 'lightning.Callback'",
+)
+KNOWN = {  # by name: to import Lightning for them takes seconds
+    *("ValueError", "OSError", "ImportError", "SyntaxError", "ArgumentError"),
+    *("MisconfigurationException", "OmegaConfBaseException", "YAMLError"),
+}
+WORDY = re.compile(
+    r"Type collections\.abc\.Callable\[.*?\] expects a function or a callable class: |\.? Got value: Namespace\(.*"
 )
 LOST_ANOTHER = (
     "another of the processes that train together has ended, and the run with it; why stands in its own messages; "
     "continue with --ckpt_path=last"
 )
-UNRECOGNIZED = "unrecognized arguments:"
 
 
 def short_message(error: BaseException) -> str | None:
@@ -37,23 +44,8 @@ def short_message(error: BaseException) -> str | None:
     Args:
         error: what was raised.
     """
-    from jsonargparse import ArgumentError
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
-    known = (
-        ValueError,
-        OSError,
-        ImportError,
-        argparse.ArgumentError,
-        ArgumentError,
-        MisconfigurationException,
-        OmegaConfBaseException,
-        YAMLError,
-    )
     text = str(error)
-    if not isinstance(error, known):
+    if not (KNOWN & {each.__name__ for each in type(error).__mro__}):
         from tql_lightning.out_of_memory import TooLittleMemoryError, advice, is_out_of_memory
         from tql_lightning.processes import has_lost_another
 
@@ -72,23 +64,10 @@ def short_message(error: BaseException) -> str | None:
 
 def _essence(message: str) -> list[str]:
     """The lines of a message that say something, each once."""
-    lines = [line.strip()[:LINE_LENGTH] for line in message.splitlines() if line.strip()]
+    lines = [line.strip() for line in WORDY.sub("", message).splitlines() if line.strip()]
+    lines = [line if len(line) <= LINE_LENGTH else f"{line[:LINE_LENGTH]}..." for line in lines]
     telling = [line for line in lines if not line.removeprefix("- ").startswith(NEEDLESS)]
     return list(dict.fromkeys(telling or lines))
-
-
-def name_close_options(error: Exception, options: Collection[str]) -> None:
-    """Adds to an error about an unknown option a note of those that are close.
-
-    Args:
-        error: what a parser raised.
-        options: every option there is.
-    """
-    if str(error).startswith(UNRECOGNIZED):
-        flags = [word.partition("=")[0] for word in str(error).split() if word.startswith("--")]
-        close = [match for flag in flags for match in difflib.get_close_matches(flag, options, n=2)]
-        if close:
-            error.add_note(f"did you mean {' or '.join(close)}?")
 
 
 def exit_code_of(trainer: Trainer) -> int:

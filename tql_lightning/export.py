@@ -1,6 +1,6 @@
 """Writes a checkpoint's policy for use elsewhere: checkpoint -> one network -> files, compared with the checkpoint.
 
-`tql_lightning.policy` says what the files are and reads them.
+`tql_lightning.policy_folder` says what the files are, `tql_lightning.policy` acts with them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from tql_lightning.evaluation import load_checkpoint
 from tql_lightning.extraction import Extraction
 from tql_lightning.nn.critic import MLPCritic, TransformerCritic
 from tql_lightning.nn.policy import FlowPolicy, ScaledPolicy
-from tql_lightning.policy import FILES, FORMAT_VERSION, METADATA_FILE, ExportFormat, Policy
+from tql_lightning.policy import Policy
+from tql_lightning.policy_folder import FILES, FORMAT_VERSION, METADATA_FILE, ExportFormat
 from tql_lightning.provenance import package_versions
 from tql_lightning.tql import TQL
 

@@ -40,6 +40,9 @@ def release_arrays(model: TQL, read: Read = lambda parameter: parameter.detach()
 
     Returns:
         float32 arrays by name.
+
+    Raises:
+        ValueError: critic or entropy control have parts that the release has not.
     """
     arrays: Arrays = {}
     for name, parameter, to_release, _ in _entries(model):
@@ -62,8 +65,8 @@ def load_release_params(
             one also where nothing uses it.
 
     Raises:
-        ValueError: the file is no npz file, or an array is missing, left over, of another type or shape, or not
-            finite; the message names it. The model is then as it was.
+        ValueError: the model has parts that the release has not, the file is no npz file, or an array is missing, left
+            over, of another type or shape, or not finite; the message names it. The model is then as it was.
         FileNotFoundError: there is no such file.
     """
     arrays = (
@@ -102,6 +105,9 @@ def save_release_params(model: TQL, path: Path | str) -> None:
     """Writes a model's parameters to an npz file that `load_release_params` reads back exactly.
 
     A model without entropy control has no temperature; the release's own parameters have one nevertheless.
+
+    Raises:
+        ValueError: see `release_arrays`.
     """
     arrays = release_arrays(model)
     with write_whole(Path(path)) as file:

@@ -21,7 +21,7 @@ def smoothness(critic: Critic, observations: Tensor, actions: Tensor) -> tuple[f
 
     Args:
         critic: its Q is the mean over its heads.
-        observations: (P, n_s).
+        observations: (P, n_s), P at least 2.
         actions: (P, n_a).
 
     Returns:

@@ -12,7 +12,8 @@ from typing import Any
 import jsonargparse
 import torch
 from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch import Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -20,12 +21,12 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from tql_lightning.checkpoint_io import LAST, SUFFIX, WholeCheckpointIO, base_io, read_checkpoint
 from tql_lightning.chunks import ContinuedLogger
-from tql_lightning.commands import COMMANDS, add_group, command_parser, flags
+from tql_lightning.close_names import add_note, option_names
+from tql_lightning.commands import COMMANDS, add_group, command_parser
 from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.data.files import write_text_whole
 from tql_lightning.data.sampler import rows_per_process
 from tql_lightning.data.transitions import TransitionDataset
-from tql_lightning.errors import name_close_options
 from tql_lightning.evaluation import check_contents
 from tql_lightning.full_disk import unwritten
 from tql_lightning.out_of_memory import explained_memory
@@ -42,6 +43,8 @@ SUMMARIES = {
     "test": "Computes the losses of a checkpoint on held-out transitions and plays evaluation episodes.",
 }
 
+BEFORE_DEFAULTS = "The settings of conf/tql.yaml come before the defaults told here; --print_config shows all."
+
 
 class TQLCLI(LightningCLI):
     """Lightning's CLI with TQL, its data and its defaults; see `cli.main`.
@@ -56,7 +59,7 @@ class TQLCLI(LightningCLI):
             omegaconf_absolute_to_relative_paths=True, subclasses_enabled=[TransitionDataset]
         )
         parser = {"parser_mode": "omegaconf+", "exit_on_error": False}
-        own = {name: parser | {"description": SUMMARIES[name]} for name in self.subcommands()}
+        own = {name: parser | {"description": f"{SUMMARIES[name]} {BEFORE_DEFAULTS}"} for name in self.subcommands()}
         super().__init__(
             TQL,
             OfflineDataModule,
@@ -84,13 +87,11 @@ class TQLCLI(LightningCLI):
                 add_group(below, name, command)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Lightning's; an unknown option's error names those that are close."""
+        """Lightning's; the error of an unknown name tells those that are close."""
         try:
             super().parse_arguments(parser, args)
         except ArgumentError as error:
-            name_close_options(
-                error, {name for command in self._subcommand_parsers.values() for name in flags(command)}
-            )
+            add_note(error, {name for command in self._subcommand_parsers.values() for name in option_names(command)})
             raise
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -113,7 +114,14 @@ class TQLCLI(LightningCLI):
         return parser
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Lightning's, with `WholeCheckpointIO` beside or beneath the configured plugins, unless they write files."""
+        """Lightning's, with `WholeCheckpointIO` beside or beneath the configured plugins, unless they write files.
+
+        Of two callbacks of one class of ours the later takes the earlier's place, so that ``--trainer.callbacks+=`` can
+        set one of the defaults anew.
+
+        Raises:
+            MisconfigurationException: no such trainer can be made; a note tells the settings.
+        """
         trainer_config = self._get(self.config_init, "trainer", default={})
         plugins = trainer_config.get("plugins") or []
         plugins = [*plugins] if isinstance(plugins, list | tuple) else [plugins]
@@ -131,7 +139,18 @@ class TQLCLI(LightningCLI):
                 f"trainer: {type(base).__name__} writes checkpoints instead of WholeCheckpointIO: they carry no "
                 "checksum, and none is kept for a damaged last one"
             )
-        return super().instantiate_trainer(**kwargs)
+        callbacks = trainer_config.get("callbacks")
+        if isinstance(callbacks, list):  # a dict keeps the first place and the last value
+            callbacks[:] = {_kind_of(callback): callback for callback in callbacks}.values()
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except MisconfigurationException as error:
+            settings = ("accelerator", "devices", "num_nodes", "strategy", "precision")
+            given = ", ".join(f"trainer.{name}={trainer_config.get(name)}" for name in settings)
+            error.add_note(
+                f"raised by Lightning for {given}; --trainer.accelerator=cpu --trainer.devices=1 runs anywhere"
+            )
+            raise
 
     def _parse_ckpt_path(self) -> None:
         """Keeps fit's own settings when it continues a run; Lightning would put the checkpoint's over them.
@@ -252,6 +271,11 @@ class TQLCLI(LightningCLI):
             if isinstance(logger, ContinuedLogger):
                 logger.continue_from(-1)
         return True
+
+
+def _kind_of(callback: Callback) -> object:
+    """The class of a callback of ours, which may be there once; others are each of their own kind."""
+    return type(callback) if type(callback).__module__.startswith("tql_lightning.callbacks.") else id(callback)
 
 
 class SaveFitConfig(SaveConfigCallback):

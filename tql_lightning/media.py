@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 import struct
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,49 +40,43 @@ def save_figure(figure: Figure, path: Path, loggers: Sequence[Logger], key: str,
 
 
 def log_picture(loggers: Sequence[Logger], key: str, path: Path, update: int) -> None:
-    """Shows a PNG in every logger that can: TensorBoard, W&B and whatever has its ``log_image``, MLflow.
-
-    Args:
-        loggers: of the trainer; those that cannot show pictures are passed over.
-        key: it is logged under.
-        path: of the PNG.
-        update: that it is of.
-    """
-    for logger in loggers:
-        experiment: Any = logger.experiment if hasattr(logger, "experiment") else None
-        if hasattr(logger, "log_image"):  # W&B
-            logger.log_image(key=key, images=[str(path)], step=update)
-        elif hasattr(experiment, "add_image"):  # TensorBoard
-            experiment.add_image(key, read_picture(path), update, dataformats="HWC")
-        elif hasattr(experiment, "log_artifact"):  # MLflow
-            experiment.log_artifact(getattr(logger, "run_id", None), str(path), artifact_path=key)
-
-
-def read_picture(path: Path) -> NDArray[np.uint8]:
-    """Pixels (height, width, 3) of a PNG."""
-    from PIL import Image
-
-    with Image.open(path) as picture:
-        return np.asarray(picture.convert("RGB"))
+    """Shows a PNG in every logger that can, as `log_video` does an MP4; W&B's method is ``log_image``."""
+    _log("image", _add_picture, loggers, key, path, update)
 
 
 def log_video(loggers: Sequence[Logger], key: str, path: Path, update: int) -> None:
-    """Shows an MP4 in every logger that can: TensorBoard (as GIF), W&B and whatever has its ``log_video``, MLflow.
+    """Shows an MP4 in every logger that can: W&B and whatever has its ``log_video``, TensorBoard (as GIF), MLflow.
 
     Args:
-        loggers: of the trainer; those that cannot show videos are passed over.
+        loggers: of the trainer; those that cannot show such files are passed over.
         key: it is logged under.
-        path: of the MP4.
+        path: of the file.
         update: that it is of.
     """
+    _log("video", _add_animation, loggers, key, path, update)
+
+
+def _log(
+    kind: Literal["image", "video"],
+    add: Callable[[Any, str, Path, int], None],
+    loggers: Sequence[Logger],
+    key: str,
+    path: Path,
+    update: int,
+) -> None:
+    """Shows a file of a kind in every logger that can; ``add`` shows it to TensorBoard's writer."""
     for logger in loggers:
         experiment: Any = logger.experiment if hasattr(logger, "experiment") else None
-        if hasattr(logger, "log_video"):  # W&B
-            logger.log_video(key=key, videos=[str(path)], step=update)
-        elif hasattr(experiment, "add_video"):  # TensorBoard
-            _add_animation(experiment, key, path, update)
+        if hasattr(logger, f"log_{kind}"):  # W&B
+            getattr(logger, f"log_{kind}")(key=key, **{f"{kind}s": [str(path)]}, step=update)
+        elif hasattr(experiment, f"add_{kind}"):  # TensorBoard
+            add(experiment, key, path, update)
         elif hasattr(experiment, "log_artifact"):  # MLflow
             experiment.log_artifact(getattr(logger, "run_id", None), str(path), artifact_path=key)
+
+
+def _add_picture(writer: Any, key: str, path: Path, update: int) -> None:
+    writer.add_image(key, read_picture(path), update, dataformats="HWC")
 
 
 def _add_animation(writer: Any, key: str, path: Path, update: int) -> None:
@@ -92,6 +86,14 @@ def _add_animation(writer: Any, key: str, path: Path, update: int) -> None:
     encoded, (width, height) = animation(path)
     image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded)
     writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=key, image=image)]), update)
+
+
+def read_picture(path: Path) -> NDArray[np.uint8]:
+    """Pixels (height, width, 3) of a PNG."""
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB"))
 
 
 def animation(path: Path) -> tuple[bytes, tuple[int, int]]:

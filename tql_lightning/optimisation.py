@@ -70,7 +70,9 @@ class OptimisedLoop(UpdateLoop):
         schedules = ("warmup_cosine", "constant")
         require("lr_schedule", lr_schedule in schedules, " or ".join(schedules), lr_schedule)
         require("warmup_updates", warmup_updates >= 0, "at least 0", warmup_updates)
-        require("schedule_updates", schedule_updates >= 1, "at least 1", schedule_updates)
+        require(
+            "schedule_updates", schedule_updates >= 1, "at least 1 (trainer.max_steps, if not set)", schedule_updates
+        )
         require("gradient_clip_norm", gradient_clip_norm is None or gradient_clip_norm > 0, "> 0", gradient_clip_norm)
         self.critic_learning_rate, self.actor_learning_rate = critic_learning_rate, actor_learning_rate
         self.temperature_learning_rate = temperature_learning_rate
@@ -99,7 +101,9 @@ class OptimisedLoop(UpdateLoop):
         """One AdamW over critic, temperatures and actor, and the one schedule of their learning rates."""
         # The fused step unscales float16 gradients itself, too late for measuring and clipping them.
         scaled = self._trainer is not None and getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        groups = [group | {"lr": self.learning_rate(group["lr"])} for group in self.parameter_groups()]
+        # The schedule multiplies peaks that are numbers also where learning rates are tensors: fewer launches.
+        peaks = [group | {"initial_lr": group["lr"]} for group in self.parameter_groups()]
+        groups = [group | {"lr": self.learning_rate(group["lr"])} for group in peaks]
         capturable = self.cuda_graphs and self.device.type == "cuda"
         optimizer = ReplayedAdamW(groups, fused=not scaled, capturable=capturable)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.learning_rate_factor)
@@ -122,6 +126,22 @@ class OptimisedLoop(UpdateLoop):
     def learning_rate(self, value: float) -> float | Tensor:
         """A learning rate as the optimizer takes it: where updates are replayed it is a tensor that can change."""
         return torch.tensor(value, device=self.device) if self.cuda_graphs else value
+
+    def clip_and_step(self, optimizer: Any, with_norms: bool) -> dict[str, Tensor]:
+        """The optimizer's step, with clipped gradients where that is set.
+
+        Args:
+            optimizer: as Lightning gives it; where updates are recorded, torch's own.
+            with_norms: whether to measure the gradients before they are clipped.
+
+        Returns:
+            ``gradient_norm/critic`` and ``gradient_norm/actor``, scalars; empty where they are not wanted.
+        """
+        self._gradient_norms = {} if with_norms else None
+        if self.cuda_graphs:  # else the step begins with it
+            self.clip_each_network()
+        optimizer.step()
+        return self._gradient_norms or {}
 
     def clip_each_network(self) -> None:
         """Measures and clips the gradient of each network on its own, where wanted."""

@@ -4,68 +4,32 @@
     policy = Policy.load("exported")
     action = policy.act(observation)
 
-An exported folder holds metadata.json, whose keys are `METADATA_KEYS`, and
-
-- format "onnx": policy.onnx (observations, noise -> actions) and policy_deterministic.onnx (observations -> actions,
-  with zero noise inside), which any ONNX runtime can run; here onnxruntime does, and torch is not imported;
-- format "torch": policy.pt, the weights alone. The network is built by this package from the plain numbers under
-  ``architecture``. torch.export's own files are not used: reading them can fall back to pickle and evaluates
-  expressions, so a file of a stranger's could run code.
-
-Loading runs no code that the folder brings along.
+`tql_lightning.policy_folder` says what the folder holds. Loading runs no code that the folder brings along.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
 import pickle
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from tql_lightning.policy_folder import FILES, PolicyError, read_metadata
 
 if TYPE_CHECKING:
     from tql_lightning.nn.policy import ScaledPolicy
 
 Floats = NDArray[np.float32]
 Act = Callable[[Floats, Floats], Floats]
-ExportFormat = Literal["onnx", "torch"]
 
-METADATA_FILE = "metadata.json"
-FORMAT_VERSION = 1
-LARGEST = 1 << 24  # of sizes, of the numbers of one noise, and of bounds
-FILES = {"onnx": ("policy.onnx", "policy_deterministic.onnx"), "torch": ("policy.pt",)}
-METADATA_KEYS = {
-    "format_version": "of this layout",
-    "format": "onnx or torch",
-    "files": "SHA-256 of every other file, by name",
-    "extraction": "how actions are chosen",
-    "observation_dim": "n_s; observations are float32, flat, as the dataset has them",
-    "action_dim": "n_a, of one step of the environment",
-    "action_chunk": "h, steps that one decision is made of; the files give its h * n_a numbers step after step",
-    "noise_shape": "of the standard normal noise of one observation",
-    "action_low": "lower bounds of the actions, in the environment's units",
-    "action_high": "upper bounds of the actions",
-    "env_id": "Gymnasium id of the environment, or null",
-    "dataset": "that the policy was trained on",
-    "updates": "that the policy was trained for",
-    "architecture": "arguments of the networks (torch), or null (onnx)",
-    "verification": "how the files were compared with the checkpoint",
-    "versions": "of the packages that wrote the files",
-}
 _UNREADABLE = (  # what foreign weights and arguments make torch and the networks raise
     *(pickle.UnpicklingError, zipfile.BadZipFile, EOFError, OSError, RuntimeError, MemoryError, ArithmeticError),
     *(LookupError, TypeError, ValueError, AttributeError, AssertionError),
 )
-
-
-class PolicyError(ValueError):
-    """An exported policy cannot be used, or is used wrongly; the message says why."""
 
 
 class Policy:
@@ -173,60 +137,6 @@ def _numbers(name: str, given: ArrayLike) -> Floats:
         raise PolicyError(f"{name}: expected real numbers, found dtype {array.dtype}")
     with np.errstate(over="ignore"):
         return array.astype(np.float32)
-
-
-def read_metadata(folder: Path) -> dict[str, Any]:
-    """An exported folder's metadata.json, once it and the files it names are found whole.
-
-    Raises:
-        PolicyError: otherwise.
-    """
-    if folder.is_file():
-        raise PolicyError(
-            f"policy {folder}: expected a folder that tql export wrote, found a file; tql export it first"
-        )
-    path = folder / METADATA_FILE
-    if not path.is_file():
-        raise PolicyError(f"policy {folder}: expected a folder that tql export wrote, found no {METADATA_FILE} in it")
-    try:
-        metadata: dict[str, Any] = json.loads(path.read_text())
-    except (ValueError, OSError, RecursionError) as error:
-        raise PolicyError(f"policy {folder}: {METADATA_FILE} is damaged ({error}); export again") from error
-    missing = [key for key in METADATA_KEYS if not isinstance(metadata, dict) or key not in metadata]
-    if missing:
-        raise PolicyError(f"policy {folder}: {METADATA_FILE} lacks {', '.join(missing)}; tql export did not write it")
-    if metadata["format_version"] != FORMAT_VERSION or metadata["format"] not in list(FILES):
-        found = f"{metadata['format_version']} ({metadata['format']})"
-        raise PolicyError(f"policy {folder}: expected format version {FORMAT_VERSION} (onnx or torch), found {found}")
-    _check_numbers(folder, metadata)
-    for name in FILES[metadata["format"]]:
-        file = folder / name
-        if not file.is_file():
-            raise PolicyError(f"policy {folder}: {name} is missing; copy the whole folder, or export again")
-        if hashlib.sha256(file.read_bytes()).hexdigest() != metadata["files"].get(name):
-            raise PolicyError(f"policy {folder}: {name} is not the file that was exported; copy or export it again")
-    return metadata
-
-
-def _check_numbers(folder: Path, metadata: Mapping[str, Any]) -> None:
-    """Refuses sizes and bounds that cannot be."""
-    sizes = [metadata["observation_dim"], metadata["action_dim"], metadata["action_chunk"]]
-    shape, bounds = metadata["noise_shape"], [metadata["action_low"], metadata["action_high"]]
-    sane = (
-        all(type(size) is int and 1 <= size <= LARGEST for size in sizes)
-        and isinstance(shape, list)
-        and all(type(size) is int and size >= 1 for size in shape)
-        and math.prod(shape) <= LARGEST
-        and sizes[1] * sizes[2] <= LARGEST
-        and isinstance(metadata["files"], dict)
-        and all(isinstance(bound, list) and len(bound) == sizes[1] for bound in bounds)
-        and all(isinstance(value, int | float) and -LARGEST <= value <= LARGEST for bound in bounds for value in bound)
-    )
-    if not sane:
-        raise PolicyError(
-            f"policy {folder}: {METADATA_FILE}: sizes, noise_shape, files or action bounds are not what tql export "
-            f"writes: found sizes {sizes}, noise_shape {shape}, bounds {bounds}"[:1000]
-        )
 
 
 def _onnx(folder: Path) -> tuple[Act, Act]:

@@ -29,23 +29,22 @@ class Estimate(NamedTuple):
     high: float
 
 
-def interquartile_mean(scores: Scores, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
+def interquartile_mean(scores: Scores, resamples: int = RESAMPLES) -> Estimate:
     """Mean of the middle half of all runs of all tasks, with its stratified bootstrap interval.
 
     Of n scores the floor(n / 4) smallest and largest are left out; with fewer than four it is the mean.
 
     Args:
         scores: by task, at least one run each.
-        resamples: how often every task's runs are drawn anew, with replacement.
-        seed: of these draws.
+        resamples: how often every task's runs are drawn anew, with replacement; the same draws at every call.
 
     Raises:
         ValueError: a task has no run.
     """
-    return _with_interval(_interquartile_mean, [scores], resamples, seed)
+    return _with_interval(_interquartile_mean, [scores], resamples)
 
 
-def probability_of_improvement(scores: Scores, others: Scores, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
+def probability_of_improvement(scores: Scores, others: Scores, resamples: int = RESAMPLES) -> Estimate:
     """Probability that a run of one method beats a run of another on the same task, averaged over the tasks.
 
     Of every task, the share of pairs (x, y) with x > y, where a tie counts one half: the Mann-Whitney statistic.
@@ -54,14 +53,13 @@ def probability_of_improvement(scores: Scores, others: Scores, resamples: int = 
         scores: of the first method, by task.
         others: of the second method, by the same tasks.
         resamples: as for `interquartile_mean`.
-        seed: of the draws.
 
     Raises:
         ValueError: a task has no run, or the methods have different numbers of tasks.
     """
     if len(scores) != len(others):
         raise ValueError(f"expected the same tasks of both methods, found {len(scores)} and {len(others)}")
-    return _with_interval(_probability_of_improvement, [scores, others], resamples, seed)
+    return _with_interval(_probability_of_improvement, [scores, others], resamples)
 
 
 def _interquartile_mean(tasks: list[Floats]) -> Floats:
@@ -79,11 +77,11 @@ def _probability_of_improvement(tasks: list[Floats], others: list[Floats]) -> Fl
     return np.asarray(np.mean(shares, axis=0), dtype=np.float64)
 
 
-def _with_interval(statistic: Callable[..., Floats], methods: Sequence[Scores], resamples: int, seed: int) -> Estimate:
+def _with_interval(statistic: Callable[..., Floats], methods: Sequence[Scores], resamples: int) -> Estimate:
     arrays = [[np.asarray(task, dtype=np.float64)[None] for task in scores] for scores in methods]
     if any(not tasks or any(task.shape[1] == 0 for task in tasks) for tasks in arrays):
         raise ValueError("expected at least one task and one run of every task, found none")
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     drawn = [
         [task[0, rng.integers(task.shape[1], size=(resamples, task.shape[1]))] for task in tasks] for tasks in arrays
     ]

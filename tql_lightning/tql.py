@@ -181,11 +181,11 @@ class TQL(OptimisedLoop):
             with_metrics: whether to compute what is only logged.
 
         Returns:
-            What `UpdateLoop.training_step` returns to callbacks.
+            What callbacks are given of it; see `UpdateLoop.training_step`.
         """
         schedule: Any = self.lr_schedulers()
         target_entropy = self.target_entropy
-        total, entropy, metrics = self.step(batch, noise, target_entropy, with_metrics)
+        total, entropy, metrics = self.step(batch, noise, target_entropy, with_metrics)  # `gradient_step`, or a replay
         schedule.step()
         return {
             "loss": total,
@@ -202,13 +202,9 @@ class TQL(OptimisedLoop):
         optimizer.zero_grad()
         total, entropy, metrics = self.training_losses(batch, noise, target_entropy, with_metrics)
         self.backward_pass(total)
-        self._gradient_norms = {} if with_metrics else None
-        if self.cuda_graphs:  # else the optimizer's step begins with it
-            self.clip_each_network()
         with self.unit:  # no signal comes between the two
             self.move_target()
-            optimizer.step()
-        metrics |= self._gradient_norms or {}
+            metrics |= self.clip_and_step(optimizer, with_norms=with_metrics)
         return total.detach(), None if entropy is None else entropy.detach(), metrics
 
     def losses(

@@ -164,8 +164,19 @@ class UpdateStep(LightningModule, ABC):
         """Refuses a trainer that cannot train this model.
 
         Raises:
-            ValueError: see `precision.refuse_narrow_weights` and `sharding.refuse_strategy`.
+            ValueError: it clips or accumulates gradients itself; or see `precision.refuse_narrow_weights` and
+                `sharding.refuse_strategy`.
         """
+        if trainer.gradient_clip_val:
+            raise ValueError(
+                f"trainer.gradient_clip_val: expected none, found {trainer.gradient_clip_val}; set "
+                "model.gradient_clip_norm, which clips each network on its own"
+            )
+        if trainer.accumulate_grad_batches != 1:
+            raise ValueError(
+                f"trainer.accumulate_grad_batches: expected 1, found {trainer.accumulate_grad_batches}; set "
+                "data.batch_size, which is the whole batch of an update"
+            )
         refuse_narrow_weights(self, trainer)
         refuse_strategy(trainer, {"compile": self.compiled, "cuda_graphs": self.cuda_graphs})
 

@@ -49,6 +49,7 @@ def test_every_example_runs(play_folder: Path, tmp_path: Path, monkeypatch: pyte
     table = columns()
     save_npz(
         "mine.npz",
+        env_id="Absent-v0",
         terminations=table.pop("terminals"),
         truncations=table.pop("timeouts") | (np.arange(7) == 6),
         **table,
@@ -59,7 +60,8 @@ def test_every_example_runs(play_folder: Path, tmp_path: Path, monkeypatch: pyte
         if kind == "python":
             exec(text, namespace)  # the document's own code
         elif kind == "yaml":
-            dataset = yaml.safe_load(text)["dataset"]
+            settings = yaml.safe_load(text)
+            dataset = settings.get("data", settings)["dataset"]
             loaded.append(dataset["class_path"].rpartition(".")[2])
             instantiate(dataset)
         else:
@@ -68,10 +70,11 @@ def test_every_example_runs(play_folder: Path, tmp_path: Path, monkeypatch: pyte
                 tql, command, *arguments = shlex.split(line.removeprefix("$ "), comments=True)
                 assert tql == "tql"
                 if command == "fit":
-                    instantiate(parse_fit(monkeypatch, *arguments)["data"]["dataset"])
+                    made = instantiate(parse_fit(monkeypatch, *arguments)["data"]["dataset"])
+                    assert made.env_id is not None, f"its configuration evaluates: {line}"
                 else:
                     assert main([command, *arguments]) == 0, line
-    assert set(loaded) == SOURCES
+    assert set(loaded) == SOURCES | {"load_dataset"}
     assert load_dataset("raw_mapped").episode_ends.sum() == 5
     assert (tmp_path / "mine.png").is_file()
 

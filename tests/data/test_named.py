@@ -161,6 +161,17 @@ def test_held_out_shares_and_files_exclude_each_other(play_folder: Path, monkeyp
         load_dataset(OGBENCH, validation_fraction=0.1)
 
 
+def test_the_environment_can_be_named_for_any_source_but_ogbench(tmp_path: Path) -> None:
+    write_d4rl(tmp_path / "hopper_medium-v2.hdf5", **columns())
+    own = npz(tmp_path / "mine.npz", env_id="Pendulum-v1")
+    save_npy_folder(tmp_path / "large", load_npz(str(own)))
+    for name in ("hopper_medium-v2.hdf5", "mine.npz", "large"):
+        assert load_dataset(str(tmp_path / name), env_id="Other-v0").env_id == "Other-v0"
+    assert load_dataset(str(own)).env_id == "Pendulum-v1"
+    with pytest.raises(DatasetError, match="env_id: expected none, as OGBench's task is the environment, found Other"):
+        load_dataset(OGBENCH, env_id="Other-v0")
+
+
 def test_the_summary_counts_what_is_there() -> None:
     values = arrays(observations=np.stack([np.arange(5.0), np.full(5, 3.0)], axis=1), reference_scores=(0.0, 10.0))
     summary = summarise(TransitionDataset.from_arrays(**values))

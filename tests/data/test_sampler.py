@@ -11,6 +11,7 @@ from tql_lightning.batch import Batch, Noise
 from tql_lightning.data.counter_random import normal, uniform
 from tql_lightning.data.sampler import TrainingStream, TransitionSampler, ValidationPass
 from tql_lightning.data.transitions import TransitionDataset
+from tql_lightning.data.windows import Span
 
 
 def dataset(size: int = 50) -> TransitionDataset:
@@ -54,6 +55,14 @@ def test_a_row_is_one_transition() -> None:
     assert torch.equal(batch.next_observations[..., 0], batch.observations[..., 0] + 1)
     assert torch.equal(batch.rewards, batch.observations[..., 0])
     assert torch.equal(batch.masks == 0, batch.rewards == 49)
+
+
+@pytest.mark.parametrize("span", [Span(), Span(n_step=3), Span(n_step=2, action_chunk=2)])
+def test_an_updates_tensors_have_no_gaps_so_that_one_launch_takes_all_of_them_over(span: Span) -> None:
+    """On CUDA ``torch._foreach_copy_`` copies one by one as soon as a single one lies otherwise than its copy."""
+    batches, noises = TransitionSampler(dataset(), 8, 0, span=span).chunk(0, 3)
+    for name, tensor in (batches.update(1)._asdict() | noises.update(1)._asdict()).items():
+        assert tensor.stride() == tensor.clone().stride(), name
 
 
 def test_indices_are_uniform_and_noise_is_standard_normal() -> None:

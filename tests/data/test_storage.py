@@ -46,15 +46,6 @@ def test_mapped_files_give_the_very_batches_of_arrays_in_memory(
         assert torch.equal(one, other)
 
 
-def test_double_precision_is_taken_from_mapped_files_too(tmp_path: Path) -> None:
-    dataset = toy_dataset()
-    rows = torch.tensor([[5, 0], [5, 9]])
-    for storage in (store(d, "cpu", dtype=torch.float64) for d in (dataset, mapped(tmp_path, dataset))):
-        taken = storage.take("actions", rows)
-        assert taken.dtype == torch.float64
-        np.testing.assert_array_equal(taken, dataset.actions[rows.numpy()].astype(np.float64))
-
-
 def test_each_kind_of_array_stays_where_it_is_or_is_copied_on_demand(tmp_path: Path) -> None:
     dataset = toy_dataset()
     files = mapped(tmp_path, dataset)

@@ -17,6 +17,7 @@ from tql_lightning.data.sampler import TransitionSampler, ValidationPass
 from tql_lightning.data.storage import store
 from tql_lightning.data.transitions import DatasetError, TransitionDataset
 from tql_lightning.data.windows import Span, Windows
+from tql_lightning.tql import TQL
 
 DISCOUNT = 0.9
 
@@ -169,6 +170,13 @@ def test_a_model_that_decides_or_discounts_otherwise_is_refused(tmp_path: Path) 
         fit(tmp_path, toy_model(discount=0.9), 5, data={"n_step": 2})
     with pytest.raises(ValueError, match=r"data.action_chunk: expected the model's action_chunk, 1, found 2"):
         fit(tmp_path, toy_model(), 5, data={"action_chunk": 2})
+
+
+def test_a_model_of_other_sizes_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"model.observation_dim: expected the data's, 3, found 4; make it TQL\(data"):
+        fit(tmp_path, TQL(4, 1), 5)
+    with pytest.raises(ValueError, match=r"model.action_dim: expected the data's, 1, found 2"):
+        fit(tmp_path, TQL(3, 2), 5)
 
 
 def test_training_on_windows_resumes_exactly(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from tql_lightning.data.sources.npy_folder import save_npy_folder
 from tql_lightning.data.transitions import DatasetError, TransitionDataset
 from tql_lightning.errors import short_message
 from tql_lightning.evaluation import check_contents
-from tql_lightning.policy import PolicyError, read_metadata
+from tql_lightning.policy_folder import PolicyError, read_metadata
 
 
 @dataclass(frozen=True)

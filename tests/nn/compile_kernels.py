@@ -1,8 +1,10 @@
 """Compiles both kernels, as they are launched, for NVIDIA GPUs that need not be there.
 
     python tests/nn/compile_kernels.py 80 90
+    python tests/nn/compile_kernels.py largest 80 90
 
-The arguments are compute capabilities, times ten. Prints the bytes of shared memory that each kernel takes.
+The arguments are compute capabilities, times ten. Prints the bytes of shared memory that each kernel takes: for the
+tokens and heads of a usual critic and for the smallest, or for the largest in bfloat16, TF32 and float32.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from tql_lightning.nn import triton_attention
+from tql_lightning.nn.attention import KERNEL_HEAD_DIM, SHORT
 
 
 class AbsentDevice:
@@ -61,7 +64,14 @@ def compile_kernels(batch: int, heads: int, tokens: int, size: int, num_attended
 
 
 if __name__ == "__main__":
-    for capability in map(int, sys.argv[1:]):
+    largest = sys.argv[1] == "largest"
+    for capability in map(int, sys.argv[1 + largest :]):
         driver.set_active(AbsentDevice(capability))
-        compile_kernels(2, 4, 43, 32, 43, torch.bfloat16)
-    compile_kernels(1, 1, 1, 1, 0, torch.float32)  # sizes and strides of 1 become constants
+        if not largest:
+            compile_kernels(2, 4, 43, 32, 43, torch.bfloat16)
+            continue
+        for precision, dtype in (("highest", torch.bfloat16), ("high", torch.float32), ("highest", torch.float32)):
+            torch.set_float32_matmul_precision(precision)
+            compile_kernels(2, 4, SHORT, KERNEL_HEAD_DIM, SHORT, dtype)
+    if not largest:
+        compile_kernels(1, 1, 1, 1, 0, torch.float32)  # sizes and strides of 1 become constants

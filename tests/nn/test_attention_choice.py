@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -10,12 +11,14 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from tests.nn.attention_reference import inputs
 from tql_lightning.nn.attention import EntropyAttention, Implementation, choose_implementation
 from tql_lightning.nn.attention_components import ClippedSoftmax, HeadGate, SoftCap
 from tql_lightning.nn.initialisation import LayerNorm
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-OTHERS = ["triton"] if INTERPRETED else ["chunked"]
+DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
+OTHERS = ["triton"] if INTERPRETED else ["chunked", *(["triton"] if DEVICE == "cuda" else [])]
 HIDDEN, HEADS, TOKENS = 12, 3, 7
 on_cpu_only = pytest.mark.skipif(INTERPRETED, reason="the interpreter changes nothing here")
 
@@ -28,11 +31,11 @@ def pair(request: pytest.FixtureRequest) -> tuple[EntropyAttention, EntropyAtten
 
 def make(implementation: Implementation, **parts: Any) -> EntropyAttention:
     torch.manual_seed(0)
-    return EntropyAttention(HIDDEN, HEADS, implementation=implementation, **parts)
+    return EntropyAttention(HIDDEN, HEADS, implementation=implementation, **parts).to(DEVICE)
 
 
 def tokens(count: int = TOKENS) -> Tensor:
-    return torch.randn(4, count, HIDDEN, generator=torch.Generator().manual_seed(1))
+    return torch.randn(4, count, HIDDEN, generator=torch.Generator().manual_seed(1)).to(DEVICE)
 
 
 @pytest.mark.parametrize("value_only", [False, True])
@@ -52,7 +55,7 @@ def test_the_module_gives_the_same_by_every_implementation(
 
 
 def test_under_autocast_types_and_numbers_are_the_plain_ones(pair: tuple[EntropyAttention, EntropyAttention]) -> None:
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
         (expected, expected_entropy), (output, entropy) = (attention(tokens(), with_entropy=True) for attention in pair)
     (output.sum() + entropy.sum()).backward()
     assert output.dtype == expected.dtype == torch.bfloat16
@@ -73,7 +76,7 @@ def test_under_inference_mode_and_functional_call(pair: tuple[EntropyAttention, 
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("implementation", ["triton"] if INTERPRETED else ["plain", "chunked"])
+@pytest.mark.parametrize("implementation", OTHERS if INTERPRETED else ["plain", *OTHERS])
 def test_the_module_compiles_to_one_graph(implementation: Implementation) -> None:
     attention = make(implementation)
     torch._dynamo.reset()
@@ -82,6 +85,22 @@ def test_the_module_compiles_to_one_graph(implementation: Implementation) -> Non
     gradients = [torch.autograd.grad(o.sum() + h.square().sum(), list(attention.parameters())) for o, h in results]
     for ours, theirs in zip((*results[1], *gradients[1]), (*results[0], *gradients[0]), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize(("batch", "heads", "queries"), [(2, 3, 7), (1, 3, 7), (2, 1, 5)])
+def test_an_operator_is_what_it_promises_to_the_compiler(name: str, batch: int, heads: int, queries: int) -> None:
+    """Shapes, types and strides: compiled code relies on them, also for one row or one head, which lie otherwise."""
+    q, k, v = (x.to(DEVICE) for x in inputs(batch, heads, 7, 8))
+    leaves = [x.detach().requires_grad_() for x in (q[:, :, :queries], k, v)]
+    forward = import_module(f"tql_lightning.nn.{name}_attention")._operator
+    backward = getattr(torch.ops.tql_lightning, f"{name}_attention_backward")
+    promises = ("test_schema", "test_faketensor")
+    for num_attended in (0, 1, queries):
+        outputs = forward(*leaves, num_attended)
+        torch.library.opcheck(forward, (*leaves, num_attended), test_utils=(*promises, "test_autograd_registration"))
+        given = (*(x.detach() for x in leaves), *(torch.ones_like(x) for x in outputs))
+        torch.library.opcheck(backward, given, test_utils=promises)
 
 
 @on_cpu_only
@@ -123,7 +142,7 @@ def test_transforms_are_applied_at_any_length_and_other_implementations_refuse_t
 @on_cpu_only
 def test_gates_and_norms_go_with_every_implementation() -> None:
     parts = {"gate": HeadGate, "query_key_norm": LayerNorm}  # queries and keys become float32
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
         (expected, _), (output, _) = (make(name, **parts)(tokens()) for name in ("plain", "chunked"))
     torch.testing.assert_close(output, expected, rtol=0.02, atol=0.02)
 
@@ -157,7 +176,7 @@ def test_a_backward_pass_under_autocast_computes_in_the_forward_passes_types(
     _, attention = pair
     gradients = []
     for inside in (False, True):
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(DEVICE, dtype=torch.bfloat16):
             q, k, v = (tokens().view(4, HEADS, TOKENS, -1).bfloat16().requires_grad_() for _ in range(3))
             output, entropy = attention._attend(q, k, v, TOKENS, True)
             loss = output.float().sum() + entropy.square().sum()

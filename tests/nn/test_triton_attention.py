@@ -45,6 +45,15 @@ def test_the_kernels_compile_to_machine_code_for_nvidia_gpus() -> None:
     assert max(map(int, shared)) <= 48 * 1024
 
 
+@pytest.mark.slow
+@needs_triton
+def test_the_largest_kernels_compile_and_fit_on_chip_as_docs_attention_says() -> None:
+    shared = [int(x) for x in run_python(str(HERE / "compile_kernels.py"), "largest", "80", "90").split()]
+    assert len(shared) == 12
+    bfloat16, tf32, float32 = (max(shared[i : i + 2] + shared[i + 6 : i + 8]) for i in (0, 2, 4))
+    assert max(bfloat16, float32) <= 99 * 1024 < tf32 <= 163 * 1024
+
+
 def test_on_a_cpu_the_kernels_refuse_and_say_what_to_choose() -> None:
     if not HAS_TRITON:
         with pytest.raises(ValueError, match="triton is not installed"):

@@ -190,7 +190,7 @@ class OfflineDataModule(LightningDataModule):
         return self.dataset.digest()
 
     def _check_model(self, model: Any) -> None:
-        """Refuses a model that decides or discounts otherwise than the data are made for."""
+        """Refuses a model of other sizes, or one that decides or discounts otherwise than the data are made for."""
         names = ("action_chunk", "discount") if self.span.steps > 1 else ("action_chunk",)
         for name in names:
             ours, theirs = getattr(self.span, name), getattr(model, name, None)
@@ -198,6 +198,13 @@ class OfflineDataModule(LightningDataModule):
                 raise ValueError(
                     f"data.{name}: expected the model's {name}, {theirs}, found {ours}; give OfflineDataModule and the "
                     "model the same"
+                )
+        for name in ("observation_dim", "action_dim"):
+            ours, theirs = getattr(self, name), getattr(model, name, None)
+            if theirs is not None and theirs != ours:
+                raise ValueError(
+                    f"model.{name}: expected the data's, {ours}, found {theirs}; make it TQL(data.observation_dim, "
+                    "data.action_dim, ...), or train on the data that the model was made for"
                 )
 
     def _attached_trainer(self) -> Any:

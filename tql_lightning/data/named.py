@@ -66,13 +66,14 @@ def _check_path(path: Path) -> None:
         raise DatasetError(f"{shown}: expected a dataset's name or path, found none ({reason}); check it") from error
 
 
-def load_dataset(name: str, validation_fraction: float = 0.0) -> TransitionDataset:
+def load_dataset(name: str, validation_fraction: float = 0.0, env_id: str | None = None) -> TransitionDataset:
     """Loads a dataset by its name alone.
 
     Args:
         name: "minari:mujoco/hopper/medium-v0", "cube-double-play-singletask-task2-v0", or the path of an .npz file, a
             folder of .npy files or a D4RL .hdf5 file.
         validation_fraction: share of the episodes, the last ones, held out; 0 where files hold some out already.
+        env_id: Gymnasium id of the environment to evaluate in, "Hopper-v5"; default: the one that the dataset names.
 
     Raises:
         DatasetError: an unknown name, or whatever is wrong with the dataset.
@@ -80,9 +81,14 @@ def load_dataset(name: str, validation_fraction: float = 0.0) -> TransitionDatas
     kind = kind_of(name)
     check_fraction(validation_fraction)
     if kind == "minari":
-        return load_minari(name.removeprefix(MINARI), validation_fraction=validation_fraction)
+        return load_minari(name.removeprefix(MINARI), validation_fraction=validation_fraction, env_id=env_id)
+    if kind == "d4rl":
+        return load_d4rl(name, validation_fraction=validation_fraction, env_id=env_id)
     if kind != "ogbench":
-        return {"d4rl": _d4rl, "npz": load_npz, "folder": load_npy_folder}[kind](name, validation_fraction)
+        own = {"npz": load_npz, "folder": load_npy_folder}[kind](name, validation_fraction)
+        return replace(own, env_id=env_id or own.env_id)
+    if env_id is not None:
+        raise DatasetError(f"env_id: expected none, as OGBench's task is the environment, found {env_id}; leave it out")
     dataset = load_ogbench(name)
     if validation_fraction and dataset.validation is not None:
         raise DatasetError(
@@ -90,10 +96,6 @@ def load_dataset(name: str, validation_fraction: float = 0.0) -> TransitionDatas
             "leave it out"
         )
     return dataset.hold_out(validation_fraction)
-
-
-def _d4rl(path: str, validation_fraction: float) -> TransitionDataset:
-    return load_d4rl(path, validation_fraction=validation_fraction)
 
 
 def convert(name: str, output: str, overwrite: bool = False) -> list[tuple[Path, TransitionDataset]]:

@@ -48,7 +48,6 @@ class TransitionSampler:
         device: the device that trains; batches and noise lie there.
         rank: this process among ``world_size``.
         world_size: number of processes that share the global batch.
-        dtype: floating type of what is yielded.
         span: steps that one row spans: n-step returns and action chunks.
         storage: where to hold the transitions; see `storage.store`.
 
@@ -65,12 +64,11 @@ class TransitionSampler:
         device: torch.device | str = "cpu",
         rank: int = 0,
         world_size: int = 1,
-        dtype: torch.dtype = torch.float32,
         span: Span = Span(),  # noqa: B008  (frozen)
         storage: StorageChoice = "auto",
     ) -> None:
         per_rank = rows_per_process(batch_size, world_size)
-        self.windows = Windows(store(dataset, device, storage, dtype), dataset, span)
+        self.windows = Windows(store(dataset, device, storage), dataset, span)
         self.windows.tabulate()
         self.seed = seed
         self.rows = torch.arange(rank * per_rank, (rank + 1) * per_rank, device=device)
@@ -137,7 +135,6 @@ class ValidationPass:
         device: the device that computes; batches and noise lie there.
         rank: this process among ``world_size``.
         world_size: number of processes that share the pass.
-        dtype: floating type of what is yielded.
         span: steps that one row spans.
         storage: where to hold the transitions; see `storage.store`.
     """
@@ -150,11 +147,10 @@ class ValidationPass:
         device: torch.device | str = "cpu",
         rank: int = 0,
         world_size: int = 1,
-        dtype: torch.dtype = torch.float32,
         span: Span = Span(),  # noqa: B008  (frozen)
         storage: StorageChoice = "auto",
     ) -> None:
-        self.windows = Windows(store(dataset, device, storage, dtype), dataset, span)
+        self.windows = Windows(store(dataset, device, storage), dataset, span)
         starts = range(0, len(self.windows), batch_size)
         self.starts = starts[rank::world_size] if len(starts) >= world_size else starts
         self.batch_size = batch_size
@@ -178,7 +174,9 @@ class ValidationPass:
 
 def _noise(numbers: Tensor, dtype: torch.dtype) -> Noise:
     """Uniform columns (..., 1 + 4 n_a) -> the noise of an update: column 0 is the flow's time."""
-    next_action, flow_x0, distillation, metric = normal(numbers[..., 1:]).to(dtype).chunk(4, dim=-1)
+    drawn = normal(numbers[..., 1:]).to(dtype).view(*numbers.shape[:-1], 4, -1)
+    # Each on its own, without gaps: a recorded update takes all of its inputs over in one launch.
+    next_action, flow_x0, distillation, metric = drawn.movedim(-2, 0).contiguous().unbind(0)
     # Rounding to float32 could make a time of exactly 1, which the flow never sees.
     flow_t = numbers[..., :1].to(dtype).clamp(max=1.0 - torch.finfo(dtype).eps)
     return Noise(next_action, flow_x0, flow_t, distillation, metric)

@@ -45,7 +45,7 @@ class Storage(ABC):
             rows: int64 of any shape, on ``device``.
 
         Returns:
-            The shape of ``rows``, and after it the field's own columns if it has any; on ``device``.
+            float32, the shape of ``rows``, and after it the field's own columns if it has any; on ``device``.
         """
 
     def take_runs(self, field: str, rows: Tensor, length: int) -> Tensor:
@@ -72,15 +72,12 @@ class TensorStorage(Storage):
         dataset: the transitions; arrays in main memory are shared, not copied, where they can be.
         device: where to hold them.
         target: the device that trains.
-        dtype: floating type of what is taken.
     """
 
-    def __init__(
-        self, dataset: TransitionDataset, device: torch.device, target: torch.device, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, dataset: TransitionDataset, device: torch.device, target: torch.device) -> None:
         super().__init__(device, target)
         self.fields: dict[str, Tensor] = {
-            name: _tensor(getattr(dataset, name)).to(device, dtype) for name in Batch._fields
+            name: _tensor(getattr(dataset, name)).to(device, torch.float32) for name in Batch._fields
         }
         self._runs: dict[tuple[str, int], Tensor] = {}
 
@@ -117,12 +114,10 @@ class MappedStorage(Storage):
     Args:
         dataset: transitions whose arrays are, at least in part, memory-mapped.
         target: the device that trains.
-        dtype: floating type of what is taken.
     """
 
-    def __init__(self, dataset: TransitionDataset, target: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, dataset: TransitionDataset, target: torch.device) -> None:
         super().__init__(torch.device("cpu"), target)
-        self.dtype = dtype
         self.fields: dict[str, NDArray[Any]] = {name: getattr(dataset, name) for name in Batch._fields}
         self.readers: dict[str, RowReader] = {}
         resident = 0
@@ -136,14 +131,13 @@ class MappedStorage(Storage):
         source, flat = self.fields[field], rows.flatten().numpy()
         reader = self.readers.get(field)
         found = reader.read(flat) if reader else np.take(source, flat, axis=0, mode="clip")
-        return torch.from_numpy(found).to(self.dtype).view((*rows.shape, *source.shape[1:]))
+        return torch.from_numpy(found).float().view((*rows.shape, *source.shape[1:]))
 
 
 def store(
     dataset: TransitionDataset,
     target: torch.device | str,
     choice: StorageChoice = "auto",
-    dtype: torch.dtype = torch.float32,
 ) -> Storage:
     """Holds a dataset where it is sampled fastest, or where it is told to.
 
@@ -152,16 +146,15 @@ def store(
         target: the device that trains.
         choice: "trainer" copies them to ``target``. "cpu" keeps them in main memory, or in their mapped files, and
             copies what is drawn. "auto" is "trainer" for a GPU that has twice their size free, and else "cpu".
-        dtype: floating type of what is drawn.
     """
     target = torch.device(target)
     if choice == "auto":
         choice = "trainer" if _fits(dataset, target) else "cpu"
     if choice == "trainer":
-        return TensorStorage(dataset, target, target, dtype)
+        return TensorStorage(dataset, target, target)
     if any(mapping_of(getattr(dataset, name)) for name in Batch._fields):
-        return MappedStorage(dataset, target, dtype)
-    return TensorStorage(dataset, torch.device("cpu"), target, dtype)
+        return MappedStorage(dataset, target)
+    return TensorStorage(dataset, torch.device("cpu"), target)
 
 
 def _fits(dataset: TransitionDataset, target: torch.device) -> bool:

@@ -52,9 +52,9 @@ def _backward(
     num_attended = grad_attended.shape[2]
     q, k, v = queries.flatten(0, 1), keys.flatten(0, 1), values.flatten(0, 1)
     grad_attended, grad_entropy = grad_attended.flatten(0, 1), grad_entropy.flatten(0, 1)
-    grad_q = torch.empty_like(q)
+    grad_q = q.new_empty(q.shape)  # rows side by side, as the operator promises, however the queries lie
     # Sums over blocks of queries are kept in the softmax's precision.
-    grad_k, grad_v = (torch.zeros_like(x, dtype=grad_entropy.dtype) for x in (k, v))
+    grad_k, grad_v = (x.new_zeros(x.shape, dtype=grad_entropy.dtype) for x in (k, v))
     for heads, rows in _blocks(q, k):
         log_weights = _log_weights(q[heads, rows], k[heads])
         weights = log_weights.exp()

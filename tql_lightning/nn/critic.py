@@ -95,7 +95,7 @@ class Bins(nn.Module):
 class TransformerCritic(Critic):
     """Transformer over one token per scalar of (s, a); E heads read the [VALUE] token from a shared trunk.
 
-    Sizes in the paper: hidden_dim 128, 256, 512, 1024 are 0.4 M, 1.6 M, 6.6 M and 26 M parameters.
+    Sizes in the paper: hidden_dim 128, 256, 512, 1024 are 0.4 M, 1.7 M, 6.6 M and 26 M parameters.
 
     Args:
         observation_dim: n_s (taken from the dataset by the CLI).
@@ -200,6 +200,9 @@ class MLPCritic(Critic):
         layer_norm: whether hidden layers end in a LayerNorm.
         support: centres of the bins whose mean the values are (given by the model's ``value_loss``); null for
             values without bins.
+
+    Raises:
+        ValueError: a size is not positive, or there is no hidden layer.
     """
 
     def __init__(

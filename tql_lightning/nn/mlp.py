@@ -19,6 +19,9 @@ class MLP(nn.Sequential):
         hidden_dims: sizes of the hidden layers.
         out_dim: size of the output.
         layer_norm: whether the hidden layers end in a LayerNorm.
+
+    Raises:
+        ValueError: there is no hidden layer, or a size of one is below 1.
     """
 
     def __init__(self, in_dim: int, hidden_dims: Sequence[int], out_dim: int, layer_norm: bool = True) -> None:

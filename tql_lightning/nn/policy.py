@@ -40,7 +40,7 @@ class FlowPolicy(nn.Module):
         layer_norm: whether hidden layers end in a LayerNorm.
 
     Raises:
-        ValueError: a size or ``flow_steps`` is below 1.
+        ValueError: there is no hidden layer, or a size of one or ``flow_steps`` is below 1.
     """
 
     def __init__(

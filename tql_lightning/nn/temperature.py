@@ -95,7 +95,8 @@ class AttentionTemperature(EntropyControl):
         schedule: moves the targets over training; null for constant targets.
 
     Raises:
-        ValueError: targets of the wrong shape or outside (0, ln n), or an initial value the form cannot take.
+        ValueError: targets of the wrong shape or outside (0, ln n), an initial value the form cannot take, an unknown
+            form, or ``minimum`` not below ``maximum``.
     """
 
     targets: Tensor

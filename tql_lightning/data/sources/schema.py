@@ -33,12 +33,13 @@ def dataset_from(path: Path, fields: Mapping[str, Any], allocate: Allocate = in_
     missing = [key for key in REQUIRED if key not in fields]
     unknown = [key for key in fields if key not in REQUIRED + OPTIONAL + SETTINGS]
     if missing or unknown:
-        hint = (
-            "; one of OGBench's files is loaded by its dataset's name" if {"terminals", "qpos"} <= set(unknown) else ""
-        )
+        hint = f"expected arrays {', '.join(REQUIRED)}, and optionally {', '.join(OPTIONAL + SETTINGS)}"
+        if {"terminals", "qpos"} <= set(unknown):
+            hint = "one of OGBench's files is loaded by its dataset's name"
+        elif "terminals" in unknown:
+            hint = "rename terminals to terminations, and timeouts to truncations; D4RL's .hdf5 files load as they are"
         raise DatasetError(
-            f"{path}: expected arrays {', '.join(REQUIRED)} (and optionally {', '.join(OPTIONAL + SETTINGS)}); "
-            f"missing: {', '.join(missing) or 'none'}; unknown: {', '.join(unknown) or 'none'}{hint}"
+            f"{path}: missing: {', '.join(missing) or 'none'}; unknown: {', '.join(unknown) or 'none'}; {hint}"
         )
     plain = dict(fields)
     for key, kind, expected in (("env_id", str, "a string"), ("actions_scaled", bool, "true or false")):

@@ -1,0 +1,143 @@
+"""Names close to one that is not known: of options, of keys in files, of arguments, of classes."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+import sys
+from collections.abc import Collection
+from typing import Any, get_args
+
+RELEASE_NAMES = {  # of the authors' release, and what they are here
+    "seed": "--seed_everything",
+    "alpha": "--model.bc_coefficient",
+    "lr": "--model.critic_learning_rate",
+    "critic_lr": "--model.critic_learning_rate",
+    "actor_lr": "--model.actor_learning_rate",
+    "adamw_weight_decay": "--model.weight_decay",
+    "train_steps": "--trainer.max_steps",
+    "warmup_steps": "--model.warmup_updates",
+    "q_agg": "--model.target_aggregation",
+    "critic_grad_clip": "--model.gradient_clip_norm",
+    "num_ensembles": "--model.critic.num_critics",
+    "num_heads": "--model.critic.head_dim",
+    "dropout_rate": "--model.critic.dropout",
+    "use_modality_embeddings": "--model.critic.modality_embeddings",
+    "use_attention_entropy_loss": "--model.entropy_control",
+    "attention_entropy_target": "--model.entropy_control.targets",
+    "attention_entropy_temperature_init": "--model.entropy_control.initial",
+    "attention_entropy_temperature_min": "--model.entropy_control.minimum",
+    "attention_entropy_temperature_max": "--model.entropy_control.maximum",
+    "temp_type": "--model.entropy_control.form",
+    "actor_hidden_dims": "--model.policy.hidden_dims",
+    "actor_layer_norm": "--model.policy.layer_norm",
+}
+UNRECOGNIZED = "unrecognized arguments:"
+KEY = re.compile(r'does not accept option \'([\w.]+)\'|^Parser key "([\w.]+)"')
+NO_DATASET = re.compile(r"Import path ([\w.]+) does not correspond to a subclass of TransitionDataset")
+NO_VALUE = re.compile(r"argument (--\S+): expected one argument")
+UNKNOWN_ARGUMENT = re.compile(r"class_path '([\w.]+)'.*?Option '(\w+)' is not accepted", re.DOTALL)
+ARGUMENT_OF_PART = re.compile(r"Option '(\w+)' is not accepted\. Got value: Namespace\(class_path='([\w.]+)'")
+UNKNOWN_ATTRIBUTE = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
+
+
+def option_names(parser: Any) -> set[str]:
+    """The options of a parser, and those of the parts that they take by class path, as far as these are imported."""
+    names: set[str] = set()
+    for action in parser._actions:
+        names |= {*action.option_strings}
+        is_setting = action.option_strings and not action.option_strings[0].endswith(".help")
+        for kind in _classes(getattr(action, "_typehint", None)) if is_setting else ():
+            for part in _with_subclasses(kind):
+                names |= {f"{action.option_strings[0]}.{name}" for name in _arguments(part)}
+    return names
+
+
+def add_note(error: Exception, options: Collection[str]) -> None:
+    """Adds to an error about a name that is not known a note of those that are close.
+
+    Args:
+        error: what a parser raised.
+        options: every option there is (`option_names`).
+    """
+    text = str(error)
+    if text.startswith(UNRECOGNIZED):
+        words = [word for word in text.removeprefix(UNRECOGNIZED).split() if word.startswith("--") or "=" in word]
+        _note(error, [name for word in words for name in close_options(word.partition("=")[0], options)])
+    elif "does not accept option" in text and (key := key_of(error)):
+        _note(error, [name.removeprefix("--") for name in close_options(key, options)])
+    elif found := ARGUMENT_OF_PART.search(text):
+        _note_arguments(error, found[2], found[1])
+    elif found := UNKNOWN_ARGUMENT.search(text):
+        _note_arguments(error, found[1], found[2])
+    elif found := NO_DATASET.search(text):
+        error.add_note(
+            f"a function says so by its annotation: def {found[1].rpartition('.')[2]}(...) -> TransitionDataset"
+        )
+    elif found := NO_VALUE.search(text):
+        error.add_note(f"give it a value, as in {found[1]}=true or {found[1]}=3")
+    elif found := UNKNOWN_ATTRIBUTE.search(text):
+        _note(error, difflib.get_close_matches(found[2], dir(sys.modules.get(found[1])), n=2))
+
+
+def key_of(error: Exception) -> str | None:
+    """The setting that a parser's error is about, such as "trainer.max_steps"."""
+    found = KEY.search(str(error))
+    return (found[1] or found[2]) if found else None
+
+
+def close_options(word: str, options: Collection[str]) -> list[str]:
+    """At most two options that may have been meant: of the same last name first.
+
+    Args:
+        word: what was written, with or without dashes.
+        options: every option there is.
+    """
+    name = word.removeprefix("--").replace("-", "_")
+    last = name.rpartition(".")[2]
+    if last in RELEASE_NAMES and f"--{name}" not in options:
+        return [RELEASE_NAMES[last]]
+    settings = [option for option in sorted(options) if not option.endswith(("+", ".help"))]
+    same = [option for option in settings if option.removeprefix("--").rpartition(".")[2] == last]
+    return same[:2] or difflib.get_close_matches(f"--{name}", settings, n=2)
+
+
+def _note(error: Exception, names: list[str]) -> None:
+    if names:
+        error.add_note(f"did you mean {' or '.join(dict.fromkeys(names))}?")
+
+
+def _note_arguments(error: Exception, path: str, argument: str) -> None:
+    if argument == "class_path":
+        error.add_note("beside class_path stands init_args alone, and under it what the class takes")
+        return
+    module, _, name = path.rpartition(".")
+    accepted = _arguments(getattr(sys.modules.get(module), name, None))
+    close = difflib.get_close_matches(argument, accepted, n=2)
+    if close or accepted:
+        error.add_note(f"did you mean {' or '.join(close)}?" if close else f"it takes: {', '.join(accepted)}")
+
+
+def _arguments(part: Any) -> list[str]:
+    """Names of what a class or function can be given; without those that the package itself gives."""
+    given = ("observation_dim", "action_dim", "support")
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    try:
+        parameters = inspect.signature(part).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    return [each.name for each in parameters if each.kind not in kinds and each.name not in given]
+
+
+def _classes(hint: Any) -> list[type]:
+    """The package's classes that a type names anywhere."""
+    if isinstance(hint, type) and hint.__module__.startswith("tql_lightning."):
+        return [hint]
+    parts = [each for part in get_args(hint) for each in (part if isinstance(part, list) else [part])]
+    return [kind for part in parts for kind in _classes(part)]
+
+
+def _with_subclasses(kind: type) -> list[type]:
+    below: list[type] = type.__subclasses__(kind)
+    return [kind, *(each for part in below for each in _with_subclasses(part))]
