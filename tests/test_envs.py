@@ -40,22 +40,6 @@ def test_environments_that_do_not_fit_are_refused(env_id: str, message: str) -> 
         make_env(env_id)
 
 
-class Plain(gymnasium.Env[Any, Any]):
-    """As a user's first environment is: it draws nothing, and its constructor takes nothing."""
-
-    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
-    observation_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
-    action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
-
-
-def test_an_environment_whose_constructor_takes_nothing_is_made_and_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = gymnasium.envs.registration.EnvSpec("Plain-v0", entry_point=Plain)
-    monkeypatch.setitem(gymnasium.registry, "Plain-v0", spec)
-    assert isinstance(make_env("Plain-v0").unwrapped, Plain)
-    with pytest.raises(EnvError, match=r"environment Plain-v0: its constructor does not take .*render_mode"):
-        make_env("Plain-v0", render_mode="rgb_array")
-
-
 PICTURE = gymnasium.spaces.Box(0, 255, (8, 8, 3), np.uint8)
 STATE = gymnasium.spaces.Box(-1.0, 1.0, (2,))
 ACTIONS = gymnasium.spaces.Box(-1.0, 1.0, (1,))
@@ -96,3 +80,19 @@ def test_spaces_that_tql_is_not_for_are_refused(
 def test_bytes_that_are_no_picture_are_numbers() -> None:
     memory = gymnasium.spaces.Box(0, 255, (128,), np.uint8)
     assert flat_space(memory) == gymnasium.spaces.Box(0.0, 255.0, (128,))
+
+
+class Plain(gymnasium.Env[Any, Any]):
+    """As a user's first environment is: it draws nothing, and its constructor takes nothing."""
+
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
+    observation_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
+    action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+
+def test_an_environment_whose_constructor_takes_nothing_is_made_and_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = gymnasium.envs.registration.EnvSpec("Plain-v0", entry_point=Plain)
+    monkeypatch.setitem(gymnasium.registry, "Plain-v0", spec)
+    assert isinstance(make_env("Plain-v0").unwrapped, Plain)
+    with pytest.raises(EnvError, match=r"environment Plain-v0: its constructor does not take .*render_mode"):
+        make_env("Plain-v0", render_mode="rgb_array")
