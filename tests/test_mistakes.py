@@ -76,7 +76,7 @@ MISTAKES = {
     "a flag without value": (["collect", "Pendulum-v1", "--overwrite"], ["--overwrite=true"]),
     "a run's folder as checkpoint": (
         ["evaluate", "run"],
-        ["run: no such file, but a folder", "run/checkpoints/last.ckpt"],
+        ["run: expected a file, found a folder", "give run/checkpoints/last.ckpt"],
     ),
     "names of D4RL": (
         ["data", "inspect", "d4rl.npz"],

@@ -133,11 +133,11 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu", mmap: bool = Fa
     """
     path = Path(path)
     if path.is_dir():
-        raise CheckpointError(f"checkpoint {path}: expected a file, found a folder; name a .ckpt file in it")
-    if not path.is_file():
         there = next((each for each in (path / LAST, path / "checkpoints" / LAST) if each.is_file()), None)
-        hint = f", but a folder; give {there}" if there else ""
-        raise CheckpointError(f"checkpoint {path}: no such file{hint}")
+        remedy = f"give {there}" if there else f"name a {SUFFIX} file in it"
+        raise CheckpointError(f"checkpoint {path}: expected a file, found a folder; {remedy}")
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {path}: no such file")
     try:
         intact = _is_intact(path)
         check_torch_file(path)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from tests.command_line import _ParsedOnly
+from tests.command_line import ParsedOnly
 from tests.data.test_transitions import arrays
 from tests.fuzz.files import CONFIG, built_config, built_hdf5, built_npz, changed, hdf5_bytes, npz_bytes
 from tests.toy import toy_model
@@ -44,7 +44,7 @@ class Reader:
 @cache
 def _command_line() -> Any:
     sys.argv = ["tql", "fit", "--config", str(packaged_configs()["quickstart"])]
-    return _ParsedOnly().parser
+    return ParsedOnly().parser
 
 
 def _config(path: Path) -> None:
