@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
+from omegaconf import OmegaConf
 
 from tests.command_line import TINY, call_tql, make_model, parse_fit
 from tests.toy import fit
@@ -199,14 +201,25 @@ def test_a_datasets_name_may_stand_for_its_class_path(tmp_path: Path, monkeypatc
 
 def test_what_lies_in_a_runs_folder_is_said_by_a_reference_to_it_and_nothing_else() -> None:
     lines = {
-        "    save_dir: run": '    save_dir: "${trainer.default_root_dir}"',
-        "      dirpath: 'run/a b'": '      dirpath: "${trainer.default_root_dir}/a b"',
-        "    - dirpath: run/checkpoints": '    - dirpath: "${trainer.default_root_dir}/checkpoints"',
-        "      dirpath: running/checkpoints": "      dirpath: running/checkpoints",
-        "      dirpath: 'run/it''s'": "      dirpath: 'run/it''s'",
-        "      dirpath: null": "      dirpath: null",
+        "- save_dir: run": '- save_dir: "${trainer.default_root_dir}"',
+        "  dirpath: 'run/a b'": '  dirpath: "${trainer.default_root_dir}/a b"',
+        "- dirpath: run/checkpoints": '- dirpath: "${trainer.default_root_dir}/checkpoints"',
+        "- dirpath: running/checkpoints": "- dirpath: running/checkpoints",
+        "- dirpath: 'run/it''s'": "- dirpath: 'run/it''s'",
+        "- dirpath: null": "- dirpath: null",
         "  default_root_dir: run": "  default_root_dir: run",
         "  name: run": "  name: run",
     }
     assert refer_to_folder("\n".join(lines), "run") == "\n".join(lines.values())
     assert refer_to_folder("dirpath: run", None) == "dirpath: run"
+    assert refer_to_folder("dirpath: null", "null") == "dirpath: null"
+
+
+@pytest.mark.parametrize("folder", ["null", "7", "it's", "a: folder", "runs of a folder " * 8 + "end"])
+@pytest.mark.parametrize("below", ["", "/checkpoints", "/checkpoints in a folder of many words" * 3, "/a: b # c"])
+def test_a_configuration_that_refers_to_its_folder_says_what_it_said(folder: str, below: str) -> None:
+    said = {"trainer": {"default_root_dir": folder, "callbacks": [{"dirpath": folder + below, "other": None}]}}
+    referring = refer_to_folder(yaml.safe_dump(said, sort_keys=False), folder)
+    (callback,) = yaml.safe_load(referring)["trainer"]["callbacks"]
+    assert callback == {"dirpath": "${trainer.default_root_dir}" + below, "other": None}
+    assert OmegaConf.to_container(OmegaConf.create(referring), resolve=True) == said
