@@ -82,7 +82,7 @@ def refer_to_folder(text: str, folder: str | None) -> str:
     return text
 
 
-def _written_to(node: yaml.Node) -> Iterator[yaml.ScalarNode]:
+def _written_to(node: yaml.Node | None) -> Iterator[yaml.ScalarNode]:
     """Where callbacks and loggers write, as far as it is said, in the order of the text."""
     if isinstance(node, yaml.SequenceNode):
         for each in node.value:

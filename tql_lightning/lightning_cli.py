@@ -33,7 +33,7 @@ from tql_lightning.full_disk import unwritten
 from tql_lightning.out_of_memory import explained_memory
 from tql_lightning.processes import refuse_launch
 from tql_lightning.provenance import record_start
-from tql_lightning.resuming import newest_whole, refuse_changes
+from tql_lightning.resuming import newest_whole, refuse_anothers, refuse_changes
 from tql_lightning.run_folder import CONFIG_FILE, METRICS_BEFORE_FILE, METRICS_FILE
 from tql_lightning.run_lock import only_run_in
 from tql_lightning.tql import TQL
@@ -198,9 +198,9 @@ class TQLCLI(LightningCLI):
         """Refuses to train into a folder that holds another run, and to continue one that does not fit or is damaged.
 
         Raises:
-            ValueError: the folder has a configuration, and no checkpoint to continue from is named; or the checkpoint
-                was made with other settings; the batch cannot be divided over the processes;
-                or the trainer cannot train the model.
+            ValueError: the folder has a configuration, and no checkpoint to continue from is named, or one from
+                elsewhere; or the checkpoint was made with other settings; the batch cannot be divided over the
+                processes; or the trainer cannot train the model.
             CheckpointError: the checkpoint is missing or damaged.
         """
         rows_per_process(self.datamodule.batch_size, self.trainer.world_size)
@@ -209,6 +209,9 @@ class TQLCLI(LightningCLI):
         if found is not None and not self._get(self.config, "force"):
             refuse_changes(*found, self.model, self.datamodule)
         folder = Path(self.trainer.default_root_dir)
+        if found is not None and (folder / CONFIG_FILE).exists():
+            dirpaths = [getattr(callback, "dirpath", None) for callback in self.trainer.checkpoint_callbacks]
+            refuse_anothers(found[0], folder, [Path(dirpath) for dirpath in dirpaths if dirpath])
         if (folder / CONFIG_FILE).exists() and not self._get(self.config, "ckpt_path"):
             raise ValueError(
                 f"trainer.default_root_dir: {folder} holds an earlier run; continue it with --ckpt_path=last, "
