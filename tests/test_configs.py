@@ -145,13 +145,16 @@ def test_later_files_and_flags_win(monkeypatch: pytest.MonkeyPatch) -> None:
     assert configuration["model"]["entropy_control"] is None
 
 
-def test_of_two_callbacks_of_one_class_the_later_takes_the_others_place(tmp_path: Path) -> None:
+def test_of_two_callbacks_of_one_class_the_later_takes_the_others_place_and_it_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "tiny.yaml").write_text(TINY)
     added = ("LastCheckpoint", "--trainer.callbacks.dirpath=elsewhere", "--trainer.callbacks.every_n_updates=20")
     trained = call_tql(tmp_path, "fit", "--config=tiny.yaml", DATA, f"--trainer.callbacks+={added[0]}", *added[1:])
     assert trained.returncode == 0, trained.stderr
     assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["last.ckpt"]
     assert not (tmp_path / "run" / "checkpoints").exists()
+    assert caplog.text.count("of two LastCheckpoint the later is used, with its own settings alone") == 1
 
 
 def test_environment_variables_reach_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from lightning_utilities.core.rank_zero import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from tql_lightning.checkpoint_io import LAST, SUFFIX, WholeCheckpointIO, base_io, read_checkpoint
 from tql_lightning.chunks import take_back
@@ -144,7 +144,12 @@ class TQLCLI(LightningCLI):
             )
         callbacks = trainer_config.get("callbacks")
         if isinstance(callbacks, list):  # a dict keeps the first place and the last value
-            callbacks[:] = {_kind_of(callback): callback for callback in callbacks}.values()
+            kept = {_kind_of(callback): callback for callback in callbacks}
+            for callback in callbacks:
+                if kept[_kind_of(callback)] is not callback:
+                    name = type(callback).__name__
+                    rank_zero_info(f"trainer.callbacks: of two {name} the later is used, with its own settings alone")
+            callbacks[:] = kept.values()
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except MisconfigurationException as error:
