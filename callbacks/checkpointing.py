@@ -26,7 +26,7 @@ from tql_lightning.checkpoint_io import (
     base_io,
     read_checkpoint,
 )
-from tql_lightning.chunks import validation_follows
+from tql_lightning.chunks import tell_set_aside, validation_follows
 from tql_lightning.data.files import keep_replaced
 from tql_lightning.full_disk import training_goes_on
 from tql_lightning.processes import largest_over_processes
@@ -109,15 +109,16 @@ class LastCheckpoint(ModelCheckpoint):
     def _set_aside_later(self, trainer: Trainer) -> None:
         """Leaves no checkpoint of later updates that ``--ckpt_path=last`` would take for this run's."""
         for path in (Path(self.dirpath or "") / name for name in (LAST, PREVIOUS)):
-            if not path.is_file() or path.samefile(trainer.ckpt_path or path.parent):
+            if path.absolute() == Path(trainer.ckpt_path or "").absolute():
                 continue
             try:
                 later = read_checkpoint(path, mmap=True)["global_step"] > trainer.global_step
-            except CheckpointError:  # damaged: nothing is continued from it
+            except CheckpointError:  # none, or a damaged one: nothing is continued from it
                 continue
             if later:
                 with training_goes_on(path):
                     set_aside(path)
+                    tell_set_aside([path], trainer.global_step)
 
     def _save_last_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
         """Lightning's; what cannot be written ends training only where it must, or is to."""
