@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tql_lightning.callbacks.saving import why_unsaved
 from tql_lightning.checkpoint_io import CheckpointError, read_checkpoint
+from tql_lightning.chunks import tell_set_aside
 from tql_lightning.data.files import write_whole
 from tql_lightning.full_disk import training_goes_on
 from tql_lightning.run_folder import evaluation_files, set_aside
@@ -81,6 +82,7 @@ class BestCheckpoint(ModelCheckpoint):
             if trainer.is_global_zero:
                 with training_goes_on(best):
                     set_aside(best)
+                    tell_set_aside([best], trainer.global_step)
             return
         record = evaluation_files(Path(trainer.default_root_dir)).get(update)
         if record is not None:

@@ -17,11 +17,20 @@ from torch import Tensor
 
 from tql_lightning.callbacks.intervals import require_multiple
 from tql_lightning.callbacks.saving import why_unsaved
-from tql_lightning.checkpoint_io import PREVIOUS, CheckpointWriteError, WholeCheckpointIO, base_io
-from tql_lightning.chunks import validation_follows
+from tql_lightning.checkpoint_io import (
+    LAST,
+    PREVIOUS,
+    CheckpointError,
+    CheckpointWriteError,
+    WholeCheckpointIO,
+    base_io,
+    read_checkpoint,
+)
+from tql_lightning.chunks import tell_set_aside, validation_follows
 from tql_lightning.data.files import keep_replaced
 from tql_lightning.full_disk import training_goes_on
 from tql_lightning.processes import largest_over_processes
+from tql_lightning.run_folder import set_aside
 
 
 class LastCheckpoint(ModelCheckpoint):
@@ -91,9 +100,25 @@ class LastCheckpoint(ModelCheckpoint):
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on there are updates to come."""
+        """From here on there are updates to come, and those that the folder's checkpoints had come to are made anew."""
         super().on_train_start(trainer, pl_module)
         self._ends = False
+        if trainer.is_global_zero and trainer.global_step > 0:
+            self._set_aside_later(trainer)
+
+    def _set_aside_later(self, trainer: Trainer) -> None:
+        """Leaves no checkpoint of later updates that ``--ckpt_path=last`` would take for this run's."""
+        for path in (Path(self.dirpath or "") / name for name in (LAST, PREVIOUS)):
+            if path.absolute() == Path(trainer.ckpt_path or "").absolute():
+                continue
+            try:
+                later = read_checkpoint(path, mmap=True)["global_step"] > trainer.global_step
+            except CheckpointError:  # none, or a damaged one: nothing is continued from it
+                continue
+            if later:
+                with training_goes_on(path):
+                    set_aside(path)
+                    tell_set_aside([path], trainer.global_step)
 
     def _save_last_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
         """Lightning's; what cannot be written ends training only where it must, or is to."""

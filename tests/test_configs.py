@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
+from omegaconf import OmegaConf
 
 from tests.command_line import TINY, call_tql, make_model, parse_fit
 from tests.toy import fit
@@ -143,13 +145,24 @@ def test_later_files_and_flags_win(monkeypatch: pytest.MonkeyPatch) -> None:
     assert configuration["model"]["entropy_control"] is None
 
 
-def test_of_two_callbacks_of_one_class_the_later_takes_the_others_place(tmp_path: Path) -> None:
+def test_of_two_callbacks_of_one_class_the_later_takes_the_others_place_and_it_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "tiny.yaml").write_text(TINY)
     added = ("LastCheckpoint", "--trainer.callbacks.dirpath=elsewhere", "--trainer.callbacks.every_n_updates=20")
     trained = call_tql(tmp_path, "fit", "--config=tiny.yaml", DATA, f"--trainer.callbacks+={added[0]}", *added[1:])
     assert trained.returncode == 0, trained.stderr
     assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["last.ckpt"]
     assert not (tmp_path / "run" / "checkpoints").exists()
+    assert caplog.text.count("of two LastCheckpoint the later is used, with its own settings alone") == 1
+
+
+def test_settings_that_a_callback_refuses_leave_no_run_behind(tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    added = ("--trainer.callbacks+=LastCheckpoint", "--trainer.callbacks.every_n_updates=15")
+    refused = call_tql(tmp_path, "fit", "--config=tiny.yaml", DATA, *added)
+    assert "LastCheckpoint.every_n_updates: expected a multiple of data.updates_per_step=10" in refused.stderr
+    assert not (tmp_path / "run" / "config.yaml").exists()
 
 
 def test_environment_variables_reach_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,14 +212,25 @@ def test_a_datasets_name_may_stand_for_its_class_path(tmp_path: Path, monkeypatc
 
 def test_what_lies_in_a_runs_folder_is_said_by_a_reference_to_it_and_nothing_else() -> None:
     lines = {
-        "    save_dir: run": '    save_dir: "${trainer.default_root_dir}"',
-        "      dirpath: 'run/a b'": '      dirpath: "${trainer.default_root_dir}/a b"',
-        "    - dirpath: run/checkpoints": '    - dirpath: "${trainer.default_root_dir}/checkpoints"',
-        "      dirpath: running/checkpoints": "      dirpath: running/checkpoints",
-        "      dirpath: 'run/it''s'": "      dirpath: 'run/it''s'",
-        "      dirpath: null": "      dirpath: null",
+        "- save_dir: run": '- save_dir: "${trainer.default_root_dir}"',
+        "  dirpath: 'run/a b'": '  dirpath: "${trainer.default_root_dir}/a b"',
+        "- dirpath: run/checkpoints": '- dirpath: "${trainer.default_root_dir}/checkpoints"',
+        "- dirpath: running/checkpoints": "- dirpath: running/checkpoints",
+        "- dirpath: 'run/it''s'": "- dirpath: 'run/it''s'",
+        "- dirpath: null": "- dirpath: null",
         "  default_root_dir: run": "  default_root_dir: run",
         "  name: run": "  name: run",
     }
     assert refer_to_folder("\n".join(lines), "run") == "\n".join(lines.values())
     assert refer_to_folder("dirpath: run", None) == "dirpath: run"
+    assert refer_to_folder("dirpath: null", "null") == "dirpath: null"
+
+
+@pytest.mark.parametrize("folder", ["null", "7", "it's", "a: folder", "runs of a folder " * 8 + "end"])
+@pytest.mark.parametrize("below", ["", "/checkpoints", "/checkpoints in a folder of many words" * 3, "/a: b # c"])
+def test_a_configuration_that_refers_to_its_folder_says_what_it_said(folder: str, below: str) -> None:
+    said = {"trainer": {"default_root_dir": folder, "callbacks": [{"dirpath": folder + below, "other": None}]}}
+    referring = refer_to_folder(yaml.safe_dump(said, sort_keys=False), folder)
+    (callback,) = yaml.safe_load(referring)["trainer"]["callbacks"]
+    assert callback == {"dirpath": "${trainer.default_root_dir}" + below, "other": None}
+    assert OmegaConf.to_container(OmegaConf.create(referring), resolve=True) == said

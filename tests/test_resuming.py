@@ -100,6 +100,19 @@ def test_a_damaged_file_that_is_named_is_refused(work: Path, capsys: pytest.Capt
     assert "run/checkpoints/last.ckpt: damaged" in capsys.readouterr().err
 
 
+def test_a_checkpoint_from_elsewhere_takes_no_runs_place(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = work / "run" / "checkpoints"
+    shutil.copy(folder / "previous.ckpt", "another.ckpt")
+    before = (folder / "last.ckpt").read_bytes()
+    assert continue_run(checkpoint="another.ckpt") == 2
+    message = capsys.readouterr().err
+    assert "run holds a run with checkpoints of its own" in message
+    assert "found another.ckpt to continue from; continue that run with --ckpt_path=last, or choose" in message
+    assert (folder / "last.ckpt").read_bytes() == before
+    shutil.rmtree(folder)  # as where it ended before its first checkpoint
+    assert continue_run("--trainer.max_steps=20", checkpoint="another.ckpt") == 0
+
+
 def test_the_most_updates_count_where_several_are_whole(work: Path) -> None:
     folder = work / "run" / "checkpoints"
     shutil.copy(folder / "previous.ckpt", folder / "best.ckpt")  # newer by its date, not by its updates

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tql_lightning.run_folder import (
     ATTENTION_MAP,
     Q_LANDSCAPE,
@@ -56,3 +58,14 @@ def test_what_was_made_after_an_update_is_set_aside_and_nothing_else(tmp_path: P
     assert found == {*made(20), *moved, *snapshots[:2], own}
     assert (list(evaluation_files(tmp_path)), list(picture_files(tmp_path, Q_LANDSCAPE))) == ([20], [20])
     assert video_files(tmp_path) == [own, made(20)[2]]
+
+
+def test_a_snapshot_of_a_later_update_is_gone_also_where_a_file_cannot_be_set_aside(tmp_path: Path) -> None:
+    evaluation, snapshot = evaluation_file(tmp_path, 30), pending_file(tmp_path, 30)
+    for path in (evaluation, snapshot):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (evaluation.parent / "superseded").touch()  # no folder can be made here
+    with pytest.raises(OSError, match="superseded"):
+        set_aside_after(tmp_path, 20)
+    assert (evaluation.exists(), snapshot.exists()) == (True, False)

@@ -6,6 +6,7 @@ belongs to is a function of the update alone: chunks end at multiples of K, the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -40,13 +41,22 @@ def take_back(trainer: Any, update: int) -> None:
     folder = Path(trainer.default_root_dir)
     if trainer.is_global_zero:
         with training_goes_on(folder):
-            later = set_aside_after(folder, update)
-            if later:
-                names = f"{later[0]} and {len(later) - 1} more" if len(later) > 1 else str(later[0])
-                rank_zero_info(
-                    f"{names}: made after update {max(update, 0)}, from which the run goes on; moved to "
-                    f"{SUPERSEDED_FOLDER}/ beside"
-                )
+            tell_set_aside(set_aside_after(folder, update), update)
+
+
+def tell_set_aside(paths: Sequence[Path], update: int) -> None:
+    """Says what was set aside, if anything was.
+
+    Args:
+        paths: as they were named.
+        update: that the run goes on from.
+    """
+    if paths:
+        names = f"{paths[0]} and {len(paths) - 1} more" if len(paths) > 1 else str(paths[0])
+        rank_zero_info(
+            f"{names}: made after update {max(update, 0)}, from which the run goes on; moved to "
+            f"{SUPERSEDED_FOLDER}/ beside"
+        )
 
 
 def chunk_size(trainer: Any) -> int:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
@@ -28,7 +27,7 @@ SET_ELSEWHERE = {  # what is taken from another setting, and would be passed ove
     **{f"model.{name}": "leave it out, the dataset has it" for name in ("reward_range", "final_reward_range")},
 }
 FOLDER = "trainer.default_root_dir"
-_WRITTEN_TO = re.compile(r"^([ -]*(?:dirpath|save_dir): )(.+)$", re.MULTILINE)  # settings of callbacks and loggers
+WRITTEN_TO = ("dirpath", "save_dir")  # settings of callbacks and loggers
 
 
 class ConfigError(ValueError):
@@ -75,15 +74,25 @@ def refer_to_folder(text: str, folder: str | None) -> str:
         text: of the configuration, with every reference resolved.
         folder: what it says of ``trainer.default_root_dir``.
     """
+    found = list(_written_to(yaml.compose(text, Loader=yaml.SafeLoader))) if folder else []
+    for node in reversed(found):  # so that the places of those before stay
+        below = node.value.removeprefix(str(folder))
+        if below != node.value and below[:1] in ("", "/") and below.isprintable() and not set(below) & set("'\"\\"):
+            text = f'{text[: node.start_mark.index]}"${{{FOLDER}}}{below}"{text[node.end_mark.index :]}'
+    return text
 
-    def refer(line: re.Match[str]) -> str:
-        written_to = line[2].strip("'\"")
-        below = written_to.removeprefix(str(folder))
-        if below == written_to or below[:1] not in ("", "/") or set(below) & set("'\"\\"):
-            return line[0]
-        return f'{line[1]}"${{{FOLDER}}}{below}"'
 
-    return _WRITTEN_TO.sub(refer, text) if folder else text
+def _written_to(node: yaml.Node | None) -> Iterator[yaml.ScalarNode]:
+    """Where callbacks and loggers write, as far as it is said, in the order of the text."""
+    if isinstance(node, yaml.SequenceNode):
+        for each in node.value:
+            yield from _written_to(each)
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if key.value not in WRITTEN_TO:
+                yield from _written_to(value)
+            elif value.tag == "tag:yaml.org,2002:str":
+                yield value
 
 
 def _is_dataset(value: str) -> bool:

@@ -17,7 +17,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from lightning_utilities.core.rank_zero import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from tql_lightning.checkpoint_io import LAST, SUFFIX, WholeCheckpointIO, base_io, read_checkpoint
 from tql_lightning.chunks import take_back
@@ -33,7 +33,7 @@ from tql_lightning.full_disk import unwritten
 from tql_lightning.out_of_memory import explained_memory
 from tql_lightning.processes import refuse_launch
 from tql_lightning.provenance import record_start
-from tql_lightning.resuming import newest_whole, refuse_changes
+from tql_lightning.resuming import newest_whole, refuse_anothers, refuse_changes
 from tql_lightning.run_folder import CONFIG_FILE, METRICS_BEFORE_FILE, METRICS_FILE
 from tql_lightning.run_lock import only_run_in
 from tql_lightning.tql import TQL
@@ -144,7 +144,12 @@ class TQLCLI(LightningCLI):
             )
         callbacks = trainer_config.get("callbacks")
         if isinstance(callbacks, list):  # a dict keeps the first place and the last value
-            callbacks[:] = {_kind_of(callback): callback for callback in callbacks}.values()
+            kept = {_kind_of(callback): callback for callback in callbacks}
+            for callback in callbacks:
+                if kept[_kind_of(callback)] is not callback:
+                    name = type(callback).__name__
+                    rank_zero_info(f"trainer.callbacks: of two {name} the later is used, with its own settings alone")
+            callbacks[:] = kept.values()
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except MisconfigurationException as error:
@@ -198,9 +203,9 @@ class TQLCLI(LightningCLI):
         """Refuses to train into a folder that holds another run, and to continue one that does not fit or is damaged.
 
         Raises:
-            ValueError: the folder has a configuration, and no checkpoint to continue from is named; or the checkpoint
-                was made with other settings; the batch cannot be divided over the processes;
-                or the trainer cannot train the model.
+            ValueError: the folder has a configuration, and no checkpoint to continue from is named, or one from
+                elsewhere; or the checkpoint was made with other settings; the batch cannot be divided over the
+                processes; or the trainer cannot train the model.
             CheckpointError: the checkpoint is missing or damaged.
         """
         rows_per_process(self.datamodule.batch_size, self.trainer.world_size)
@@ -209,6 +214,9 @@ class TQLCLI(LightningCLI):
         if found is not None and not self._get(self.config, "force"):
             refuse_changes(*found, self.model, self.datamodule)
         folder = Path(self.trainer.default_root_dir)
+        if found is not None and (folder / CONFIG_FILE).exists():
+            dirpaths = [getattr(callback, "dirpath", None) for callback in self.trainer.checkpoint_callbacks]
+            refuse_anothers(found[0], folder, [Path(dirpath) for dirpath in dirpaths if dirpath])
         if (folder / CONFIG_FILE).exists() and not self._get(self.config, "ckpt_path"):
             raise ValueError(
                 f"trainer.default_root_dir: {folder} holds an earlier run; continue it with --ckpt_path=last, "
@@ -297,9 +305,11 @@ class SaveFitConfig(SaveConfigCallback):
         self._arguments = arguments
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Lightning's, for the stage that a run is made by."""
-        if stage == "fit":
-            super().setup(trainer, pl_module, stage)
+        """Nothing yet: callbacks may still refuse their settings, and the folder would then seem to hold a run."""
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Lightning's setup."""
+        super().setup(trainer, pl_module, "fit")
 
     def save_config(self, trainer: Any, pl_module: Any, stage: str) -> None:  # noqa: ARG002
         """Writes it whole: a run that continues has its configuration whatever ends it meanwhile.

@@ -63,6 +63,27 @@ def newest_whole(last: Sequence[Path]) -> tuple[Path, dict[str, Any]]:
     return path, raw
 
 
+def refuse_anothers(path: Path, folder: Path, kept: Sequence[Path]) -> None:
+    """Refuses to go on from a checkpoint from elsewhere where a run's own would be replaced.
+
+    Args:
+        path: the checkpoint.
+        folder: of a run.
+        kept: folders of its checkpoints.
+
+    Raises:
+        ValueError: there are some, and the checkpoint is not among them.
+    """
+    own = any(path.resolve().is_relative_to(each.resolve()) for each in (folder, *kept))
+    there = sorted(each for below in kept for each in below.glob(f"[!.]*{SUFFIX}"))
+    if there and not own:
+        raise ValueError(
+            f"trainer.default_root_dir: {folder} holds a run with checkpoints of its own, such as {there[0]}, found "
+            f"{path} to continue from; continue that run with --ckpt_path=last, or choose another folder with "
+            "--trainer.default_root_dir"
+        )
+
+
 def refuse_changes(path: Path, raw: Mapping[str, Any], model: TQL, data: OfflineDataModule) -> None:
     """Refuses to continue with settings that a run cannot change.
 

@@ -113,12 +113,12 @@ def set_aside_after(folder: Path, update: int) -> list[Path]:
     numbered = [evaluation_files(folder), *(picture_files(folder, kind) for kind in (ATTENTION_MAP, Q_LANDSCAPE))]
     later = [path for files in numbered for number, path in files.items() if number > update]
     later += [path for path in video_files(folder) if (update_and_episode(path) or (0, 0))[0] > update]
-    for path in later:
-        set_aside(path)
-    for kind in (EVALUATION_FOLDER, VIDEO_FOLDER):
+    for kind in (EVALUATION_FOLDER, VIDEO_FOLDER):  # first: it makes room
         for number, path in pending_files(folder, kind).items():
             if number > update:
                 path.unlink()
+    for path in later:
+        set_aside(path)
     return later
 
 

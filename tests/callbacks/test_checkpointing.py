@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 
 from tests.toy import fit, toy_model
 from tql_lightning.callbacks.checkpointing import GracefulInterrupt, LastCheckpoint
+from tql_lightning.checkpoint_io import WholeCheckpointIO, read_checkpoint
+from tql_lightning.resuming import newest_whole
 
 
 class SignalAt(Callback):
@@ -65,3 +67,31 @@ def test_an_interval_that_chunks_would_miss_is_refused(tmp_path: Path) -> None:
         fit(tmp_path, toy_model(), updates=5, callbacks=[LastCheckpoint(str(tmp_path), every_n_updates=7)])
     with pytest.raises(ValueError, match=r"LastCheckpoint.every_n_updates: expected at least 1"):
         LastCheckpoint(every_n_updates=0)
+
+
+class Killed(Callback):
+    """Ends training after a chunk, with nothing saved."""
+
+    def on_train_batch_end(self, *_) -> None:  # type: ignore[no-untyped-def]
+        raise RuntimeError("killed")
+
+
+@pytest.mark.parametrize("named", ["previous", "best"])
+def test_a_run_that_goes_on_from_before_its_last_checkpoint_never_goes_on_from_that(
+    named: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def run(updates: int, ckpt_path: Path | None, *callbacks: Callback) -> Trainer:
+        last = LastCheckpoint(str(tmp_path), every_n_updates=10)
+        return fit(tmp_path, toy_model(), updates, [*callbacks, last], ckpt_path, plugins=WholeCheckpointIO())
+
+    last, path = tmp_path / "last.ckpt", tmp_path / f"{named}.ckpt"
+    run(5, None).save_checkpoint(tmp_path / "best.ckpt")
+    run(10, tmp_path / "best.ckpt")
+    run(20, last)
+    with pytest.raises(RuntimeError, match="killed"):
+        run(30, path, Killed())
+    with pytest.warns(UserWarning, match=r"last\.ckpt: no such file"):
+        assert newest_whole([last])[0] == path
+    assert f"{last}: made after update {5 if named == 'best' else 10}, from which the run goes on; moved" in caplog.text
+    found = {each.name: read_checkpoint(each)["global_step"] for each in (tmp_path / "superseded").iterdir()}
+    assert found == {"last.ckpt": 20} | ({"previous.ckpt": 10} if named == "best" else {})
