@@ -92,6 +92,10 @@ def test_runs_that_have_not_come_to_their_end_are_named(runs: Path) -> None:
     metrics = part / METRICS_FILE
     metrics.write_text("\n".join(metrics.read_text().splitlines()[:-1]) + "\n")
     assert "were stopped or failed: seed_1 (100 of 200)." in page_of(runs)
+    whole_config = (whole / "config.yaml").read_text()
+    (whole / "config.yaml").write_text(whole_config.replace("max_steps: 200", "max_steps: 200\n  log_every_n_steps: 0"))
+    assert "were stopped or failed: seed_1 (100 of 200)." in page_of(runs)
+    (whole / "config.yaml").write_text(whole_config)
     for run in (whole, part):  # metrics of the last 100 updates are not due
         config = run / "config.yaml"
         config.write_text(config.read_text().replace("max_steps: 200", "max_steps: 200\n  log_every_n_steps: 150"))
