@@ -297,9 +297,11 @@ class SaveFitConfig(SaveConfigCallback):
         self._arguments = arguments
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Lightning's, for the stage that a run is made by."""
-        if stage == "fit":
-            super().setup(trainer, pl_module, stage)
+        """Nothing yet: what is set up after this callback may refuse to start, and an earlier run's file stays then."""
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Lightning's ``setup``, once all is set up and the checkpoint to continue from is loaded."""
+        super().setup(trainer, pl_module, "fit")
 
     def save_config(self, trainer: Any, pl_module: Any, stage: str) -> None:  # noqa: ARG002
         """Writes it whole: a run that continues has its configuration whatever ends it meanwhile.
