@@ -102,6 +102,27 @@ def test_a_trainer_that_cannot_train_is_refused_before_a_run_is_begun(command_fo
     assert not (command_folder / "run").exists()
 
 
+@pytest.mark.parametrize(
+    "refused",
+    [
+        ("--trainer.callbacks+=RolloutEvaluation",),  # by a callback: the toy names no environment
+        ("--data.updates_per_step=3",),  # by a callback that comes after all others
+        ("--model.cuda_graphs=true",),  # by the model
+    ],
+)
+def test_a_start_that_is_refused_leaves_nothing_and_changes_no_run(
+    refused: tuple[str, ...], command_folder: Path
+) -> None:
+    assert main(["fit", TOY, *TINY, *refused, "--trainer.default_root_dir=new"]) == 2
+    assert not (command_folder / "new").exists()
+    run = command_folder / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text("as it was")
+    assert main(["fit", TOY, *TINY, *refused, "--trainer.default_root_dir=run"]) == 2
+    assert [path.name for path in run.iterdir()] == ["config.yaml"]
+    assert (run / "config.yaml").read_text() == "as it was"
+
+
 def test_a_mistake_in_a_new_process_prints_no_traceback(tmp_path: Path) -> None:
     finished = run_tql(tmp_path, "fit", "--config", "quickstart", "--trainer.max_steps=ten")
     assert finished.returncode == 2

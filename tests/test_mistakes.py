@@ -39,6 +39,7 @@ MISTAKES = {
     "an option without its place": (["fit", TOY, "--max_steps=9"], ["did you mean --trainer.max_steps?"]),
     "an option without dashes": (["fit", TOY, "max_steps=9"], ["did you mean --trainer.max_steps?"]),
     "a name of the release": (["fit", TOY, "--model.alpha=9"], ["did you mean --model.bc_coefficient?"]),
+    "an option of one part": (["fit", TOY, "--model.num_layers=9"], ["did you mean --model.critic.num_layers?"]),
     "an argument of a class": (["fit", TOY, "--model.critic.hidden_dims=9"], ["did you mean hidden_dim or"]),
     "an argument of a function": (["fit", TOY, "--data.dataset.sizes=9"], ["did you mean size?"]),
     "a class": (["fit", TOY, "--model.critic=tql_lightning.nn.critic.MLPCritc"], ["did you mean MLPCritic"]),
@@ -112,6 +113,13 @@ def test_a_newcomers_mistake_is_answered_with_what_was_meant(
     assert [word for word in expected if word not in message] == [], message
     made = [path for path in {*folder.rglob("*")} - before if path.is_file() and "__pycache__" not in path.parts]
     assert made == []
+
+
+@pytest.mark.parametrize(
+    "command", [["collect", "X-v0", "--alpha=3"], ["report", "run", "--seed=3"], ["fit", TOY, "--foo=3"]]
+)
+def test_what_is_close_to_no_option_of_a_command_is_answered_with_none(command: list[str], folder: Path) -> None:
+    assert "did you mean" not in call_tql(folder, *command).stderr
 
 
 def test_every_setting_of_the_release_leads_to_an_option(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -217,12 +217,13 @@ def test_a_new_episode_decides_anew_wherever_the_last_one_stopped() -> None:
     assert [sum(row) for row in asked] == steps
 
 
-def test_one_episode_has_neither_error_nor_interval_in_the_table() -> None:
-    result = RolloutResult(np.array([-3.0]), np.array([200.0]), None)
+def test_one_episode_has_no_error_and_of_its_success_alone_an_interval_in_the_table() -> None:
+    result = RolloutResult(np.array([-3.0]), np.array([200.0]), np.array([0.0]))
     played = {"checkpoint": "a.ckpt", "updates": 1, "env_id": "Toy-v0", "seed": 0, "extraction": "fql"}
     printed = table(played | {"episodes": 1} | result.summary())
     assert "1 episode, seed 0" in printed
-    assert [line.split() for line in printed.splitlines()[2:]] == [
-        ["return", "-3.000", "-", "-"],
+    assert sorted(line.split() for line in printed.splitlines()[2:]) == [
         ["length", "200.000", "-", "-"],
+        ["return", "-3.000", "-", "-"],
+        ["success_rate", "0.000", "-", "[0.000,", "0.975]"],  # Clopper and Pearson's, as elsewhere
     ]

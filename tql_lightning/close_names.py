@@ -96,11 +96,11 @@ def close_options(word: str, options: Collection[str]) -> list[str]:
     """
     name = word.removeprefix("--").replace("-", "_")
     last = name.rpartition(".")[2]
-    if last in RELEASE_NAMES and f"--{name}" not in options:
+    if RELEASE_NAMES.get(last) in options and f"--{name}" not in options:
         return [RELEASE_NAMES[last]]
-    settings = [option for option in sorted(options) if not option.endswith(("+", ".help"))]
-    same = [option for option in settings if option.removeprefix("--").rpartition(".")[2] == last]
-    return same[:2] or difflib.get_close_matches(f"--{name}", settings, n=2)
+    settings = {option.removeprefix("--"): option for option in sorted(options) if not option.endswith(("+", "help"))}
+    same = [setting for setting in settings if setting.rpartition(".")[2] == last]
+    return [settings[setting] for setting in same[:2] or difflib.get_close_matches(name, settings, n=2)]
 
 
 def _note(error: Exception, names: list[str]) -> None:
@@ -121,13 +121,15 @@ def _note_arguments(error: Exception, path: str, argument: str) -> None:
 
 def _arguments(part: Any) -> list[str]:
     """Names of what a class or function can be given; without those that the package itself gives."""
-    given = ("observation_dim", "action_dim", "support")
     kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     try:
-        parameters = inspect.signature(part).parameters.values()
+        parameters = inspect.signature(part).parameters
     except (TypeError, ValueError):
         return []
-    return [each.name for each in parameters if each.kind not in kinds and each.name not in given]
+    given = {"observation_dim", "action_dim", "support"}
+    if "num_tokens" in parameters:  # the critic's, as entropy control is given them
+        given |= {"num_layers", "num_tokens"}
+    return [each.name for each in parameters.values() if each.kind not in kinds and each.name not in given]
 
 
 def _classes(hint: Any) -> list[type]:

@@ -79,9 +79,8 @@ def table(entry: Mapping[str, Any]) -> str:
     ]
     for name in COLUMNS:
         if name in entry:
-            interval = f"[{entry[f'{name}_low']:.3f}, {entry[f'{name}_high']:.3f}]"
-            error = f"{entry[f'{name}_stderr']:.3f}"
-            if entry["episodes"] == 1:  # says nothing of others
-                error = interval = "-"
+            low, high = entry[f"{name}_low"], entry[f"{name}_high"]
+            interval = f"[{low:.3f}, {high:.3f}]" if low < high else "-"
+            error = f"{entry[f'{name}_stderr']:.3f}" if entry["episodes"] > 1 else "-"  # says nothing of others
             lines.append(f"  {name:18}{entry[name]:12.3f}{error:>12}{interval:>26}")
     return "\n".join(lines)

@@ -305,10 +305,10 @@ class SaveFitConfig(SaveConfigCallback):
         self._arguments = arguments
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Nothing yet: callbacks may still refuse their settings, and the folder would then seem to hold a run."""
+        """Nothing yet: what is set up after this callback may refuse to start, and an earlier run's file stays then."""
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Lightning's setup."""
+        """Lightning's ``setup``, once all is set up and the checkpoint to continue from is loaded."""
         super().setup(trainer, pl_module, "fit")
 
     def save_config(self, trainer: Any, pl_module: Any, stage: str) -> None:  # noqa: ARG002

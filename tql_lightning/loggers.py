@@ -6,6 +6,7 @@ import time
 import warnings
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -171,7 +172,9 @@ class ContinuedTensorBoardLogger(TensorBoardLogger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Writes what was logged, and ends the file."""
+        """Writes what was logged, and ends the file; after a start that was refused there is none."""
+        if self._experiment is not None and status == "failed" and not self.hparams:
+            self._try(self._withdraw)
         if self._experiment is not None:
             self.save()
         self._try(partial(super().finalize, status))
@@ -197,6 +200,19 @@ class ContinuedTensorBoardLogger(TensorBoardLogger):
         if (files := self.experiment.file_writer) is not None:  # else it is closed
             files.add_event(Event())
         super().save()
+
+    def _withdraw(self) -> None:
+        """Removes the file, and the folder if that is all there was, where nothing was logged."""
+        self.experiment.flush()
+        file = Path(self.experiment.file_writer.event_writer._file_name)
+        with file.open("rb") as events:
+            version = int.from_bytes(events.read(8), "little")  # the first record's length, without 16 bytes around it
+        if file.stat().st_size == version + 16:
+            self.experiment.close()
+            self._experiment = None
+            file.unlink()
+            with suppress(OSError):  # of another run
+                file.parent.rmdir()
 
     def _add_image(self, name: str, pixels: NDArray[np.uint8], step: int | None) -> None:
         self.experiment.add_image(name, pixels, step, dataformats="HWC")

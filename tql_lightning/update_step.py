@@ -164,8 +164,8 @@ class UpdateStep(LightningModule, ABC):
         """Refuses a trainer that cannot train this model.
 
         Raises:
-            ValueError: it clips or accumulates gradients itself; or see `precision.refuse_narrow_weights` and
-                `sharding.refuse_strategy`.
+            ValueError: it clips or accumulates gradients itself; ``cuda_graphs`` without a CUDA device, with several
+                processes or with float16; or see `precision.refuse_narrow_weights` and `sharding.refuse_strategy`.
         """
         if trainer.gradient_clip_val:
             raise ValueError(
@@ -179,6 +179,12 @@ class UpdateStep(LightningModule, ABC):
             )
         refuse_narrow_weights(self, trainer)
         refuse_strategy(trainer, {"compile": self.compiled, "cuda_graphs": self.cuda_graphs})
+        device, scaled = trainer.strategy.root_device, getattr(trainer.precision_plugin, "scaler", None) is not None
+        if self.cuda_graphs and (not can_record(device) or trainer.world_size > 1 or scaled):
+            raise ValueError(
+                "model.cuda_graphs: expected one process on a CUDA device and no float16, found "
+                f"{trainer.world_size} on {device.type} with precision {trainer.precision}; set it to false"
+            )
 
     def configure_model(self) -> None:
         """Takes on the trainer's number type, and where the strategy is "sharded" only its share of the networks."""
@@ -204,23 +210,10 @@ class UpdateStep(LightningModule, ABC):
         self.unit.give_back()
 
     def on_fit_start(self) -> None:
-        """Looks who listens to backward passes and optimizer steps, and refuses to record where that cannot be.
-
-        Raises:
-            ValueError: ``cuda_graphs`` without a CUDA device, with several processes or with float16.
-        """
+        """Looks who listens to backward passes and optimizer steps."""
         self._captured = None
         self._hears_backward = hears_backward(self.trainer, self)
         self._hears_step = hears_step(self.trainer, self, UpdateStep)
-        if not self.cuda_graphs:
-            return
-        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        if not can_record(self.device) or self.trainer.world_size > 1 or scaled:
-            raise ValueError(
-                "model.cuda_graphs: expected one process on a CUDA device and no float16, found "
-                f"{self.trainer.world_size} on {self.device.type} with precision {self.trainer.precision}; set it to "
-                "false"
-            )
 
     def on_train_start(self) -> None:
         """Lets signals wait for the end of a `unit`."""

@@ -42,9 +42,11 @@ def make_run(
     """A run with three evaluations, whose success ends at ``final``."""
     folder.mkdir(parents=True)
     columns = "step,eval/success_rate,eval/return,train/attention_entropy/layer_0/value,"
+    columns += "train/attention_entropy_share/layer_0/value,"
     lines = [columns + "train/target_entropy/layer_0/value,train/td_loss"]
     for part, update in enumerate(UPDATES):
-        lines.append(f"{update},{final * part / 2},{-100 + 10 * part + seed},{1.0 - 0.3 * part},1.2,{1 / (1 + part)}")
+        entropies = f"{1.0 - 0.3 * part},{0.5 - 0.15 * part},1.2"
+        lines.append(f"{update},{final * part / 2},{-100 + 10 * part + seed},{entropies},{1 / (1 + part)}")
         file = evaluation_file(folder, update)
         file.parent.mkdir(exist_ok=True)
         evaluation = {"update": update, "env_id": env_id, "seed": 0, "episodes": 2, "returns": [0.0, 1.0]}

@@ -92,10 +92,34 @@ def test_runs_that_have_not_come_to_their_end_are_named(runs: Path) -> None:
     metrics = part / METRICS_FILE
     metrics.write_text("\n".join(metrics.read_text().splitlines()[:-1]) + "\n")
     assert "were stopped or failed: seed_1 (100 of 200)." in page_of(runs)
+    whole_config = (whole / "config.yaml").read_text()
+    (whole / "config.yaml").write_text(whole_config.replace("max_steps: 200", "max_steps: 200\n  log_every_n_steps: 0"))
+    assert "were stopped or failed: seed_1 (100 of 200)." in page_of(runs)
+    (whole / "config.yaml").write_text(whole_config)
     for run in (whole, part):  # metrics of the last 100 updates are not due
         config = run / "config.yaml"
         config.write_text(config.read_text().replace("max_steps: 200", "max_steps: 200\n  log_every_n_steps: 150"))
     assert "Not at their last update" not in page_of(runs)
+
+
+def test_a_collapse_without_a_target_is_in_the_headline(runs: Path) -> None:
+    key = "train/attention_entropy/layer_1/value"
+    for name, target, entropy in (("controlled", ",train/target_entropy/layer_1/value", 1.2), ("plain", "", 0.08)):
+        run = make_run(runs / name)
+        columns = f"step,{key},{key.replace('entropy', 'entropy_share')}{target}"
+        (run / METRICS_FILE).write_text(f"{columns}\n200,{entropy},{entropy / 2}{',1.3' if target else ''}\n")
+    page = page_of(runs)
+    assert '<dd class="figure">4 %</dd><dd class="remark">0.08 nats, no target; layer 1, [VALUE]; plain</dd>' in page
+    (runs / "plain" / METRICS_FILE).unlink()
+    assert '60 %</dd><dd class="remark">1.2 nats, target 1.3; layer 1, [VALUE]; runs/controlled</dd>' in page_of(runs)
+
+
+def test_a_single_episode_makes_no_interval(runs: Path) -> None:
+    run = make_run(runs / "seed_0")
+    (run / METRICS_FILE).write_text("step,eval/return,eval/return_low,eval/return_high\n10,-5,-5,-5\n")
+    (result,) = results(group_methods(read_runs([runs])), [TASK], "return")
+    assert (result.estimate, result.over_episodes) == ((-5.0, -5.0, -5.0), False)
+    assert "interval of its episodes" not in page_of(runs)
 
 
 def test_an_interval_without_width_is_explained(runs: Path) -> None:

@@ -152,7 +152,7 @@ def _single(runs: Sequence[Run], score: str, estimate: Estimate) -> tuple[Estima
     """A single run says nothing of other seeds; its last evaluation's interval is of its episodes."""
     (run,) = [run for run in runs if f"eval/{score}" in run.series]
     low, high = (run.series.get(f"eval/{score}_{end}") for end in ("low", "high"))
-    if low is None or high is None:
+    if low is None or high is None or low[1][-1] == high[1][-1]:  # of one episode, or all alike
         return estimate, False
     return Estimate(estimate.value, low[1][-1], high[1][-1]), True
 

@@ -145,23 +145,25 @@ def _interval(result: Result) -> str:
 
 
 def _lowest_entropy(runs: Sequence[Run]) -> dict[str, str] | None:
-    """The layer and token group whose entropy is lowest against its target at the end of a run."""
-    prefix = "train/attention_entropy/"
-    shares = []
-    for run in runs:
-        for key in run.series:
-            target = run.series.get(key.replace("attention_entropy", "target_entropy"))
-            if key.startswith(prefix) and target is not None and target[1][-1] > 0:
-                entropy = run.series[key][1][-1]
-                shares.append((entropy / target[1][-1], key.removeprefix(prefix), run.name, entropy, target[1][-1]))
+    """The layer and token group whose entropy is the least share of its maximum at the end of a run."""
+    prefix = "train/attention_entropy_share/"
+    shares = [
+        (values[-1], key.removeprefix(prefix), run)
+        for run in runs
+        for key, (_, values) in run.series.items()
+        if key.startswith(prefix) and math.isfinite(values[-1])
+    ]
     if not shares:
         return None
-    share, key, name, entropy, target_entropy = min(shares)
+    share, key, run = min(shares, key=lambda each: each[0])
+    entropy, target = (run.series.get(f"train/{name}/{key}") for name in ("attention_entropy", "target_entropy"))
+    nats = "" if entropy is None else f"{number(entropy[1][-1])} nats, "
+    aim = "no target" if target is None else f"target {number(target[1][-1])}"
     where = key.replace("_", " ").replace("/value", ", [VALUE]").replace("/", ", ")
     return {
-        "label": "lowest attention entropy, of its target",
+        "label": "lowest attention entropy, of its maximum",
         "figure": f"{100 * share:.0f} %",
-        "remark": f"{number(entropy)} of {number(target_entropy)} nats; {where}; {name}",
+        "remark": f"{nats}{aim}; {where}; {run.name}",
     }
 
 

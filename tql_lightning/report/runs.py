@@ -70,9 +70,8 @@ class Run:
     def is_short(self) -> bool:
         """Whether it has not come to where its last metrics are logged."""
         interval = self.config.get("trainer.log_every_n_steps", "")
-        return self.planned is not None and self.planned - self.updates >= (
-            int(interval) if interval.isdecimal() else 1
-        )
+        unlogged = max(int(interval), 1) if interval.isdecimal() else 1
+        return self.planned is not None and self.planned - self.updates >= unlogged
 
     @property
     def method_key(self) -> tuple[tuple[str, str], ...]:
