@@ -64,7 +64,7 @@ def wait_until(driver: Any, condition: Callable[[Any], Any]) -> Any:
     """What the condition is once it is true of the page: a browser does much as tasks of its own, after the command."""
     from selenium.webdriver.support.ui import WebDriverWait
 
-    return WebDriverWait(driver, PATIENCE, poll_frequency=0.05).until(condition)
+    return WebDriverWait(driver, 120, poll_frequency=0.05).until(condition)
 
 
 def show_as(driver: Any, size: tuple[int, int], scheme: str = "light") -> None:

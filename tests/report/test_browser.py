@@ -21,8 +21,8 @@ svg.dispatchEvent(new PointerEvent("pointermove", {clientX: box.left + 60, clien
 return document.querySelector("figure.chart .legend").textContent;
 """
 # Charts are drawn when the browser says that their place has a size, before the next picture.
-EVERY_CHART_IS_AS_WIDE_AS_ITS_PLACE = """
-return [...document.querySelectorAll("figure.chart svg")]
+EVERY_CHART_SHOWN_IS_AS_WIDE_AS_ITS_PLACE = """
+return [...document.querySelectorAll("figure.chart svg")].filter((svg) => svg.checkVisibility())
     .every((svg) => svg.viewBox.baseVal && svg.viewBox.baseVal.width === Math.max(svg.clientWidth, 200));
 """
 MOVE = """
@@ -56,7 +56,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 @pytest.mark.parametrize("size", [DESKTOP, PHONE])
 def test_nothing_overflows_and_every_chart_is_drawn(size: tuple[int, int], scheme: str, page: Any) -> None:
     show_as(page, size, scheme)
-    wait_until(page, lambda _: page.execute_script(EVERY_CHART_IS_AS_WIDE_AS_ITS_PLACE))
+    wait_until(page, lambda _: page.execute_script(EVERY_CHART_SHOWN_IS_AS_WIDE_AS_ITS_PLACE))
     assert page.execute_script("return document.documentElement.scrollWidth") <= size[0]
     widths = page.execute_script(
         "return [...document.querySelectorAll('section > .charts figure.chart')]"
