@@ -17,7 +17,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from benchmarks.harness import peak_bytes
 from tests.nn.attention_reference import Attention, assert_equals_reference, assert_sound, inputs, reference, run
 from tql_lightning.nn import chunked_attention as chunked
 from tql_lightning.nn.attention import plain_attention
@@ -116,21 +115,6 @@ def test_sixteen_bits_cost_what_rounding_costs(attention: Attention, dtype: torc
     assert entropy.dtype == torch.float32
     assert {gradient.dtype for gradient in gradients} == {dtype}
     assert_equals_reference(attention, qkv, tolerance=0.02)
-
-
-@pytest.mark.skipif(not INTERPRETED, reason="torch sees all memory of the kernels only there")
-def test_memory_of_the_kernels_is_linear_in_the_number_of_tokens(attention: Attention) -> None:
-    def forward_and_backward(leaves: list[Tensor]) -> object:
-        attended, entropy = attention(*leaves, num_attended=leaves[0].shape[2], with_entropy=True)
-        assert entropy is not None
-        return torch.autograd.grad((attended, entropy), leaves, (leaves[0].detach(), torch.ones_like(entropy)))
-
-    found = []
-    for tokens in (32, 128):
-        leaves = [x.contiguous().requires_grad_() for x in tensors(1, 2, tokens, 16)]
-        forward_and_backward(leaves)  # a first call may keep something
-        found.append(peak_bytes(partial(forward_and_backward, leaves), "cpu"))
-    assert found[1] == 4 * found[0]
 
 
 def test_entropy_stays_exact_as_attention_collapses(attention: Attention) -> None:
