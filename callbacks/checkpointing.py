@@ -27,10 +27,10 @@ from tql_lightning.checkpoint_io import (
     read_checkpoint,
 )
 from tql_lightning.chunks import tell_set_aside, validation_follows
-from tql_lightning.data.files import keep_replaced
-from tql_lightning.full_disk import training_goes_on
 from tql_lightning.processes import largest_over_processes
 from tql_lightning.run_folder import set_aside
+from tql_lightning.system.files import keep_replaced
+from tql_lightning.system.full_disk import training_goes_on
 
 
 class LastCheckpoint(ModelCheckpoint):

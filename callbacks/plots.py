@@ -7,7 +7,7 @@ from pathlib import Path
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 
-from tql_lightning.full_disk import training_goes_on
+from tql_lightning.system.full_disk import training_goes_on
 
 
 class TrainingPlots(Callback):

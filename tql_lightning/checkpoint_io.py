@@ -20,8 +20,8 @@ import torch
 from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
 from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 
-from tql_lightning.data.files import remove_leftovers, write_whole
-from tql_lightning.full_disk import unwritten
+from tql_lightning.system.files import remove_leftovers, write_whole
+from tql_lightning.system.full_disk import unwritten
 from tql_lightning.torch_file import check_torch_file
 
 SUFFIX = ".ckpt"

@@ -12,8 +12,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from lightning_utilities.core.rank_zero import rank_zero_info
 
-from tql_lightning.full_disk import training_goes_on
 from tql_lightning.run_folder import SUPERSEDED_FOLDER, set_aside_after
+from tql_lightning.system.full_disk import training_goes_on
 
 _COUNTS = ("ready", "started", "processed", "completed")
 

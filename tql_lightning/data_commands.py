@@ -14,9 +14,9 @@ def inspect_command(name: str, plot: str | None = None) -> None:
         plot: file to draw returns, episode lengths and rewards to (.png, .pdf, .svg).
     """
     from tql_lightning.data.environment import check_environment
-    from tql_lightning.data.files import require_writable
     from tql_lightning.data.named import load_dataset
     from tql_lightning.data.summary import summarise
+    from tql_lightning.system.files import require_writable
 
     if plot:
         require_writable(Path(plot))

@@ -39,7 +39,7 @@ def evaluate(
             pip install tql-lightning[video], and without a display EGL or OSMesa (MUJOCO_GL).
         video_episodes: how many of them to film.
     """
-    from tql_lightning.data.files import require_writable, write_text_whole
+    from tql_lightning.system.files import require_writable, write_text_whole
 
     for name, value in (("episodes", episodes), ("num_envs", num_envs), ("video_episodes", video_episodes)):
         if value < 1:

@@ -19,9 +19,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tql_lightning.full_disk import free_bytes, unwritten
 from tql_lightning.media import read_picture
 from tql_lightning.metrics_file import MetricsFile
+from tql_lightning.system.full_disk import free_bytes, unwritten
 
 ROOM = 10_000_000  # bytes that are to be free before TensorBoard goes on after a disk was full
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tql_lightning.data.files import write_whole
+from tql_lightning.system.files import write_whole
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
-from tql_lightning.data.files import remove_leftovers, write_text_whole
+from tql_lightning.system.files import remove_leftovers, write_text_whole
 
 
 class MetricsFile(ExperimentWriter):

@@ -21,7 +21,7 @@ from tql_lightning.precision import refuse_narrow_weights
 from tql_lightning.processes import mean_over_processes, of_this_process, prefer_static_graph
 from tql_lightning.sharding import ShardedStrategy, refuse_strategy, shard
 from tql_lightning.shortcuts import CountedOptimizer, hears_backward, hears_step
-from tql_lightning.signals import Unit
+from tql_lightning.system.signals import Unit
 
 Losses = tuple[Tensor, Tensor | None, dict[str, Tensor]]  # total, attention entropy (L, 2) or None, scalars to log
 MatmulPrecision = Literal["highest", "high", "medium"]

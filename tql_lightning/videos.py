@@ -13,10 +13,10 @@ from typing import Any
 
 import gymnasium
 
-from tql_lightning.data.files import require_writable
 from tql_lightning.envs import EnvError, make_env
 from tql_lightning.nn.policy import Actor
 from tql_lightning.rollout import rollout
+from tql_lightning.system.files import require_writable
 
 RENDERERS = ("egl", "osmesa")
 FRAMES_PER_SECOND = 20  # where the environment names no rate

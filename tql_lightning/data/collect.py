@@ -19,13 +19,14 @@ import numpy as np
 
 from tql_lightning.data.behaviours import DEFAULTS, MakeBehaviour, random_behaviour
 from tql_lightning.data.collect_ogbench import KINDS, collect_official
-from tql_lightning.data.files import require_writable, validation_path
 from tql_lightning.data.flatten import flat_space, flatten
 from tql_lightning.data.gather import CollectEpisode, Key, gather
 from tql_lightning.data.partial import Arrays, KeptEpisodes, joined
 from tql_lightning.data.sources.npz import save_npz
 from tql_lightning.data.sources.ogbench import dataset_file
+from tql_lightning.data.sources.schema import validation_path
 from tql_lightning.data.transitions import DatasetError
+from tql_lightning.system.files import require_writable
 
 DATASETS_VARIABLE = "TQL_DATASETS"
 

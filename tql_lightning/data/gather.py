@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 import sys
 import threading
@@ -11,19 +10,20 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager
+from contextlib import closing
 from itertools import islice
-from multiprocessing import resource_tracker
 
 from tqdm import tqdm
 
 from tql_lightning.data.partial import Arrays, KeptEpisodes
+from tql_lightning.system.child_processes import (
+    end_with_parent,
+    one_thread_in_new_processes,
+)
 
 Key = tuple[int, ...]  # seeds one episode
 CollectEpisode = Callable[[Key], Arrays]
 MakeCollector = Callable[[], CollectEpisode]  # makes the environment; called once in each process
-
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def gather(
@@ -93,38 +93,6 @@ def _episodes(make: MakeCollector, keys: Iterator[Key], workers: int) -> Generat
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-@contextmanager
-def one_thread_in_new_processes() -> Iterator[None]:
-    """Workers share the cores already: threads within each would only wait for one another."""
-    before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
-    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-@contextmanager
-def deaf_to_interrupts(*others: signal.Signals) -> Iterator[None]:
-    """Processes started here never hear Ctrl-C, which a terminal sends to all: who starts them, ends them.
-
-    The signal is blocked, not ignored once they run: they would end while they still import.
-
-    Args:
-        others: signals that they do not hear either.
-    """
-    resource_tracker.ensure_running()  # starting it later would unblock the signal
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *others})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 _collect_episode: CollectEpisode | None = None
 
 
@@ -133,14 +101,6 @@ def _start(make: MakeCollector) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a worker at once and without a traceback
     threading.Thread(target=end_with_parent, daemon=True).start()
     _collect_episode = make()
-
-
-def end_with_parent() -> None:
-    """However the collecting process ends, a kill included, its workers do not outlive it."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _run(key: Key) -> Arrays:

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tql_lightning.data.files import write_text_whole
 from tql_lightning.data.sources.npz import read_npz, save_npz
 from tql_lightning.data.transitions import DatasetError
+from tql_lightning.system.files import write_text_whole
 
 SECONDS_BETWEEN_PARTS = 10.0  # so that a kill costs no more, and a short collection writes nothing
 SETTINGS = "settings.json"

@@ -110,11 +110,6 @@ def keep_replaced(path: Path, kept: Path) -> Iterator[None]:
         held.replace(kept)
 
 
-def validation_path(path: Path) -> Path:
-    """Where the held-out transitions of a dataset's file or folder lie, if there are any: ``NAME-val`` beside it."""
-    return path.with_name(f"{path.stem}-val{path.suffix}")
-
-
 def require_writable(path: Path) -> None:
     """Tries to write where a file's folder is or is to be made, so that long work does not end in vain; leaves nothing.
 
