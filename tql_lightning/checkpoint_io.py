@@ -22,7 +22,7 @@ from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 
 from tql_lightning.system.files import remove_leftovers, write_whole
 from tql_lightning.system.full_disk import unwritten
-from tql_lightning.torch_file import check_torch_file
+from tql_lightning.trust.torch_file import check_torch_file
 
 SUFFIX = ".ckpt"
 LAST = f"last{SUFFIX}"

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from tql_lightning.checkpoint_io import CheckpointError, read_checkpoint
-from tql_lightning.class_paths import check_class_paths
 from tql_lightning.data.environment import check_env_id
 from tql_lightning.envs import check_sizes
 from tql_lightning.extraction import Extraction
@@ -21,6 +20,7 @@ from tql_lightning.rollout import RolloutResult, rollout
 from tql_lightning.run_folder import evaluation_file
 from tql_lightning.system.files import write_text_whole
 from tql_lightning.tql import TQL
+from tql_lightning.trust.class_paths import check_class_paths
 
 LONGEST_REASON = 200  # characters of what a library says
 NOT_IN_NAMES = ("/", ".", "..", "checkpoints")  # parts of a checkpoint's path that do not tell it from others

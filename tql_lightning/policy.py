@@ -166,7 +166,7 @@ def _onnx(folder: Path) -> tuple[Act, Act]:
 def _torch(folder: Path, metadata: Mapping[str, Any]) -> tuple[Act, Act]:
     import torch
 
-    from tql_lightning.torch_file import check_torch_file
+    from tql_lightning.trust.torch_file import check_torch_file
 
     file = folder / FILES["torch"][0]
     try:

@@ -9,7 +9,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from torch import nn
 
-from tql_lightning.trust import can_be_imported, resolve
+from tql_lightning.trust.imports import can_be_imported, resolve
 
 IMPORTABLE = ("tql_lightning", "torch.nn")
 MOST_PARTS = 10_000  # values of all settings together; a model of ours has about a hundred
