@@ -11,7 +11,7 @@ from tql_lightning.callbacks.periodic import PeriodicObserver
 from tql_lightning.media import save_figure
 from tql_lightning.nn.attention_weights import attention_log_weights
 from tql_lightning.pictures import attention_map_figure
-from tql_lightning.run_folder import ATTENTION_MAP, picture_file
+from tql_lightning.run.folder import ATTENTION_MAP, picture_file
 from tql_lightning.tql import TQL
 
 

@@ -14,7 +14,7 @@ from tql_lightning.landscape import q_around, smoothness, steepest_dimensions
 from tql_lightning.media import save_figure
 from tql_lightning.pictures import q_landscape_figure
 from tql_lightning.rollout import episode_noise
-from tql_lightning.run_folder import Q_LANDSCAPE, picture_file
+from tql_lightning.run.folder import Q_LANDSCAPE, picture_file
 from tql_lightning.tql import TQL
 
 COLUMNS = 3  # observations in a picture

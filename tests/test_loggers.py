@@ -13,9 +13,9 @@ from tensorboard.summary.writer import event_file_writer
 from tests.command_line import parse_fit
 from tests.toy import fit, toy_model
 from tql_lightning.callbacks.checkpointing import LastCheckpoint
-from tql_lightning.checkpoint_io import WholeCheckpointIO
 from tql_lightning.loggers import ContinuedCSVLogger, ContinuedTensorBoardLogger, TrackioLogger
-from tql_lightning.plots import read_metrics
+from tql_lightning.run.checkpoint_io import WholeCheckpointIO
+from tql_lightning.run.metrics_csv import read_metrics
 
 DOCS = Path(__file__).parents[1] / "docs"
 

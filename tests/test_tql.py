@@ -22,7 +22,7 @@ from tql_lightning.nn.policy import FlowPolicy
 from tql_lightning.nn.sigma_reparam import SigmaReparam
 from tql_lightning.nn.temperature import AttentionTemperature, FixedPenalty, SingleTemperature, TargetSchedule
 from tql_lightning.nn.transformer import TransformerBlock
-from tql_lightning.plots import read_metrics
+from tql_lightning.run.metrics_csv import read_metrics
 from tql_lightning.tql import TQL
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from tql_lightning.evaluation import load_checkpoint
 from tql_lightning.extraction import Extraction
 from tql_lightning.rollout import RolloutResult, rollout
-from tql_lightning.run_folder import update_name
+from tql_lightning.run.folder import update_name
 from tql_lightning.system.child_processes import deaf_to_interrupts, end_with_parent, one_thread_in_new_processes
 from tql_lightning.videos import film_episodes, require_video
 from tql_lightning.watched_rollout import hang_error

@@ -27,7 +27,7 @@ from tql_lightning.nn.critic import MLPCritic, TransformerCritic
 from tql_lightning.nn.policy import FlowPolicy, ScaledPolicy
 from tql_lightning.policy import Policy
 from tql_lightning.policy_folder import FILES, FORMAT_VERSION, METADATA_FILE, ExportFormat
-from tql_lightning.provenance import package_versions
+from tql_lightning.run.provenance import package_versions
 from tql_lightning.tql import TQL
 
 PACKAGES = ("tql-lightning", "torch", "numpy", "onnx", "onnxscript", "onnxruntime")

@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tql_lightning.run_folder import METRICS_FILE
+from tql_lightning.run.folder import METRICS_FILE
+from tql_lightning.run.metrics_csv import Series, read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Series = dict[str, tuple[list[int], list[float]]]
 
 LOSSES = ("td_loss", "entropy_loss", "temperature_loss", "behaviour_flow_loss", "distillation_loss", "q_loss")
-
-
-def read_metrics(path: Path) -> Series:
-    """The columns of a metrics.csv as (updates, values), without the empty cells.
-
-    Of rows for the same update the later counts: a run that was killed and resumed did it again.
-    """
-    columns: dict[str, dict[int, float]] = {}
-    with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            for name, value in row.items():
-                if name not in ("step", "epoch") and value:
-                    columns.setdefault(name, {})[int(float(row["step"]))] = float(value)
-    return {name: (sorted(column), [column[update] for update in sorted(column)]) for name, column in columns.items()}
 
 
 def plot_run(folder: Path) -> list[Path]:

@@ -15,7 +15,7 @@ from tests.toy import fit, toy_model
 from tql_lightning.callbacks.attention_entropy import AttentionEntropyMonitor
 from tql_lightning.nn.critic import MLPCritic
 from tql_lightning.nn.temperature import AttentionTemperature
-from tql_lightning.plots import Series, read_metrics
+from tql_lightning.run.metrics_csv import Series, read_metrics
 from tql_lightning.tql import TQL
 
 

@@ -28,9 +28,9 @@ from tql_lightning.callbacks.checkpointing import GracefulInterrupt, LastCheckpo
 from tql_lightning.callbacks.rollout_evaluation import RolloutEvaluation
 from tql_lightning.data.counter_random import seed_generators
 from tql_lightning.loggers import ContinuedCSVLogger
-from tql_lightning.plots import read_metrics
 from tql_lightning.rollout import rollout
-from tql_lightning.run_folder import evaluation_files, pending_files
+from tql_lightning.run.folder import evaluation_files, pending_files
+from tql_lightning.run.metrics_csv import read_metrics
 
 TOY = "tests.environments:Toy-v0"
 SWING = "tests.environments:Swing-v0"

@@ -14,7 +14,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-from tql_lightning.run_folder import ENVIRONMENT_FILE
+from tql_lightning.run.folder import ENVIRONMENT_FILE
 from tql_lightning.system.files import write_text_whole
 
 PROGRAM = "tql"

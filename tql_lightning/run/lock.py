@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tql_lightning.run_folder import LOCK_FILE
+from tql_lightning.run.folder import LOCK_FILE
 
 
 class RunLockedError(ValueError):
