@@ -24,7 +24,8 @@ from tql_lightning.callbacks.best_checkpoint import BestCheckpoint
 from tql_lightning.callbacks.checkpointing import GracefulInterrupt, LastCheckpoint
 from tql_lightning.callbacks.rollout_evaluation import RolloutEvaluation
 from tql_lightning.data.counter_random import seed_generators
-from tql_lightning.loggers import ContinuedCSVLogger, ContinuedTensorBoardLogger
+from tql_lightning.loggers.csv_logger import ContinuedCSVLogger
+from tql_lightning.loggers.tensorboard_logger import ContinuedTensorBoardLogger
 from tql_lightning.nn.critic import TransformerCritic
 from tql_lightning.nn.sigma_reparam import SigmaReparam
 from tql_lightning.run.checkpoint_io import WholeCheckpointIO, read_checkpoint

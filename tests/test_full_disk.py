@@ -35,7 +35,8 @@ from tql_lightning.callbacks.rollout_evaluation import RolloutEvaluation
 from tql_lightning.cli import main
 from tql_lightning.data.sources.npz import save_npz
 from tql_lightning.data.sources.schema import fields_of
-from tql_lightning.loggers import ContinuedCSVLogger, ContinuedTensorBoardLogger
+from tql_lightning.loggers.csv_logger import ContinuedCSVLogger
+from tql_lightning.loggers.tensorboard_logger import ContinuedTensorBoardLogger
 from tql_lightning.run.checkpoint_io import CheckpointWriteError, WholeCheckpointIO, read_checkpoint, write_checkpoint
 from tql_lightning.run.metrics_csv import read_metrics
 

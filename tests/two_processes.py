@@ -27,7 +27,7 @@ from tql_lightning.callbacks.rollout_evaluation import RolloutEvaluation
 from tql_lightning.callbacks.throughput import Throughput
 from tql_lightning.cli import main
 from tql_lightning.data.datamodule import OfflineDataModule
-from tql_lightning.loggers import ContinuedCSVLogger
+from tql_lightning.loggers.csv_logger import ContinuedCSVLogger
 from tql_lightning.nn.critic import TransformerCritic
 from tql_lightning.nn.sigma_reparam import SigmaReparam
 from tql_lightning.nn.temperature import AttentionTemperature, SingleTemperature, TargetSchedule
