@@ -14,8 +14,8 @@ from tql_lightning.callbacks.background import MOST_PENDING, BackgroundObserver,
 from tql_lightning.callbacks.intervals import is_due, require_multiple
 from tql_lightning.callbacks.observing import environment_of, require_tql
 from tql_lightning.envs import check_sizes
-from tql_lightning.extraction import Extraction
 from tql_lightning.loggers.media import log_video
+from tql_lightning.nn.extraction import Extraction
 from tql_lightning.run.folder import VIDEO_FOLDER, pending_files
 from tql_lightning.videos import missing_packages
 

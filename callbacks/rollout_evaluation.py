@@ -17,7 +17,7 @@ from tql_lightning.callbacks.intervals import is_due, require_multiple
 from tql_lightning.callbacks.observing import environment_of, evaluation_mode, require_tql
 from tql_lightning.envs import EnvError, check_sizes
 from tql_lightning.evaluation import write_evaluation
-from tql_lightning.extraction import Extraction
+from tql_lightning.nn.extraction import Extraction
 from tql_lightning.rollout import RolloutResult, join_shares, rollout
 from tql_lightning.run.folder import evaluation_file, pending_files
 from tql_lightning.sharding import gathered

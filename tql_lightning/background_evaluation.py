@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tql_lightning.evaluation import load_checkpoint
-from tql_lightning.extraction import Extraction
+from tql_lightning.nn.extraction import Extraction
 from tql_lightning.rollout import RolloutResult, rollout
 from tql_lightning.run.folder import update_name
 from tql_lightning.system.child_processes import deaf_to_interrupts, end_with_parent, one_thread_in_new_processes

@@ -7,7 +7,7 @@ from json import dumps
 from pathlib import Path
 from typing import Any
 
-from tql_lightning.extraction import Extraction
+from tql_lightning.nn.extraction import Extraction
 
 COLUMNS = ("return", "success_rate", "normalized_score", "length")
 

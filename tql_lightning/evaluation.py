@@ -13,8 +13,8 @@ import torch
 
 from tql_lightning.data.environment import check_env_id
 from tql_lightning.envs import check_sizes
-from tql_lightning.extraction import Extraction
 from tql_lightning.hyperparameters import INSTANTIATOR
+from tql_lightning.nn.extraction import Extraction
 from tql_lightning.rollout import RolloutResult, rollout
 from tql_lightning.run.checkpoint_io import CheckpointError, read_checkpoint
 from tql_lightning.run.folder import evaluation_file

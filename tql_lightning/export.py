@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from tql_lightning.comparison import ExportError, compare
 from tql_lightning.evaluation import load_checkpoint
-from tql_lightning.extraction import Extraction
 from tql_lightning.nn.critic import MLPCritic, TransformerCritic
+from tql_lightning.nn.extraction import Extraction
 from tql_lightning.nn.policy import FlowPolicy, ScaledPolicy
 from tql_lightning.policy import Policy
 from tql_lightning.policy_folder import FILES, FORMAT_VERSION, METADATA_FILE, ExportFormat

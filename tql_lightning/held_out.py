@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tql_lightning.losses import at_least_float32
+from tql_lightning.nn.number_types import at_least_float32
 from tql_lightning.nn.temperature import TOKEN_GROUPS
 from tql_lightning.processes import EXTREMES, over_processes, sum_over_processes
 

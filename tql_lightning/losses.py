@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
-import torch
 from torch import Tensor
-
-
-def at_least_float32(tensor: Tensor) -> Tensor:
-    """The tensor in float32, or in float64 if it is that: what losses are computed in, whatever networks compute in."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def td_target(
@@ -35,39 +28,6 @@ def td_target(
     """
     next_value = next_values.mean(dim=-1) if aggregation == "mean" else next_values.amin(dim=-1)
     return (rewards + discount * masks * next_value).detach()
-
-
-def td_loss(values: Tensor, target: Tensor) -> Tensor:
-    """Mean over batch and heads of (Q_k(s, a) - y)^2, section 4; values (B, E), target (B,)."""
-    return (values - target.unsqueeze(-1)).square().mean()
-
-
-def gaussian_bins(target: Tensor, edges: Tensor, sigma: float) -> Tensor:
-    """Probability of every bin under N(y, sigma^2) cut off at the outer edges (HL-Gauss, arXiv 2403.03950).
-
-    Args:
-        target: y, (...), within the edges.
-        edges: of the M bins, ascending, (M + 1,).
-        sigma: standard deviation of the Gaussian.
-
-    Returns:
-        (..., M), rows sum to 1.
-    """
-    cumulative = torch.erf((edges - target.unsqueeze(-1)) / (math.sqrt(2.0) * sigma))
-    return cumulative.diff(dim=-1) / (cumulative[..., -1:] - cumulative[..., :1])
-
-
-def hl_gauss_loss(logits: Tensor, target: Tensor, edges: Tensor, sigma: float) -> Tensor:
-    """Mean over batch and heads of the cross-entropy to the Gaussian around y (HL-Gauss, arXiv 2403.03950).
-
-    Args:
-        logits: of the bins, (B, E, M).
-        target: y, (B,), within the edges.
-        edges: of the bins, (M + 1,).
-        sigma: standard deviation of the Gaussian.
-    """
-    probabilities = gaussian_bins(target, edges, sigma).unsqueeze(1)
-    return -(probabilities * logits.log_softmax(dim=-1)).sum(dim=-1).mean()
 
 
 def entropy_loss(attention_entropy: Tensor, entropy_weight: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from torch import Tensor
 
-from tql_lightning.losses import at_least_float32
+from tql_lightning.nn.number_types import at_least_float32
 
 # What gloo and NCCL say where another process is gone.
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exit")

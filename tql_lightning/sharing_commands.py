@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tql_lightning.extraction import Extraction
+from tql_lightning.nn.extraction import Extraction
 from tql_lightning.policy_folder import ExportFormat
 
 

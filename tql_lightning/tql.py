@@ -44,9 +44,9 @@ from torch import Tensor
 
 from tql_lightning import losses
 from tql_lightning.batch import Batch, Noise
-from tql_lightning.extraction import Extraction
 from tql_lightning.hyperparameters import require
 from tql_lightning.nn.critic import Critic, CriticOutput, TransformerCritic, make_critic
+from tql_lightning.nn.extraction import Extraction
 from tql_lightning.nn.policy import Actor, FlowPolicy
 from tql_lightning.nn.temperature import AttentionTemperature, EntropyControl
 from tql_lightning.nn.value_loss import SquaredError, ValueLoss, return_range
