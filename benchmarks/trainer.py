@@ -42,7 +42,7 @@ from tql_lightning.data.transitions import TransitionDataset
 from tql_lightning.nn.critic import MLPCritic, TransformerCritic
 from tql_lightning.nn.policy import FlowPolicy
 from tql_lightning.tql import TQL
-from tql_lightning.update_step import Losses
+from tql_lightning.training.update import Losses
 
 
 class TrivialTQL(TQL):

@@ -17,8 +17,6 @@ from torch import Tensor
 
 from tql_lightning.callbacks.intervals import require_multiple
 from tql_lightning.callbacks.saving import why_unsaved
-from tql_lightning.chunks import validation_follows
-from tql_lightning.processes import largest_over_processes
 from tql_lightning.run.checkpoint_io import (
     LAST,
     PREVIOUS,
@@ -32,6 +30,8 @@ from tql_lightning.run.folder import set_aside
 from tql_lightning.run.superseded import tell_set_aside
 from tql_lightning.system.files import keep_replaced
 from tql_lightning.system.full_disk import training_goes_on
+from tql_lightning.training.chunks import validation_follows
+from tql_lightning.training.distributed import largest_over_processes
 
 
 class LastCheckpoint(ModelCheckpoint):

@@ -20,8 +20,8 @@ from tql_lightning.evaluation import write_evaluation
 from tql_lightning.nn.extraction import Extraction
 from tql_lightning.rollout import RolloutResult, join_shares, rollout
 from tql_lightning.run.folder import evaluation_file, pending_files
-from tql_lightning.sharding import gathered
 from tql_lightning.system.full_disk import training_goes_on
+from tql_lightning.training.sharding import gathered
 from tql_lightning.watched_rollout import RolloutStoppedError, watch_rollout
 
 

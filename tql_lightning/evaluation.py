@@ -13,13 +13,13 @@ import torch
 
 from tql_lightning.data.environment import check_env_id
 from tql_lightning.envs import check_sizes
-from tql_lightning.hyperparameters import INSTANTIATOR
 from tql_lightning.nn.extraction import Extraction
 from tql_lightning.rollout import RolloutResult, rollout
 from tql_lightning.run.checkpoint_io import CheckpointError, read_checkpoint
 from tql_lightning.run.folder import evaluation_file
 from tql_lightning.system.files import write_text_whole
 from tql_lightning.tql import TQL
+from tql_lightning.training.hyperparameters import INSTANTIATOR
 from tql_lightning.trust.class_paths import check_class_paths
 
 LONGEST_REASON = 200  # characters of what a library says

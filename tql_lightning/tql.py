@@ -44,16 +44,16 @@ from torch import Tensor
 
 from tql_lightning import losses
 from tql_lightning.batch import Batch, Noise
-from tql_lightning.hyperparameters import require
 from tql_lightning.nn.critic import Critic, CriticOutput, TransformerCritic, make_critic
 from tql_lightning.nn.extraction import Extraction
 from tql_lightning.nn.policy import Actor, FlowPolicy
 from tql_lightning.nn.temperature import AttentionTemperature, EntropyControl
 from tql_lightning.nn.value_loss import SquaredError, ValueLoss, return_range
-from tql_lightning.optimisation import OptimisedLoop
-from tql_lightning.processes import of_this_process
-from tql_lightning.sharding import call_held_fixed, own_shares
-from tql_lightning.update_step import Losses, MatmulPrecision
+from tql_lightning.training.distributed import of_this_process
+from tql_lightning.training.hyperparameters import require
+from tql_lightning.training.optimisation import OptimisedLoop
+from tql_lightning.training.sharding import call_held_fixed, own_shares
+from tql_lightning.training.update import Losses, MatmulPrecision
 
 
 class TQL(OptimisedLoop):

@@ -10,16 +10,16 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from tql_lightning.batch import Batch, Noise
-from tql_lightning.chunks import chunk_size, restore_progress, skip_validation_of_a_stop, validation_follows
 from tql_lightning.data.counter_random import seed_generators
-from tql_lightning.divergence import DivergenceWatch, broken_metrics, count_broken, diverged, require_sound
-from tql_lightning.held_out import HeldOutMeans
-from tql_lightning.hyperparameters import loadable
 from tql_lightning.nn.critic import Critic
-from tql_lightning.out_of_memory import explained_memory
-from tql_lightning.processes import over_processes
 from tql_lightning.run.superseded import take_back
-from tql_lightning.update_step import MatmulPrecision, UpdateStep
+from tql_lightning.training.chunks import chunk_size, restore_progress, skip_validation_of_a_stop, validation_follows
+from tql_lightning.training.distributed import over_processes
+from tql_lightning.training.divergence import DivergenceWatch, broken_metrics, count_broken, diverged, require_sound
+from tql_lightning.training.held_out import HeldOutMeans
+from tql_lightning.training.hyperparameters import loadable
+from tql_lightning.training.out_of_memory import explained_memory
+from tql_lightning.training.update import MatmulPrecision, UpdateStep
 
 BROKEN = "broken_tensors"
 

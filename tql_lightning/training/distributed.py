@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 
 import torch
 import torch.distributed as dist
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
-from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from torch import Tensor
 
 from tql_lightning.nn.number_types import at_least_float32
@@ -88,32 +84,6 @@ def _are_several() -> bool:
 def has_lost_another(error: BaseException) -> bool:
     """Whether an error comes of another process that has ended while this one waited for it."""
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in LOST)
-
-
-def refuse_launch(trainer: Trainer) -> None:
-    """Refuses ways of starting processes that would end badly: in an error after training, or in waiting for ever.
-
-    Args:
-        trainer: of a command.
-
-    Raises:
-        ValueError: processes are forked or spawned, and lose what becomes of them; or other machines are to take part,
-            and nothing says where they are.
-    """
-    strategy = trainer.strategy
-    if isinstance(strategy.launcher, _MultiProcessingLauncher):
-        raise ValueError(
-            "trainer.strategy: expected processes that run the command themselves, as with ddp, found "
-            f"{type(strategy).__name__} by {strategy.launcher._start_method}, whose processes cannot hand back how "
-            "training ended; use ddp"
-        )
-    environment = getattr(strategy, "cluster_environment", None)
-    if trainer.num_nodes > 1 and isinstance(environment, LightningEnvironment) and "MASTER_ADDR" not in os.environ:
-        raise ValueError(
-            f"trainer.num_nodes: {trainer.num_nodes} machines are to train together, and nothing says where they are; "
-            "start the command on each by torchrun or srun (docs/scaling.md), or set MASTER_ADDR, MASTER_PORT and "
-            "NODE_RANK"
-        )
 
 
 def prefer_static_graph(strategy: object) -> None:

@@ -15,13 +15,13 @@ from torch import Tensor
 from torch._functorch import config as aot_config
 
 from tql_lightning.batch import Batch, Noise
-from tql_lightning.captured import CapturedStep, ReplayedAdamW, can_record, new_recorder
-from tql_lightning.hyperparameters import require
-from tql_lightning.precision import refuse_narrow_weights
-from tql_lightning.processes import mean_over_processes, of_this_process, prefer_static_graph
-from tql_lightning.sharding import ShardedStrategy, refuse_strategy, shard
-from tql_lightning.shortcuts import CountedOptimizer, hears_backward, hears_step
 from tql_lightning.system.signals import Unit
+from tql_lightning.training.cuda_graph import CapturedStep, ReplayedAdamW, can_record, new_recorder
+from tql_lightning.training.distributed import mean_over_processes, of_this_process, prefer_static_graph
+from tql_lightning.training.hyperparameters import require
+from tql_lightning.training.sharding import ShardedStrategy, shard
+from tql_lightning.training.skipped_hooks import CountedOptimizer, hears_backward, hears_step
+from tql_lightning.training.trainer_checks import refuse_narrow_weights, refuse_strategy
 
 Losses = tuple[Tensor, Tensor | None, dict[str, Tensor]]  # total, attention entropy (L, 2) or None, scalars to log
 MatmulPrecision = Literal["highest", "high", "medium"]

@@ -21,10 +21,10 @@ from torch.distributed.tensor import DTensor
 
 from tql_lightning.batch import Batch, Noise
 from tql_lightning.data.sampler import TrainingStream
-from tql_lightning.processes import sum_over_processes
 from tql_lightning.run.checkpoint_io import CheckpointError, read_checkpoint
 from tql_lightning.run.folder import CONFIG_FILE, divergence_file
 from tql_lightning.system.files import write_text_whole, write_whole
+from tql_lightning.training.distributed import sum_over_processes
 
 MOST_SHOWN = 3
 MOST_UPDATES = 256  # whose minibatches are written

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy, StrategyRegistry
 from torch import Tensor, nn
@@ -109,38 +108,6 @@ class ShardedStrategy(ModelParallelStrategy):
 
 
 StrategyRegistry.register(NAME, ShardedStrategy, description=ShardedStrategy.__doc__)
-
-
-def refuse_strategy(trainer: Trainer, graphs: Mapping[str, bool]) -> None:
-    """Refuses shares of weights where they cannot be had.
-
-    Args:
-        trainer: with any strategy.
-        graphs: settings by name that make an update one graph, in which nothing is gathered, and whether they are on.
-
-    Raises:
-        ValueError: another ``ModelParallelStrategy`` than ours; or with ours such a setting, or float16.
-    """
-    strategy = trainer.strategy
-    if not isinstance(strategy, ModelParallelStrategy):
-        return
-    if not isinstance(strategy, ShardedStrategy):
-        raise ValueError(
-            f"trainer.strategy: expected {NAME} for shares of weights, found {type(strategy).__name__}, whose "
-            f"checkpoints do not fit runs of other layouts; use --trainer.strategy={NAME}"
-        )
-    for name, on in graphs.items():
-        if on:
-            raise ValueError(
-                f"model.{name}: expected false with trainer.strategy={NAME}, whose weights come and go during an "
-                "update, found true; set it to false, or use ddp"
-            )
-    if getattr(trainer.precision_plugin, "scaler", None) is not None:
-        raise ValueError(
-            f"trainer.precision: expected 32-true, 64-true or bf16-mixed with trainer.strategy={NAME}, found "
-            f"{trainer.precision}, the scale of whose gradients each process would find for itself; use bf16-mixed, "
-            "or ddp"
-        )
 
 
 def shard(model: nn.Module, mesh: DeviceMesh) -> None:

@@ -10,13 +10,13 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from tql_lightning.captured import ReplayedAdamW
-from tql_lightning.hyperparameters import require
-from tql_lightning.loops import UpdateLoop
 from tql_lightning.nn.policy import FlowPolicy
 from tql_lightning.nn.temperature import EntropyControl
-from tql_lightning.sharding import whole
-from tql_lightning.update_step import MatmulPrecision
+from tql_lightning.training.algorithm import UpdateLoop
+from tql_lightning.training.cuda_graph import ReplayedAdamW
+from tql_lightning.training.hyperparameters import require
+from tql_lightning.training.sharding import whole
+from tql_lightning.training.update import MatmulPrecision
 
 
 class OptimisedLoop(UpdateLoop):

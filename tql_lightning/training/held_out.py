@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tql_lightning.nn.number_types import at_least_float32
 from tql_lightning.nn.temperature import TOKEN_GROUPS
-from tql_lightning.processes import EXTREMES, over_processes, sum_over_processes
+from tql_lightning.training.distributed import EXTREMES, over_processes, sum_over_processes
 
 
 class HeldOutMeans:
