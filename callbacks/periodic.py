@@ -7,10 +7,10 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from tql_lightning.algorithms.tql import TQL
 from tql_lightning.callbacks.intervals import is_due, require_multiple
 from tql_lightning.callbacks.observing import data_of, require_tql
 from tql_lightning.system.full_disk import training_goes_on
-from tql_lightning.tql import TQL
 from tql_lightning.training.sharding import gathered
 
 

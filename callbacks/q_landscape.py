@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
+from tql_lightning.algorithms.tql import TQL
 from tql_lightning.callbacks.observing import data_of, evaluation_mode, fixed_transitions, require_tql
 from tql_lightning.callbacks.periodic import PeriodicObserver
 from tql_lightning.landscape import q_around, smoothness, steepest_dimensions
@@ -15,7 +16,6 @@ from tql_lightning.loggers.media import save_figure
 from tql_lightning.pictures import q_landscape_figure
 from tql_lightning.rollout import episode_noise
 from tql_lightning.run.folder import Q_LANDSCAPE, picture_file
-from tql_lightning.tql import TQL
 
 COLUMNS = 3  # observations in a picture
 

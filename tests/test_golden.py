@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tests.conftest import REACHED
 from tests.golden_case import Arrays, Case, build, read, run_case
-from tql_lightning import losses
+from tql_lightning.algorithms import losses
 from tql_lightning.interop import TEMPERATURE, load_release_params, release_arrays
 from tql_lightning.nn.attention_weights import attention_log_weights
 

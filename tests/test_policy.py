@@ -15,8 +15,8 @@ import torch
 from tests.test_readme import PYTHON
 from tests.toy import fit, toy_model
 from tql_lightning import Policy
+from tql_lightning.algorithms.loading import load_checkpoint
 from tql_lightning.callbacks.checkpointing import LastCheckpoint
-from tql_lightning.evaluation import load_checkpoint
 from tql_lightning.export import export_checkpoint
 from tql_lightning.policy_folder import FILES, METADATA_KEYS, ExportFormat, PolicyError
 

@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger
 
 from tests.toy import fit, toy_dataset, toy_model
+from tql_lightning.algorithms.tql import TQL
 from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.nn.attention import EntropyAttention
 from tql_lightning.nn.attention_components import HeadGate, SoftCap
@@ -22,7 +23,6 @@ from tql_lightning.nn.sigma_reparam import SigmaReparam
 from tql_lightning.nn.temperature import AttentionTemperature, FixedPenalty, SingleTemperature, TargetSchedule
 from tql_lightning.nn.transformer import TransformerBlock
 from tql_lightning.run.metrics_csv import read_metrics
-from tql_lightning.tql import TQL
 from tql_lightning.training.divergence import TrainingDivergedError
 
 

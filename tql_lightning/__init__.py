@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tql_lightning.algorithms.tql import TQL
     from tql_lightning.batch import Batch, Noise
     from tql_lightning.data.datamodule import OfflineDataModule
     from tql_lightning.data.named import load_dataset
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from tql_lightning.nn.temperature import AttentionTemperature
     from tql_lightning.policy import Policy
     from tql_lightning.rollout import RolloutResult
-    from tql_lightning.tql import TQL
 
 _HOMES = {
     "batch": ("Batch", "Noise"),

@@ -17,7 +17,7 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
-from tql_lightning.evaluation import load_checkpoint
+from tql_lightning.algorithms.loading import load_checkpoint
 from tql_lightning.nn.extraction import Extraction
 from tql_lightning.rollout import RolloutResult, rollout
 from tql_lightning.run.folder import update_name

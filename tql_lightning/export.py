@@ -20,15 +20,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tql_lightning.algorithms.loading import load_checkpoint
+from tql_lightning.algorithms.tql import TQL
 from tql_lightning.comparison import ExportError, compare
-from tql_lightning.evaluation import load_checkpoint
 from tql_lightning.nn.critic import MLPCritic, TransformerCritic
 from tql_lightning.nn.extraction import Extraction
 from tql_lightning.nn.policy import FlowPolicy, ScaledPolicy
 from tql_lightning.policy import Policy
 from tql_lightning.policy_folder import FILES, FORMAT_VERSION, METADATA_FILE, ExportFormat
 from tql_lightning.run.provenance import package_versions
-from tql_lightning.tql import TQL
 
 PACKAGES = ("tql-lightning", "torch", "numpy", "onnx", "onnxscript", "onnxruntime")
 

@@ -16,13 +16,13 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
+from tql_lightning.algorithms.tql import TQL
 from tql_lightning.data.sources.npz import open_npz
 from tql_lightning.nn.attention import EntropyAttention
 from tql_lightning.nn.critic import Critic, TransformerCritic
 from tql_lightning.nn.mlp import MLP
 from tql_lightning.nn.temperature import AttentionTemperature
 from tql_lightning.system.files import write_whole
-from tql_lightning.tql import TQL
 
 TEMPERATURE = "attention_entropy_temperature/"
 

@@ -256,8 +256,8 @@ def _figures(runs: Sequence[Run], data_returns: NDArray[np.float64]) -> dict[str
 
 def _film(run: Run) -> None:
     """An episode of the behaviour flow and one of the policy, for the report; none where they cannot be drawn."""
+    from tql_lightning.algorithms.loading import load_checkpoint
     from tql_lightning.envs import EnvError  # imports torch, as above
-    from tql_lightning.evaluation import load_checkpoint
     from tql_lightning.videos import VideoError, film_episodes, require_video
 
     try:

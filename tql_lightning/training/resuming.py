@@ -8,9 +8,9 @@ from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
+from tql_lightning.algorithms.tql import TQL
 from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.run.checkpoint_io import SUFFIX, CheckpointError, read_checkpoint
-from tql_lightning.tql import TQL
 from tql_lightning.training.hyperparameters import loadable
 
 # What the checkpoint's weights are, or are the values of. Every other setting of the model is applied: it says how

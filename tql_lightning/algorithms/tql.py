@@ -1,7 +1,7 @@
 """Transformer Q-Learning (TQL, arXiv 2602.01439): the algorithm, read from top to bottom.
 
 `TQL.update` is one update in the order of the paper's release; `TQL.losses` is everything it minimises,
-equation by equation; the functions it calls stand in `tql_lightning.losses`. All losses are taken at the old
+equation by equation; the functions it calls stand in `tql_lightning.algorithms.losses`. All losses are taken at the old
 parameters and summed, one gradient step is made, and the target critic moves towards the critic as it was
 BEFORE that step.
 
@@ -42,7 +42,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from tql_lightning import losses
+from tql_lightning.algorithms import losses
 from tql_lightning.batch import Batch, Noise
 from tql_lightning.nn.critic import Critic, CriticOutput, TransformerCritic, make_critic
 from tql_lightning.nn.extraction import Extraction
