@@ -24,7 +24,7 @@ from tests.command_line import PATIENCE, TINY, TQL_COMMAND, call_tql, run_tql
 from tql_lightning.algorithms.loading import load_checkpoint
 from tql_lightning.cli import main
 from tql_lightning.evaluate_command import evaluate
-from tql_lightning.evaluation import evaluate_checkpoint
+from tql_lightning.evaluation.checkpoint import evaluate_checkpoint
 from tql_lightning.nn.value_loss import HLGauss
 from tql_lightning.run.checkpoint_io import CheckpointError
 from tql_lightning.run.provenance import read_starts

@@ -13,7 +13,7 @@ import pytest
 
 from tests.command_line import run_tql
 from tql_lightning.data.collect import collect
-from tql_lightning.evaluation import evaluate_checkpoint
+from tql_lightning.evaluation.checkpoint import evaluate_checkpoint
 from tql_lightning.quickstart import (
     ENVIRONMENT,
     EPISODES,

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from tql_lightning.data.datamodule import OfflineDataModule
     from tql_lightning.data.named import load_dataset
     from tql_lightning.data.transitions import DatasetError, TransitionDataset
+    from tql_lightning.evaluation.rollout import RolloutResult
     from tql_lightning.nn.critic import Critic, CriticOutput, MLPCritic, TransformerCritic
     from tql_lightning.nn.policy import Actor, FlowPolicy
     from tql_lightning.nn.temperature import AttentionTemperature
     from tql_lightning.policy import Policy
-    from tql_lightning.rollout import RolloutResult
 
 _HOMES = {
     "batch": ("Batch", "Noise"),

@@ -47,11 +47,11 @@ def evaluate(
     if json:
         require_writable(Path(json))
     if video:
-        from tql_lightning.videos import require_video
+        from tql_lightning.evaluation.videos import require_video
 
         require_video()
     from tql_lightning.algorithms.loading import load_checkpoint
-    from tql_lightning.evaluation import evaluate_checkpoint
+    from tql_lightning.evaluation.checkpoint import evaluate_checkpoint
 
     for checkpoint in checkpoints[1:]:
         load_checkpoint(checkpoint)  # a later one that cannot be used is told of before the first has been played

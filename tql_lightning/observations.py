@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.data.environment import check_env_id
 from tql_lightning.data.transitions import TransitionDataset
-from tql_lightning.envs import EnvError, make_env
+from tql_lightning.evaluation.envs import EnvError, make_env
 from tql_lightning.run.folder import CONFIG_FILE
 from tql_lightning.trust.imports import resolve, returns_dataset
 from tql_lightning.trust.yaml_text import read_yaml

@@ -224,7 +224,9 @@ def _show(bar: tqdm[Any], runs: Sequence[Run]) -> None:
 
 
 def _figures(runs: Sequence[Run], data_returns: NDArray[np.float64]) -> dict[str, Any]:
-    from tql_lightning.evaluation import evaluate_checkpoint  # imports torch, which training need not wait for
+    from tql_lightning.evaluation.checkpoint import (
+        evaluate_checkpoint,  # imports torch, which training need not wait for
+    )
 
     figures: dict[str, Any] = {
         "data": {
@@ -257,8 +259,8 @@ def _figures(runs: Sequence[Run], data_returns: NDArray[np.float64]) -> dict[str
 def _film(run: Run) -> None:
     """An episode of the behaviour flow and one of the policy, for the report; none where they cannot be drawn."""
     from tql_lightning.algorithms.loading import load_checkpoint
-    from tql_lightning.envs import EnvError  # imports torch, as above
-    from tql_lightning.videos import VideoError, film_episodes, require_video
+    from tql_lightning.evaluation.envs import EnvError  # imports torch, as above
+    from tql_lightning.evaluation.videos import VideoError, film_episodes, require_video
 
     try:
         require_video()
@@ -270,7 +272,7 @@ def _film(run: Run) -> None:
 
 
 def _mean(returns: NDArray[np.float64]) -> dict[str, float]:
-    from tql_lightning.rollout import mean_with_error
+    from tql_lightning.evaluation.rollout import mean_with_error
 
     return dict(zip(("mean_return", "stderr"), mean_with_error(returns), strict=True))
 

@@ -22,7 +22,7 @@ from tql_lightning.callbacks.q_landscape import QLandscape
 from tql_lightning.callbacks.throughput import ROWS, Throughput, device_peak, flops_of_update
 from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.data.sampler import TransitionSampler, ValidationPass
-from tql_lightning.landscape import smoothness
+from tql_lightning.evaluation.landscape import smoothness
 from tql_lightning.loggers.csv_logger import ContinuedCSVLogger
 from tql_lightning.loggers.media import read_picture
 from tql_lightning.loggers.tensorboard_logger import ContinuedTensorBoardLogger

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tql_lightning.envs import EnvError
+from tql_lightning.evaluation.envs import EnvError
 from tql_lightning.system.child_processes import deaf_to_interrupts
 
 if TYPE_CHECKING:

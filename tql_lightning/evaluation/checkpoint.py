@@ -9,9 +9,9 @@ from typing import Any
 from tql_lightning.algorithms.loading import (
     load_checkpoint,
 )
-from tql_lightning.envs import check_sizes
+from tql_lightning.evaluation.envs import check_sizes
+from tql_lightning.evaluation.rollout import RolloutResult, rollout
 from tql_lightning.nn.extraction import Extraction
-from tql_lightning.rollout import RolloutResult, rollout
 from tql_lightning.run.checkpoint_io import CheckpointError
 from tql_lightning.run.folder import evaluation_file
 from tql_lightning.system.files import write_text_whole
@@ -67,7 +67,7 @@ def evaluate_checkpoint(
     reference_scores = raw.get("OfflineDataModule", {}).get("reference_scores")
     videos: list[Path] = []
     if video_folder is not None:
-        from tql_lightning.videos import film_episodes
+        from tql_lightning.evaluation.videos import film_episodes
 
         name = "_".join(part for part in Path(path).with_suffix("").parts if part not in NOT_IN_NAMES)
         videos = film_episodes(model.actor(extraction), env_id, video_episodes, seed, video_folder, name)

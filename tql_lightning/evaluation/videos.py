@@ -13,9 +13,9 @@ from typing import Any
 
 import gymnasium
 
-from tql_lightning.envs import EnvError, make_env
+from tql_lightning.evaluation.envs import EnvError, make_env
+from tql_lightning.evaluation.rollout import rollout
 from tql_lightning.nn.policy import Actor
-from tql_lightning.rollout import rollout
 from tql_lightning.system.files import require_writable
 
 RENDERERS = ("egl", "osmesa")

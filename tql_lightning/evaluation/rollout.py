@@ -15,10 +15,10 @@ from torch import Tensor
 
 from tql_lightning.data.counter_random import normal, uniform
 from tql_lightning.data.transitions import normalized_score
-from tql_lightning.envs import make_env
-from tql_lightning.metrics import MeanWithError, bootstrap_interval, rate_interval
+from tql_lightning.evaluation.envs import make_env
+from tql_lightning.evaluation.metrics import MeanWithError, bootstrap_interval, rate_interval
+from tql_lightning.evaluation.vector_envs import Environments, MakeEnv
 from tql_lightning.nn.policy import Actor
-from tql_lightning.side_by_side import Environments, MakeEnv
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

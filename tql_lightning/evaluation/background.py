@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from tql_lightning.algorithms.loading import load_checkpoint
+from tql_lightning.evaluation.rollout import RolloutResult, rollout
+from tql_lightning.evaluation.videos import film_episodes, require_video
+from tql_lightning.evaluation.watched_rollout import hang_error
 from tql_lightning.nn.extraction import Extraction
-from tql_lightning.rollout import RolloutResult, rollout
 from tql_lightning.run.folder import update_name
 from tql_lightning.system.child_processes import deaf_to_interrupts, end_with_parent, one_thread_in_new_processes
-from tql_lightning.videos import film_episodes, require_video
-from tql_lightning.watched_rollout import hang_error
 
 NICENESS = 15  # training goes first where there are too few cores for both
 START_SECONDS = 600.0  # how long a process may take to start, at least

@@ -6,8 +6,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from tql_lightning.envs import EnvError
-from tql_lightning.rollout import RolloutResult
+from tql_lightning.evaluation.envs import EnvError
+from tql_lightning.evaluation.rollout import RolloutResult
 
 POLL_SECONDS = 0.1
 
