@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from tql_lightning.data.named import load_dataset
     from tql_lightning.data.transitions import DatasetError, TransitionDataset
     from tql_lightning.evaluation.rollout import RolloutResult
+    from tql_lightning.export.policy import Policy
     from tql_lightning.nn.critic import Critic, CriticOutput, MLPCritic, TransformerCritic
     from tql_lightning.nn.policy import Actor, FlowPolicy
     from tql_lightning.nn.temperature import AttentionTemperature
-    from tql_lightning.policy import Policy
 
 _HOMES = {
     "batch": ("Batch", "Noise"),

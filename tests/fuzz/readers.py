@@ -27,7 +27,7 @@ from tql_lightning.data.named import load_dataset
 from tql_lightning.data.sources.npy_folder import save_npy_folder
 from tql_lightning.data.transitions import DatasetError, TransitionDataset
 from tql_lightning.errors import short_message
-from tql_lightning.policy_folder import PolicyError, read_metadata
+from tql_lightning.export.policy_folder import PolicyError, read_metadata
 from tql_lightning.run.checkpoint_io import CheckpointError, read_checkpoint
 
 

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from tql_lightning.algorithms.tql import TQL
+from tql_lightning.export.observations import sample_observations
+from tql_lightning.export.policy import Policy
 from tql_lightning.nn.policy import ScaledPolicy
-from tql_lightning.observations import sample_observations
-from tql_lightning.policy import Policy
 
 TOLERANCE = 1e-5  # of an action, per unit of the largest bound where that is above 1
 BATCH_SIZES = (1, 256)

@@ -1,6 +1,6 @@
 """Writes a checkpoint's policy for use elsewhere: checkpoint -> one network -> files, compared with the checkpoint.
 
-`tql_lightning.policy_folder` says what the files are, `tql_lightning.policy` acts with them.
+`tql_lightning.export.policy_folder` says what the files are, `tql_lightning.export.policy` acts with them.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from torch import Tensor, nn
 
 from tql_lightning.algorithms.loading import load_checkpoint
 from tql_lightning.algorithms.tql import TQL
-from tql_lightning.comparison import ExportError, compare
+from tql_lightning.export.comparison import ExportError, compare
+from tql_lightning.export.policy import Policy
+from tql_lightning.export.policy_folder import FILES, FORMAT_VERSION, METADATA_FILE, ExportFormat
 from tql_lightning.nn.critic import MLPCritic, TransformerCritic
 from tql_lightning.nn.extraction import Extraction
 from tql_lightning.nn.policy import FlowPolicy, ScaledPolicy
-from tql_lightning.policy import Policy
-from tql_lightning.policy_folder import FILES, FORMAT_VERSION, METADATA_FILE, ExportFormat
 from tql_lightning.run.provenance import package_versions
 
 PACKAGES = ("tql-lightning", "torch", "numpy", "onnx", "onnxscript", "onnxruntime")

@@ -4,7 +4,7 @@
     policy = Policy.load("exported")
     action = policy.act(observation)
 
-`tql_lightning.policy_folder` says what the folder holds. Loading runs no code that the folder brings along.
+`tql_lightning.export.policy_folder` says what the folder holds. Loading runs no code that the folder brings along.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tql_lightning.policy_folder import FILES, PolicyError, read_metadata
+from tql_lightning.export.policy_folder import FILES, PolicyError, read_metadata
 
 if TYPE_CHECKING:
     from tql_lightning.nn.policy import ScaledPolicy
