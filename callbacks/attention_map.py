@@ -11,7 +11,7 @@ from tql_lightning.callbacks.observing import data_of, evaluation_mode, fixed_tr
 from tql_lightning.callbacks.periodic import PeriodicObserver
 from tql_lightning.loggers.media import save_figure
 from tql_lightning.nn.attention_weights import attention_log_weights
-from tql_lightning.pictures import attention_map_figure
+from tql_lightning.report.pictures import attention_map_figure
 from tql_lightning.run.folder import ATTENTION_MAP, picture_file
 
 

@@ -20,7 +20,7 @@ class TrainingPlots(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws on the first process."""
-        from tql_lightning.plots import plot_run
+        from tql_lightning.report.plots import plot_run
 
         for logger in trainer.loggers:
             if isinstance(logger, CSVLogger) and trainer.is_global_zero:

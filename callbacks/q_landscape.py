@@ -14,7 +14,7 @@ from tql_lightning.callbacks.periodic import PeriodicObserver
 from tql_lightning.evaluation.landscape import q_around, smoothness, steepest_dimensions
 from tql_lightning.evaluation.rollout import episode_noise
 from tql_lightning.loggers.media import save_figure
-from tql_lightning.pictures import q_landscape_figure
+from tql_lightning.report.pictures import q_landscape_figure
 from tql_lightning.run.folder import Q_LANDSCAPE, picture_file
 
 COLUMNS = 3  # observations in a picture

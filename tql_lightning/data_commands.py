@@ -24,7 +24,7 @@ def inspect_command(name: str, plot: str | None = None) -> None:
     summary = summarise(dataset)
     print("\n".join(summary.lines()))
     if plot:
-        from tql_lightning.plots import plot_dataset
+        from tql_lightning.report.plots import plot_dataset
 
         figures = {"return": summary.returns, "episode length": summary.lengths, "reward": dataset.rewards}
         print(f"wrote {plot_dataset(dataset.name, figures, Path(plot))}")

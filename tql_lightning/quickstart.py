@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from tql_lightning.data.collect import collect, datasets_folder
 from tql_lightning.data.sources.npz import load_npz
-from tql_lightning.plots import plot_runs
+from tql_lightning.report.plots import plot_runs
 from tql_lightning.run.folder import VIDEO_FOLDER
 from tql_lightning.run.provenance import peak_memory_bytes
 from tql_lightning.system.files import write_text_whole

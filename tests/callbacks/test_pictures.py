@@ -27,7 +27,7 @@ from tql_lightning.loggers.csv_logger import ContinuedCSVLogger
 from tql_lightning.loggers.media import read_picture
 from tql_lightning.loggers.tensorboard_logger import ContinuedTensorBoardLogger
 from tql_lightning.nn.critic import MLPCritic
-from tql_lightning.pictures import attention_map_figure, q_landscape_figure
+from tql_lightning.report.pictures import attention_map_figure, q_landscape_figure
 from tql_lightning.run.folder import ATTENTION_MAP, Q_LANDSCAPE, picture_files
 from tql_lightning.run.metrics_csv import read_metrics
 

@@ -23,7 +23,7 @@ from tql_lightning.report.methods import (
     results,
 )
 from tql_lightning.report.runs import Run, read_runs
-from tql_lightning.statistics import Estimate
+from tql_lightning.report.statistics import Estimate
 from tql_lightning.system.files import require_writable, write_text_whole
 
 MAIN_PACKAGES = ("tql-lightning", "torch", "lightning", "numpy", "gymnasium", "ogbench", "minari", "mujoco")
