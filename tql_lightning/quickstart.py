@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from tql_lightning.data.collect import collect, datasets_folder
+from tql_lightning.data.collecting.collect import collect, datasets_folder
 from tql_lightning.data.sources.npz import load_npz
 from tql_lightning.report.plots import plot_runs
 from tql_lightning.run.folder import VIDEO_FOLDER

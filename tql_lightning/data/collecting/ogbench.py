@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tql_lightning.data.behaviours import seeded_globally
-from tql_lightning.data.gather import CollectEpisode, Key, gather
-from tql_lightning.data.partial import Arrays, KeptEpisodes, joined
-from tql_lightning.data.pointmaze import MAZES, navigator
+from tql_lightning.data.collecting.behaviours import seeded_globally
+from tql_lightning.data.collecting.gather import CollectEpisode, Key, gather
+from tql_lightning.data.collecting.partial import Arrays, KeptEpisodes, joined
+from tql_lightning.data.collecting.pointmaze import MAZES, navigator
 from tql_lightning.data.sources.npz import save_npz
 from tql_lightning.data.sources.ogbench import without_display_warnings
 from tql_lightning.data.sources.schema import validation_path

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from tql_lightning.data.behaviours import DEFAULTS, MakeBehaviour, random_behaviour
-from tql_lightning.data.collect_ogbench import KINDS, collect_official
+from tql_lightning.data.collecting.behaviours import DEFAULTS, MakeBehaviour, random_behaviour
+from tql_lightning.data.collecting.gather import CollectEpisode, Key, gather
+from tql_lightning.data.collecting.ogbench import KINDS, collect_official
+from tql_lightning.data.collecting.partial import Arrays, KeptEpisodes, joined
 from tql_lightning.data.flatten import flat_space, flatten
-from tql_lightning.data.gather import CollectEpisode, Key, gather
-from tql_lightning.data.partial import Arrays, KeptEpisodes, joined
 from tql_lightning.data.sources.npz import save_npz
 from tql_lightning.data.sources.ogbench import dataset_file
 from tql_lightning.data.sources.schema import validation_path

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tql_lightning.data.behaviours import seeded_globally
-from tql_lightning.data.gather import CollectEpisode, Key
-from tql_lightning.data.partial import Arrays
+from tql_lightning.data.collecting.behaviours import seeded_globally
+from tql_lightning.data.collecting.gather import CollectEpisode, Key
+from tql_lightning.data.collecting.partial import Arrays
 
 NOISE = 0.5  # standard deviation added to a direction of length 1, as in the official data
 

@@ -15,7 +15,7 @@ from itertools import islice
 
 from tqdm import tqdm
 
-from tql_lightning.data.partial import Arrays, KeptEpisodes
+from tql_lightning.data.collecting.partial import Arrays, KeptEpisodes
 from tql_lightning.system.child_processes import (
     end_with_parent,
     one_thread_in_new_processes,
