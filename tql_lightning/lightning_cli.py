@@ -28,7 +28,7 @@ from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.data.files import write_text_whole
 from tql_lightning.data.sampler import rows_per_process
 from tql_lightning.data.transitions import TransitionDataset
-from tql_lightning.evaluation import check_contents
+from tql_lightning.evaluation import check_contents, checked_settings
 from tql_lightning.full_disk import unwritten
 from tql_lightning.out_of_memory import explained_memory
 from tql_lightning.processes import refuse_launch
@@ -163,16 +163,19 @@ class TQLCLI(LightningCLI):
         return trainer
 
     def _parse_ckpt_path(self) -> None:
-        """Keeps fit's own settings when it continues a run; Lightning would put the checkpoint's over them.
+        """Takes over the checkpoint's settings, except when fit continues a run, which keeps its own.
+
+        Lightning's own would read the file a second time, after the check.
 
         Raises:
             CheckpointError: the checkpoint whose settings are to be used cannot be; nothing of it has been made.
         """
-        if self.config["subcommand"] != "fit":
-            path = self.config[self.config["subcommand"]].get("ckpt_path")
-            if path and Path(path).is_file():
-                check_contents(path, read_checkpoint(path), plays=False)
-            super()._parse_ckpt_path()
+        subcommand = self.config["subcommand"]
+        path = None if subcommand == "fit" else self.config[subcommand].get("ckpt_path")
+        if path and Path(path).is_file():
+            raw = read_checkpoint(path)
+            check_contents(path, raw, plays=False)
+            self.config = self.parser.parse_object({subcommand: {"model": checked_settings(raw)}}, self.config)
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Lightning's; who writes into a run's folder does so alone. Of several processes the first asks.
