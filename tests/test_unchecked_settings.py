@@ -13,11 +13,11 @@ import torch
 from tests.command_line import TINY, call_tql
 from tests.test_policy import trained
 from tests.toy import fit, toy_model
-from tql_lightning.background_evaluation import EvaluationJob
-from tql_lightning.checkpoint_io import CheckpointError, WholeCheckpointIO, read_checkpoint
-from tql_lightning.evaluation import load_checkpoint
-from tql_lightning.export import export_checkpoint
-from tql_lightning.resuming import newest_whole
+from tql_lightning.algorithms.loading import load_checkpoint
+from tql_lightning.evaluation.background import EvaluationJob
+from tql_lightning.export.writer import export_checkpoint
+from tql_lightning.run.checkpoint_io import CheckpointError, WholeCheckpointIO, read_checkpoint
+from tql_lightning.training.resuming import newest_whole
 
 Change = Callable[[dict[str, Any]], object]
 
