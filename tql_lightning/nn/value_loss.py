@@ -8,8 +8,6 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from tql_lightning.algorithms import losses
-
 PADDING_BINS = 3  # beyond each end of the returns: 4 standard deviations at the default sigma of 0.75 bins
 
 
@@ -49,7 +47,7 @@ class SquaredError(ValueLoss):
 
     def forward(self, values: Tensor, logits: Tensor | None, target: Tensor) -> Tensor:
         """See `ValueLoss.forward`."""
-        return losses.td_loss(values, target)
+        return td_loss(values, target)
 
 
 class HLGauss(ValueLoss):
@@ -104,7 +102,7 @@ class HLGauss(ValueLoss):
         """See `ValueLoss.forward`."""
         if logits is None:
             raise ValueError("HLGauss: expected a critic that gives logits of the bins, found only values")
-        return losses.hl_gauss_loss(logits, target.clamp(self.low, self.high), self.edges, self.sigma)
+        return hl_gauss_loss(logits, target.clamp(self.low, self.high), self.edges, self.sigma)
 
 
 def return_range(
