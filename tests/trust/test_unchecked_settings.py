@@ -160,3 +160,17 @@ def test_a_checkpoint_is_read_once_and_loads_as_lightning_loads_it(
     assert all(torch.equal(each, same.state_dict()[name]) for name, each in model.state_dict().items())
     assert model.current_update == same.current_update == 5
     assert str(model.hparams) == str(same.hparams)
+
+
+def test_no_string_goes_to_a_part_whose_annotations_cannot_be_told(whole: Path, folder: Path) -> None:
+    (folder / "vague_norm.py").write_text(
+        "from __future__ import annotations\n"
+        "from torch import nn\n"
+        "class Vague(nn.LayerNorm):\n"
+        "    def __init__(self, dim: int, inner: Absent | None = None):\n"
+        "        super().__init__(dim)\n"
+    )
+    vague = {"class_path": "vague_norm.Vague", "init_args": {"inner": "part.yaml"}}
+    with pytest.raises(CheckpointError, match="inner: expected a class path with its arguments"):
+        load_checkpoint(forged(whole, folder, in_critic(norm=vague)))
+    del sys.modules["vague_norm"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
+from inspect import signature
 from typing import Any, get_args, get_origin, get_type_hints
 
 from torch import nn
@@ -112,11 +113,12 @@ def _is_part(value: Mapping[str, Any]) -> bool:
 
 
 def _parameter_hints(path: str) -> dict[str, Any]:
-    """Annotations of a checked class's parameters; none where they name what is not there."""
+    """Annotations of a checked class's parameters; where they cannot be told, every one might take a part."""
+    checked: Any = import_if_allowed(path, IMPORTABLE)
     try:
-        return get_type_hints(resolve(path, IMPORTABLE).__init__)
+        return get_type_hints(checked.__init__)
     except (NameError, TypeError, AttributeError):
-        return {}
+        return dict.fromkeys(signature(checked).parameters, nn.Module)
 
 
 def _takes_part(hint: Any) -> bool:
