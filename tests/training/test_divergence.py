@@ -88,7 +88,7 @@ def test_a_run_that_diverges_can_be_replayed_to_the_update_and_the_loss(
 
 def diverge(folder: Path, updates: int = 20, **settings: Any) -> str:
     """What is said when a model with a learning rate beyond all bounds is trained."""
-    model = toy_model(critic_learning_rate=1e30, lr_schedule="constant")
+    model = toy_model(learning_rate=1e30, lr_schedule="constant")
     with pytest.raises(TrainingDivergedError) as raised:
         fit(folder, model, updates, **settings)
     return str(raised.value)
@@ -98,7 +98,7 @@ def test_no_checkpoint_is_written_of_weights_that_are_not_finite(tmp_path: Path)
     sound = fit(tmp_path, toy_model(), 5, [LastCheckpoint(str(tmp_path), 5)], plugins=WholeCheckpointIO())
     assert sound.global_step == 5
     before = (tmp_path / "last.ckpt").read_bytes()
-    model = toy_model(critic_learning_rate=1e30, lr_schedule="constant")
+    model = toy_model(learning_rate=1e30, lr_schedule="constant")
     callbacks = [LastCheckpoint(str(tmp_path), 5)]
     with pytest.raises(
         TrainingDivergedError, match=r"what training has made(?s:.*)parameters: critic\.(?s:.*)update 5;"

@@ -10,7 +10,7 @@ from tql_lightning.training.hyperparameters import require
 MatmulPrecision = Literal["highest", "high", "medium"]
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: Lightning copies settings field by field
 class Execution:
     """How the arithmetic of an update is executed.
 

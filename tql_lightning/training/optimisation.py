@@ -1,10 +1,10 @@
-"""How an update's gradients change parameters: groups, AdamW, learning rates, clipping (docs/algorithm.md, section 6)."""
+"""How gradients change parameters: groups, AdamW, learning rates, clipping (docs/algorithm.md, section 6)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -50,7 +50,7 @@ class ParameterGroup:
         return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: Lightning copies settings field by field
 class Optimisation:
     """One AdamW over all networks, the schedule of its learning rates, weight decay and clipping.
 
@@ -61,7 +61,7 @@ class Optimisation:
         lr_schedule: "constant", or "warmup_cosine": linear from 0.01 of the peak over ``warmup_updates``, then a cosine
             to 0.1 of it. As in the release of TQL the cosine ends ``warmup_updates`` before the run does.
         warmup_updates: Updates of linear warm-up.
-        schedule_updates: Updates of the whole run, on which the cosine is laid out.
+        schedule_updates: Updates of the whole run, on which the cosine is laid out; null for ``trainer.max_steps``.
         gradient_clip_norm: Largest 2-norm of each network's gradient; null for no clipping.
 
     Raises:
@@ -73,7 +73,7 @@ class Optimisation:
     weight_decay: float = 0.0
     lr_schedule: Schedule = "constant"
     warmup_updates: int = 0
-    schedule_updates: int = 1_000_000
+    schedule_updates: int | None = None
     gradient_clip_norm: float | None = None
 
     def __post_init__(self) -> None:
@@ -83,9 +83,26 @@ class Optimisation:
         schedules, clip = get_args(Schedule), self.gradient_clip_norm
         require("optimisation.lr_schedule", self.lr_schedule in schedules, " or ".join(schedules), self.lr_schedule)
         require("optimisation.warmup_updates", self.warmup_updates >= 0, "at least 0", self.warmup_updates)
-        expected = "at least 1 (trainer.max_steps, if not set)"
-        require("optimisation.schedule_updates", self.schedule_updates >= 1, expected, self.schedule_updates)
+        expected, updates = "at least 1 (trainer.max_steps, if not set)", self.schedule_updates
+        require("optimisation.schedule_updates", updates is None or updates >= 1, expected, updates)
         require("optimisation.gradient_clip_norm", clip is None or clip > 0, "above 0", clip)
+
+    def for_run(self, max_steps: int) -> Optimisation:
+        """The same for a run of so many updates, on which the schedule is laid out where it names no number itself.
+
+        Raises:
+            ValueError: The schedule needs a number, and the run has no end.
+        """
+        if self.schedule_updates is not None:
+            return self
+        if max_steps < 0 and self.lr_schedule == "constant":
+            return self
+        if max_steps < 0:
+            raise ValueError(
+                "model.optimisation.schedule_updates: expected a number where trainer.max_steps sets no end, found "
+                "null; set either"
+            )
+        return replace(self, schedule_updates=max_steps)
 
     def peak(self, group: str) -> float:
         """Peak learning rate of a group."""
@@ -97,6 +114,8 @@ class Optimisation:
             return 1.0
         if update < self.warmup_updates:
             return 0.01 + 0.99 * update / self.warmup_updates
+        if self.schedule_updates is None:
+            raise ValueError("model.optimisation.schedule_updates: expected a number outside a trainer, found null")
         length = self.schedule_updates - 2 * self.warmup_updates
         progress = min((update - self.warmup_updates) / length, 1.0) if length > 0 else 1.0
         return 0.9 * (1.0 + math.cos(math.pi * progress)) / 2.0 + 0.1
