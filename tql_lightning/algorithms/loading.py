@@ -103,9 +103,7 @@ def check_contents(path: Path | str, raw: dict[str, Any], trusted: bool = False,
     own = checked_settings(raw)
     unknown = [str(name) for name in own if name not in signature(kind).parameters]
     if unknown:
-        raise CheckpointError(
-            f"checkpoint {path}: does not fit a {kind.__name__} model (unknown settings {', '.join(unknown)})"
-        )
+        raise CheckpointError(f"checkpoint {path}: does not fit its model (unknown settings {', '.join(unknown)})")
     if settings.get("_instantiator", INSTANTIATOR) != INSTANTIATOR:
         raise CheckpointError(
             f"checkpoint {path}: does not fit its model (to be made by {settings['_instantiator']!r:.80})"
