@@ -161,7 +161,11 @@ def test_of_two_callbacks_of_one_class_the_later_takes_the_others_place_and_it_i
 
 def test_settings_that_a_callback_refuses_leave_no_run_behind(tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(TINY)
-    added = ("--trainer.callbacks+=LastCheckpoint", "--trainer.callbacks.every_n_updates=15")
+    added = (
+        "--trainer.callbacks+=LastCheckpoint",
+        "--trainer.callbacks.every_n_updates=15",
+        "--data.updates_per_step=10",
+    )
     refused = call_tql(tmp_path, "fit", "--config=tiny.yaml", DATA, *added)
     assert "LastCheckpoint.every_n_updates: expected a multiple of data.updates_per_step=10" in refused.stderr
     assert not (tmp_path / "run" / "config.yaml").exists()
