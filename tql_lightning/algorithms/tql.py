@@ -37,7 +37,8 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -47,6 +48,7 @@ from tql_lightning.batch import Batch, Noise
 from tql_lightning.nn.critic import Critic, CriticOutput, TransformerCritic, make_critic
 from tql_lightning.nn.extraction import Extraction
 from tql_lightning.nn.policy import Actor, FlowPolicy
+from tql_lightning.nn.policy_extraction import EXTRACTIONS
 from tql_lightning.nn.temperature import AttentionTemperature, EntropyControl
 from tql_lightning.nn.value_loss import SquaredError, ValueLoss, return_range
 from tql_lightning.training.distributed import identity
@@ -152,7 +154,7 @@ class TQL(OptimisedLoop):
         require("num_samples", num_samples >= 1, "at least 1", num_samples)
         require("bc_coefficient", 0.0 <= bc_coefficient < math.inf, "a finite number of at least 0", bc_coefficient)
         require("target_aggregation", target_aggregation in ("mean", "min"), "mean or min", target_aggregation)
-        require("extraction", extraction in get_args(Extraction), " or ".join(get_args(Extraction)), extraction)
+        require("extraction", extraction in EXTRACTIONS, " or ".join(EXTRACTIONS), extraction)
         self.save_hyperparameters()
 
         self.value_loss = value_loss(return_range(reward_range, final_reward_range, discount))
@@ -325,23 +327,15 @@ class TQL(OptimisedLoop):
         Raises:
             ValueError: there is no such way.
         """
-        match extraction or self.extraction:
-            case "fql":
-                return Actor((self.action_dim,), self.one_step_actions, self.action_chunk)
-            case "implicit":
-                return Actor((self.num_samples, self.action_dim), self.implicit_actions, self.action_chunk)
-            case "behaviour_flow":
-                return Actor((self.action_dim,), self.policy.flow_actions, self.action_chunk)
-            case unknown:
-                raise ValueError(f"extraction: expected {' or '.join(get_args(Extraction))}, found {unknown}")
+        name = extraction or self.extraction
+        require("extraction", name in EXTRACTIONS, " or ".join(EXTRACTIONS), name)
+        chosen = EXTRACTIONS[name]
+        shape = chosen.noise_shape(self.action_dim, self.num_samples)
+        return Actor(shape, partial(chosen.act, self.policy, self.critic), self.action_chunk)
 
     def one_step_actions(self, observations: Tensor, noise: Tensor) -> Tensor:
         """clip(mu(s, z), -1, 1): (B, n_s), (B, n_a) -> (B, n_a)."""
         return self.policy.one_step_actions(observations, noise).clamp(-1.0, 1.0)
-
-    def implicit_actions(self, observations: Tensor, noise: Tensor) -> Tensor:
-        """Of S behaviour actions the one with the highest smallest-head Q: (B, n_s), (B, S, n_a) -> (B, n_a)."""
-        return self.policy.best_flow_actions(self.critic, observations, noise)
 
     def forward(self, observations: Tensor, noise: Tensor) -> Tensor:
         """Acts with the model's own extraction; see `actor` for the shape of the noise."""
