@@ -18,7 +18,7 @@ from tqdm import tqdm
 from tql_lightning.algorithms.tql import TQL
 from tql_lightning.export.observations import sample_observations
 from tql_lightning.export.policy import Policy
-from tql_lightning.nn.policy import ScaledPolicy
+from tql_lightning.nn.scaled_policy import ScaledPolicy
 
 TOLERANCE = 1e-5  # of an action, per unit of the largest bound where that is above 1
 BATCH_SIZES = (1, 256)
@@ -49,12 +49,12 @@ def compare(
         ExportError: an action differs by more than the tolerance.
     """
     observations, source = sample_observations(checkpoint, raw, OBSERVATIONS, model.observation_dim)
-    rng = np.random.default_rng(0)
-    noise = rng.standard_normal((OBSERVATIONS, *policy.noise_shape), dtype=np.float32)
+    drawn = np.random.default_rng(0).standard_normal((OBSERVATIONS, *policy.noise_shape), dtype=np.float32)
+    zeros = np.zeros((OBSERVATIONS, model.action_dim), dtype=np.float32)
     unit = max(1.0, float(network.action_low.abs().max()), float(network.action_high.abs().max()))
     largest = 0.0
-    for given, deterministic in ((noise, False), (np.zeros_like(noise), True)):
-        expected = _acceptable_actions(model, network, observations, given)
+    for deterministic, acting, given in ((False, network, drawn), (True, network.with_zero_noise(), zeros)):
+        expected = _acceptable_actions(model, acting, observations, given)
         for batch_size in BATCH_SIZES:
             found = _act_in_batches(policy, observations, None if deterministic else given, batch_size)
             differences = np.abs(expected - found.reshape(OBSERVATIONS, 1, -1)).max(axis=-1)
@@ -99,26 +99,17 @@ def _acceptable_actions(
 ) -> NDArray[np.float64]:
     """The checkpoint's actions in the environment's units, (rows, A, n_a); NaN where there are fewer than A.
 
-    A is 1, but for "implicit": of the candidates it chooses from, all that are worth the same as the best to rounding.
-    With zero noise they are all one.
+    They are all candidates of the extraction whose score equals the best to rounding.
     """
     parts = []
     at_once = max(1, ROWS_AT_ONCE // math.prod(noise.shape[1:-1]))
     for start in range(0, len(observations), at_once):
         given = torch.from_numpy(observations[start : start + at_once])
         drawn = torch.from_numpy(noise[start : start + at_once])
-        if network.extraction != "implicit":
-            actions = model.actor(network.extraction).act(given, drawn).unsqueeze(1)
-        elif not drawn.any():
-            actions = model.policy.flow_actions(given, drawn[:, 0]).unsqueeze(1)
-        else:
-            repeated = given.unsqueeze(1).expand(-1, drawn.shape[1], -1)
-            candidates = model.policy.flow_actions(repeated, drawn)
-            values = model.critic(repeated.flatten(0, 1), candidates.flatten(0, 1)).values.amin(dim=-1)
-            values = values.view(candidates.shape[:2])
-            best = values.amax(dim=1, keepdim=True)
-            worse = values < best - TOLERANCE * best.abs().clamp(min=1.0)
-            actions = candidates.masked_fill(worse.unsqueeze(-1), torch.nan)
+        actions, scores = network.extraction.candidates(model.policy, model.critic, given, drawn)
+        best = scores.amax(dim=1, keepdim=True)
+        worse = scores < best - TOLERANCE * best.abs().clamp(min=1.0)
+        actions = actions.masked_fill(worse.unsqueeze(-1), torch.nan)
         parts.append(actions.double())
     low, high = network.action_low.double(), network.action_high.double()
     expected: NDArray[np.float64] = (low + (torch.cat(parts) + 1.0) * (high - low) / 2.0).numpy()

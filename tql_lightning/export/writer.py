@@ -27,7 +27,9 @@ from tql_lightning.export.policy import Policy
 from tql_lightning.export.policy_folder import FILES, FORMAT_VERSION, METADATA_FILE, ExportFormat
 from tql_lightning.nn.critic import MLPCritic, TransformerCritic
 from tql_lightning.nn.extraction import Extraction
-from tql_lightning.nn.policy import FlowPolicy, ScaledPolicy
+from tql_lightning.nn.policy import FlowPolicy
+from tql_lightning.nn.policy_extraction import EXTRACTIONS
+from tql_lightning.nn.scaled_policy import ScaledPolicy
 from tql_lightning.run.provenance import package_versions
 
 PACKAGES = ("tql-lightning", "torch", "numpy", "onnx", "onnxscript", "onnxruntime")
@@ -51,7 +53,7 @@ class _Deterministic(nn.Module):
 
     def __init__(self, policy: ScaledPolicy) -> None:
         super().__init__()
-        self.scaled = policy.of_zero_noise()
+        self.scaled = policy.with_zero_noise()
 
     def forward(self, observations: Tensor) -> Tensor:
         """(B, n_s) -> (B, n_a)."""
@@ -89,7 +91,7 @@ def export_checkpoint(
     data = raw.get("OfflineDataModule", {})
     low = data.get("action_low", [-1.0] * model.env_action_dim)
     high = data.get("action_high", [1.0] * model.env_action_dim)
-    critic = model.critic if chosen == "implicit" else None
+    critic = model.critic if EXTRACTIONS[chosen].uses_critic else None
     bounds = low * model.action_chunk, high * model.action_chunk
     network = ScaledPolicy(model.policy, critic, chosen, *bounds).eval()
     metadata = {
@@ -174,7 +176,7 @@ def _architecture(model: TQL, extraction: Extraction, hyperparameters: Mapping[s
         ExportError: the networks are of other classes, or have parts that plain numbers do not describe.
     """
     policy = _plain_arguments("policy", model.policy, (FlowPolicy,), hyperparameters["policy"])
-    if extraction != "implicit":
+    if not EXTRACTIONS[extraction].uses_critic:
         return {"policy": policy, "critic": None}
     critic = _plain_arguments("critic", model.critic, (TransformerCritic, MLPCritic), hyperparameters["critic"])
     critic["support"] = model.value_loss.support

@@ -1,4 +1,4 @@
-"""The ways to choose actions; without imports, so that the command line is quick to read them."""
+"""Names of the ways to choose actions; without imports, so that the command line reads them quickly."""
 
 from typing import Literal
 
