@@ -36,7 +36,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -54,9 +53,8 @@ from tql_lightning.algorithms.critics import (
 )
 from tql_lightning.batch import Batch, Draw
 from tql_lightning.nn.critic import Critic, TransformerCritic, make_critic
-from tql_lightning.nn.extraction import Extraction
 from tql_lightning.nn.policy import Actor, FlowPolicy
-from tql_lightning.nn.policy_extraction import EXTRACTIONS
+from tql_lightning.nn.policy_extraction import EXTRACTIONS, Extraction, flow_actor
 from tql_lightning.nn.temperature import AttentionTemperature, EntropyControl
 from tql_lightning.nn.value_loss import SquaredError, ValueLoss, return_range
 from tql_lightning.training.algorithm import Algorithm
@@ -256,11 +254,7 @@ class TQL(Algorithm):
 
     def actor(self, extraction: str | None = None) -> Actor:
         """The policy as a pure function of observations and noise; see `Algorithm.actor`."""
-        name = extraction or self.extraction
-        require("extraction", name in EXTRACTIONS, " or ".join(EXTRACTIONS), name)
-        chosen = EXTRACTIONS[name]
-        shape = chosen.noise_shape(self.action_dim, self.policy.num_samples)
-        return Actor(shape, partial(chosen.act, self.policy, self.critic), self.action_chunk)
+        return flow_actor(extraction or self.extraction, self.policy, self.critic, self.action_chunk)
 
     def one_step_actions(self, observations: Tensor, noise: Tensor) -> Tensor:
         """clip(mu(s, z), -1, 1): (B, n_s), (B, n_a) -> (B, n_a)."""
