@@ -16,7 +16,7 @@ from torch import Tensor
 from tql_lightning.data.counter_random import normal, uniform
 from tql_lightning.data.transitions import normalized_score
 from tql_lightning.evaluation.envs import make_env
-from tql_lightning.evaluation.metrics import MeanWithError, bootstrap_interval, rate_interval
+from tql_lightning.evaluation.metrics import bootstrap_interval, mean_with_error, rate_interval
 from tql_lightning.evaluation.vector_envs import Environments, MakeEnv
 from tql_lightning.nn.policy import Actor
 
@@ -77,14 +77,6 @@ def join_shares(shares: Sequence[RolloutResult]) -> RolloutResult:
         if share.successes is not None:
             successes[own] = share.successes
     return RolloutResult(returns, lengths, successes if reported else None)
-
-
-def mean_with_error(values: Floats) -> tuple[float, float]:
-    """Mean of these values and its standard error, whatever other processes have; see `MeanWithError`."""
-    metric = MeanWithError(sync_on_compute=False)
-    metric.update(torch.as_tensor(values))
-    mean, error = metric.compute()
-    return float(mean), float(error)
 
 
 @torch.inference_mode()

@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from tql_lightning.export.policy_folder import FILES, PolicyError, read_metadata
 
 if TYPE_CHECKING:
-    from tql_lightning.nn.policy import ScaledPolicy
+    from tql_lightning.nn.scaled_policy import ScaledPolicy
 
 Floats = NDArray[np.float32]
 Act = Callable[[Floats, Floats], Floats]
@@ -183,7 +183,7 @@ def _torch(folder: Path, metadata: Mapping[str, Any]) -> tuple[Act, Act]:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise PolicyError(f"policy {folder}: weights and architecture do not fit ({first}); export again") from error
     network.eval()
-    deterministic = network.of_zero_noise()
+    deterministic = network.with_zero_noise()
 
     @torch.inference_mode()
     def act(observations: Floats, noise: Floats) -> Floats:
@@ -225,7 +225,8 @@ def build(metadata: Mapping[str, Any]) -> ScaledPolicy:
         KeyError, TypeError, ValueError: the arguments are not those of the networks.
     """
     from tql_lightning.nn.critic import Critic, MLPCritic, TransformerCritic
-    from tql_lightning.nn.policy import FlowPolicy, ScaledPolicy
+    from tql_lightning.nn.policy import FlowPolicy
+    from tql_lightning.nn.scaled_policy import ScaledPolicy
 
     chunk = metadata["action_chunk"]
     sizes = metadata["observation_dim"], chunk * metadata["action_dim"]

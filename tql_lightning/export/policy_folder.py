@@ -28,7 +28,7 @@ METADATA_KEYS = {
     "format_version": "of this layout",
     "format": "onnx or torch",
     "files": "SHA-256 of every other file, by name",
-    "extraction": "how actions are chosen",
+    "extraction": "how actions are chosen, or null where the algorithm has one way",
     "observation_dim": "n_s; observations are float32, flat, as the dataset has them",
     "action_dim": "n_a, of one step of the environment",
     "action_chunk": "h, steps that one decision is made of; the files give its h * n_a numbers step after step",
