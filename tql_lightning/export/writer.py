@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tql_lightning.algorithms.loading import load_checkpoint
@@ -116,7 +117,7 @@ def export_checkpoint(
         if export_format == "onnx":
             _write_onnx(network, metadata, made)
         else:
-            torch.save(network.state_dict(), made / FILES["torch"][0])
+            save_file(network.state_dict(), made / FILES["torch"][0])
         files = {name: hashlib.sha256((made / name).read_bytes()).hexdigest() for name in FILES[export_format]}
         metadata["files"] = files
         _write_metadata(made, metadata)  # without it the folder cannot be loaded and compared
