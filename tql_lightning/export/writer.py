@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from safetensors.torch import save_file
 
 from tql_lightning.algorithms.loading import load_checkpoint
 from tql_lightning.export.comparison import ExportError, compare
@@ -96,7 +96,7 @@ def export_checkpoint(
         if network is None:
             write_onnx(ActingNetwork(model, actor, *bounds).eval(), metadata, made)
         else:
-            torch.save(network.state_dict(), made / FILES["torch"][0])
+            save_file(network.state_dict(), made / FILES["torch"][0])
         files = {name: hashlib.sha256((made / name).read_bytes()).hexdigest() for name in FILES[export_format]}
         metadata["files"] = files
         _write_metadata(made, metadata)  # without it the folder cannot be loaded and compared
