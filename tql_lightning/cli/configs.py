@@ -20,12 +20,6 @@ from tql_lightning.trust.yaml_text import read_yaml
 DEFAULTS = "tql"
 CONFIG_FLAGS = ("-c", "--config")
 DATASET_FLAG = "--data.dataset"
-SET_ELSEWHERE = {  # what is taken from another setting, and would be passed over in a file
-    "data.discount": "set model.discount",
-    "model.action_chunk": "set data.action_chunk",
-    **{f"model.{name}": "leave it out, the dataset has it" for name in ("observation_dim", "action_dim")},
-    **{f"model.{name}": "leave it out, the dataset has it" for name in ("reward_range", "final_reward_range")},
-}
 FOLDER = "trainer.default_root_dir"
 WRITTEN_TO = ("dirpath", "save_dir")  # settings of callbacks and loggers
 
@@ -143,9 +137,6 @@ def _check_settings(settings: Any) -> None:
     if not isinstance(settings, dict):
         found = "nothing" if settings is None else f"a {type(settings).__name__}"
         raise ValueError(f"expected settings such as trainer:, model: and data:, found {found}; write them")
-    for key, remedy in SET_ELSEWHERE.items():
-        if _holds(settings, key):
-            raise ValueError(f"{key}: expected nothing, as it follows from another setting; {remedy}")
     data = settings.get("data")
     name = data.get("dataset") if isinstance(data, dict) else None
     if isinstance(name, str) and _is_dataset(name):
@@ -155,7 +146,7 @@ def _check_settings(settings: Any) -> None:
         )
 
 
-def _holds(settings: Any, key: str) -> bool:
+def holds(settings: Any, key: str) -> bool:
     """Whether a setting stands in nested settings, also as null."""
     for part in key.split("."):
         if not isinstance(settings, dict) or part not in settings:
@@ -173,10 +164,20 @@ def files_that_set(key: str, arguments: Sequence[str]) -> list[str]:
     """
     if any(argument.startswith(f"--{key}") for argument in arguments):
         return []
-    named = [argument.partition("=")[2] for argument in arguments if argument.startswith("--config=")]
-    named += [name for flag, name in pairwise(arguments) if flag in CONFIG_FLAGS]
-    own = {*named} - {str(path) for path in packaged_configs().values()}
-    return [name for name in sorted(own) if _holds(read_yaml(Path(name).read_text()), key)]
+    own = {*config_files(arguments)} - {str(path) for path in packaged_configs().values()}
+    return [name for name in sorted(own) if holds(read_yaml(Path(name).read_text()), key)]
+
+
+def config_files(arguments: Sequence[str]) -> list[str]:
+    """Configurations on a command line, in its order."""
+    files: list[str] = []
+    for before, argument in pairwise(["", *arguments]):
+        flag, equals, value = argument.partition("=")
+        if before in CONFIG_FLAGS:
+            files.append(argument)
+        elif equals and flag in CONFIG_FLAGS:
+            files.append(value)
+    return files
 
 
 def packaged_configs() -> dict[str, Path]:
