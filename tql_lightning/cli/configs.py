@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +21,7 @@ DEFAULTS = "tql"
 CONFIG_FLAGS = ("-c", "--config")
 DATASET_FLAG = "--data.dataset"
 FOLDER = "trainer.default_root_dir"
-WRITTEN_TO = ("dirpath", "save_dir")  # settings of callbacks and loggers
+WRITTEN_TO = frozenset({"dirpath", "save_dir"})  # settings of callbacks and loggers
 
 
 class ConfigError(ValueError):
@@ -61,32 +61,23 @@ def resolve_configs(arguments: Sequence[str], with_defaults: Collection[str]) ->
     return resolved
 
 
-def refer_to_folder(text: str, folder: str | None) -> str:
-    """A run's configuration whose callbacks and loggers write into its folder wherever that is said to lie.
+def refer_to_folder(settings: Any, folder: str | None) -> Any:
+    """Settings in which callbacks and loggers that write into the run's folder refer to it, so that it can be moved.
 
     Args:
-        text: of the configuration, with every reference resolved.
-        folder: what it says of ``trainer.default_root_dir``.
+        settings: Resolved settings, or a part of them.
+        folder: Value of ``trainer.default_root_dir``.
     """
-    found = list(_written_to(yaml.compose(text, Loader=yaml.SafeLoader))) if folder else []
-    for node in reversed(found):  # so that the places of those before stay
-        below = node.value.removeprefix(str(folder))
-        if below != node.value and below[:1] in ("", "/") and below.isprintable() and not set(below) & set("'\"\\"):
-            text = f'{text[: node.start_mark.index]}"${{{FOLDER}}}{below}"{text[node.end_mark.index :]}'
-    return text
-
-
-def _written_to(node: yaml.Node | None) -> Iterator[yaml.ScalarNode]:
-    """Where callbacks and loggers write, as far as it is said, in the order of the text."""
-    if isinstance(node, yaml.SequenceNode):
-        for each in node.value:
-            yield from _written_to(each)
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            if key.value not in WRITTEN_TO:
-                yield from _written_to(value)
-            elif value.tag == "tag:yaml.org,2002:str":
-                yield value
+    if isinstance(settings, list):
+        return [refer_to_folder(each, folder) for each in settings]
+    if not isinstance(settings, dict) or not folder:
+        return settings
+    changed = {name: refer_to_folder(value, folder) for name, value in settings.items()}
+    for name in WRITTEN_TO & changed.keys():
+        value = changed[name]
+        if isinstance(value, str) and (value == folder or value.startswith(f"{folder}/")):
+            changed[name] = f"${{{FOLDER}}}{value.removeprefix(folder)}"
+    return changed
 
 
 def _is_dataset(value: str) -> bool:
