@@ -14,6 +14,7 @@ from tql_lightning.nn.attention_components import ClippedSoftmax, HeadGate, Soft
 from tql_lightning.nn.critic import Critic, MLPCritic, TransformerCritic
 from tql_lightning.nn.feedforward import FeedForward, SwiGLU
 from tql_lightning.nn.initialisation import LayerNorm, RMSNorm
+from tql_lightning.nn.rational import RationalFeedForward
 from tql_lightning.nn.sigma_reparam import SigmaReparam
 from tql_lightning.nn.transformer import Block, SandwichBlock, TransformerBlock
 
@@ -45,6 +46,9 @@ CRITICS: dict[str, Callable[[int, int], Critic]] = {
         TransformerCritic, hidden_dim=32, block=with_attention(weight_transform=ClippedSoftmax())
     ),
     "gated": partial(TransformerCritic, hidden_dim=32, block=with_attention(gate=HeadGate)),
+    "rational feed-forward": partial(
+        TransformerCritic, hidden_dim=32, block=with_attention(feedforward=RationalFeedForward)
+    ),
     "everything": partial(
         TransformerCritic,
         hidden_dim=32,
