@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any, Literal, get_args
 
 import torch
@@ -78,9 +79,11 @@ class _Rational(torch.autograd.Function):
 
         over_d = gradient.to(value.dtype) / d
         of_x = over_d * (slope - ratio * d_slope)
-        of_a = torch.stack([(over_d * value**i).sum() for i in range(len(a))])
         rows = [dim for dim in range(x.ndim) if dim != x.ndim - 2]
-        of_b = torch.stack([-(over_d * ratio * magnitude**i).sum(rows) for i in range(1, b.shape[1] + 1)], dim=-1)
+        of_a = torch.stack([term.sum() for term in _times_powers(over_d, value, len(a))])
+        of_b = torch.stack(
+            [-term.sum(rows) for term in _times_powers(over_d * ratio * magnitude, magnitude, b.shape[1])], dim=-1
+        )
         return of_x.to(x.dtype), of_a.to(numerator.dtype), (_sign(b) * of_b).to(denominator.dtype)
 
 
@@ -109,6 +112,13 @@ def _polynomial(x: Tensor, coefficients: list[Tensor] | tuple[Tensor, ...]) -> T
     for coefficient in reversed(coefficients[:-1]):
         result = result * x + coefficient
     return result
+
+
+def _times_powers(factor: Tensor, x: Tensor, count: int) -> Iterator[Tensor]:
+    """factor, factor x, factor x^2, ...: ``count`` of them."""
+    for _ in range(count):
+        yield factor
+        factor = factor * x
 
 
 class GroupRational(nn.Module):
