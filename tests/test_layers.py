@@ -31,6 +31,8 @@ ORDER = [
     *(
         "nn.feedforward",
         "nn.rational",
+        "nn.structured",
+        "nn.structured_feedforward",
         "nn.transformer",
         "nn.sigma_reparam",
         "nn.mlp",
