@@ -1,7 +1,7 @@
 """Linear maps with fewer weights than a dense matrix: low-rank, block-dense and block-shuffle.
 
-From arXiv 2407.09835 (low-rank) and arXiv 2406.16450 (all three, and self-guided training). In shapes n is the number of
-inputs, m of outputs, r the rank and k the number of blocks.
+From arXiv 2407.09835 (low-rank) and arXiv 2406.16450 (all three, and self-guided training). In shapes n is the number
+of inputs, m of outputs, r the rank and k the number of blocks.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from tql_lightning.nn.initialisation import lecun_normal_
 class SelfGuide:
     """Self-guided training: a dense matrix W computes along with the factors S and fades out (arXiv 2406.16450).
 
-    The map is rho W x + (1 - rho) S x, where rho falls from 1 to 0. W starts as the product of the factors. At the first
-    update rho is 1, so that the factors get no gradient. Every pass computes W until rho is 0. The paper's runs skip it
+    The map is rho W x + (1 - rho) S x, where rho falls from 1 to 0. W starts as the product of the factors. At the
+    first update rho is 1, so that the factors get no gradient. Every pass computes W until rho is 0. The paper's runs skip it
     in a random share 1 - rho of the passes; a random number inside the network would end exact replays.
 
     Args:
