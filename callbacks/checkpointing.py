@@ -16,8 +16,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from tql_lightning.callbacks.intervals import require_multiple
-from tql_lightning.callbacks.saving import why_unsaved
-from tql_lightning.checkpoint_io import (
+from tql_lightning.callbacks.saving import try_save
+from tql_lightning.run.checkpoint_io import (
     LAST,
     PREVIOUS,
     CheckpointError,
@@ -26,11 +26,12 @@ from tql_lightning.checkpoint_io import (
     base_io,
     read_checkpoint,
 )
-from tql_lightning.chunks import tell_set_aside, validation_follows
-from tql_lightning.data.files import keep_replaced
-from tql_lightning.full_disk import training_goes_on
-from tql_lightning.processes import largest_over_processes
-from tql_lightning.run_folder import set_aside
+from tql_lightning.run.folder import set_aside
+from tql_lightning.run.superseded import tell_set_aside
+from tql_lightning.system.files import keep_replaced
+from tql_lightning.system.full_disk import training_goes_on
+from tql_lightning.training.chunks import validation_follows
+from tql_lightning.training.distributed import largest_over_processes
 
 
 class LastCheckpoint(ModelCheckpoint):
@@ -122,7 +123,7 @@ class LastCheckpoint(ModelCheckpoint):
 
     def _save_last_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
         """Lightning's; what cannot be written ends training only where it must, or is to."""
-        reason = why_unsaved(self, trainer, partial(super()._save_last_checkpoint, trainer, monitor_candidates))
+        reason = try_save(self, trainer, partial(super()._save_last_checkpoint, trainer, monitor_candidates))
         if reason is None:
             return
         before = self.last_model_path

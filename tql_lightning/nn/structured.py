@@ -26,8 +26,8 @@ class SelfGuide:
     """Self-guided training: a dense matrix W computes along with the factors S and fades out (arXiv 2406.16450).
 
     The map is rho W x + (1 - rho) S x, where rho falls from 1 to 0. W starts as the product of the factors. At the
-    first update rho is 1, so that the factors get no gradient. Every pass computes W until rho is 0. The paper's runs skip it
-    in a random share 1 - rho of the passes; a random number inside the network would end exact replays.
+    first update rho is 1, so that the factors get no gradient. Every pass computes W until rho is 0. The paper's runs
+    skip it in a random share 1 - rho of the passes; a random number inside the network would end exact replays.
 
     Args:
         updates: updates until rho is 0; the paper takes half of training, or as many as cost what a dense run costs.

@@ -1,0 +1,185 @@
+"""Finds the packaged configurations by name; what a run's own says of its folder."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterator, Sequence
+from importlib.resources import files
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tql_lightning.data.named import kind_of
+from tql_lightning.data.sources.ogbench import load_ogbench, split_name
+from tql_lightning.data.transitions import DatasetError
+from tql_lightning.run.folder import CONFIG_FILE
+from tql_lightning.trust.yaml_text import read_yaml
+
+DEFAULTS = "tql"
+CONFIG_FLAGS = ("-c", "--config")
+DATASET_FLAG = "--data.dataset"
+SET_ELSEWHERE = {  # what is taken from another setting, and would be passed over in a file
+    "data.discount": "set model.discount",
+    "model.action_chunk": "set data.action_chunk",
+    **{f"model.{name}": "leave it out, the dataset has it" for name in ("observation_dim", "action_dim")},
+    **{f"model.{name}": "leave it out, the dataset has it" for name in ("reward_range", "final_reward_range")},
+}
+FOLDER = "trainer.default_root_dir"
+WRITTEN_TO = ("dirpath", "save_dir")  # settings of callbacks and loggers
+
+
+class ConfigError(ValueError):
+    """There is no such configuration, or it cannot be read."""
+
+
+def resolve_configs(arguments: Sequence[str], with_defaults: Collection[str]) -> list[str]:
+    """A command line in which every ``--config NAME`` is a file, after the file of the defaults.
+
+    A dataset's name (`tql_lightning.data.named.kind_of`) may stand in ``--data.dataset=NAME`` for a class path; it
+    becomes `load_dataset` with that name, or for OGBench's its own loader, whose task configurations refer to.
+
+    Args:
+        arguments: the command line; NAME is a file, or a packaged configuration such as "ogbench/cube-double".
+        with_defaults: subcommands that start from the packaged configuration "tql".
+
+    Raises:
+        ConfigError: neither; the message gives names that are close.
+    """
+    resolved: list[str] = []
+    follows = False
+    for index, argument in enumerate(arguments):
+        flag, equals, value = argument.partition("=")
+        if equals and flag == DATASET_FLAG and _is_dataset(value):
+            resolved += _by_name(value)
+        elif index and arguments[index - 1] == DATASET_FLAG and _is_dataset(argument):
+            resolved[-1:] = _by_name(argument)
+        elif follows:
+            resolved.append(find_config(argument))
+        elif equals and flag in CONFIG_FLAGS:
+            resolved.append(f"{flag}={find_config(value)}")
+        else:
+            resolved.append(argument)
+        follows = argument in CONFIG_FLAGS
+    if resolved and resolved[0] in with_defaults:
+        resolved[1:1] = ["--config", find_config(DEFAULTS)]
+    return resolved
+
+
+def refer_to_folder(text: str, folder: str | None) -> str:
+    """A run's configuration whose callbacks and loggers write into its folder wherever that is said to lie.
+
+    Args:
+        text: of the configuration, with every reference resolved.
+        folder: what it says of ``trainer.default_root_dir``.
+    """
+    found = list(_written_to(yaml.compose(text, Loader=yaml.SafeLoader))) if folder else []
+    for node in reversed(found):  # so that the places of those before stay
+        below = node.value.removeprefix(str(folder))
+        if below != node.value and below[:1] in ("", "/") and below.isprintable() and not set(below) & set("'\"\\"):
+            text = f'{text[: node.start_mark.index]}"${{{FOLDER}}}{below}"{text[node.end_mark.index :]}'
+    return text
+
+
+def _written_to(node: yaml.Node | None) -> Iterator[yaml.ScalarNode]:
+    """Where callbacks and loggers write, as far as it is said, in the order of the text."""
+    if isinstance(node, yaml.SequenceNode):
+        for each in node.value:
+            yield from _written_to(each)
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if key.value not in WRITTEN_TO:
+                yield from _written_to(value)
+            elif value.tag == "tag:yaml.org,2002:str":
+                yield value
+
+
+def _is_dataset(value: str) -> bool:
+    try:
+        kind_of(value)
+    except (DatasetError, OSError):  # no dataset; or too long for a path, as a class path with its arguments may be
+        return False
+    return True
+
+
+def _by_name(name: str) -> list[str]:
+    if kind_of(name) != "ogbench":
+        return [f"{DATASET_FLAG}=tql_lightning.load_dataset", f"{DATASET_FLAG}.name={name}"]
+    domain, task = split_name(name)
+    loader = f"{DATASET_FLAG}={load_ogbench.__module__}.{load_ogbench.__name__}"
+    if task is None:  # OGBench's default task, which only the whole name tells
+        return [loader, f"{DATASET_FLAG}.domain={name}", f"{DATASET_FLAG}.task=null"]
+    return [loader, f"{DATASET_FLAG}.domain={domain}", f"{DATASET_FLAG}.task={task}"]
+
+
+def find_config(name: str) -> str:
+    """Path of a configuration: a file of the user's, or else a packaged one by name.
+
+    Raises:
+        ConfigError: neither, or the file is no YAML of settings that can be set there.
+    """
+    if Path(name).is_file():
+        try:
+            _check_settings(read_yaml(Path(name).read_text()))
+        except (ValueError, OSError, yaml.YAMLError) as error:
+            raise ConfigError(f"--config {name}: {str(error).replace('<unicode string>', name)}") from error
+        return name
+    packaged = packaged_configs()
+    if name in packaged:
+        return str(packaged[name])
+    if (Path(name) / CONFIG_FILE).is_file():
+        raise ConfigError(f"--config {name}: expected a file, found a folder; give {Path(name) / CONFIG_FILE}")
+    close = difflib.get_close_matches(name, packaged, n=3) or sorted(packaged)
+    raise ConfigError(f"--config {name}: no such file, and no packaged configuration; there is: {', '.join(close)}")
+
+
+def _check_settings(settings: Any) -> None:
+    """Refuses what a parser would tell of without the file's name, or pass over.
+
+    Raises:
+        ValueError: with what was expected, found, and what to do.
+    """
+    if not isinstance(settings, dict):
+        found = "nothing" if settings is None else f"a {type(settings).__name__}"
+        raise ValueError(f"expected settings such as trainer:, model: and data:, found {found}; write them")
+    for key, remedy in SET_ELSEWHERE.items():
+        if _holds(settings, key):
+            raise ValueError(f"{key}: expected nothing, as it follows from another setting; {remedy}")
+    data = settings.get("data")
+    name = data.get("dataset") if isinstance(data, dict) else None
+    if isinstance(name, str) and _is_dataset(name):
+        raise ValueError(
+            f"data.dataset: expected class_path and init_args, found a name, which is for {DATASET_FLAG}=; write "
+            f"dataset: {{class_path: tql_lightning.load_dataset, init_args: {{name: {name!r}}}}}"
+        )
+
+
+def _holds(settings: Any, key: str) -> bool:
+    """Whether a setting stands in nested settings, also as null."""
+    for part in key.split("."):
+        if not isinstance(settings, dict) or part not in settings:
+            return False
+        settings = settings[part]
+    return True
+
+
+def files_that_set(key: str, arguments: Sequence[str]) -> list[str]:
+    """The user's configurations on a command line that a setting stands in; none if the command line itself sets it.
+
+    Args:
+        key: such as "trainer.max_steps".
+        arguments: as `resolve_configs` gave them.
+    """
+    if any(argument.startswith(f"--{key}") for argument in arguments):
+        return []
+    named = [argument.partition("=")[2] for argument in arguments if argument.startswith("--config=")]
+    named += [name for flag, name in pairwise(arguments) if flag in CONFIG_FLAGS]
+    own = {*named} - {str(path) for path in packaged_configs().values()}
+    return [name for name in sorted(own) if _holds(read_yaml(Path(name).read_text()), key)]
+
+
+def packaged_configs() -> dict[str, Path]:
+    """The packaged configurations by name, e.g. "size/26m"."""
+    root = Path(str(files("tql_lightning") / "conf"))
+    return {str(path.relative_to(root).with_suffix("")): path for path in sorted(root.rglob("*.yaml"))}

@@ -1,0 +1,87 @@
+"""Turns what went wrong into a few lines for the user."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+MOST_LINES = 8
+LINE_LENGTH = 500
+NEEDLESS = (  # how jsonargparse tells of the alternatives it tried
+    "Does not validate against any of the Union subtypes",
+    "Errors:",
+    "Given value type:",
+    "Not a valid subclass of",
+    "Subclass types expect one of",
+    "Subtypes:",
+    "a class path (str)",
+    "a dict with",
+    "Expected a <class 'NoneType'>",
+    "Expected a path but",
+    "Given value: NestedArg",
+    "Given value: {",
+    "Problem with given class_path 'lightning.Callback'",
+)
+KNOWN = {  # by name: to import Lightning for them takes seconds
+    *("ValueError", "OSError", "ImportError", "SyntaxError", "ArgumentError"),
+    *("MisconfigurationException", "OmegaConfBaseException", "YAMLError"),
+}
+WORDY = re.compile(
+    r"Type collections\.abc\.Callable\[.*?\] expects a function or a callable class: |\.? Got value: Namespace\(.*"
+)
+LOST_ANOTHER = (
+    "another of the processes that train together has ended, and the run with it; why stands in its own messages; "
+    "continue with --ckpt_path=last"
+)
+
+
+def short_message(error: BaseException) -> str | None:
+    """A message of at most ten lines for a mistake of the user's, or None for what looks like a bug.
+
+    Args:
+        error: what was raised.
+    """
+    text = str(error)
+    if not (KNOWN & {each.__name__ for each in type(error).__mro__}):
+        import torch
+
+        from tql_lightning.training.distributed import has_lost_another
+        from tql_lightning.training.out_of_memory import TooLittleMemoryError, advice, is_out_of_memory, remedies_for
+
+        if is_out_of_memory(error):
+            if not isinstance(error, TooLittleMemoryError):
+                gpu = isinstance(error, torch.OutOfMemoryError)
+                text = advice(error, "memory does not suffice", remedies_for(torch.device("cuda" if gpu else "cpu")))
+        elif has_lost_another(error):
+            text = f"{LOST_ANOTHER}\n{text}"
+        else:
+            return None
+    lines = _essence("\n".join([text, *getattr(error, "__notes__", ())]))
+    if len(lines) > MOST_LINES:
+        lines = [*lines[: MOST_LINES // 2], "...", *lines[-MOST_LINES // 2 + 1 :]]
+    lines[:1] = [f"tql: {lines[0] if lines else type(error).__name__}"]
+    return "\n".join([*lines, "(tql --help lists the commands; TQL_TRACEBACK=1 shows where this was raised)"])
+
+
+def _essence(message: str) -> list[str]:
+    """The lines of a message that say something, each once."""
+    lines = [line.strip() for line in WORDY.sub("", message).splitlines() if line.strip()]
+    lines = [line if len(line) <= LINE_LENGTH else f"{line[:LINE_LENGTH]}..." for line in lines]
+    telling = [line for line in lines if not line.removeprefix("- ").startswith(NEEDLESS)]
+    return list(dict.fromkeys(telling or lines))
+
+
+def exit_code_of(trainer: Trainer) -> int:
+    """128 + the number of the signal that ended training (130 for Ctrl-C, 143 for SIGTERM, 138 for SIGUSR1), else 0.
+
+    Of several processes only the first tells: whatever launched them takes another's number for a failure, and may end
+    the first before it is done.
+    """
+    if not getattr(trainer, "is_global_zero", True):
+        return 0
+    callbacks: list[Any] = getattr(trainer, "callbacks", [])
+    received = [callback.received for callback in callbacks if getattr(callback, "received", None) is not None]
+    return 128 + int(received[0]) if received else 0

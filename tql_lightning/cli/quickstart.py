@@ -1,0 +1,287 @@
+"""The quickstart: a pendulum swung up by TQL from a dataset of bad behaviour, over several seeds."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from tql_lightning.data.collecting.collect import collect, datasets_folder
+from tql_lightning.data.sources.npz import load_npz
+from tql_lightning.report.plots import plot_runs
+from tql_lightning.run.folder import VIDEO_FOLDER
+from tql_lightning.run.provenance import peak_memory_bytes
+from tql_lightning.system.files import write_text_whole
+
+ENVIRONMENT = "Pendulum-v1"
+EPISODES = 100
+REPORT_FILE = "report.html"
+EVALUATION_SEED = 1000  # not the seed of the evaluations during training
+LABELS = {"data": "dataset", "behaviour_flow": "behaviour flow", "tql": "TQL"}
+PROGRESS = re.compile(r"(\d+)/(\d+) \[.*?(?:return=(-?[\d.e+]+))?\]")
+
+
+class QuickstartError(ValueError):
+    """A run failed, or may not start; the message says why."""
+
+
+@dataclass
+class Run:
+    """One seed's training, in a process of its own."""
+
+    seed: int
+    folder: Path
+    process: subprocess.Popen[bytes] | None = None
+    follower: threading.Thread | None = None
+    updates: int = 0
+    total: int = 0
+    last_return: str = ""
+    tail: deque[str] = field(default_factory=lambda: deque(maxlen=20))
+
+    @property
+    def log(self) -> Path:
+        """Everything the run printed."""
+        return self.folder / "train.log"
+
+
+def run_quickstart(seeds: Sequence[int], output: Path, parallel: int | None = None) -> dict[str, Any]:
+    """Collects the dataset if it is not there, trains each seed, evaluates, and prints a table.
+
+    Args:
+        seeds: one run each.
+        output: folder for the runs (``seed_0`` ...), result.json, report.html and the pictures over all seeds.
+        parallel: runs at once; None for two, or one on a single core.
+
+    Returns:
+        What result.json holds.
+
+    Raises:
+        QuickstartError: a run failed, an argument is out of its range, or a folder holds a run that the
+            quickstart did not make and so will not replace.
+    """
+    parallel = min(2, len(os.sched_getaffinity(0))) if parallel is None else parallel
+    runs = [Run(seed, output / f"seed_{seed}") for seed in seeds]
+    _check(runs, parallel)
+    dataset = datasets_folder() / f"{ENVIRONMENT}.npz"
+    if not dataset.exists():
+        collect(ENVIRONMENT, output=str(dataset))
+    returns = load_npz(str(dataset)).episode_returns()
+    print(f"dataset {dataset}: {len(returns)} episodes, mean return {returns.mean():.0f}, best {returns.max():.0f}")
+
+    start = time.monotonic()
+    for run in runs:
+        shutil.rmtree(run.folder, ignore_errors=True)
+        run.folder.mkdir(parents=True)
+    _train(runs, parallel)
+
+    # Runs at once beside this process as it was until now; what it takes afterwards it takes alone.
+    own, largest_run = peak_memory_bytes(), 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    peak = own + min(len(runs), parallel) * largest_run
+    figures = _figures(runs, returns)
+    figures["seconds"] = round(time.monotonic() - start, 1)
+    figures["peak_memory_mb"] = round(max(peak, peak_memory_bytes()) / 2**20, 1)
+    from tql_lightning.report.page import write_report  # imports SciPy, which training need not wait for
+
+    _film(runs[0])
+    report = write_report([run.folder for run in runs], output / REPORT_FILE)
+    figures["report"] = REPORT_FILE
+    result = output / "result.json"
+    write_text_whole(result, json.dumps(figures, indent=2) + "\n")
+    pictures = plot_runs({f"seed {run.seed}": run.folder for run in runs}, output)
+    _print_table(figures)
+    print("\nwrote:")
+    for path in (result, report, *pictures, *(run.folder for run in runs)):
+        print(f"  {path}")
+    print(f"\nopen {report} in a browser: scores, curves, entropy, pictures, configuration")
+    print(f"learning curves live: tensorboard --logdir {output}")
+    return figures
+
+
+def _check(runs: Sequence[Run], parallel: int) -> None:
+    seeds = [run.seed for run in runs]
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise QuickstartError(f"seeds: expected one or more different numbers of at least 0, found {seeds}")
+    if parallel < 1:
+        raise QuickstartError(f"parallel: expected at least 1, found {parallel}")
+    for run in runs:
+        if run.folder.exists() and any(run.folder.iterdir()) and not run.log.exists():
+            raise QuickstartError(
+                f"output: {run.folder} holds what the quickstart did not make, and would replace; "
+                "remove it, or choose another --output"
+            )
+
+
+# ---------------------------------------------------------------------- training
+
+
+def _train(runs: Sequence[Run], parallel: int) -> None:
+    waiting = deque(runs)
+    running: list[Run] = []
+    threads = max(1, (os.cpu_count() or 1) // min(parallel, len(runs)))
+    bar: tqdm[Any] | None = None
+    # As Ctrl-C: the runs lead process groups of their own, and would go on alone.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        while waiting or running:
+            # One after the other: two imports at once would make the first wait for both.
+            if waiting and len(running) < parallel and all(run.updates for run in running):
+                running.append(_start(waiting.popleft(), threads))
+            time.sleep(0.2)
+            if any(run.updates for run in runs):
+                if bar is None:
+                    bar = tqdm(total=0, desc="training", unit=" updates", smoothing=0.05)
+                _show(bar, runs)
+            for run in [run for run in running if run.process is not None and run.process.poll() is not None]:
+                running.remove(run)
+                if run.follower is not None:
+                    run.follower.join()  # until its log is whole
+                if run.process is not None and run.process.returncode:
+                    end = "".join(run.tail)[-1500:]
+                    raise QuickstartError(f"training with seed {run.seed} failed; end of {run.log}:\n{end}")
+    except KeyboardInterrupt:
+        for run in runs:  # each saves a checkpoint after the update in hand
+            if run.process is not None:
+                run.process.terminate()  # not Ctrl-C, which they do not hear before they train if this one does not
+        for run in runs:
+            if run.process is not None:
+                run.process.wait()
+        folders = ", ".join(str(run.folder) for run in runs if run.updates)
+        if folders:
+            print(
+                f"\nStopped; checkpoints in {folders}. Continue one with: tql fit --config quickstart "
+                "--ckpt_path=last --trainer.default_root_dir=FOLDER (make quickstart would replace them)",
+                file=sys.stderr,
+            )
+        raise
+    finally:
+        for run in runs:
+            if run.process is not None and run.process.poll() is None:
+                run.process.terminate()
+        signal.signal(signal.SIGTERM, before)
+        if bar is not None:
+            _show(bar, runs)
+            bar.close()
+
+
+def _start(run: Run, threads: int) -> Run:
+    command = [sys.executable, "-m", "tql_lightning", "fit", "--config", "quickstart"]
+    command += [f"--seed_everything={run.seed}", f"--trainer.default_root_dir={run.folder}"]
+    environment = {"OMP_NUM_THREADS": str(threads)} | os.environ | {"PYTHONUNBUFFERED": "1"}
+    run.process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    run.follower = threading.Thread(target=_follow, args=(run,), daemon=True)
+    run.follower.start()
+    return run
+
+
+def _follow(run: Run) -> None:
+    """Keeps a run's log and reads its progress bar."""
+    assert run.process is not None
+    assert run.process.stdout is not None
+    line = ""
+    printed = io.TextIOWrapper(run.process.stdout, encoding="utf-8", errors="replace", newline="")
+    with printed, run.log.open("w", buffering=1) as log:
+        while character := printed.read(1):
+            line += character
+            if character not in "\r\n":
+                continue
+            progress = PROGRESS.search(line)
+            if progress and "Training" in line:
+                run.updates, run.last_return = int(progress[1]), progress[3] or run.last_return
+                run.total = int(progress[2])
+            log.write(line.replace("\r", "\n"))
+            run.tail.append(line.replace("\r", "\n"))
+            line = ""
+        log.write(line)
+        run.tail.append(line)
+
+
+def _show(bar: tqdm[Any], runs: Sequence[Run]) -> None:
+    bar.total = len(runs) * max(run.total for run in runs)
+    bar.set_postfix_str(", ".join(f"seed {run.seed}: {run.last_return}" for run in runs if run.last_return), False)
+    bar.update(sum(run.updates for run in runs) - bar.n)
+
+
+# ---------------------------------------------------------------------- figures
+
+
+def _figures(runs: Sequence[Run], data_returns: NDArray[np.float64]) -> dict[str, Any]:
+    from tql_lightning.evaluation.checkpoint import (
+        evaluate_checkpoint,  # imports torch, which training need not wait for
+    )
+
+    figures: dict[str, Any] = {
+        "data": {
+            **_mean(data_returns),
+            "best_return": float(data_returns.max()),
+            "episodes": len(data_returns),
+            "per_seed": [],
+        }
+    }
+    for name, extraction in (("behaviour_flow", "behaviour_flow"), ("tql", "fql")):
+        per_seed = [
+            evaluate_checkpoint(
+                run.folder / "checkpoints" / "last.ckpt",
+                EPISODES,
+                EVALUATION_SEED,
+                extraction,  # type: ignore[arg-type]
+                num_envs=EPISODES,
+            )["return"]
+            for run in runs
+        ]
+        figures[name] = {
+            **_mean(np.asarray(per_seed)),
+            "per_seed": per_seed,
+        }
+    figures["seeds"] = [run.seed for run in runs]
+    figures["episodes_per_seed"] = EPISODES
+    return figures
+
+
+def _film(run: Run) -> None:
+    """An episode of the behaviour flow and one of the policy, for the report; none where they cannot be drawn."""
+    from tql_lightning.algorithms.loading import load_checkpoint
+    from tql_lightning.evaluation.envs import EnvError  # imports torch, as above
+    from tql_lightning.evaluation.videos import VideoError, film_episodes, require_video
+
+    try:
+        require_video()
+        model, _ = load_checkpoint(run.folder / "checkpoints" / "last.ckpt")
+        for name, actor in (("behaviour_flow", model.actor("behaviour_flow")), ("tql", model.actor("fql"))):
+            film_episodes(actor, ENVIRONMENT, 1, EVALUATION_SEED, run.folder / VIDEO_FOLDER, name)
+    except (VideoError, EnvError) as error:
+        print(f"no videos in the report: {error}", file=sys.stderr)
+
+
+def _mean(returns: NDArray[np.float64]) -> dict[str, float]:
+    from tql_lightning.evaluation.rollout import mean_with_error
+
+    return dict(zip(("mean_return", "stderr"), mean_with_error(returns), strict=True))
+
+
+def _print_table(figures: dict[str, Any]) -> None:
+    print(f"\n{ENVIRONMENT}: mean return, {EPISODES} episodes a seed ({figures['seconds']:.0f} s, ", end="")
+    print(f"at most {figures['peak_memory_mb']:.0f} MB)")
+    print(f"{'':16}{'mean':>10}{'stderr':>10}{'seeds':>8}")
+    for name, label in LABELS.items():
+        row = figures[name]
+        seeds = len(row["per_seed"]) or "-"
+        print(f"{label:16}{row['mean_return']:10.1f}{row['stderr']:10.1f}{seeds:>8}")
