@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from tests.toy import fit, toy_model
-from tql_lightning.evaluation import load_checkpoint
-from tql_lightning.export import export_checkpoint
+from tql_lightning.algorithms.loading import load_checkpoint
+from tql_lightning.export.writer import export_checkpoint
 from tql_lightning.nn.critic import TransformerCritic
 from tql_lightning.nn.rational import GroupRational, RationalFeedForward, Shape, rational, variance_gain
 from tql_lightning.nn.transformer import TransformerBlock

@@ -8,11 +8,14 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
 
 from tests.toy import fit, toy_model
+from tql_lightning.algorithms.loading import load_checkpoint
+from tql_lightning.export.writer import export_checkpoint
 from tql_lightning.nn.critic import TransformerCritic
 from tql_lightning.nn.feedforward import FeedForward, SwiGLU
 from tql_lightning.nn.structured import (
@@ -265,7 +268,6 @@ def test_a_merged_network_is_dense_and_computes_the_same(kind: str, updates: int
     merged = merge_structured(layer)
     assert sorted(merged.state_dict()) == ["down.bias", "down.weight", "up.bias", "up.weight"]
     torch.testing.assert_close(merged(inputs(5, 8)), layer(inputs(5, 8)), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(merge_structured(layer.up)(inputs(5, 8)), layer.up(inputs(5, 8)), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(layer.state_dict(), before)
 
 
@@ -292,6 +294,22 @@ def test_a_critic_with_structured_layers_trains_and_every_factor_moves(tmp_path:
     before = {name: parameter.clone() for name, parameter in model.critic.named_parameters()}
     fit(tmp_path, model, updates=5)
     assert [name for name, now in model.critic.named_parameters() if torch.equal(now, before[name])] == []
+
+
+def test_an_exported_critic_is_merged(tmp_path: Path) -> None:
+    feedforward = partial(StructuredFeedForward, dense_blocks=0, linear=partial(LowRankLinear, guide=GUIDE))
+    critic = partial(
+        TransformerCritic, hidden_dim=16, head_dim=8, block=partial(TransformerBlock, feedforward=feedforward)
+    )
+    model = toy_model(critic=critic, extraction="implicit", num_samples=3)
+    fit(tmp_path, model, updates=4).save_checkpoint(tmp_path / "last.ckpt")
+    loaded, _ = load_checkpoint(tmp_path / "last.ckpt")
+    assert str(loaded.critic) == str(model.critic)
+    exported = export_checkpoint(tmp_path / "last.ckpt", tmp_path / "policy")
+    assert exported.largest_difference < 1e-5
+    shapes = [tuple(each.dims) for each in onnx.load(tmp_path / "policy" / "policy.onnx").graph.initializer]
+    assert not {(4, 16), (16, 4), (4, 64), (64, 4)} & set(shapes)  # of the factors, rank 4
+    assert {(16, 64), (64, 16)} & set(shapes)
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from tql_lightning.export.policy_folder import FILES, FORMAT_VERSION, METADATA_F
 from tql_lightning.nn.critic import MLPCritic, TransformerCritic
 from tql_lightning.nn.extraction import Extraction
 from tql_lightning.nn.policy import FlowPolicy, ScaledPolicy
+from tql_lightning.nn.structured import merge_structured
 from tql_lightning.run.provenance import package_versions
 
 PACKAGES = ("tql-lightning", "torch", "numpy", "onnx", "onnxscript", "onnxruntime")
@@ -87,7 +88,7 @@ def export_checkpoint(
     data = raw.get("OfflineDataModule", {})
     low = data.get("action_low", [-1.0] * model.env_action_dim)
     high = data.get("action_high", [1.0] * model.env_action_dim)
-    critic = model.critic if chosen == "implicit" else None
+    critic = merge_structured(model.critic) if chosen == "implicit" else None
     bounds = low * model.action_chunk, high * model.action_chunk
     network = ScaledPolicy(model.policy, critic, chosen, *bounds).eval()
     metadata = {
