@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tql_lightning.nn.attention import EntropyAttention
-from tql_lightning.nn.attention_components import ClippedSoftmax, HeadGate, SoftCap
+from tql_lightning.nn.attention_components import ClippedSoftmax, HeadGate, SliceGate, SliceMLPGate, SoftCap
 from tql_lightning.nn.critic import Critic, MLPCritic, TransformerCritic
 from tql_lightning.nn.feedforward import FeedForward, SwiGLU
 from tql_lightning.nn.initialisation import LayerNorm, RMSNorm
@@ -60,6 +60,8 @@ CRITICS: dict[str, Callable[[int, int], Critic]] = {
         mlp_ratio=3,
         block=with_attention(feedforward=partial(StructuredSwiGLU, linear=BlockShuffleLinear, dense_blocks=0)),
     ),
+    "gated by slices": partial(TransformerCritic, hidden_dim=64, block=with_attention(gate=SliceGate)),
+    "gated by MLPs": partial(TransformerCritic, hidden_dim=64, block=with_attention(gate=SliceMLPGate)),
     "everything": partial(
         TransformerCritic,
         hidden_dim=32,
