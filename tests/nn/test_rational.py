@@ -17,7 +17,7 @@ from tql_lightning.nn.critic import TransformerCritic
 from tql_lightning.nn.rational import GroupRational, RationalFeedForward, Shape, rational, variance_gain
 from tql_lightning.nn.transformer import TransformerBlock
 
-GOLDEN = np.load(Path(__file__).parent / "golden_seeds" / "rational.npz")
+GOLDEN = np.load(Path(__file__).parents[1] / "golden_seeds" / "rational.npz")
 LAYERS = {"act1": "first", "fc1": "up", "act2": "second", "fc2": "down"}  # the release's names -> ours
 RATIONAL_CRITIC = partial(
     TransformerCritic, hidden_dim=16, head_dim=8, block=partial(TransformerBlock, feedforward=RationalFeedForward)

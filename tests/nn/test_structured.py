@@ -31,7 +31,7 @@ from tql_lightning.nn.structured import (
 from tql_lightning.nn.structured_feedforward import StructuredFeedForward, StructuredSwiGLU
 from tql_lightning.nn.transformer import TransformerBlock
 
-GOLDEN = np.load(Path(__file__).parent / "golden_seeds" / "structured.npz")
+GOLDEN = np.load(Path(__file__).parents[1] / "golden_seeds" / "structured.npz")
 KINDS: dict[str, Callable[..., StructuredLinear]] = {
     "low_rank": partial(LowRankLinear, rank_ratio=0.5),
     "block_dense": partial(BlockDenseLinear, rank_ratio=0.5, num_blocks=2),
