@@ -3,3 +3,4 @@
 from typing import Literal
 
 Extraction = Literal["fql", "implicit", "behaviour_flow"]
+PlayedExtraction = Literal["fql", "implicit", "behaviour_flow", "smoothed"]  # of evaluations, see `smoothed_actor`
