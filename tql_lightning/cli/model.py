@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from tql_lightning.algorithms.tql import TQL
 from tql_lightning.cli.configs import DEFAULTS, ConfigError, config_files, holds, packaged_configs
 from tql_lightning.cli.moved import moved_paths
-from tql_lightning.training.algorithm import UpdateLoop
+from tql_lightning.training.algorithm import Algorithm
 from tql_lightning.trust.yaml_text import read_yaml
 
 FLAG = "--model"
@@ -81,13 +81,13 @@ def import_model(path: str, place: str) -> type[LightningModule]:
             f"{error.name}{remedy}"
         ) from error
     found = getattr(module, attribute, None)
-    if not (isinstance(found, type) and issubclass(found, UpdateLoop)):
+    if not (isinstance(found, type) and issubclass(found, Algorithm)):
         what = "nothing of that name" if found is None else "something else"
         close = difflib.get_close_matches(attribute, list(_algorithms(module)), n=2, cutoff=0.5)
         remedy = f"did you mean {' or '.join(f'{name}.{each}' for each in close)}?" if close else "define it there"
         raise ModelError(f"{place}: expected a subclass of Algorithm at {path}, found {what}; {remedy}")
     if inspect.isabstract(found):
-        missing = ", ".join(sorted(found.__abstractmethods__))
+        missing = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
         raise ModelError(f"{place}: {path} lacks what every algorithm defines; add {missing}")
     return found
 

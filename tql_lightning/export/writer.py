@@ -22,6 +22,7 @@ from tql_lightning.export.onnx_files import ActingNetwork, write_onnx
 from tql_lightning.export.plain_policy import plain_policy
 from tql_lightning.export.policy import Policy
 from tql_lightning.export.policy_folder import FILES, FORMAT_VERSION, METADATA_FILE, ExportFormat
+from tql_lightning.nn.structured import merge_structured
 from tql_lightning.run.provenance import package_versions
 
 PACKAGES = ("tql-lightning", "torch", "numpy", "onnx", "onnxscript", "onnxruntime")
@@ -64,6 +65,7 @@ def export_checkpoint(
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ExportError(f"output: {output} exists and is not an empty folder; choose another --output, or remove it")
     model, raw = load_checkpoint(checkpoint, plays=False)
+    model = merge_structured(model)
     actor = model.actor(extraction)
     data = raw.get("OfflineDataModule", {})
     low = data.get("action_low", [-1.0] * model.env_action_dim)
