@@ -89,7 +89,7 @@ TORCH: dict[str, tuple[Forge, str]] = {
         weights(lambda given: repacked(more_elements)(given | {"seven": torch.zeros(7)})),
         "claims 1073741824 elements",
     ),
-    "a tensor by its size": (weights(lambda _: saved({"x": Sized(torch.FloatTensor)})), "by its size alone"),
+    "a tensor by its size": (weights(lambda _: saved({"x": Sized(torch.FloatTensor)})), "refers to torch.FloatTensor"),
     "packed parts": (weights(repacked(compression=8)), "packed otherwise"),
     "more weights": (weights(lambda given: saved(given | {"x": torch.ones(1)})), "other names or shapes"),
     "a list of weights": (weights(lambda given: saved(list(given))), "weights and architecture do not fit"),
