@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tql_lightning.export.policy_folder import FILES, PolicyError, read_metadata
+from tql_lightning.trust.text import shown
 
 if TYPE_CHECKING:
     from tql_lightning.nn.policy import ScaledPolicy
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float32]
 Act = Callable[[Floats, Floats], Floats]
 
+MOST_ARCHITECTURE_VALUES = 1_000  # numbers and names that describe a network
 _UNREADABLE = (  # what foreign weights and arguments make torch and the networks raise
     *(pickle.UnpicklingError, zipfile.BadZipFile, EOFError, OSError, RuntimeError, MemoryError, ArithmeticError),
     *(LookupError, TypeError, ValueError, AttributeError, AssertionError),
@@ -166,14 +168,17 @@ def _onnx(folder: Path) -> tuple[Act, Act]:
 def _torch(folder: Path, metadata: Mapping[str, Any]) -> tuple[Act, Act]:
     import torch
 
+    from tql_lightning.trust.building import building_no_more_than
     from tql_lightning.trust.torch_file import check_torch_file
 
     file = folder / FILES["torch"][0]
     try:
         held = check_torch_file(file)
-        weights = torch.load(file, map_location="cpu", weights_only=True)
         _check_architecture(metadata["architecture"], held)
-        with torch.device("meta"):  # takes no memory, whatever sizes it says
+        weights = torch.load(file, map_location="cpu", weights_only=True)
+        if not isinstance(weights, dict) or not all(isinstance(each, torch.Tensor) for each in weights.values()):
+            raise ValueError("not weights by name")
+        with building_no_more_than(weights.values()), torch.device("meta"):  # takes no memory, whatever sizes it says
             expected = {name: tuple(each.shape) for name, each in build(metadata).state_dict().items()}
         if expected != {name: tuple(each.shape) for name, each in weights.items()}:
             raise ValueError("other names or shapes")
@@ -200,18 +205,30 @@ def _torch(folder: Path, metadata: Mapping[str, Any]) -> tuple[Act, Act]:
 
 
 def _check_architecture(architecture: object, most: int) -> None:
-    """Refuses numbers that no network of so many bytes of weights has, before one is built for ever.
+    """Rejects layer sizes that do not match the weights, before a network is built.
+
+    Args:
+        architecture: from metadata.json.
+        most: bytes of the weights.
 
     Raises:
-        ValueError: there is one, or what is no argument of a network.
+        ValueError: a number, or the sum of a list's numbers, is larger than that; or there are too many numbers.
     """
     left = [architecture]
-    while left:
+    for _ in range(MOST_ARCHITECTURE_VALUES):
+        if not left:
+            return
         part = left.pop()
-        if isinstance(part, dict | list):
-            left += part.values() if isinstance(part, dict) else part
-        elif isinstance(part, int | float) and not -most <= part <= most:
-            raise ValueError(f"{part} in a network with {most} bytes of weights")
+        if isinstance(part, dict):
+            left += part.values()
+        elif isinstance(part, list):
+            left += part
+            part = sum(each for each in part if isinstance(each, int | float))
+        if isinstance(part, int | float) and not -most <= part <= most:
+            raise ValueError(f"{shown(part)} in a network with {most} bytes of weights")
+        if len(left) > MOST_ARCHITECTURE_VALUES:
+            break
+    raise ValueError(f"more than {MOST_ARCHITECTURE_VALUES:,} numbers of a network")
 
 
 def build(metadata: Mapping[str, Any]) -> ScaledPolicy:
