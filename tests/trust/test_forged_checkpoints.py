@@ -193,6 +193,6 @@ def test_an_environment_that_is_not_made_may_be_any(whole: Path, tmp_path: Path)
     with pytest.raises(CheckpointError, match="name another environment with --env"):
         evaluate_checkpoint(path, 1, 0)
     assert evaluate_checkpoint(path, 1, 0, env_id="Pendulum-v1")["env_id"] == "Pendulum-v1"
-    assert sample_observations(path, raw, 2, 3)[1] == "standard normal numbers"
+    assert sample_observations(raw, 2, 3)[1] == "standard normal numbers"
     with watched(tmp_path):
         export_checkpoint(path, tmp_path.parent / "exported", "torch")

@@ -7,7 +7,6 @@ import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,7 +30,7 @@ class ExportError(ValueError):
 
 
 def compare(
-    model: TQL, network: ScaledPolicy, policy: Policy, checkpoint: Path, raw: Mapping[str, Any]
+    model: TQL, network: ScaledPolicy, policy: Policy, raw: Mapping[str, Any], dataset: str | None = None
 ) -> dict[str, Any]:
     """Compares every action on 1,000 observations, with noise and without, in batches of 1 and of 256.
 
@@ -39,16 +38,17 @@ def compare(
         model: of the checkpoint.
         network: of it, that was exported.
         policy: the exported folder, loaded.
-        checkpoint: where it lies.
-        raw: what it holds.
+        raw: what the checkpoint holds.
+        dataset: see `sample_observations`.
 
     Returns:
         What metadata.json says of the comparison.
 
     Raises:
         ExportError: an action differs by more than the tolerance.
+        DatasetError: see `sample_observations`.
     """
-    observations, source = sample_observations(checkpoint, raw, OBSERVATIONS, model.observation_dim)
+    observations, source = sample_observations(raw, OBSERVATIONS, model.observation_dim, dataset)
     rng = np.random.default_rng(0)
     noise = rng.standard_normal((OBSERVATIONS, *policy.noise_shape), dtype=np.float32)
     unit = max(1.0, float(network.action_low.abs().max()), float(network.action_high.abs().max()))

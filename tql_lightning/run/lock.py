@@ -6,12 +6,14 @@ import fcntl
 import json
 import os
 import socket
+import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tql_lightning.run.folder import LOCK_FILE
+from tql_lightning.run.links import refuse_links
 
 
 class RunLockedError(ValueError):
@@ -31,11 +33,13 @@ def only_run_in(folder: Path) -> Iterator[None]:
 
     Raises:
         RunLockedError: another run holds it.
+        ValueError: files of the run are links, see `refuse_links`.
         OSError: the folder cannot be made or written to.
     """
     path = folder / LOCK_FILE
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        refuse_links(folder)
         descriptor = _open_locked(path)
     except OSError as error:
         raise OSError(
@@ -58,7 +62,11 @@ def only_run_in(folder: Path) -> Iterator[None]:
 def _open_locked(path: Path) -> int:
     """An open file that this process alone has locked, and that is still the one at ``path``."""
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+            os.close(descriptor)
+            raise ValueError(f"{path}: expected a file of this run alone, found another file's name; remove it")
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
