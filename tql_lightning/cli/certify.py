@@ -98,7 +98,7 @@ def _checkpoint_target(
     checkpoint = path / "checkpoints" / LAST if path.is_dir() else path
     model, raw = load_checkpoint(checkpoint, plays=False)
     if data is None:
-        observations, source = sample_observations(checkpoint, raw, num_states, model.observation_dim)
+        observations, source = sample_observations(raw, num_states, model.observation_dim)
         states = torch.from_numpy(observations)
     else:
         states, source = _states_of(data, num_states, model.observation_dim, seed)

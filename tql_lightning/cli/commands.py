@@ -204,6 +204,7 @@ def export(
     format: ExportFormat = "onnx",  # noqa: A002  (the option's name)
     output: str = "exported",
     extraction: str | None = None,
+    data: str | None = None,
 ) -> None:
     """Writes a checkpoint's policy for use without Lightning, compared with the checkpoint; see docs/export.md.
 
@@ -213,11 +214,13 @@ def export(
         format: "onnx" (for any ONNX runtime) or "torch" (weights for `tql_lightning.Policy`).
         extraction: how the model chooses actions, where it knows several ways (TQL: "fql", "implicit" or
             "behaviour_flow"); default: the model's own.
+        data: dataset, as of `tql data inspect`, at whose observations actions are compared; default: observations of
+            random actions in the checkpoint's environment.
     """
     from tql_lightning.export.comparison import BATCH_SIZES, TOLERANCE
     from tql_lightning.export.writer import export_checkpoint
 
-    exported = export_checkpoint(Path(checkpoint), Path(output), format, extraction)
+    exported = export_checkpoint(Path(checkpoint), Path(output), format, extraction, data)
     checked = exported.metadata["verification"]
     sizes = " and ".join(str(size) for size in BATCH_SIZES)
     print(f"wrote {exported.folder}: {', '.join(sorted(path.name for path in exported.folder.iterdir()))}")
