@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from tql_lightning.extraction import Extraction
 from tql_lightning.nn.critic import Critic
+from tql_lightning.nn.extraction import Extraction
 from tql_lightning.nn.mlp import MLP
 
 
