@@ -32,7 +32,8 @@ class ReBRACBatch(NamedTuple):
         rewards: r, (..., B).
         next_observations: s', (..., B, n_s).
         masks: 0 only where the MDP terminated, (..., B).
-        next_actions: the data's action at s', (..., B, n_a); NaN where the recording ends and there is none.
+        next_actions: the data's action at s', (..., B, n_a); 0 where there is none.
+        next_action_known: 1 where there is one, and 0 where its episode ends, (..., B).
     """
 
     observations: Tensor
@@ -41,6 +42,7 @@ class ReBRACBatch(NamedTuple):
     next_observations: Tensor
     masks: Tensor
     next_actions: Tensor
+    next_action_known: Tensor
 
 
 class ReBRACNoise(NamedTuple):
@@ -68,7 +70,7 @@ class ReBRAC(CriticAlgorithm):
     momentum.
 
     Deviation: where a recording ends without a termination there is no next action, and the critic's penalty of that
-    row is 0; the release takes the first action of the next episode (`data.release_next_actions`).
+    row is 0; the release takes the first action of the next episode.
 
     Args:
         observation_dim: n_s (taken from the dataset by the CLI).
@@ -184,7 +186,7 @@ class ReBRAC(CriticAlgorithm):
         """TD target y = r + discount * mask * (min_k Qbar_k(s', a') - penalty)."""
         with torch.no_grad():
             next_actions = self.noisy(self.target_policy.mode(batch.next_observations), noise.next_action)
-            penalty = losses.cloning_penalty(next_actions, batch.next_actions).nan_to_num(nan=0.0)
+            penalty = batch.next_action_known * losses.cloning_penalty(next_actions, batch.next_actions)
             next_values = self.target_values(batch.next_observations, next_actions).amin(dim=-1)
             next_values = next_values - self.critic_bc_coefficient * penalty
             target = batch.rewards + self.discount * batch.masks * next_values
