@@ -12,7 +12,7 @@ from tql_lightning.nn.gaussian_policy import GaussianPolicy
 from tql_lightning.nn.number_types import at_least_float32
 from tql_lightning.nn.policy import Actor, BehaviourFlow
 from tql_lightning.training.base_stub import Algorithm, Draw, Execution, Losses, Optimisation, ParameterGroup
-from tql_lightning.training.distributed import of_this_process
+from tql_lightning.training.distributed import identity
 from tql_lightning.training.hyperparameters import require
 
 
@@ -84,7 +84,7 @@ class BC(Algorithm):
         noise: FlowNoise,
         inputs: dict[str, Tensor],
         with_metrics: bool = True,
-        whole_mean: Callable[[Tensor], Tensor] = of_this_process,
+        whole_mean: Callable[[Tensor], Tensor] = identity,
     ) -> Losses:
         """The actor loss; see `Algorithm.losses`."""
         del inputs, with_metrics, whole_mean

@@ -15,7 +15,7 @@ from tql_lightning.nn.temperature import EntropyControl
 from tql_lightning.nn.value_loss import ValueLoss, return_range
 from tql_lightning.training.base_stub import Algorithm, Execution, Optimisation, ParameterGroup
 from tql_lightning.training.hyperparameters import require
-from tql_lightning.training.sharding import call_held_fixed, own_shares
+from tql_lightning.training.sharding import call_with_frozen_parameters, own_shares
 
 
 class CriticFit(NamedTuple):
@@ -138,7 +138,7 @@ class CriticAlgorithm(Algorithm):
 
     def frozen_critic_values(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Online critic's values (B, E) whose gradient reaches the actions and not the critic."""
-        output: CriticOutput = call_held_fixed(self.critic, observations, actions)
+        output: CriticOutput = call_with_frozen_parameters(self.critic, observations, actions)
         return output.at_least_float32().values
 
     def target_values(self, observations: Tensor, actions: Tensor) -> Tensor:

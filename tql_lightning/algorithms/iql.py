@@ -19,7 +19,7 @@ from tql_lightning.nn.temperature import EntropyControl
 from tql_lightning.nn.value_loss import SquaredError, ValueLoss
 from tql_lightning.nn.value_network import ValueNetwork
 from tql_lightning.training.base_stub import Draw, Execution, Losses, Optimisation, ParameterGroup
-from tql_lightning.training.distributed import of_this_process
+from tql_lightning.training.distributed import identity
 from tql_lightning.training.hyperparameters import require
 
 
@@ -133,7 +133,7 @@ class IQL(ExpectileAlgorithm):
         noise: IQLNoise,
         inputs: dict[str, Tensor],
         with_metrics: bool = True,
-        whole_mean: Callable[[Tensor], Tensor] = of_this_process,
+        whole_mean: Callable[[Tensor], Tensor] = identity,
     ) -> Losses:
         """Value, critic and actor loss; see `Algorithm.losses`."""
         value_loss, v, value_metrics = self.value_loss(batch)

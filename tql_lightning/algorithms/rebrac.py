@@ -19,7 +19,7 @@ from tql_lightning.nn.policy import Actor
 from tql_lightning.nn.temperature import EntropyControl
 from tql_lightning.nn.value_loss import SquaredError, ValueLoss
 from tql_lightning.training.base_stub import Draw, Execution, Losses, Optimisation, ParameterGroup
-from tql_lightning.training.distributed import of_this_process
+from tql_lightning.training.distributed import identity
 from tql_lightning.training.hyperparameters import require
 
 
@@ -172,7 +172,7 @@ class ReBRAC(CriticAlgorithm):
         noise: ReBRACNoise,
         inputs: dict[str, Tensor],
         with_metrics: bool = True,
-        whole_mean: Callable[[Tensor], Tensor] = of_this_process,
+        whole_mean: Callable[[Tensor], Tensor] = identity,
     ) -> Losses:
         """Critic and actor loss; see `Algorithm.losses`."""
         fit = self.critic_loss(batch, noise, inputs, with_metrics)
