@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from tql_lightning.batch import Batch, Noise
 from tql_lightning.data.counter_random import normal, uniform
 from tql_lightning.data.storage import StorageChoice, store
 from tql_lightning.data.transitions import TransitionDataset
-from tql_lightning.data.windows import Span, Windows
+from tql_lightning.data.windows import Span, windows_of
 
 
 def rows_per_process(batch_size: int, processes: int) -> int:
@@ -50,6 +51,7 @@ class TransitionSampler:
         world_size: number of processes that share the global batch.
         span: steps that one row spans: n-step returns and action chunks.
         storage: where to hold the transitions; see `storage.store`.
+        batch: the NamedTuple whose fields a minibatch has; see `Windows`.
 
     Raises:
         ValueError: ``batch_size`` is no multiple of ``world_size``.
@@ -66,9 +68,10 @@ class TransitionSampler:
         world_size: int = 1,
         span: Span = Span(),  # noqa: B008  (frozen)
         storage: StorageChoice = "auto",
+        batch: Any = Batch,
     ) -> None:
         per_rank = rows_per_process(batch_size, world_size)
-        self.windows = Windows(store(dataset, device, storage), dataset, span)
+        self.windows = windows_of(store(dataset, device, storage), dataset, span, batch)
         self.windows.tabulate()
         self.seed = seed
         self.rows = torch.arange(rank * per_rank, (rank + 1) * per_rank, device=device)
@@ -137,6 +140,7 @@ class ValidationPass:
         world_size: number of processes that share the pass.
         span: steps that one row spans.
         storage: where to hold the transitions; see `storage.store`.
+        batch: the NamedTuple whose fields a minibatch has; see `Windows`.
     """
 
     def __init__(
@@ -149,8 +153,9 @@ class ValidationPass:
         world_size: int = 1,
         span: Span = Span(),  # noqa: B008  (frozen)
         storage: StorageChoice = "auto",
+        batch: Any = Batch,
     ) -> None:
-        self.windows = Windows(store(dataset, device, storage), dataset, span)
+        self.windows = windows_of(store(dataset, device, storage), dataset, span, batch)
         starts = range(0, len(self.windows), batch_size)
         self.starts = starts[rank::world_size] if len(starts) >= world_size else starts
         self.batch_size = batch_size
