@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tql_lightning.algorithms import losses
+from tql_lightning.nn import value_loss
 
 
 def test_td_target_masks_terminations_and_aggregates_heads() -> None:
@@ -20,7 +21,7 @@ def test_td_target_masks_terminations_and_aggregates_heads() -> None:
 
 def test_td_loss_compares_every_head_with_the_target_of_its_row() -> None:
     values = torch.tensor([[1.0, 2.0], [5.0, 5.0]])
-    assert losses.td_loss(values, torch.tensor([1.0, 5.0])).item() == pytest.approx(0.25)
+    assert value_loss.td_loss(values, torch.tensor([1.0, 5.0])).item() == pytest.approx(0.25)
 
 
 def test_entropy_loss_moves_the_critic_and_temperature_loss_the_temperature() -> None:
