@@ -207,9 +207,9 @@ class EveryField(NamedTuple):
 @pytest.mark.parametrize(("n_step", "action_chunk"), [(1, 1), (2, 1), (1, 3), (2, 2)])
 def test_the_next_action_is_that_of_the_same_episode_or_unknown(n_step: int, action_chunk: int) -> None:
     dataset, span = episodes(), Span(n_step, action_chunk, DISCOUNT)
-    windows = Windows(store(dataset, "cpu"), dataset, span, EveryField)
+    windows = Windows(store(dataset, "cpu"), dataset, span)
     windows.tabulate()
-    batch = windows.batch(torch.arange(len(windows)))
+    batch = windows.batch(torch.arange(len(windows)), EveryField)
     position = {tuple(row): index for index, row in enumerate(dataset.next_observations.tolist())}
     known = 0
     for row, (following, is_known, terminal) in enumerate(
@@ -241,9 +241,9 @@ def test_the_releases_windows_are_those_of_its_sampler() -> None:
         name="chunks",
     )
     chunk = golden["chunks/actions"].shape[1]
-    windows = windows_of(store(dataset, "cpu"), dataset, Span(1, chunk, 0.99, release_windows=True), EveryField)
+    windows = windows_of(store(dataset, "cpu"), dataset, Span(1, chunk, 0.99, release_windows=True))
     assert len(windows) == len(golden["chunks/start"])
-    batch = windows.batch(torch.from_numpy(golden["chunks/start"].astype(np.int64)))
+    batch = windows.batch(torch.from_numpy(golden["chunks/start"].astype(np.int64)), EveryField)
     np.testing.assert_array_equal(batch.observations, golden["chunks/observations"])
     np.testing.assert_array_equal(batch.actions, golden["chunks/actions"].reshape(len(windows), -1))
     np.testing.assert_array_equal(batch.next_observations, golden["chunks/next_observations"][:, -1])
@@ -264,5 +264,5 @@ def test_an_unknown_field_is_refused() -> None:
         skills: torch.Tensor
 
     dataset = episodes()
-    with pytest.raises(ValueError, match=r"Wrong: expected fields among observations, .*, found skills"):
-        Windows(store(dataset, "cpu"), dataset, Span(), Wrong)
+    with pytest.raises(DatasetError, match=r"Wrong: expected fields among observations, .*, found skills"):
+        made(dataset, Span()).batch(torch.arange(3), Wrong)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,7 +50,6 @@ class TransitionSampler:
         world_size: number of processes that share the global batch.
         span: steps that one row spans: n-step returns and action chunks.
         storage: where to hold the transitions; see `storage.store`.
-        batch: the NamedTuple whose fields a minibatch has; see `Windows`.
 
     Raises:
         ValueError: ``batch_size`` is no multiple of ``world_size``.
@@ -68,10 +66,9 @@ class TransitionSampler:
         world_size: int = 1,
         span: Span = Span(),  # noqa: B008  (frozen)
         storage: StorageChoice = "auto",
-        batch: Any = Batch,
     ) -> None:
         per_rank = rows_per_process(batch_size, world_size)
-        self.windows = windows_of(store(dataset, device, storage), dataset, span, batch)
+        self.windows = windows_of(store(dataset, device, storage), dataset, span)
         self.windows.tabulate()
         self.seed = seed
         self.rows = torch.arange(rank * per_rank, (rank + 1) * per_rank, device=device)
@@ -140,7 +137,6 @@ class ValidationPass:
         world_size: number of processes that share the pass.
         span: steps that one row spans.
         storage: where to hold the transitions; see `storage.store`.
-        batch: the NamedTuple whose fields a minibatch has; see `Windows`.
     """
 
     def __init__(
@@ -153,9 +149,8 @@ class ValidationPass:
         world_size: int = 1,
         span: Span = Span(),  # noqa: B008  (frozen)
         storage: StorageChoice = "auto",
-        batch: Any = Batch,
     ) -> None:
-        self.windows = windows_of(store(dataset, device, storage), dataset, span, batch)
+        self.windows = windows_of(store(dataset, device, storage), dataset, span)
         starts = range(0, len(self.windows), batch_size)
         self.starts = starts[rank::world_size] if len(starts) >= world_size else starts
         self.batch_size = batch_size

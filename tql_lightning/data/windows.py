@@ -98,20 +98,14 @@ class Windows:
         storage: holds the transitions.
         dataset: the transitions; their episodes are read from it.
         span: of a window.
-        batch: the NamedTuple whose fields are wanted, by name.
 
     Raises:
         DatasetError: no episode has as many actions as a chunk.
-        ValueError: a field of ``batch`` is none of these.
     """
 
-    def __init__(self, storage: Storage, dataset: TransitionDataset, span: Span, batch: Any = Batch) -> None:
+    def __init__(self, storage: Storage, dataset: TransitionDataset, span: Span) -> None:
         self.storage = storage
         self.span = span
-        self.batch_type = batch
-        unknown = [name for name in self.batch_type._fields if name not in FIELDS]
-        if unknown:
-            raise ValueError(f"{batch.__qualname__}: expected fields among {', '.join(FIELDS)}, found {unknown[0]}")
         self.action_dim = span.action_chunk * dataset.action_dim
         self._size = len(dataset)
         self._table: dict[str, Tensor] = {}
@@ -156,17 +150,26 @@ class Windows:
         if self.span.action_chunk == 1:
             del self._table["first"]  # a window starts at every transition
 
-    def batch(self, positions: Tensor) -> Any:
+    def batch(self, positions: Tensor, kind: type[Any] = Batch) -> Any:
         """The rows of windows, on the device that trains.
 
         Args:
-            positions: of windows among all, 0 <= position < len(self), (..., B), on the storage's device.
+            positions: Windows among all, 0 <= position < len(self), (..., B), on the storage's device.
+            kind: NamedTuple class whose fields are gathered.
 
         Returns:
-            The NamedTuple that was asked for, its fields with leading dimensions (..., B).
+            A ``kind`` with leading dimensions (..., B).
+
+        Raises:
+            DatasetError: There is no such field.
         """
+        unknown = [name for name in kind._fields if name not in FIELDS]
+        if unknown:
+            raise DatasetError(
+                f"{kind.__name__}: expected fields among {', '.join(FIELDS)}, found {', '.join(unknown)}"
+            )
         reach = self._look_up(positions) if self._table or self.span.steps == 1 else self._reach(positions)
-        return self.storage.deliver(self.batch_type(*(FIELDS[name](self, reach) for name in self.batch_type._fields)))
+        return self.storage.deliver(kind(*(FIELDS[name](self, reach) for name in kind._fields)))
 
     def _actions(self, reach: Reach) -> Tensor:
         chunk = self.span.action_chunk
@@ -248,11 +251,9 @@ class ReleaseWindows(Windows):
         storage: holds the transitions.
         dataset: the transitions; their episodes are read from it.
         span: of a window.
-        batch: the NamedTuple whose fields are wanted, by name.
 
     Raises:
         DatasetError: there are fewer transitions than steps.
-        ValueError: a field of ``batch`` is unknown.
     """
 
     def _count(self, dataset: TransitionDataset) -> None:
@@ -283,6 +284,6 @@ class ReleaseWindows(Windows):
         )
 
 
-def windows_of(storage: Storage, dataset: TransitionDataset, span: Span, batch: Any = Batch) -> Windows:
+def windows_of(storage: Storage, dataset: TransitionDataset, span: Span) -> Windows:
     """The project's windows, or those of the release where ``span`` says so; see `Windows` for the arguments."""
-    return (ReleaseWindows if span.release_windows else Windows)(storage, dataset, span, batch)
+    return (ReleaseWindows if span.release_windows else Windows)(storage, dataset, span)
