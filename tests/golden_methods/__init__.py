@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 from tests.golden_methods.bases import Method
+from tests.golden_methods.fql import FQLGolden
 from tests.golden_methods.iql import IFQLGolden, IQLGolden
 from tests.golden_methods.qc import QCGolden
 from tests.golden_methods.rebrac import ReBRACGolden
 
 METHODS: dict[str, type[Method]] = {
+    "FQL": FQLGolden,
     "IFQL": IFQLGolden,
     "IQL": IQLGolden,
     "QC": QCGolden,

@@ -14,7 +14,7 @@ from tql_lightning.algorithms.losses import cloning_penalty
 from tql_lightning.algorithms.rebrac import ReBRAC, ReBRACBatch
 from tql_lightning.nn.critic import MLPCritic
 from tql_lightning.nn.gaussian_policy import GaussianPolicy, SquashedGaussianPolicy
-from tql_lightning.training.base_stub import Optimisation
+from tql_lightning.training.optimisation import Optimisation
 
 
 class ReBRACGolden(Method):
