@@ -41,8 +41,8 @@ class BehaviourFlow(nn.Module):
         flow_steps: Euler steps from noise to a behaviour action.
         layer_norm: whether hidden layers end in a LayerNorm.
         num_samples: Behaviour actions that the best is chosen from.
-        time_features: Cosines and sines that the time enters as, half of each (an option of Q-chunking's release); 0 for
-            the time itself.
+        time_features: Cosines and sines that the time enters as, half of each (an option of Q-chunking's release);
+            0 for the time itself.
 
     Raises:
         ValueError: there is no hidden layer, or a size of one, ``flow_steps`` or ``num_samples`` is below 1.
@@ -124,8 +124,8 @@ class FlowPolicy(BehaviourFlow):
         flow_steps: Euler steps from noise to a behaviour action.
         layer_norm: whether hidden layers end in a LayerNorm.
         num_samples: Behaviour actions that the extraction "implicit" chooses from.
-        time_features: Cosines and sines that the time enters as, half of each (an option of Q-chunking's release); 0 for
-            the time itself.
+        time_features: Cosines and sines that the time enters as, half of each (an option of Q-chunking's release);
+            0 for the time itself.
 
     Raises:
         ValueError: there is no hidden layer, or a size of one, ``flow_steps`` or ``num_samples`` is below 1.
