@@ -195,6 +195,11 @@ class OfflineDataModule(LightningDataModule):
 
     def _check_model(self, model: Any) -> None:
         """Refuses a model of other sizes, or one that decides or discounts otherwise than the data are made for."""
+        if self.span.release_windows and "valid" not in getattr(getattr(model, "Batch", None), "_fields", ()):
+            raise ValueError(
+                f"data.release_windows: expected false with {type(model).__name__}, which would learn from windows that "
+                "run over the end of an episode, found true; set it to false, or train QC"
+            )
         names = ("action_chunk", "discount") if self.span.steps > 1 else ("action_chunk",)
         for name in names:
             ours, theirs = getattr(self.span, name), getattr(model, name, None)
