@@ -11,24 +11,36 @@ import torch
 from torch import Tensor, nn
 
 from tql_lightning.nn.critic import Critic
-from tql_lightning.nn.extraction import Extraction
 from tql_lightning.nn.mlp import MLP
 
 
 @dataclass(frozen=True)
 class Actor:
-    """A policy as whoever acts sees it: a pure function of observations and noise.
+    """How a policy acts: a pure function of observations and noise.
 
     Attributes:
-        noise_shape: shape of the standard normal noise one observation needs.
-        act: maps (B, n_s) observations and (B, *noise_shape) noise to (B, n_a) actions in [-1, 1].
+        noise_shape: Shape of the standard normal noise that one observation needs.
+        act: Maps (B, n_s) observations and (B, *noise_shape) noise to (B, n_a) actions in [-1, 1].
         action_chunk: h, steps of the environment that one action of ``act`` is made of, one after the other; they
             are taken without looking again. The environment's actions have n_a / h columns.
+        act_without_noise: Maps (B, n_s) observations to what ``act`` does with zero noise, at less cost; None where
+            there is no shorter way.
+        candidates: Maps what ``act`` takes to the (B, S, n_a) actions that it chooses among and their (B, S) scores, of
+            which it takes the highest; None where it does not choose. A comparison accepts any candidate whose score
+            is the highest but for rounding.
     """
 
     noise_shape: tuple[int, ...]
     act: Callable[[Tensor, Tensor], Tensor]
     action_chunk: int = 1
+    act_without_noise: Callable[[Tensor], Tensor] | None = None
+    candidates: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+
+    def deterministic(self, observations: Tensor) -> Tensor:
+        """Acts with zero noise: (B, n_s) -> (B, n_a)."""
+        if self.act_without_noise is not None:
+            return self.act_without_noise(observations)
+        return self.act(observations, observations.new_zeros(observations.shape[0], *self.noise_shape))
 
 
 class BehaviourFlow(nn.Module):
@@ -149,6 +161,7 @@ class FlowPolicy(BehaviourFlow):
         actions: Tensor = self.one_step_policy(torch.cat([observations, noise], dim=-1))
         return actions
 
+<<<<<<< HEAD
 
 class ScaledPolicy(nn.Module):
     """A way of acting as one network whose actions are in the environment's units.
@@ -208,3 +221,12 @@ def sinusoids(t: Tensor, size: int) -> Tensor:
     half = size // 2
     frequencies = torch.exp(-math.log(10_000.0) / (half - 1) * torch.arange(half, dtype=t.dtype, device=t.device))
     return torch.cat([(t * frequencies).cos(), (t * frequencies).sin()], dim=-1)
+=======
+    def best_flow_actions(self, critic: Critic, observations: Tensor, noise: Tensor) -> Tensor:
+        """Of S behaviour actions the one with the highest smallest-head Q: (B, n_s), (B, S, n_a) -> (B, n_a)."""
+        repeated = observations.unsqueeze(1).expand(-1, noise.shape[1], -1)
+        candidates = self.flow_actions(repeated, noise)
+        values = critic(repeated.flatten(0, 1), candidates.flatten(0, 1)).values.amin(dim=-1)
+        best = values.view(noise.shape[:2]).argmax(dim=1, keepdim=True)
+        return candidates.gather(1, best.unsqueeze(-1).expand(-1, 1, self.action_dim)).squeeze(1)
+>>>>>>> main
