@@ -65,7 +65,6 @@ def resolve_configs(arguments: Sequence[str], with_defaults: Collection[str]) ->
     return resolved
 
 
-<<<<<<< HEAD
 def _problems(arguments: Sequence[str]) -> list[str]:
     """What a command line trains on, as configurations call it: "cube-double", "quickstart"."""
     found = []
@@ -86,12 +85,8 @@ def _of_problems(name: str, problems: Sequence[str]) -> list[str]:
     return [f"--config={path}" for path in paths if path is not None]
 
 
-def refer_to_folder(text: str, folder: str | None) -> str:
-    """A run's configuration whose callbacks and loggers write into its folder wherever that is said to lie.
-=======
 def refer_to_folder(settings: Any, folder: str | None) -> Any:
     """Settings in which callbacks and loggers that write into the run's folder refer to it, so that it can be moved.
->>>>>>> main
 
     Args:
         settings: Resolved settings, or a part of them.

@@ -161,72 +161,9 @@ class FlowPolicy(BehaviourFlow):
         actions: Tensor = self.one_step_policy(torch.cat([observations, noise], dim=-1))
         return actions
 
-<<<<<<< HEAD
-
-class ScaledPolicy(nn.Module):
-    """A way of acting as one network whose actions are in the environment's units.
-
-    Args:
-        policy: the flow policy.
-        critic: chooses among actions for the extraction "implicit"; None for the others.
-        extraction: how actions are chosen.
-        action_low: the environment's lower bounds, (n_a,), which -1 becomes.
-        action_high: the environment's upper bounds, (n_a,), which 1 becomes.
-
-    Raises:
-        ValueError: "implicit" without a critic.
-    """
-
-    action_low: Tensor
-    action_high: Tensor
-
-    def __init__(
-        self,
-        policy: FlowPolicy,
-        critic: Critic | None,
-        extraction: Extraction,
-        action_low: Sequence[float],
-        action_high: Sequence[float],
-    ) -> None:
-        super().__init__()
-        if extraction == "implicit" and critic is None:
-            raise ValueError('extraction "implicit" chooses by a critic, found none')
-        self.policy = policy
-        self.critic = critic
-        self.extraction = extraction
-        self.register_buffer("action_low", torch.tensor(action_low, dtype=torch.float32))
-        self.register_buffer("action_high", torch.tensor(action_high, dtype=torch.float32))
-
-    def forward(self, observations: Tensor, noise: Tensor) -> Tensor:
-        """(B, n_s) and (B, *noise_shape) -> (B, n_a) between ``action_low`` and ``action_high``."""
-        if self.extraction == "fql":
-            actions = self.policy.one_step_actions(observations, noise).clamp(-1.0, 1.0)
-        elif self.extraction == "behaviour_flow" or self.critic is None:
-            actions = self.policy.flow_actions(observations, noise)
-        else:
-            actions = self.policy.best_flow_actions(self.critic, observations, noise)
-        return self.action_low + (actions + 1.0) * ((self.action_high - self.action_low) / 2.0)
-
-    def of_zero_noise(self) -> ScaledPolicy:
-        """What acts as this one does with zero noise, (B, n_s) and zeros (B, n_a) -> (B, n_a), without a critic.
-
-        For "implicit" all candidates are then one, the behaviour flow's.
-        """
-        extraction: Extraction = "behaviour_flow" if self.extraction == "implicit" else self.extraction
-        return ScaledPolicy(self.policy, None, extraction, self.action_low.tolist(), self.action_high.tolist())
-
 
 def sinusoids(t: Tensor, size: int) -> Tensor:
     """cos(t f_j) and sin(t f_j), f_j = 10000^(-j / (size / 2 - 1)) for j below size / 2: (..., 1) -> (..., size)."""
     half = size // 2
     frequencies = torch.exp(-math.log(10_000.0) / (half - 1) * torch.arange(half, dtype=t.dtype, device=t.device))
     return torch.cat([(t * frequencies).cos(), (t * frequencies).sin()], dim=-1)
-=======
-    def best_flow_actions(self, critic: Critic, observations: Tensor, noise: Tensor) -> Tensor:
-        """Of S behaviour actions the one with the highest smallest-head Q: (B, n_s), (B, S, n_a) -> (B, n_a)."""
-        repeated = observations.unsqueeze(1).expand(-1, noise.shape[1], -1)
-        candidates = self.flow_actions(repeated, noise)
-        values = critic(repeated.flatten(0, 1), candidates.flatten(0, 1)).values.amin(dim=-1)
-        best = values.view(noise.shape[:2]).argmax(dim=1, keepdim=True)
-        return candidates.gather(1, best.unsqueeze(-1).expand(-1, 1, self.action_dim)).squeeze(1)
->>>>>>> main
