@@ -243,3 +243,27 @@ def test_a_configuration_that_refers_to_its_folder_says_what_it_said(folder: str
     referring = yaml.safe_dump(refer_to_folder(said, folder), sort_keys=False)
     assert "${trainer.default_root_dir}" in referring
     assert OmegaConf.to_container(OmegaConf.create(referring), resolve=True) == said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--config", "ogbench/cube-double"], "cube-double"),
+        (["--config=quickstart"], "quickstart"),
+        (["--data.dataset=antmaze-giant-navigate-singletask-task1-v0"], "antmaze-giant"),
+        (["--data.dataset", "humanoidmaze-large-navigate-singletask-v0"], "humanoidmaze-large"),
+    ],
+)
+@pytest.mark.parametrize("method", [["--config", "method/iql"], ["--config=method/iql"]])
+def test_a_method_brings_along_what_its_paper_sets_for_the_problem(
+    arguments: list[str], problem: str, method: list[str]
+) -> None:
+    packaged = packaged_configs()
+    resolved = [argument.removeprefix("--config=") for argument in resolve_configs([*arguments, *method], [])]
+    assert resolved[-2:] == [str(packaged["method/iql"]), str(packaged[f"method/iql/{problem}"])]
+
+
+def test_a_method_brings_along_nothing_for_a_problem_that_its_paper_does_not_have() -> None:
+    packaged = packaged_configs()
+    resolved = resolve_configs(["--config", "ogbench/cube-triple", "--config", "method/iql"], [])
+    assert resolved[-1] == str(packaged["method/iql"])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
-from tql_lightning.nn.policy import FlowPolicy
+from tql_lightning.nn.critic import Critic, CriticOutput
+from tql_lightning.nn.policy import BehaviourFlow, FlowPolicy, sinusoids
 
 
 @pytest.fixture
@@ -54,3 +56,37 @@ def test_layer_norm_can_be_left_out() -> None:
 def test_no_flow_steps_are_refused() -> None:
     with pytest.raises(ValueError, match=r"policy.flow_steps: expected at least 1, found 0"):
         FlowPolicy(3, 2, flow_steps=0)
+
+
+def test_the_best_behaviour_action_is_chosen_by_the_smallest_or_the_mean_head(policy: FlowPolicy) -> None:
+    class Table(Critic):
+        """Head 0 likes large actions, head 1 likes small ones twice as much."""
+
+        def forward(self, observations: Tensor, actions: Tensor, *, with_entropy: bool = False) -> CriticOutput:
+            size = actions.sum(dim=-1)
+            return CriticOutput(torch.stack([size, 10.0 - 2.0 * size], dim=-1), None)
+
+    observations, noise = torch.randn(4, 3), torch.randn(4, 6, 2)
+    with torch.no_grad():
+        candidates = policy.flow_actions(observations.unsqueeze(1).expand(-1, 6, -1), noise)
+        sums = candidates.sum(dim=-1)
+        for aggregation, wanted in (("min", sums.argmax(dim=1)), ("mean", sums.argmin(dim=1))):
+            found = policy.best_flow_actions(Table(), observations, noise, aggregation)  # type: ignore[arg-type]
+            torch.testing.assert_close(found, candidates[torch.arange(4), wanted])
+
+
+def test_a_behaviour_flow_has_no_one_step_policy() -> None:
+    names = [name for name, _ in BehaviourFlow(3, 2, hidden_dims=(8,)).named_parameters()]
+    assert all(name.startswith("behaviour_flow.") for name in names)
+
+
+def test_time_features_are_cosines_and_sines_of_the_time() -> None:
+    features = sinusoids(torch.tensor([[0.5]]), 6)
+    frequencies = torch.tensor([1.0, 0.01, 0.0001])
+    expected = torch.cat([(0.5 * frequencies).cos(), (0.5 * frequencies).sin()])
+    torch.testing.assert_close(features[0], expected)
+    flow = BehaviourFlow(3, 2, hidden_dims=(8,), time_features=6)
+    assert flow.behaviour_flow.linear_layers[0].in_features == 3 + 2 + 6
+    assert flow.flow_actions(torch.zeros(4, 3), torch.zeros(4, 2)).shape == (4, 2)
+    with pytest.raises(ValueError, match=r"policy.time_features: expected 0, or an even number of at least 4, found 5"):
+        BehaviourFlow(3, 2, time_features=5)

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from tql_lightning.algorithms import losses
 from tql_lightning.nn.critic import Critic, CriticOutput
 from tql_lightning.nn.temperature import EntropyControl
-from tql_lightning.nn.value_loss import ValueLoss
 from tql_lightning.training.optimisation import ParameterGroup, nothing
 from tql_lightning.training.sharding import call_with_frozen_parameters, own_shares
 from tql_lightning.training.update import Inputs
@@ -59,7 +58,7 @@ def entropy_inputs(temperature: EntropyControl | None, update: int) -> Inputs:
 def fit_critic(
     output: CriticOutput,
     target: Tensor,
-    value_loss: ValueLoss,
+    value_loss: Callable[[Tensor, Tensor | None, Tensor], Tensor],
     temperature: EntropyControl | None,
     inputs: Inputs,
 ) -> CriticFit:
