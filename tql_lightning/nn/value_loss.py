@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,24 @@ from torch import Tensor, nn
 from tql_lightning import losses
 
 PADDING_BINS = 3  # beyond each end of the returns: 4 standard deviations at the default sigma of 0.75 bins
+
+
+class Bootstrap(NamedTuple):
+    """What a TD target is made of, for value losses that need more than its mean.
+
+    Attributes:
+        rewards: r, (B,).
+        discounts: gamma times the mask, (B,).
+        values: The target critic's at (s', a'), (B, E).
+        logits: The target critic's of the bins at (s', a'), (B, E, M); None from a critic of values.
+        aggregation: Over the heads of the target critic.
+    """
+
+    rewards: Tensor
+    discounts: Tensor
+    values: Tensor
+    logits: Tensor | None
+    aggregation: Literal["mean", "min"]
 
 
 class ValueLoss(nn.Module, ABC):
@@ -34,6 +53,21 @@ class ValueLoss(nn.Module, ABC):
         Returns:
             A scalar.
         """
+
+    def bootstrapped(self, values: Tensor, logits: Tensor | None, target: Tensor, bootstrap: Bootstrap) -> Tensor:
+        """The TD loss where the target comes from a target critic; by default it needs only the target's mean.
+
+        Args:
+            values: Q_k(s, a), (B, E).
+            logits: Of the bins, (B, E, M), or None from a critic of values.
+            target: y, (B,).
+            bootstrap: What y was made of.
+
+        Returns:
+            A scalar.
+        """
+        loss: Tensor = self(values, logits, target)
+        return loss
 
 
 class SquaredError(ValueLoss):
@@ -84,16 +118,7 @@ class HLGauss(ValueLoss):
             raise ValueError(f"HLGauss.num_bins: expected at least {2 * PADDING_BINS + 2}, found {num_bins}")
         if not 0.0 < sigma < math.inf:
             raise ValueError(f"HLGauss.sigma: expected a finite number above 0, found {sigma}")
-        if (low is None or high is None) and return_range is None:
-            raise ValueError(
-                "HLGauss: expected the range of returns, found none: the rewards are unknown, or the discount is 1 and "
-                "sums of them have no bound; set value_loss.low and value_loss.high, or a reward_range of the model "
-                "(the command line takes it from the dataset) and a discount below 1"
-            )
-        self.low = return_range[0] if low is None else low  # type: ignore[index]
-        self.high = return_range[1] if high is None else high  # type: ignore[index]
-        if not -math.inf < self.low < self.high < math.inf:
-            raise ValueError(f"HLGauss: expected finite low below high, found {self.low} and {self.high}")
+        self.low, self.high = known_range("HLGauss", return_range, low, high)
         width = (self.high - self.low) / (num_bins - 2 * PADDING_BINS)
         self.sigma = sigma * width
         self.support = [self.low + width * (index + 0.5 - PADDING_BINS) for index in range(num_bins)]
@@ -105,6 +130,128 @@ class HLGauss(ValueLoss):
         if logits is None:
             raise ValueError("HLGauss: expected a critic that gives logits of the bins, found only values")
         return losses.hl_gauss_loss(logits, target.clamp(self.low, self.high), self.edges, self.sigma)
+
+
+class CategoricalProjection(ValueLoss):
+    """Cross-entropy to the target critic's distribution, shifted by r and shrunk by gamma (C51, arXiv 1707.06887).
+
+    Every atom z_j of the target distribution moves to clip(r + gamma mask z_j, low, high), and its probability is shared
+    by the two atoms next to it. With several heads the target is the mixture of their distributions (mean), or the
+    distribution of the head with the smallest mean (min).
+
+    Where a target is a number y, as in IQL, its distribution is the point y.
+
+    Args:
+        return_range: Smallest and largest discounted return (taken from the dataset's rewards).
+        num_atoms: M, equally spaced from ``low`` to ``high``.
+        low: Smallest return, null for that of the data.
+        high: Largest return, null for that of the data.
+
+    Raises:
+        ValueError: The range is unknown or empty, or ``num_atoms`` is below 2.
+    """
+
+    atoms: Tensor
+
+    def __init__(
+        self,
+        return_range: tuple[float, float] | None,
+        num_atoms: int = 201,
+        low: float | None = None,
+        high: float | None = None,
+    ) -> None:
+        super().__init__()
+        if num_atoms < 2:
+            raise ValueError(f"CategoricalProjection.num_atoms: expected at least 2, found {num_atoms}")
+        self.low, self.high = known_range("CategoricalProjection", return_range, low, high)
+        self.register_buffer("atoms", torch.linspace(self.low, self.high, num_atoms), persistent=False)
+        self.support = self.atoms.tolist()
+
+    def forward(self, values: Tensor, logits: Tensor | None, target: Tensor) -> Tensor:
+        """See `ValueLoss.forward`."""
+        return self._cross_entropy(logits, self._project(torch.ones_like(target).unsqueeze(-1), target.unsqueeze(-1)))
+
+    def bootstrapped(self, values: Tensor, logits: Tensor | None, target: Tensor, bootstrap: Bootstrap) -> Tensor:
+        """See `ValueLoss.bootstrapped`."""
+        if bootstrap.logits is None:
+            raise ValueError("CategoricalProjection: expected a target critic that gives logits, found only values")
+        return self._cross_entropy(logits, self.target_probabilities(bootstrap, bootstrap.logits))
+
+    @torch.no_grad()
+    def target_probabilities(self, bootstrap: Bootstrap, logits: Tensor) -> Tensor:
+        """The target critic's distribution at (s', a') after the Bellman backup, (B, E, M) -> (B, M)."""
+        probabilities = logits.softmax(dim=-1)
+        if bootstrap.aggregation == "mean":
+            probabilities = probabilities.mean(dim=1)
+        else:
+            lowest = bootstrap.values.argmin(dim=1)
+            probabilities = probabilities[torch.arange(len(lowest), device=lowest.device), lowest]
+        moved = bootstrap.rewards.unsqueeze(-1) + bootstrap.discounts.unsqueeze(-1) * self.atoms
+        return self._project(probabilities, moved)
+
+    @torch.no_grad()
+    def _project(self, probabilities: Tensor, returns: Tensor) -> Tensor:
+        """Probabilities (B, m) of returns (B, m) -> of the atoms, (B, M)."""
+        size = len(self.atoms)
+        position = (returns.clamp(self.low, self.high) - self.low) / ((self.high - self.low) / (size - 1))
+        projected = share_between_neighbours(probabilities, position.clamp(0, size - 1), size).clamp(min=0.0)
+        return projected / (projected.sum(dim=-1, keepdim=True) + 1e-8)
+
+    @staticmethod
+    def _cross_entropy(logits: Tensor | None, probabilities: Tensor) -> Tensor:
+        if logits is None:
+            raise ValueError("CategoricalProjection: expected a critic that gives logits of the atoms, found only values")
+        return -(probabilities.unsqueeze(1) * logits.log_softmax(dim=-1)).sum(dim=-1).mean()
+
+
+def share_between_neighbours(weights: Tensor, positions: Tensor, size: int) -> Tensor:
+    """Adds weights to the two whole numbers on either side of their positions, by how near each is.
+
+    Args:
+        weights: (B, m).
+        positions: Between 0 and ``size - 1``, (B, m).
+        size: M.
+
+    Returns:
+        (B, M).
+    """
+    if positions.device.type == "cpu":
+        lower = positions.floor()
+        index, upper = lower.long(), positions - lower
+        out = weights.new_zeros(len(weights), size)
+        out.scatter_add_(1, index, weights * (1.0 - upper))
+        return out.scatter_add_(1, (index + 1).clamp(max=size - 1), weights * upper)
+    # A GPU would add in no fixed order; there the (B, m, M) shares cost little.
+    numbers = torch.arange(size, dtype=positions.dtype, device=positions.device)
+    shares = (1.0 - (positions.unsqueeze(-1) - numbers).abs()).clamp(min=0.0)
+    return (weights.unsqueeze(-1) * shares).sum(dim=1)
+
+
+def known_range(
+    name: str, return_range: tuple[float, float] | None, low: float | None, high: float | None
+) -> tuple[float, float]:
+    """The range of returns that bins span: given, or else that of the data.
+
+    Args:
+        name: Of the value loss, for messages.
+        return_range: Smallest and largest discounted return of the data, None if unknown.
+        low: Smallest return, None for that of the data.
+        high: Largest return, None for that of the data.
+
+    Raises:
+        ValueError: The range is unknown, empty or infinite.
+    """
+    if (low is None or high is None) and return_range is None:
+        raise ValueError(
+            f"{name}: expected the range of returns, found none: the rewards are unknown, or the discount is 1 and "
+            "sums of them have no bound; set value_loss.low and value_loss.high, or a reward_range of the model "
+            "(the command line takes it from the dataset) and a discount below 1"
+        )
+    low = return_range[0] if low is None else low  # type: ignore[index]
+    high = return_range[1] if high is None else high  # type: ignore[index]
+    if not -math.inf < low < high < math.inf:
+        raise ValueError(f"{name}: expected finite low below high, found {low} and {high}")
+    return low, high
 
 
 def return_range(
