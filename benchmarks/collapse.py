@@ -24,14 +24,15 @@ from pathlib import Path
 import torch
 
 from tql_lightning import TransitionDataset
-from tql_lightning.data.files import write_text_whole
+from tql_lightning.algorithms.loading import load_checkpoint
+from tql_lightning.algorithms.tql import TQL
 from tql_lightning.data.sources.npz import load_npz
 from tql_lightning.data.sources.ogbench import load_ogbench
-from tql_lightning.evaluation import evaluate_checkpoint, load_checkpoint
-from tql_lightning.landscape import smoothness
-from tql_lightning.plots import Series, read_metrics
-from tql_lightning.run_folder import METRICS_FILE
-from tql_lightning.tql import TQL
+from tql_lightning.evaluation.checkpoint import evaluate_checkpoint
+from tql_lightning.evaluation.landscape import smoothness
+from tql_lightning.run.folder import METRICS_FILE
+from tql_lightning.run.metrics_csv import Series, read_metrics
+from tql_lightning.system.files import write_text_whole
 
 HERE = Path(__file__).parent
 PAIRS = 2_048  # dataset pairs that smoothness is measured at
@@ -128,7 +129,7 @@ class Run:
 
 
 def dataset_smoothness(model: TQL, dataset: TransitionDataset) -> tuple[float, float]:
-    """Slope and roughness (see `tql_lightning.landscape.smoothness`) at evenly spaced transitions of a dataset."""
+    """Slope and roughness (see `tql_lightning.evaluation.landscape.smoothness`) at evenly spaced transitions of a dataset."""
     rows = torch.linspace(0, len(dataset) - 1, min(PAIRS, len(dataset))).long()
     observations, actions = torch.as_tensor(dataset.observations)[rows], torch.as_tensor(dataset.actions)[rows]
     return smoothness(model.critic, observations, actions)

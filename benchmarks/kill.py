@@ -32,10 +32,10 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 
 from tql_lightning import TQL, OfflineDataModule, TransitionDataset
 from tql_lightning.callbacks.checkpointing import LastCheckpoint
-from tql_lightning.checkpoint_io import LAST, PREVIOUS, CheckpointError, WholeCheckpointIO, read_checkpoint
 from tql_lightning.nn.critic import TransformerCritic
 from tql_lightning.nn.policy import FlowPolicy
-from tql_lightning.resuming import newest_whole
+from tql_lightning.run.checkpoint_io import LAST, PREVIOUS, CheckpointError, WholeCheckpointIO, read_checkpoint
+from tql_lightning.training.resuming import newest_whole
 
 INTERVAL = 5  # updates between two checkpoints, and of a chunk
 MOST_UPDATES = 1_000_000

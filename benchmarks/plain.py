@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tql_lightning.algorithms.tql import TQL
 from tql_lightning.batch import Batch, Noise
 from tql_lightning.nn.critic import TransformerCritic
 from tql_lightning.nn.temperature import AttentionTemperature
-from tql_lightning.tql import TQL
 
 
 class Attention(nn.Module):

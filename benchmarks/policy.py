@@ -26,9 +26,9 @@ from lightning.pytorch import Trainer
 
 from benchmarks.harness import Peak, alternate, count_flops, machine, parser, prepare, show
 from tql_lightning import TQL, Policy
-from tql_lightning.export import export_checkpoint
-from tql_lightning.extraction import Extraction
+from tql_lightning.export.writer import export_checkpoint
 from tql_lightning.nn.critic import TransformerCritic
+from tql_lightning.nn.extraction import Extraction
 from tql_lightning.nn.policy import FlowPolicy
 
 EAGER = "eager"

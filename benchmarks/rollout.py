@@ -23,10 +23,10 @@ from lightning.pytorch import Trainer
 
 from benchmarks.harness import PEAK, Peak, alternate, count_flops, machine, parser, prepare, show
 from tql_lightning import TQL, OfflineDataModule, TransitionDataset
-from tql_lightning.background_evaluation import BackgroundEvaluator, EvaluationJob
 from tql_lightning.data.sampler import TransitionSampler
+from tql_lightning.evaluation.background import BackgroundEvaluator, EvaluationJob
+from tql_lightning.evaluation.rollout import rollout
 from tql_lightning.nn.critic import TransformerCritic
-from tql_lightning.rollout import rollout
 
 ALONE, EVALUATING = "alone", "evaluating"
 

@@ -35,14 +35,14 @@ from benchmarks.harness import (
     synchronize,
 )
 from benchmarks.update import Problem, as_counted, precision_context, update_parser
+from tql_lightning.algorithms.tql import TQL
 from tql_lightning.batch import Batch
 from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.data.sampler import TransitionSampler
 from tql_lightning.data.transitions import TransitionDataset
 from tql_lightning.nn.critic import MLPCritic, TransformerCritic
 from tql_lightning.nn.policy import FlowPolicy
-from tql_lightning.tql import TQL
-from tql_lightning.update_step import Losses
+from tql_lightning.training.update import Losses
 
 
 class TrivialTQL(TQL):

@@ -30,12 +30,12 @@ from benchmarks.harness import (
     show,
 )
 from benchmarks.plain import PlainTQL, separate_qkv
+from tql_lightning.algorithms.tql import TQL
 from tql_lightning.batch import Batch, Noise
 from tql_lightning.nn.attention import EntropyAttention
 from tql_lightning.nn.critic import TransformerCritic
 from tql_lightning.nn.policy import FlowPolicy
 from tql_lightning.nn.transformer import TransformerBlock
-from tql_lightning.tql import TQL
 
 TOLERANCE = 1e-4  # of a gradient's largest entry, in float32
 

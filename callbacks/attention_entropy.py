@@ -8,13 +8,13 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from tql_lightning.algorithms.tql import TQL
 from tql_lightning.callbacks.observing import data_of, evaluation_mode, fixed_transitions, require_tql
-from tql_lightning.losses import at_least_float32
 from tql_lightning.nn.attention_weights import attention_log_weights, head_entropies
+from tql_lightning.nn.number_types import at_least_float32
 from tql_lightning.nn.temperature import TOKEN_GROUPS
-from tql_lightning.processes import mean_over_processes
-from tql_lightning.sharding import gathered
-from tql_lightning.tql import TQL
+from tql_lightning.training.distributed import mean_over_processes
+from tql_lightning.training.sharding import gathered
 
 PATIENCE = 3  # times in a row that metrics are logged
 

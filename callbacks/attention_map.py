@@ -6,13 +6,13 @@ from pathlib import Path
 
 from lightning.pytorch import Trainer
 
+from tql_lightning.algorithms.tql import TQL
 from tql_lightning.callbacks.observing import data_of, evaluation_mode, fixed_transitions
 from tql_lightning.callbacks.periodic import PeriodicObserver
-from tql_lightning.media import save_figure
+from tql_lightning.loggers.media import save_figure
 from tql_lightning.nn.attention_weights import attention_log_weights
-from tql_lightning.pictures import attention_map_figure
-from tql_lightning.run_folder import ATTENTION_MAP, picture_file
-from tql_lightning.tql import TQL
+from tql_lightning.report.pictures import attention_map_figure
+from tql_lightning.run.folder import ATTENTION_MAP, picture_file
 
 
 class AttentionMap(PeriodicObserver):

@@ -11,10 +11,10 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from tql_lightning.background_evaluation import BackgroundEvaluator, Job, Outcome
 from tql_lightning.callbacks.checkpointing import GracefulInterrupt
 from tql_lightning.callbacks.saving import why_unsaved
-from tql_lightning.run_folder import EVALUATION_FOLDER, pending_file
+from tql_lightning.evaluation.background import BackgroundEvaluator, Job, Outcome
+from tql_lightning.run.folder import EVALUATION_FOLDER, pending_file
 
 MOST_PENDING = 2  # snapshots that wait for what is made of them; training waits rather than pile up more
 WAIT_SECONDS = 0.2

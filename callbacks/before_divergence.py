@@ -9,11 +9,11 @@ import lightning
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from tql_lightning.checkpoint_io import write_checkpoint
-from tql_lightning.divergence import TrainingDivergedError
-from tql_lightning.hyperparameters import loadable
-from tql_lightning.run_folder import before_divergence_file
-from tql_lightning.sharding import whole
+from tql_lightning.run.checkpoint_io import write_checkpoint
+from tql_lightning.run.folder import before_divergence_file
+from tql_lightning.training.divergence import TrainingDivergedError
+from tql_lightning.training.hyperparameters import loadable
+from tql_lightning.training.sharding import whole
 
 
 class BeforeDivergence(Callback):

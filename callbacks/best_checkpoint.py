@@ -16,11 +16,11 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from tql_lightning.callbacks.saving import why_unsaved
-from tql_lightning.checkpoint_io import CheckpointError, read_checkpoint
-from tql_lightning.chunks import tell_set_aside
-from tql_lightning.data.files import write_whole
-from tql_lightning.full_disk import training_goes_on
-from tql_lightning.run_folder import evaluation_files, set_aside
+from tql_lightning.run.checkpoint_io import CheckpointError, read_checkpoint
+from tql_lightning.run.folder import evaluation_files, set_aside
+from tql_lightning.run.superseded import tell_set_aside
+from tql_lightning.system.files import write_whole
+from tql_lightning.system.full_disk import training_goes_on
 
 INSTEAD = "eval/return"
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tql_lightning.callbacks.intervals import require_multiple
 from tql_lightning.callbacks.saving import why_unsaved
-from tql_lightning.checkpoint_io import (
+from tql_lightning.run.checkpoint_io import (
     LAST,
     PREVIOUS,
     CheckpointError,
@@ -26,11 +26,12 @@ from tql_lightning.checkpoint_io import (
     base_io,
     read_checkpoint,
 )
-from tql_lightning.chunks import tell_set_aside, validation_follows
-from tql_lightning.data.files import keep_replaced
-from tql_lightning.full_disk import training_goes_on
-from tql_lightning.processes import largest_over_processes
-from tql_lightning.run_folder import set_aside
+from tql_lightning.run.folder import set_aside
+from tql_lightning.run.superseded import tell_set_aside
+from tql_lightning.system.files import keep_replaced
+from tql_lightning.system.full_disk import training_goes_on
+from tql_lightning.training.chunks import validation_follows
+from tql_lightning.training.distributed import largest_over_processes
 
 
 class LastCheckpoint(ModelCheckpoint):

@@ -9,15 +9,15 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 
-from tql_lightning.background_evaluation import FilmJob
 from tql_lightning.callbacks.background import MOST_PENDING, BackgroundObserver, interrupted
 from tql_lightning.callbacks.intervals import is_due, require_multiple
 from tql_lightning.callbacks.observing import environment_of, require_tql
-from tql_lightning.envs import check_sizes
-from tql_lightning.extraction import Extraction
-from tql_lightning.media import log_video
-from tql_lightning.run_folder import VIDEO_FOLDER, pending_files
-from tql_lightning.videos import missing_packages
+from tql_lightning.evaluation.background import FilmJob
+from tql_lightning.evaluation.envs import check_sizes
+from tql_lightning.evaluation.videos import missing_packages
+from tql_lightning.loggers.media import log_video
+from tql_lightning.nn.extraction import Extraction
+from tql_lightning.run.folder import VIDEO_FOLDER, pending_files
 
 
 class EpisodeVideos(BackgroundObserver):
@@ -28,7 +28,7 @@ class EpisodeVideos(BackgroundObserver):
     where two snapshots are not filmed yet. Videos (MP4) go to ``videos/`` in the run's folder and to the loggers that
     can show them, at the update they belong to.
 
-    Needs ``pip install tql-lightning[video]``, and without a display EGL or OSMesa (see `tql_lightning.videos`). Where
+    Needs ``pip install tql-lightning[video]``, and without a display EGL or OSMesa (see `tql_lightning.evaluation.videos`). Where
     a film cannot be made the first reason is a warning, and training goes on.
 
     Args:

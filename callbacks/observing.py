@@ -9,10 +9,10 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
+from tql_lightning.algorithms.tql import TQL
 from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.data.storage import store
 from tql_lightning.data.windows import Windows
-from tql_lightning.tql import TQL
 
 
 @contextmanager

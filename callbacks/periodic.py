@@ -7,11 +7,11 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from tql_lightning.algorithms.tql import TQL
 from tql_lightning.callbacks.intervals import is_due, require_multiple
 from tql_lightning.callbacks.observing import data_of, require_tql
-from tql_lightning.full_disk import training_goes_on
-from tql_lightning.sharding import gathered
-from tql_lightning.tql import TQL
+from tql_lightning.system.full_disk import training_goes_on
+from tql_lightning.training.sharding import gathered
 
 
 class PeriodicObserver(Callback, ABC):

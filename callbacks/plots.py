@@ -7,7 +7,7 @@ from pathlib import Path
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 
-from tql_lightning.full_disk import training_goes_on
+from tql_lightning.system.full_disk import training_goes_on
 
 
 class TrainingPlots(Callback):
@@ -20,7 +20,7 @@ class TrainingPlots(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws on the first process."""
-        from tql_lightning.plots import plot_run
+        from tql_lightning.report.plots import plot_run
 
         for logger in trainer.loggers:
             if isinstance(logger, CSVLogger) and trainer.is_global_zero:

@@ -8,14 +8,14 @@ from pathlib import Path
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
+from tql_lightning.algorithms.tql import TQL
 from tql_lightning.callbacks.observing import data_of, evaluation_mode, fixed_transitions, require_tql
 from tql_lightning.callbacks.periodic import PeriodicObserver
-from tql_lightning.landscape import q_around, smoothness, steepest_dimensions
-from tql_lightning.media import save_figure
-from tql_lightning.pictures import q_landscape_figure
-from tql_lightning.rollout import episode_noise
-from tql_lightning.run_folder import Q_LANDSCAPE, picture_file
-from tql_lightning.tql import TQL
+from tql_lightning.evaluation.landscape import q_around, smoothness, steepest_dimensions
+from tql_lightning.evaluation.rollout import episode_noise
+from tql_lightning.loggers.media import save_figure
+from tql_lightning.report.pictures import q_landscape_figure
+from tql_lightning.run.folder import Q_LANDSCAPE, picture_file
 
 COLUMNS = 3  # observations in a picture
 

@@ -10,19 +10,19 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from tql_lightning.background_evaluation import EvaluationJob
 from tql_lightning.callbacks.background import MOST_PENDING, BackgroundObserver, hears_signal, interrupted
 from tql_lightning.callbacks.best_checkpoint import BestCheckpoint
 from tql_lightning.callbacks.intervals import is_due, require_multiple
 from tql_lightning.callbacks.observing import environment_of, evaluation_mode, require_tql
-from tql_lightning.envs import EnvError, check_sizes
-from tql_lightning.evaluation import write_evaluation
-from tql_lightning.extraction import Extraction
-from tql_lightning.full_disk import training_goes_on
-from tql_lightning.rollout import RolloutResult, join_shares, rollout
-from tql_lightning.run_folder import evaluation_file, pending_files
-from tql_lightning.sharding import gathered
-from tql_lightning.watched_rollout import RolloutStoppedError, watch_rollout
+from tql_lightning.evaluation.background import EvaluationJob
+from tql_lightning.evaluation.checkpoint import write_evaluation
+from tql_lightning.evaluation.envs import EnvError, check_sizes
+from tql_lightning.evaluation.rollout import RolloutResult, join_shares, rollout
+from tql_lightning.evaluation.watched_rollout import RolloutStoppedError, watch_rollout
+from tql_lightning.nn.extraction import Extraction
+from tql_lightning.run.folder import evaluation_file, pending_files
+from tql_lightning.system.full_disk import training_goes_on
+from tql_lightning.training.sharding import gathered
 
 
 class RolloutEvaluation(BackgroundObserver):

@@ -10,11 +10,11 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.flop_counter import FlopCounterMode
 
+from tql_lightning.algorithms.tql import TQL
 from tql_lightning.batch import Batch, Noise
 from tql_lightning.callbacks.observing import evaluation_mode, require_tql
-from tql_lightning.provenance import peak_memory_bytes
-from tql_lightning.sharding import is_sharded
-from tql_lightning.tql import TQL
+from tql_lightning.run.provenance import peak_memory_bytes
+from tql_lightning.training.sharding import is_sharded
 
 ROWS = 2  # of a batch that operations are counted for; their number is proportional to the rows
 

@@ -13,10 +13,10 @@ from typing import Any
 import jsonargparse
 import pytest
 
+from tql_lightning.algorithms.tql import TQL
 from tql_lightning.cli import main
 from tql_lightning.configs import resolve_configs
 from tql_lightning.lightning_cli import TQLCLI
-from tql_lightning.tql import TQL
 
 TQL_COMMAND = str(Path(sys.executable).parent / "tql")
 PATIENCE = 800.0  # seconds for a process that needs a few, where many wait for few cores; below pytest's own limit

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, Trainer
 
+from tql_lightning.algorithms.tql import TQL
 from tql_lightning.batch import Batch, Noise
-from tql_lightning.interop import load_release_params, release_arrays
+from tql_lightning.export.release import load_release_params, release_arrays
 from tql_lightning.nn.critic import TransformerCritic
 from tql_lightning.nn.policy import FlowPolicy
 from tql_lightning.nn.temperature import AttentionTemperature
-from tql_lightning.tql import TQL
 
 Arrays = dict[str, np.ndarray]
 

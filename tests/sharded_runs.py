@@ -26,11 +26,11 @@ from tql_lightning.callbacks.before_divergence import BeforeDivergence
 from tql_lightning.callbacks.checkpointing import LastCheckpoint
 from tql_lightning.callbacks.q_landscape import QLandscape
 from tql_lightning.callbacks.rollout_evaluation import RolloutEvaluation
-from tql_lightning.checkpoint_io import WholeCheckpointIO
-from tql_lightning.divergence import TrainingDivergedError
 from tql_lightning.nn.critic import MLPCritic, TransformerCritic
 from tql_lightning.nn.sigma_reparam import SigmaReparam
 from tql_lightning.nn.temperature import AttentionTemperature, TargetSchedule
+from tql_lightning.run.checkpoint_io import WholeCheckpointIO
+from tql_lightning.training.divergence import TrainingDivergedError
 
 TRANSFORMER: dict[str, Any] = {
     "critic": partial(TransformerCritic, hidden_dim=16, head_dim=8, weight_parametrisation=SigmaReparam),

@@ -18,16 +18,16 @@ from torch.utils._pytree import tree_map
 
 from tests.test_tql import KeepOutputs
 from tests.toy import fit, toy_dataset, toy_model
-from tql_lightning import update_step
-from tql_lightning.captured import ReplayedAdamW, unchanged
+from tql_lightning.algorithms.tql import TQL
 from tql_lightning.data.sampler import TransitionSampler
 from tql_lightning.data.windows import Span
 from tql_lightning.nn.critic import MLPCritic, TransformerCritic
 from tql_lightning.nn.sigma_reparam import SigmaReparam
 from tql_lightning.nn.temperature import AttentionTemperature, SingleTemperature, TargetSchedule
 from tql_lightning.nn.value_loss import HLGauss
-from tql_lightning.tql import TQL
-from tql_lightning.update_step import Losses
+from tql_lightning.training import update as update_step
+from tql_lightning.training.cuda_graph import ReplayedAdamW, unchanged
+from tql_lightning.training.update import Losses
 
 
 class Rerun:

@@ -15,11 +15,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
 from tests.toy import fit, toy_model
+from tql_lightning.algorithms.loading import load_checkpoint
+from tql_lightning.algorithms.tql import TQL
 from tql_lightning.callbacks.checkpointing import LastCheckpoint
-from tql_lightning.checkpoint_io import CheckpointError, WholeCheckpointIO, read_checkpoint, write_checkpoint
-from tql_lightning.class_paths import check_class_paths
-from tql_lightning.evaluation import load_checkpoint
-from tql_lightning.tql import TQL
+from tql_lightning.run.checkpoint_io import CheckpointError, WholeCheckpointIO, read_checkpoint, write_checkpoint
+from tql_lightning.trust.class_paths import check_class_paths
 
 
 @pytest.fixture(scope="module")

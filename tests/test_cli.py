@@ -21,12 +21,13 @@ import torch
 from lightning.pytorch import Callback
 
 from tests.command_line import PATIENCE, TINY, TQL_COMMAND, call_tql, run_tql
-from tql_lightning.checkpoint_io import CheckpointError
+from tql_lightning.algorithms.loading import load_checkpoint
 from tql_lightning.cli import main
 from tql_lightning.evaluate_command import evaluate
-from tql_lightning.evaluation import evaluate_checkpoint, load_checkpoint
+from tql_lightning.evaluation.checkpoint import evaluate_checkpoint
 from tql_lightning.nn.value_loss import HLGauss
-from tql_lightning.provenance import read_starts
+from tql_lightning.run.checkpoint_io import CheckpointError
+from tql_lightning.run.provenance import read_starts
 
 PENDULUM = ("--config", "tiny.yaml", "--data.dataset=tql_lightning.data.sources.npz.load_npz")
 PENDULUM += ("--data.dataset.path=pendulum.npz", "--data.dataset.validation_fraction=0.5")

@@ -14,11 +14,11 @@ from omegaconf import OmegaConf
 
 from tests.command_line import TINY, call_tql, make_model, parse_fit
 from tests.toy import fit
+from tql_lightning.algorithms.tql import TQL
 from tql_lightning.configs import ConfigError, find_config, packaged_configs, refer_to_folder, resolve_configs
 from tql_lightning.data.sources.ogbench import known_domains
 from tql_lightning.nn.attention import EntropyAttention
 from tql_lightning.nn.temperature import AttentionTemperature
-from tql_lightning.tql import TQL
 
 PACKAGED = sorted(packaged_configs())
 PAPER = {  # observation size, targets of both layers, alpha_BC

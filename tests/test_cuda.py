@@ -11,11 +11,11 @@ import torch
 from lightning.pytorch import Callback
 
 from tests.toy import fit, toy_dataset, toy_model
+from tql_lightning.algorithms.tql import TQL
 from tql_lightning.data.sampler import TransitionSampler
 from tql_lightning.data.storage import StorageChoice
 from tql_lightning.data.windows import Span
 from tql_lightning.nn.temperature import AttentionTemperature, TargetSchedule
-from tql_lightning.tql import TQL
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),

@@ -19,10 +19,10 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from tests.toy import fit, toy_dataset, toy_model
 from tql_lightning import TQL, TransitionDataset
 from tql_lightning.callbacks.checkpointing import LastCheckpoint
-from tql_lightning.checkpoint_io import WholeCheckpointIO, read_checkpoint
 from tql_lightning.cli import main
 from tql_lightning.data.sampler import TransitionSampler
-from tql_lightning.divergence import DivergenceWatch, TrainingDivergedError, read_minibatches
+from tql_lightning.run.checkpoint_io import WholeCheckpointIO, read_checkpoint
+from tql_lightning.training.divergence import DivergenceWatch, TrainingDivergedError, read_minibatches
 
 DOCUMENT = (Path(__file__).parents[1] / "docs" / "reliability.md").read_text()
 SPIKE = 33  # row of a reward whose squared error no float32 can hold

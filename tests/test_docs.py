@@ -19,7 +19,7 @@ from tests.command_line import parse_fit
 from tests.toy import fit, toy_model
 from tql_lightning.nn.attention import EntropyAttention
 from tql_lightning.nn.critic import TransformerCritic
-from tql_lightning.plots import read_metrics
+from tql_lightning.run.metrics_csv import read_metrics
 
 DOCS = Path(__file__).parents[1] / "docs"
 CALLBACKS = (DOCS / "callbacks.md").read_text()

@@ -10,7 +10,7 @@ import pytest
 
 from tests.environments import CountdownEnv
 from tql_lightning.data.flatten import flat_space
-from tql_lightning.envs import EnvError, make_env
+from tql_lightning.evaluation.envs import EnvError, make_env
 
 
 def test_actions_are_rescaled_to_one_and_observations_are_flat_float32() -> None:

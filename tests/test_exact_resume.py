@@ -23,12 +23,13 @@ from tql_lightning.callbacks.attention_entropy import AttentionEntropyMonitor
 from tql_lightning.callbacks.best_checkpoint import BestCheckpoint
 from tql_lightning.callbacks.checkpointing import GracefulInterrupt, LastCheckpoint
 from tql_lightning.callbacks.rollout_evaluation import RolloutEvaluation
-from tql_lightning.checkpoint_io import WholeCheckpointIO, read_checkpoint
 from tql_lightning.data.counter_random import seed_generators
-from tql_lightning.loggers import ContinuedCSVLogger, ContinuedTensorBoardLogger
+from tql_lightning.loggers.csv_logger import ContinuedCSVLogger
+from tql_lightning.loggers.tensorboard_logger import ContinuedTensorBoardLogger
 from tql_lightning.nn.critic import TransformerCritic
 from tql_lightning.nn.sigma_reparam import SigmaReparam
-from tql_lightning.run_folder import evaluation_files, pending_files
+from tql_lightning.run.checkpoint_io import WholeCheckpointIO, read_checkpoint
+from tql_lightning.run.folder import evaluation_files, pending_files
 
 UPDATES, CHUNK = 24, 5
 SWING = "tests.environments:Swing-v0"

@@ -13,13 +13,13 @@ import torch
 
 from tests.test_policy import OBSERVATIONS, trained
 from tql_lightning import Policy
-from tql_lightning.checkpoint_io import CheckpointError
-from tql_lightning.comparison import ExportError
-from tql_lightning.export import export_checkpoint
-from tql_lightning.extraction import Extraction
+from tql_lightning.export.comparison import ExportError
+from tql_lightning.export.writer import export_checkpoint
 from tql_lightning.nn.critic import TransformerCritic
+from tql_lightning.nn.extraction import Extraction
 from tql_lightning.nn.policy import FlowPolicy
 from tql_lightning.nn.value_loss import HLGauss
+from tql_lightning.run.checkpoint_io import CheckpointError
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,11 @@ import torch
 
 from tests.forging import NESTED, RUNS_A_COMMAND, WRAPS_WITH_A_COMMAND, Exploit, specification, watched
 from tests.test_policy import trained
-from tql_lightning.checkpoint_io import CheckpointError, read_checkpoint, write_checkpoint
-from tql_lightning.evaluation import evaluate_checkpoint, load_checkpoint
-from tql_lightning.export import export_checkpoint
-from tql_lightning.observations import sample_observations
+from tql_lightning.algorithms.loading import load_checkpoint
+from tql_lightning.evaluation.checkpoint import evaluate_checkpoint
+from tql_lightning.export.observations import sample_observations
+from tql_lightning.export.writer import export_checkpoint
+from tql_lightning.run.checkpoint_io import CheckpointError, read_checkpoint, write_checkpoint
 
 Raw = dict[str, Any]
 Forge = Callable[[Raw], bytes]

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from tql_lightning.cli import main
-from tql_lightning.observations import sample_observations
+from tql_lightning.export.observations import sample_observations
 
 COMMAND = {"class_path": "os.system", "init_args": {"command": "touch executed"}}
 PROCESS = {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", "executed"]}}

@@ -19,8 +19,8 @@ from tests.forging import NESTED, Exploit, watched
 from tests.test_forged_checkpoints import Sized, more_elements, repacked, saved
 from tests.test_policy import trained
 from tql_lightning import Policy
-from tql_lightning.export import export_checkpoint
-from tql_lightning.policy_folder import FILES, ExportFormat, PolicyError
+from tql_lightning.export.policy_folder import FILES, ExportFormat, PolicyError
+from tql_lightning.export.writer import export_checkpoint
 
 Forge = Callable[[Path, dict[str, Any]], None]  # changes a folder's files and its metadata
 

@@ -32,12 +32,13 @@ from tql_lightning.callbacks.checkpointing import LastCheckpoint
 from tql_lightning.callbacks.plots import TrainingPlots
 from tql_lightning.callbacks.q_landscape import QLandscape
 from tql_lightning.callbacks.rollout_evaluation import RolloutEvaluation
-from tql_lightning.checkpoint_io import CheckpointWriteError, WholeCheckpointIO, read_checkpoint, write_checkpoint
 from tql_lightning.cli import main
 from tql_lightning.data.sources.npz import save_npz
 from tql_lightning.data.sources.schema import fields_of
-from tql_lightning.loggers import ContinuedCSVLogger, ContinuedTensorBoardLogger
-from tql_lightning.plots import read_metrics
+from tql_lightning.loggers.csv_logger import ContinuedCSVLogger
+from tql_lightning.loggers.tensorboard_logger import ContinuedTensorBoardLogger
+from tql_lightning.run.checkpoint_io import CheckpointWriteError, WholeCheckpointIO, read_checkpoint, write_checkpoint
+from tql_lightning.run.metrics_csv import read_metrics
 
 SWING = "tests.environments:Swing-v0"
 
@@ -263,7 +264,7 @@ from pathlib import Path
 from tests.test_full_disk import FullBetween
 from tests.toy import fit, toy_model
 from tql_lightning.callbacks.checkpointing import LastCheckpoint
-from tql_lightning.checkpoint_io import WholeCheckpointIO
+from tql_lightning.run.checkpoint_io import WholeCheckpointIO
 
 class FullOfTheFirst(FullBetween):
     def on_train_batch_start(self, trainer, *arguments):

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from tests.conftest import REACHED
 from tests.golden_case import Arrays, Case, build, read, run_case
-from tql_lightning import losses
-from tql_lightning.interop import TEMPERATURE, load_release_params, release_arrays
+from tql_lightning.algorithms import losses
+from tql_lightning.export.release import TEMPERATURE, load_release_params, release_arrays
 from tql_lightning.nn.attention_weights import attention_log_weights
 
 # Largest difference over the largest entry of each array, for what update 0 computes and for later updates,

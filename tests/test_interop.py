@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.toy import toy_model
-from tql_lightning.interop import load_release_params, release_arrays, save_release_params
+from tql_lightning.export.release import load_release_params, release_arrays, save_release_params
 from tql_lightning.nn.attention import EntropyAttention
 from tql_lightning.nn.attention_components import SoftCap
 from tql_lightning.nn.critic import MLPCritic, TransformerCritic

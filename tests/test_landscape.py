@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tql_lightning.landscape import STEP, q_around, smoothness, steepest_dimensions
+from tql_lightning.evaluation.landscape import STEP, q_around, smoothness, steepest_dimensions
 from tql_lightning.nn.critic import Critic, CriticOutput
 
 

@@ -13,9 +13,11 @@ from tensorboard.summary.writer import event_file_writer
 from tests.command_line import parse_fit
 from tests.toy import fit, toy_model
 from tql_lightning.callbacks.checkpointing import LastCheckpoint
-from tql_lightning.checkpoint_io import WholeCheckpointIO
-from tql_lightning.loggers import ContinuedCSVLogger, ContinuedTensorBoardLogger, TrackioLogger
-from tql_lightning.plots import read_metrics
+from tql_lightning.loggers.csv_logger import ContinuedCSVLogger
+from tql_lightning.loggers.tensorboard_logger import ContinuedTensorBoardLogger
+from tql_lightning.loggers.trackio_logger import TrackioLogger
+from tql_lightning.run.checkpoint_io import WholeCheckpointIO
+from tql_lightning.run.metrics_csv import read_metrics
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -73,7 +75,7 @@ def test_every_logger_of_the_documentation_is_understood(tmp_path: Path, monkeyp
 
 
 def test_a_logger_whose_package_is_missing_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tql_lightning.loggers.find_spec", lambda _: None)
+    monkeypatch.setattr("tql_lightning.loggers.trackio_logger.find_spec", lambda _: None)
     with pytest.raises(ModuleNotFoundError, match="pip install trackio"):
         TrackioLogger()
 

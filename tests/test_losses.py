@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tql_lightning import losses
+from tql_lightning.algorithms import losses
 
 
 def test_td_target_masks_terminations_and_aggregates_heads() -> None:

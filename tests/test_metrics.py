@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from tql_lightning.metrics import MeanWithError, bootstrap_interval, rate_interval
+from tql_lightning.evaluation.metrics import MeanWithError, bootstrap_interval, rate_interval
 
 
 def test_mean_and_error_equal_numpys_over_several_updates() -> None:

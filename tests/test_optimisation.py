@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.toy import fit, toy_model
-from tql_lightning.tql import TQL
+from tql_lightning.algorithms.tql import TQL
 
 
 def test_only_matrices_decay_and_every_parameter_has_one_group() -> None:

@@ -10,7 +10,7 @@ import torch
 
 from tests.toy import fit, toy_model
 from tql_lightning.cli import main
-from tql_lightning.out_of_memory import TooLittleMemoryError, is_out_of_memory, remedies_for
+from tql_lightning.training.out_of_memory import TooLittleMemoryError, is_out_of_memory, remedies_for
 
 # For so many numbers there is no address space, so that also a system that promises more memory than it has refuses.
 HUGE = 10**15

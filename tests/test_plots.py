@@ -10,8 +10,9 @@ from tests.toy import fit, toy_model
 from tql_lightning.callbacks.attention_entropy import AttentionEntropyMonitor
 from tql_lightning.callbacks.plots import TrainingPlots
 from tql_lightning.callbacks.rollout_evaluation import RolloutEvaluation
-from tql_lightning.loggers import ContinuedCSVLogger
-from tql_lightning.plots import plot_runs, read_metrics
+from tql_lightning.loggers.csv_logger import ContinuedCSVLogger
+from tql_lightning.report.plots import plot_runs
+from tql_lightning.run.metrics_csv import read_metrics
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

@@ -15,10 +15,10 @@ import torch
 from tests.test_readme import PYTHON
 from tests.toy import fit, toy_model
 from tql_lightning import Policy
+from tql_lightning.algorithms.loading import load_checkpoint
 from tql_lightning.callbacks.checkpointing import LastCheckpoint
-from tql_lightning.evaluation import load_checkpoint
-from tql_lightning.export import export_checkpoint
-from tql_lightning.policy_folder import FILES, METADATA_KEYS, ExportFormat, PolicyError
+from tql_lightning.export.policy_folder import FILES, METADATA_KEYS, ExportFormat, PolicyError
+from tql_lightning.export.writer import export_checkpoint
 
 OBSERVATIONS = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
 

@@ -10,8 +10,8 @@ import pytest
 
 from tests.test_policy import trained
 from tql_lightning import Policy
-from tql_lightning.export import export_checkpoint
-from tql_lightning.policy_folder import PolicyError
+from tql_lightning.export.policy_folder import PolicyError
+from tql_lightning.export.writer import export_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.plugins.precision import MixedPrecision
 
 from tests.toy import fit, toy_dataset, toy_model
-from tql_lightning import losses
+from tql_lightning.algorithms import losses
 from tql_lightning.data.sampler import TransitionSampler
 from tql_lightning.nn.critic import TransformerCritic
 from tql_lightning.nn.policy import FlowPolicy

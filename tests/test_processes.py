@@ -15,11 +15,11 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from tests.command_line import PATIENCE
 from tests.two_processes import SignalAt, train, train_compiled, train_twice, train_variant
-from tql_lightning.checkpoint_io import read_checkpoint
 from tql_lightning.cli import main
-from tql_lightning.plots import read_metrics
-from tql_lightning.processes import prefer_static_graph
-from tql_lightning.run_folder import evaluation_files
+from tql_lightning.run.checkpoint_io import read_checkpoint
+from tql_lightning.run.folder import evaluation_files
+from tql_lightning.run.metrics_csv import read_metrics
+from tql_lightning.training.distributed import prefer_static_graph
 
 CLOCKS = ("train/updates_per_second", "train/samples_per_second", "train/memory_gb")
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-PRINTS_OWN = "from tql_lightning.provenance import peak_memory_bytes; print(peak_memory_bytes())"
+PRINTS_OWN = "from tql_lightning.run.provenance import peak_memory_bytes; print(peak_memory_bytes())"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system tells nothing better than getrusage")

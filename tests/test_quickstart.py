@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.command_line import run_tql
-from tql_lightning.data.collect import collect
-from tql_lightning.evaluation import evaluate_checkpoint
+from tql_lightning.data.collecting.collect import collect
+from tql_lightning.evaluation.checkpoint import evaluate_checkpoint
 from tql_lightning.quickstart import (
     ENVIRONMENT,
     EPISODES,

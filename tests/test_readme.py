@@ -16,7 +16,7 @@ from tests.command_line import TQL_COMMAND, call_tql, parse_fit
 from tests.test_layers import MODULES, imported
 from tests.toy import toy_dataset
 from tql_lightning.commands import COMMANDS, command_parser
-from tql_lightning.rollout import RolloutResult
+from tql_lightning.evaluation.rollout import RolloutResult
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -15,11 +15,11 @@ from benchmarks.kill import kill_often
 from tests.command_line import TINY
 from tests.toy import fit, toy_model
 from tql_lightning.callbacks.checkpointing import LastCheckpoint
-from tql_lightning.checkpoint_io import CheckpointError, WholeCheckpointIO, base_io, read_checkpoint
 from tql_lightning.cli import main
 from tql_lightning.lightning_cli import TQLCLI
-from tql_lightning.plots import read_metrics
-from tql_lightning.resuming import newest_whole
+from tql_lightning.run.checkpoint_io import CheckpointError, WholeCheckpointIO, base_io, read_checkpoint
+from tql_lightning.run.metrics_csv import read_metrics
+from tql_lightning.training.resuming import newest_whole
 
 DATA = "--data.dataset=tests.toy.toy_dataset"
 

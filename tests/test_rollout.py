@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from tests import environments  # noqa: F401  (registers)
-from tql_lightning.envs import EnvError, make_env
 from tql_lightning.evaluate_command import table
+from tql_lightning.evaluation.envs import EnvError, make_env
+from tql_lightning.evaluation.rollout import ROWS, RolloutResult, episode_noise, join_shares, reset_seeds, rollout
 from tql_lightning.nn.policy import Actor, FlowPolicy
-from tql_lightning.rollout import ROWS, RolloutResult, episode_noise, join_shares, reset_seeds, rollout
 
 COUNTDOWN = "tests.environments:Countdown-v0"
 SWING = "tests.environments:Swing-v0"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tql_lightning.run_folder import (
+from tql_lightning.run.folder import (
     ATTENTION_MAP,
     Q_LANDSCAPE,
     VIDEO_FOLDER,

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from tql_lightning.cli import main
-from tql_lightning.run_folder import LOCK_FILE
-from tql_lightning.run_lock import RunLockedError, only_run_in
+from tql_lightning.run.folder import LOCK_FILE
+from tql_lightning.run.lock import RunLockedError, only_run_in
 
 HOLD = """
 import sys
 from pathlib import Path
-from tql_lightning.run_lock import only_run_in
+from tql_lightning.run.lock import only_run_in
 with only_run_in(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

@@ -13,9 +13,9 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from tests.toy import fit, toy_model
-from tql_lightning.shortcuts import hears_backward, hears_step
-from tql_lightning.tql import TQL
-from tql_lightning.update_step import UpdateStep
+from tql_lightning.algorithms.tql import TQL
+from tql_lightning.training.skipped_hooks import hears_backward, hears_step
+from tql_lightning.training.update import UpdateStep
 
 
 class CountBackward(Callback):

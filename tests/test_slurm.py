@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.command_line import PATIENCE, TINY, TQL_COMMAND
-from tql_lightning.checkpoint_io import read_checkpoint
+from tql_lightning.run.checkpoint_io import read_checkpoint
 
 ROOT = Path(__file__).parents[1]
 RUN = Path("runs/cube-double-26m/seed_0")

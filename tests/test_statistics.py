@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tql_lightning.statistics import interquartile_mean, probability_of_improvement
+from tql_lightning.report.statistics import interquartile_mean, probability_of_improvement
 
 
 def test_the_interquartile_mean_is_that_of_the_middle_half_of_all_runs_of_all_tasks() -> None:

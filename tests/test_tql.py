@@ -13,8 +13,8 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger
 
 from tests.toy import fit, toy_dataset, toy_model
+from tql_lightning.algorithms.tql import TQL
 from tql_lightning.data.datamodule import OfflineDataModule
-from tql_lightning.divergence import TrainingDivergedError
 from tql_lightning.nn.attention import EntropyAttention
 from tql_lightning.nn.attention_components import HeadGate, SoftCap
 from tql_lightning.nn.critic import MLPCritic, TransformerCritic
@@ -22,8 +22,8 @@ from tql_lightning.nn.policy import FlowPolicy
 from tql_lightning.nn.sigma_reparam import SigmaReparam
 from tql_lightning.nn.temperature import AttentionTemperature, FixedPenalty, SingleTemperature, TargetSchedule
 from tql_lightning.nn.transformer import TransformerBlock
-from tql_lightning.plots import read_metrics
-from tql_lightning.tql import TQL
+from tql_lightning.run.metrics_csv import read_metrics
+from tql_lightning.training.divergence import TrainingDivergedError
 
 
 class KeepOutputs(Callback):

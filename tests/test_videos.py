@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from tests import environments
-from tql_lightning.envs import EnvError
+from tql_lightning.evaluation.envs import EnvError
+from tql_lightning.evaluation.rollout import rollout
+from tql_lightning.evaluation.videos import VideoError, film_episodes, require_video
 from tql_lightning.nn.policy import Actor
-from tql_lightning.rollout import rollout
-from tql_lightning.videos import VideoError, film_episodes, require_video
 
 COUNTDOWN = "tests.environments:Countdown-v0"
 
@@ -66,7 +66,7 @@ def test_a_missing_encoder_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPa
 def test_a_renderer_that_works_is_chosen_unless_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("DISPLAY", "MUJOCO_GL", "SDL_VIDEODRIVER"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("tql_lightning.videos._renders", lambda renderer: renderer == "osmesa")
+    monkeypatch.setattr("tql_lightning.evaluation.videos._renders", lambda renderer: renderer == "osmesa")
     require_video()
     assert os.environ.pop("MUJOCO_GL") == "osmesa"
     monkeypatch.setenv("MUJOCO_GL", "egl")

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from lightning.pytorch import Callback, Trainer, seed_everything
 
+from tql_lightning.algorithms.tql import TQL
 from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.data.transitions import TransitionDataset
 from tql_lightning.nn.critic import TransformerCritic
 from tql_lightning.nn.policy import FlowPolicy
-from tql_lightning.tql import TQL
 
 
 def toy_dataset(

@@ -25,14 +25,14 @@ from tql_lightning.callbacks.best_checkpoint import BestCheckpoint
 from tql_lightning.callbacks.checkpointing import GracefulInterrupt, LastCheckpoint
 from tql_lightning.callbacks.rollout_evaluation import RolloutEvaluation
 from tql_lightning.callbacks.throughput import Throughput
-from tql_lightning.checkpoint_io import WholeCheckpointIO
 from tql_lightning.cli import main
 from tql_lightning.data.datamodule import OfflineDataModule
-from tql_lightning.loggers import ContinuedCSVLogger
+from tql_lightning.loggers.csv_logger import ContinuedCSVLogger
 from tql_lightning.nn.critic import TransformerCritic
 from tql_lightning.nn.sigma_reparam import SigmaReparam
 from tql_lightning.nn.temperature import AttentionTemperature, SingleTemperature, TargetSchedule
 from tql_lightning.nn.value_loss import HLGauss
+from tql_lightning.run.checkpoint_io import WholeCheckpointIO
 
 UPDATES, SIGNAL_AT = 20, 6  # the signal comes in the middle of a chunk of 5 updates
 

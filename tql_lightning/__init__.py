@@ -9,16 +9,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tql_lightning.algorithms.tql import TQL
     from tql_lightning.batch import Batch, Noise
     from tql_lightning.data.datamodule import OfflineDataModule
     from tql_lightning.data.named import load_dataset
     from tql_lightning.data.transitions import DatasetError, TransitionDataset
+    from tql_lightning.evaluation.rollout import RolloutResult
+    from tql_lightning.export.policy import Policy
     from tql_lightning.nn.critic import Critic, CriticOutput, MLPCritic, TransformerCritic
     from tql_lightning.nn.policy import Actor, FlowPolicy
     from tql_lightning.nn.temperature import AttentionTemperature
-    from tql_lightning.policy import Policy
-    from tql_lightning.rollout import RolloutResult
-    from tql_lightning.tql import TQL
 
 _HOMES = {
     "batch": ("Batch", "Noise"),

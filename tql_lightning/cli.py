@@ -21,7 +21,7 @@ from tql_lightning.close_names import add_note, key_of, option_names
 from tql_lightning.commands import COMMANDS, command_parser
 from tql_lightning.configs import files_that_set, resolve_configs
 from tql_lightning.errors import exit_code_of, short_message
-from tql_lightning.full_disk import drop_unwritable_output, steady_output
+from tql_lightning.system.full_disk import drop_unwritable_output, steady_output
 
 NEEDLESS_ADVICE = (
     r"Using ModelCheckpoint with manual optimization",  # the state after an update is what we want

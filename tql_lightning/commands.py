@@ -38,7 +38,7 @@ def collect_command(
             actions elsewhere.
         overwrite: replace an existing file, and episodes that an interrupted call kept with other settings.
     """
-    from tql_lightning.data.collect import collect
+    from tql_lightning.data.collecting.collect import collect
 
     collected = collect(environment, transitions, seed, workers, output, behaviour, overwrite)
     print(f"wrote {collected.path}: {collected.transitions:,} transitions in {collected.episodes} episodes")

@@ -14,8 +14,8 @@ import yaml
 from tql_lightning.data.named import kind_of
 from tql_lightning.data.sources.ogbench import load_ogbench, split_name
 from tql_lightning.data.transitions import DatasetError
-from tql_lightning.run_folder import CONFIG_FILE
-from tql_lightning.yaml_text import read_yaml
+from tql_lightning.run.folder import CONFIG_FILE
+from tql_lightning.trust.yaml_text import read_yaml
 
 DEFAULTS = "tql"
 CONFIG_FLAGS = ("-c", "--config")

@@ -14,9 +14,9 @@ def inspect_command(name: str, plot: str | None = None) -> None:
         plot: file to draw returns, episode lengths and rewards to (.png, .pdf, .svg).
     """
     from tql_lightning.data.environment import check_environment
-    from tql_lightning.data.files import require_writable
     from tql_lightning.data.named import load_dataset
     from tql_lightning.data.summary import summarise
+    from tql_lightning.system.files import require_writable
 
     if plot:
         require_writable(Path(plot))
@@ -24,7 +24,7 @@ def inspect_command(name: str, plot: str | None = None) -> None:
     summary = summarise(dataset)
     print("\n".join(summary.lines()))
     if plot:
-        from tql_lightning.plots import plot_dataset
+        from tql_lightning.report.plots import plot_dataset
 
         figures = {"return": summary.returns, "episode length": summary.lengths, "reward": dataset.rewards}
         print(f"wrote {plot_dataset(dataset.name, figures, Path(plot))}")

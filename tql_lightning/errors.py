@@ -48,8 +48,8 @@ def short_message(error: BaseException) -> str | None:
     if not (KNOWN & {each.__name__ for each in type(error).__mro__}):
         import torch
 
-        from tql_lightning.out_of_memory import TooLittleMemoryError, advice, is_out_of_memory, remedies_for
-        from tql_lightning.processes import has_lost_another
+        from tql_lightning.training.distributed import has_lost_another
+        from tql_lightning.training.out_of_memory import TooLittleMemoryError, advice, is_out_of_memory, remedies_for
 
         if is_out_of_memory(error):
             if not isinstance(error, TooLittleMemoryError):

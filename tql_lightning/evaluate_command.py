@@ -7,7 +7,7 @@ from json import dumps
 from pathlib import Path
 from typing import Any
 
-from tql_lightning.extraction import Extraction
+from tql_lightning.nn.extraction import Extraction
 
 COLUMNS = ("return", "success_rate", "normalized_score", "length")
 
@@ -39,7 +39,7 @@ def evaluate(
             pip install tql-lightning[video], and without a display EGL or OSMesa (MUJOCO_GL).
         video_episodes: how many of them to film.
     """
-    from tql_lightning.data.files import require_writable, write_text_whole
+    from tql_lightning.system.files import require_writable, write_text_whole
 
     for name, value in (("episodes", episodes), ("num_envs", num_envs), ("video_episodes", video_episodes)):
         if value < 1:
@@ -47,10 +47,11 @@ def evaluate(
     if json:
         require_writable(Path(json))
     if video:
-        from tql_lightning.videos import require_video
+        from tql_lightning.evaluation.videos import require_video
 
         require_video()
-    from tql_lightning.evaluation import evaluate_checkpoint, load_checkpoint
+    from tql_lightning.algorithms.loading import load_checkpoint
+    from tql_lightning.evaluation.checkpoint import evaluate_checkpoint
 
     for checkpoint in checkpoints[1:]:
         load_checkpoint(checkpoint)  # a later one that cannot be used is told of before the first has been played

@@ -19,24 +19,24 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
-from tql_lightning.checkpoint_io import LAST, SUFFIX, WholeCheckpointIO, base_io, read_checkpoint
-from tql_lightning.chunks import take_back
+from tql_lightning.algorithms.loading import check_contents
+from tql_lightning.algorithms.tql import TQL
 from tql_lightning.close_names import add_note, option_names
 from tql_lightning.commands import COMMANDS, add_group, command_parser
 from tql_lightning.configs import refer_to_folder
 from tql_lightning.data.datamodule import OfflineDataModule
-from tql_lightning.data.files import write_text_whole
 from tql_lightning.data.sampler import rows_per_process
 from tql_lightning.data.transitions import TransitionDataset
-from tql_lightning.evaluation import check_contents
-from tql_lightning.full_disk import unwritten
-from tql_lightning.out_of_memory import explained_memory
-from tql_lightning.processes import refuse_launch
-from tql_lightning.provenance import record_start
-from tql_lightning.resuming import newest_whole, refuse_anothers, refuse_changes
-from tql_lightning.run_folder import CONFIG_FILE, METRICS_BEFORE_FILE, METRICS_FILE
-from tql_lightning.run_lock import only_run_in
-from tql_lightning.tql import TQL
+from tql_lightning.run.checkpoint_io import LAST, SUFFIX, WholeCheckpointIO, base_io, read_checkpoint
+from tql_lightning.run.folder import CONFIG_FILE, METRICS_BEFORE_FILE, METRICS_FILE
+from tql_lightning.run.lock import only_run_in
+from tql_lightning.run.provenance import record_start
+from tql_lightning.run.superseded import take_back
+from tql_lightning.system.files import write_text_whole
+from tql_lightning.system.full_disk import unwritten
+from tql_lightning.training.out_of_memory import explained_memory
+from tql_lightning.training.resuming import newest_whole, refuse_anothers, refuse_changes
+from tql_lightning.training.trainer_checks import refuse_launch
 
 DESCRIPTION = "Transformer Q-Learning: offline reinforcement learning with a transformer critic"
 SUMMARIES = {

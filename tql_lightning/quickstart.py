@@ -23,12 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from tql_lightning.data.collect import collect, datasets_folder
-from tql_lightning.data.files import write_text_whole
+from tql_lightning.data.collecting.collect import collect, datasets_folder
 from tql_lightning.data.sources.npz import load_npz
-from tql_lightning.plots import plot_runs
-from tql_lightning.provenance import peak_memory_bytes
-from tql_lightning.run_folder import VIDEO_FOLDER
+from tql_lightning.report.plots import plot_runs
+from tql_lightning.run.folder import VIDEO_FOLDER
+from tql_lightning.run.provenance import peak_memory_bytes
+from tql_lightning.system.files import write_text_whole
 
 ENVIRONMENT = "Pendulum-v1"
 EPISODES = 100
@@ -224,7 +224,9 @@ def _show(bar: tqdm[Any], runs: Sequence[Run]) -> None:
 
 
 def _figures(runs: Sequence[Run], data_returns: NDArray[np.float64]) -> dict[str, Any]:
-    from tql_lightning.evaluation import evaluate_checkpoint  # imports torch, which training need not wait for
+    from tql_lightning.evaluation.checkpoint import (
+        evaluate_checkpoint,  # imports torch, which training need not wait for
+    )
 
     figures: dict[str, Any] = {
         "data": {
@@ -256,9 +258,9 @@ def _figures(runs: Sequence[Run], data_returns: NDArray[np.float64]) -> dict[str
 
 def _film(run: Run) -> None:
     """An episode of the behaviour flow and one of the policy, for the report; none where they cannot be drawn."""
-    from tql_lightning.envs import EnvError  # imports torch, as above
-    from tql_lightning.evaluation import load_checkpoint
-    from tql_lightning.videos import VideoError, film_episodes, require_video
+    from tql_lightning.algorithms.loading import load_checkpoint
+    from tql_lightning.evaluation.envs import EnvError  # imports torch, as above
+    from tql_lightning.evaluation.videos import VideoError, film_episodes, require_video
 
     try:
         require_video()
@@ -270,7 +272,7 @@ def _film(run: Run) -> None:
 
 
 def _mean(returns: NDArray[np.float64]) -> dict[str, float]:
-    from tql_lightning.rollout import mean_with_error
+    from tql_lightning.evaluation.rollout import mean_with_error
 
     return dict(zip(("mean_return", "stderr"), mean_with_error(returns), strict=True))
 

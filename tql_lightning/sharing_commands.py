@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tql_lightning.extraction import Extraction
-from tql_lightning.policy_folder import ExportFormat
+from tql_lightning.export.policy_folder import ExportFormat
+from tql_lightning.nn.extraction import Extraction
 
 
 def export(
@@ -22,8 +22,8 @@ def export(
         format: "onnx" (for any ONNX runtime) or "torch" (weights for `tql_lightning.Policy`).
         extraction: "fql", "implicit" or "behaviour_flow"; default: the model's own.
     """
-    from tql_lightning.comparison import BATCH_SIZES, TOLERANCE
-    from tql_lightning.export import export_checkpoint
+    from tql_lightning.export.comparison import BATCH_SIZES, TOLERANCE
+    from tql_lightning.export.writer import export_checkpoint
 
     exported = export_checkpoint(Path(checkpoint), Path(output), format, extraction)
     checked = exported.metadata["verification"]

@@ -12,11 +12,11 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 
 from tests.toy import fit, toy_model
+from tql_lightning.algorithms.tql import TQL
 from tql_lightning.callbacks.attention_entropy import AttentionEntropyMonitor
 from tql_lightning.nn.critic import MLPCritic
 from tql_lightning.nn.temperature import AttentionTemperature
-from tql_lightning.plots import Series, read_metrics
-from tql_lightning.tql import TQL
+from tql_lightning.run.metrics_csv import Series, read_metrics
 
 
 def written(folder: Path, model: TQL) -> Series:

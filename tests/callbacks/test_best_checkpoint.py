@@ -14,8 +14,8 @@ from tests.toy import fit, toy_model
 from tql_lightning.callbacks.best_checkpoint import BestCheckpoint
 from tql_lightning.callbacks.checkpointing import LastCheckpoint
 from tql_lightning.callbacks.rollout_evaluation import RolloutEvaluation
-from tql_lightning.checkpoint_io import WholeCheckpointIO, read_checkpoint
-from tql_lightning.run_folder import evaluation_files
+from tql_lightning.run.checkpoint_io import WholeCheckpointIO, read_checkpoint
+from tql_lightning.run.folder import evaluation_files
 
 TOY = "tests.environments:Toy-v0"
 SWING = "tests.environments:Swing-v0"

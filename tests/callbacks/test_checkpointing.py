@@ -12,8 +12,8 @@ from lightning.pytorch import Callback, Trainer
 
 from tests.toy import fit, toy_model
 from tql_lightning.callbacks.checkpointing import GracefulInterrupt, LastCheckpoint
-from tql_lightning.checkpoint_io import WholeCheckpointIO, read_checkpoint
-from tql_lightning.resuming import newest_whole
+from tql_lightning.run.checkpoint_io import WholeCheckpointIO, read_checkpoint
+from tql_lightning.training.resuming import newest_whole
 
 
 class SignalAt(Callback):

@@ -13,11 +13,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.toy import fit, toy_model
-from tql_lightning.background_evaluation import FilmJob, _outcome
 from tql_lightning.callbacks.checkpointing import LastCheckpoint
 from tql_lightning.callbacks.episode_videos import EpisodeVideos
-from tql_lightning.rollout import rollout
-from tql_lightning.run_folder import VIDEO_FOLDER, pending_files, update_and_episode, video_files
+from tql_lightning.evaluation.background import FilmJob, _outcome
+from tql_lightning.evaluation.rollout import rollout
+from tql_lightning.run.folder import VIDEO_FOLDER, pending_files, update_and_episode, video_files
 
 TOY = "tests.environments:Toy-v0"
 

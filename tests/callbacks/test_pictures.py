@@ -22,13 +22,14 @@ from tql_lightning.callbacks.q_landscape import QLandscape
 from tql_lightning.callbacks.throughput import ROWS, Throughput, device_peak, flops_of_update
 from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.data.sampler import TransitionSampler, ValidationPass
-from tql_lightning.landscape import smoothness
-from tql_lightning.loggers import ContinuedCSVLogger, ContinuedTensorBoardLogger
-from tql_lightning.media import read_picture
+from tql_lightning.evaluation.landscape import smoothness
+from tql_lightning.loggers.csv_logger import ContinuedCSVLogger
+from tql_lightning.loggers.media import read_picture
+from tql_lightning.loggers.tensorboard_logger import ContinuedTensorBoardLogger
 from tql_lightning.nn.critic import MLPCritic
-from tql_lightning.pictures import attention_map_figure, q_landscape_figure
-from tql_lightning.plots import read_metrics
-from tql_lightning.run_folder import ATTENTION_MAP, Q_LANDSCAPE, picture_files
+from tql_lightning.report.pictures import attention_map_figure, q_landscape_figure
+from tql_lightning.run.folder import ATTENTION_MAP, Q_LANDSCAPE, picture_files
+from tql_lightning.run.metrics_csv import read_metrics
 
 
 def test_pictures_are_drawn_before_at_every_interval_and_after_the_last_update(tmp_path: Path) -> None:

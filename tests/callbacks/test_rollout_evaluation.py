@@ -22,15 +22,15 @@ from tests.callbacks.test_observers import Watch
 from tests.command_line import PATIENCE
 from tests.ports import quiet_port
 from tests.toy import fit, toy_model
-from tql_lightning.background_evaluation import BackgroundEvaluator, EvaluationJob
 from tql_lightning.callbacks.best_checkpoint import BestCheckpoint
 from tql_lightning.callbacks.checkpointing import GracefulInterrupt, LastCheckpoint
 from tql_lightning.callbacks.rollout_evaluation import RolloutEvaluation
 from tql_lightning.data.counter_random import seed_generators
-from tql_lightning.loggers import ContinuedCSVLogger
-from tql_lightning.plots import read_metrics
-from tql_lightning.rollout import rollout
-from tql_lightning.run_folder import evaluation_files, pending_files
+from tql_lightning.evaluation.background import BackgroundEvaluator, EvaluationJob
+from tql_lightning.evaluation.rollout import rollout
+from tql_lightning.loggers.csv_logger import ContinuedCSVLogger
+from tql_lightning.run.folder import evaluation_files, pending_files
+from tql_lightning.run.metrics_csv import read_metrics
 
 TOY = "tests.environments:Toy-v0"
 SWING = "tests.environments:Swing-v0"

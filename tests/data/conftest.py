@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tql_lightning.data.collect import collect
+from tql_lightning.data.collecting.collect import collect
 from tql_lightning.data.sources.ogbench import dataset_file
 
 DISPLAY = ".*DISPLAY environment variable is missing"

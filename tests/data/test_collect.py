@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tql_lightning.data.behaviours import random_behaviour
-from tql_lightning.data.collect import collect
-from tql_lightning.data.collect_ogbench import KINDS
-from tql_lightning.data.files import validation_path
+from tql_lightning.data.collecting.behaviours import random_behaviour
+from tql_lightning.data.collecting.collect import collect
+from tql_lightning.data.collecting.ogbench import KINDS
 from tql_lightning.data.sources.npz import load_npz, read_npz
+from tql_lightning.data.sources.schema import validation_path
 from tql_lightning.data.transitions import DatasetError
 
 # What making an OGBench environment warns of where there is no display.

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tql_lightning.data.collect import collect
-from tql_lightning.data.collect_ogbench import KINDS, _collector, _cube_stays_visible
-from tql_lightning.data.files import validation_path
-from tql_lightning.data.pointmaze import maze_cells
+from tql_lightning.data.collecting.collect import collect
+from tql_lightning.data.collecting.ogbench import KINDS, _collector, _cube_stays_visible
+from tql_lightning.data.collecting.pointmaze import maze_cells
 from tql_lightning.data.sources.npz import read_npz
 from tql_lightning.data.sources.ogbench import COLLECTABLE, dataset_file, load_ogbench, without_display_warnings
+from tql_lightning.data.sources.schema import validation_path
 
 # What making an OGBench environment warns of where there is no display.
 pytestmark = pytest.mark.filterwarnings("ignore:.*DISPLAY environment variable")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tql_lightning.data.gather import gather
+from tql_lightning.data.collecting.gather import gather
 
 
 def report_threads() -> Callable[[tuple[int, ...]], dict[str, Any]]:
@@ -52,7 +52,7 @@ def test_workers_do_not_outlive_a_killed_collection(tmp_path: Path) -> None:
     code = (
         "from functools import partial; from itertools import count; from pathlib import Path\n"
         "from tests.data.test_gather import report_process\n"
-        "from tql_lightning.data.gather import gather\n"
+        "from tql_lightning.data.collecting.gather import gather\n"
         f"gather(partial(report_process, Path({str(tmp_path)!r})), ((n,) for n in count()), 2, 10**9)"
     )
     root = Path(__file__).parents[2]

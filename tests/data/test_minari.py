@@ -15,7 +15,7 @@ import tests.environments  # noqa: F401  (registers its environments)
 from tests.data.formats import record, write_minari
 from tql_lightning.data.sources.minari import load_minari
 from tql_lightning.data.transitions import ACTION_LIMIT, DatasetError
-from tql_lightning.envs import make_env
+from tql_lightning.evaluation.envs import make_env
 
 NAME = "toy/set-v0"
 

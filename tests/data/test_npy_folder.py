@@ -11,10 +11,10 @@ import pytest
 
 from tests.data.test_transitions import arrays
 from tql_lightning.data import checks
-from tql_lightning.data.files import write_whole_folder
 from tql_lightning.data.sources.npy_folder import load_npy_folder, save_npy_folder
 from tql_lightning.data.sources.npz import save_npz
 from tql_lightning.data.transitions import DatasetError, TransitionDataset
+from tql_lightning.system.files import write_whole_folder
 
 ARRAYS = ("observations", "actions", "rewards", "next_observations", "masks", "episode_ends", "action_low")
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from tests.data.test_transitions import arrays
-from tql_lightning.data.files import write_whole
 from tql_lightning.data.sources.npz import load_npz, save_npz
 from tql_lightning.data.transitions import DatasetError
+from tql_lightning.system.files import write_whole
 
 
 def saved(path: Path) -> Path:

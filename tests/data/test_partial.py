@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from tests.data.test_collect import equal_files
-from tql_lightning.data.behaviours import random_behaviour
-from tql_lightning.data.collect import collect
-from tql_lightning.data.partial import KeptEpisodes
+from tql_lightning.data.collecting.behaviours import random_behaviour
+from tql_lightning.data.collecting.collect import collect
+from tql_lightning.data.collecting.partial import KeptEpisodes
 from tql_lightning.data.sources.npz import read_npz
 from tql_lightning.data.transitions import DatasetError
 
@@ -64,7 +64,7 @@ def test_a_killed_collection_keeps_what_it_wrote_and_can_be_started_over(tmp_pat
     path = tmp_path / "p.npz"
     code = (
         "from tql_lightning.data import partial\n"
-        "from tql_lightning.data.collect import collect\n"
+        "from tql_lightning.data.collecting.collect import collect\n"
         "partial.SECONDS_BETWEEN_PARTS = 0.0\n"
         f"collect('Pendulum-v1', 1400, 5, 1, {str(path)!r}, behaviour='tests.data.test_partial.stopping')"
     )

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from tests.toy import fit, toy_model
+from tql_lightning.algorithms.tql import TQL
 from tql_lightning.batch import Batch
 from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.data.sampler import TransitionSampler, ValidationPass
 from tql_lightning.data.storage import store
 from tql_lightning.data.transitions import DatasetError, TransitionDataset
 from tql_lightning.data.windows import Span, Windows
-from tql_lightning.tql import TQL
 
 DISCOUNT = 0.9
 

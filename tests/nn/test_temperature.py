@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tql_lightning import losses
+from tql_lightning.algorithms import losses
 from tql_lightning.nn.temperature import AttentionTemperature, FixedPenalty, SingleTemperature, TargetSchedule
 
 

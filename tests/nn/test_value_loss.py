@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from tests.toy import fit, toy_model
-from tql_lightning import losses
+from tql_lightning.algorithms import losses
+from tql_lightning.algorithms.tql import TQL
 from tql_lightning.batch import Batch, Noise
 from tql_lightning.nn.critic import Critic, CriticOutput, MLPCritic, TransformerCritic
 from tql_lightning.nn.value_loss import HLGauss, SquaredError, return_range
-from tql_lightning.tql import TQL
 
 RANGE = (-200.0, 0.0)
 

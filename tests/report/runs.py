@@ -7,8 +7,7 @@ import struct
 import zlib
 from pathlib import Path
 
-from tql_lightning.provenance import record_start
-from tql_lightning.run_folder import (
+from tql_lightning.run.folder import (
     ATTENTION_MAP,
     CONFIG_FILE,
     METRICS_FILE,
@@ -16,6 +15,7 @@ from tql_lightning.run_folder import (
     evaluation_file,
     picture_file,
 )
+from tql_lightning.run.provenance import record_start
 
 UPDATES = (0, 100, 200)
 

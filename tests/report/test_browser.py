@@ -13,7 +13,7 @@ import pytest
 from tests.browser import DESKTOP, PHONE, chromium, show_as, wait_until
 from tests.report.runs import make_run
 from tql_lightning.report.page import write_report
-from tql_lightning.run_folder import METRICS_FILE, VIDEO_FOLDER
+from tql_lightning.run.folder import METRICS_FILE, VIDEO_FOLDER
 
 HOVER = """
 const svg = document.querySelector("figure.chart svg"), box = svg.getBoundingClientRect();

@@ -8,13 +8,12 @@ from pathlib import Path
 import pytest
 
 from tests.report.runs import make_run
-from tql_lightning.provenance import read_starts, record_start
 from tql_lightning.report.charts import MOST_POINTS, sections
 from tql_lightning.report.media import collect_media
 from tql_lightning.report.methods import choose_score, comparisons, group_methods, results
 from tql_lightning.report.page import number, write_report
 from tql_lightning.report.runs import ReportError, read_runs
-from tql_lightning.run_folder import (
+from tql_lightning.run.folder import (
     ATTENTION_MAP,
     ENVIRONMENT_FILE,
     METRICS_FILE,
@@ -22,6 +21,7 @@ from tql_lightning.run_folder import (
     evaluation_file,
     picture_file,
 )
+from tql_lightning.run.provenance import read_starts, record_start
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from tql_lightning.report.charts import sections
 from tql_lightning.report.methods import MOST_COMPARED, comparisons, group_methods, results
 from tql_lightning.report.page import write_report
 from tql_lightning.report.runs import read_runs
-from tql_lightning.run_folder import METRICS_FILE
+from tql_lightning.run.folder import METRICS_FILE
 
 TASK = "Pendulum-v1"
 

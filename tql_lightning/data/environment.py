@@ -14,7 +14,7 @@ import numpy as np
 from tql_lightning.data.checks import DatasetError
 from tql_lightning.data.flatten import flat_space
 from tql_lightning.data.transitions import TransitionDataset
-from tql_lightning.trust import TRUST, defines, may_import, registers_environments, resolve
+from tql_lightning.trust.imports import TRUST, defines, may_import, registers_environments, resolve
 
 if TYPE_CHECKING:
     import gymnasium

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Literal
 
 from tql_lightning.data.checks import DatasetError, check_fraction
-from tql_lightning.data.files import require_writable, validation_path
 from tql_lightning.data.sources.d4rl import load_d4rl
 from tql_lightning.data.sources.d4rl_scores import REFERENCE_SCORES
 from tql_lightning.data.sources.minari import load_minari
 from tql_lightning.data.sources.npy_folder import load_npy_folder, prepare_npy_folder, save_npy_folder
 from tql_lightning.data.sources.npz import load_npz, save_npz
 from tql_lightning.data.sources.ogbench import DATA_KINDS, is_single_task, load_ogbench
-from tql_lightning.data.sources.schema import fields_of
+from tql_lightning.data.sources.schema import fields_of, validation_path
 from tql_lightning.data.transitions import TransitionDataset
+from tql_lightning.system.files import require_writable
 
 MINARI = "minari:"
 MOST_SHOWN = 100  # characters of a path that is far too long

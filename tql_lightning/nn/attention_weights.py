@@ -11,8 +11,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from tql_lightning.losses import at_least_float32
 from tql_lightning.nn.attention import EntropyAttention
+from tql_lightning.nn.number_types import at_least_float32
 from tql_lightning.nn.scalar_tokens import FactoredTokens, dense
 
 

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tql_lightning.losses import at_least_float32
 from tql_lightning.nn.initialisation import LayerNorm, lecun_normal_
 from tql_lightning.nn.mlp import MLP
+from tql_lightning.nn.number_types import at_least_float32
 from tql_lightning.nn.tokenizer import ScalarTokenizer
 from tql_lightning.nn.transformer import Block, Norm, Transformer, TransformerBlock
 from tql_lightning.nn.value_loss import ValueLoss

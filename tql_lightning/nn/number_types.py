@@ -1,4 +1,4 @@
-"""Number types that losses are computed in."""
+"""Number types that losses and entropies are computed in."""
 
 from __future__ import annotations
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tql_lightning.extraction import Extraction
 from tql_lightning.nn.critic import Critic
+from tql_lightning.nn.extraction import Extraction
 from tql_lightning.nn.mlp import MLP
 
 

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tql_lightning import losses
+from tql_lightning.algorithms import losses
 
 PADDING_BINS = 3  # beyond each end of the returns: 4 standard deviations at the default sigma of 0.75 bins
 
@@ -277,3 +277,36 @@ def return_range(
     ranges = [] if reward_range is None else [(reward_range[0] / (1.0 - discount), reward_range[1] / (1.0 - discount))]
     ranges += [] if final_reward_range is None else [final_reward_range]
     return (min(low for low, _ in ranges), max(high for _, high in ranges)) if ranges else None
+
+
+def td_loss(values: Tensor, target: Tensor) -> Tensor:
+    """Mean over batch and heads of (Q_k(s, a) - y)^2, section 4; values (B, E), target (B,)."""
+    return (values - target.unsqueeze(-1)).square().mean()
+
+
+def gaussian_bins(target: Tensor, edges: Tensor, sigma: float) -> Tensor:
+    """Probability of every bin under N(y, sigma^2) cut off at the outer edges (HL-Gauss, arXiv 2403.03950).
+
+    Args:
+        target: y, (...), within the edges.
+        edges: of the M bins, ascending, (M + 1,).
+        sigma: standard deviation of the Gaussian.
+
+    Returns:
+        (..., M), rows sum to 1.
+    """
+    cumulative = torch.erf((edges - target.unsqueeze(-1)) / (math.sqrt(2.0) * sigma))
+    return cumulative.diff(dim=-1) / (cumulative[..., -1:] - cumulative[..., :1])
+
+
+def hl_gauss_loss(logits: Tensor, target: Tensor, edges: Tensor, sigma: float) -> Tensor:
+    """Mean over batch and heads of the cross-entropy to the Gaussian around y (HL-Gauss, arXiv 2403.03950).
+
+    Args:
+        logits: of the bins, (B, E, M).
+        target: y, (B,), within the edges.
+        edges: of the bins, (M + 1,).
+        sigma: standard deviation of the Gaussian.
+    """
+    probabilities = gaussian_bins(target, edges, sigma).unsqueeze(1)
+    return -(probabilities * logits.log_softmax(dim=-1)).sum(dim=-1).mean()

@@ -9,7 +9,7 @@ from typing import Any
 
 from tql_lightning.report.methods import Method
 from tql_lightning.report.runs import Run
-from tql_lightning.statistics import interquartile_mean
+from tql_lightning.report.statistics import interquartile_mean
 
 MOST_POINTS = 200  # of a line; longer ones are thinned
 RESAMPLES = 200  # a point of a curve

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tql_lightning.report.runs import Run, require_own
-from tql_lightning.run_folder import (
+from tql_lightning.run.folder import (
     ATTENTION_MAP,
     Q_LANDSCAPE,
     VIDEO_FOLDER,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tql_lightning.report.runs import Run
-from tql_lightning.statistics import Estimate, interquartile_mean, probability_of_improvement
+from tql_lightning.report.statistics import Estimate, interquartile_mean, probability_of_improvement
 
 # Scores by preference, what to call them, and whether several tasks share their scale.
 SCORES = {

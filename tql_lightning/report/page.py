@@ -8,7 +8,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from tql_lightning.data.files import require_writable, write_text_whole
 from tql_lightning.report.charts import sections
 from tql_lightning.report.media import KINDS, Media, collect_media
 from tql_lightning.report.methods import (
@@ -24,7 +23,8 @@ from tql_lightning.report.methods import (
     results,
 )
 from tql_lightning.report.runs import Run, read_runs
-from tql_lightning.statistics import Estimate
+from tql_lightning.report.statistics import Estimate
+from tql_lightning.system.files import require_writable, write_text_whole
 
 MAIN_PACKAGES = ("tql-lightning", "torch", "lightning", "numpy", "gymnasium", "ogbench", "minari", "mujoco")
 MEGABYTE = 10**6

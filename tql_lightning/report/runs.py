@@ -12,10 +12,10 @@ from typing import Any
 
 import yaml
 
-from tql_lightning.plots import Series, read_metrics
-from tql_lightning.provenance import read_starts
-from tql_lightning.run_folder import CONFIG_FILE, METRICS_FILE, evaluation_files
-from tql_lightning.yaml_text import read_yaml
+from tql_lightning.run.folder import CONFIG_FILE, METRICS_FILE, evaluation_files
+from tql_lightning.run.metrics_csv import Series, read_metrics
+from tql_lightning.run.provenance import read_starts
+from tql_lightning.trust.yaml_text import read_yaml
 
 DEEPEST = 3  # folders under a given one in which runs are looked for
 FOLDER_KEY = "trainer.default_root_dir"

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tql_lightning.data.claims import check_claim, stored_bytes
-from tql_lightning.data.files import write_whole_folder
 from tql_lightning.data.sources.schema import REQUIRED, SETTINGS, dataset_from, fields_of, with_held_out
 from tql_lightning.data.transitions import DatasetError, TransitionDataset
+from tql_lightning.system.files import write_whole_folder
 
 METADATA = "metadata.json"
 MAPPED = ("observations", "actions", "rewards", "next_observations")  # as they lie: float32, row after row

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tql_lightning.data.claims import check_claim, stored_bytes
-from tql_lightning.data.files import write_whole
 from tql_lightning.data.sources.schema import dataset_from, with_held_out
 from tql_lightning.data.transitions import DatasetError, TransitionDataset
+from tql_lightning.system.files import write_whole
 
 
 def load_npz(path: str, validation_fraction: float = 0.0) -> TransitionDataset:

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from tql_lightning.data.files import validation_path
 from tql_lightning.data.sources.npz import open_npz
+from tql_lightning.data.sources.schema import validation_path
 from tql_lightning.data.transitions import DatasetError, TransitionDataset
 
 DIRECTORY_VARIABLE = "OGBENCH_DATA_DIR"

@@ -11,7 +11,6 @@ import numpy as np
 
 from tql_lightning.data.checks import Allocate, check_fraction, in_memory
 from tql_lightning.data.environment import check_env_id
-from tql_lightning.data.files import validation_path
 from tql_lightning.data.transitions import DatasetError, TransitionDataset
 
 REQUIRED = ("observations", "actions", "rewards", "terminations", "truncations")
@@ -112,3 +111,8 @@ def with_held_out(
             "it again"
         )
     return replace(dataset, validation=validation)
+
+
+def validation_path(path: Path) -> Path:
+    """Where the held-out transitions of a dataset's file or folder lie, if there are any: ``NAME-val`` beside it."""
+    return path.with_name(f"{path.stem}-val{path.suffix}")

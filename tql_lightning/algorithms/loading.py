@@ -1,0 +1,117 @@
+"""Loads a checkpoint's algorithm without pickle, once everything that it names is checked."""
+
+from __future__ import annotations
+
+import math
+from argparse import ArgumentError
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tql_lightning.algorithms.tql import TQL
+from tql_lightning.data.environment import check_env_id
+from tql_lightning.run.checkpoint_io import CheckpointError, read_checkpoint
+from tql_lightning.training.hyperparameters import INSTANTIATOR
+from tql_lightning.trust.class_paths import check_class_paths
+
+LONGEST_REASON = 200  # characters of what a library says
+
+
+def load_checkpoint(path: Path | str, trusted: bool = False, plays: bool = True) -> tuple[TQL, dict[str, Any]]:
+    """A model in evaluation mode and the raw checkpoint it came from, loaded without pickle.
+
+    The classes that the checkpoint names are checked before anything is made of them; see `check_class_paths`.
+
+    Args:
+        path: a checkpoint that `tql fit` wrote.
+        trusted: import any module that it names; for checkpoints that this program has just written.
+        plays: whether the environment that it names is going to be made.
+
+    Raises:
+        CheckpointError: no such file, damaged, or not a checkpoint of TQL.
+    """
+    raw = read_checkpoint(path)
+    check_contents(path, raw, trusted, plays)
+    try:
+        model = TQL.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+    except (KeyError, TypeError, RuntimeError, ValueError, ImportError, AttributeError, ArgumentError) as error:
+        reason = " ".join(str(error).split())[:LONGEST_REASON] or type(error).__name__
+        raise CheckpointError(f"checkpoint {path}: does not fit a TQL model ({reason})") from error
+    return model.eval(), raw
+
+
+def check_contents(path: Path | str, raw: dict[str, Any], trusted: bool = False, plays: bool = True) -> None:
+    """Refuses what Lightning would pass over, or act on before it looks.
+
+    That is settings that are not TQL's, classes that are none of its parts, and weights that cannot act.
+
+    Args:
+        path: of the checkpoint, for messages.
+        raw: what it holds.
+        trusted: see `load_checkpoint`.
+        plays: see `load_checkpoint`.
+
+    Raises:
+        CheckpointError: with the reason.
+    """
+    settings, weights = raw.get("hyper_parameters"), raw["state_dict"]
+    if settings is None:
+        raise CheckpointError(f"checkpoint {path}: expected one that tql fit wrote, found one without settings")
+    if not isinstance(settings, dict) or not isinstance(weights, dict):
+        raise CheckpointError(f"checkpoint {path}: does not fit a TQL model (expected settings and weights by name)")
+    own = {name: value for name, value in settings.items() if name != "_instantiator"}
+    unknown = [str(name) for name in own if name not in signature(TQL).parameters]
+    if unknown:
+        raise CheckpointError(f"checkpoint {path}: does not fit a TQL model (unknown settings {', '.join(unknown)})")
+    if settings.get("_instantiator", INSTANTIATOR) != INSTANTIATOR:
+        raise CheckpointError(
+            f"checkpoint {path}: does not fit a TQL model (to be made by {settings['_instantiator']!r:.80})"
+        )
+    try:
+        check_class_paths(own, TQL, trusted)
+    except ValueError as error:
+        raise CheckpointError(f"checkpoint {path}: does not fit a TQL model ({error})") from error
+    _check_data(path, raw, plays and not trusted)
+    strange = [name for name, each in weights.items() if not _is_real_tensor(each)]
+    if strange:
+        raise CheckpointError(
+            f"checkpoint {path}: does not fit a TQL model "
+            f"({strange[0]} is no tensor of real numbers, or claims more than it holds)"
+        )
+    broken = [name for name, each in weights.items() if not torch.isfinite(each).all()]
+    if broken:
+        raise CheckpointError(
+            f"checkpoint {path}: {len(broken)} of its weights hold NaN or infinite numbers, first {broken[0]}; "
+            "training diverged: use an earlier checkpoint"
+        )
+
+
+def _check_data(path: Path | str, raw: dict[str, Any], with_environment: bool) -> None:
+    """Refuses what is not what OfflineDataModule says of the data, or an environment that a file may not have made."""
+    data = raw.get("OfflineDataModule", {})
+    fits = isinstance(data, dict) and isinstance(data.get("env_id"), str | None)
+    for name in ("action_low", "action_high", "reference_scores"):
+        value = data.get(name) if fits else None
+        fits = fits and (value is None or (isinstance(value, list | tuple) and all(map(_is_number, value))))
+    if not fits:
+        raise CheckpointError(f"checkpoint {path}: expected what tql fit says of its data, found something else")
+    try:
+        if with_environment:
+            check_env_id(data.get("env_id"))
+    except ValueError as error:
+        raise CheckpointError(f"checkpoint {path}: {error}; or name another environment with --env") from error
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _is_real_tensor(value: object) -> bool:
+    """Whether a value is a tensor of real numbers that it holds, none repeated by strides: training saves no other."""
+    if not isinstance(value, torch.Tensor) or value.is_complex() or value.is_quantized or value.is_meta:
+        return False
+    if value.layout != torch.strided:
+        return False
+    return value.numel() * value.element_size() <= value.untyped_storage().nbytes()

@@ -1,0 +1,1 @@
+"""New datasets from real environments."""

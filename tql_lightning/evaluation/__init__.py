@@ -1,0 +1,1 @@
+"""A checkpoint's policy in real environments, and the figures that come of it."""

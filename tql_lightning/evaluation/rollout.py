@@ -1,0 +1,261 @@
+"""Evaluates a policy: episodes fixed beforehand, the same result however many environments play them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tql_lightning.data.counter_random import normal, uniform
+from tql_lightning.data.transitions import normalized_score
+from tql_lightning.evaluation.envs import make_env
+from tql_lightning.evaluation.metrics import MeanWithError, bootstrap_interval, rate_interval
+from tql_lightning.evaluation.vector_envs import Environments, MakeEnv
+from tql_lightning.nn.policy import Actor
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+ROWS = 16  # observations that the policy always sees at once
+
+
+@dataclass(frozen=True)
+class RolloutResult:
+    """What every episode gave, in the order of the episodes.
+
+    Attributes:
+        returns: undiscounted, (episodes,).
+        lengths: steps, (episodes,).
+        successes: 0 or 1 from the last step's ``info["success"]``, (episodes,); None where the environment
+            reports none.
+    """
+
+    returns: Floats
+    lengths: Floats
+    successes: Floats | None
+
+    def summary(self, reference_scores: tuple[float, float] | None = None) -> dict[str, float]:
+        """Means, standard errors and 95 % intervals by the keys they are logged under, without ``eval/``.
+
+        Args:
+            reference_scores: returns of a random and of an expert policy, for `normalized_score`; None where they are
+                not known.
+        """
+        columns = {"return": self.returns, "length": self.lengths}
+        if self.successes is not None:
+            columns["success_rate"] = self.successes
+        if reference_scores is not None:
+            columns["normalized_score"] = normalized_score(self.returns, reference_scores)
+        summary: dict[str, float] = {}
+        for name, values in columns.items():
+            summary[name], summary[f"{name}_stderr"] = mean_with_error(values)
+            interval = rate_interval if name == "success_rate" else bootstrap_interval
+            summary[f"{name}_low"], summary[f"{name}_high"] = interval(values)
+        return summary
+
+    def as_lists(self) -> dict[str, list[float] | None]:
+        """The three arrays as JSON holds them."""
+        successes = None if self.successes is None else self.successes.tolist()
+        return {"returns": self.returns.tolist(), "lengths": self.lengths.tolist(), "successes": successes}
+
+
+def join_shares(shares: Sequence[RolloutResult]) -> RolloutResult:
+    """What processes 0, 1, ... played of the same episodes (``share`` of `rollout`), in the order of the episodes."""
+    episodes = sum(len(share.returns) for share in shares)
+    reported = any(share.successes is not None for share in shares)
+    returns, lengths, successes = np.zeros(episodes), np.zeros(episodes), np.zeros(episodes)
+    for process, share in enumerate(shares):
+        own = slice(process, None, len(shares))
+        returns[own], lengths[own] = share.returns, share.lengths
+        if share.successes is not None:
+            successes[own] = share.successes
+    return RolloutResult(returns, lengths, successes if reported else None)
+
+
+def mean_with_error(values: Floats) -> tuple[float, float]:
+    """Mean of these values and its standard error, whatever other processes have; see `MeanWithError`."""
+    metric = MeanWithError(sync_on_compute=False)
+    metric.update(torch.as_tensor(values))
+    mean, error = metric.compute()
+    return float(mean), float(error)
+
+
+@torch.inference_mode()
+def rollout(
+    actor: Actor,
+    env_id: str,
+    episodes: int,
+    seed: int,
+    num_envs: int = 10,
+    parallel: bool = False,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    share: tuple[int, int] = (0, 1),
+    before_step: Callable[[], None] | None = None,
+    make: MakeEnv | None = None,
+) -> RolloutResult:
+    """Plays a fixed set of episodes with a policy.
+
+    Episode i, its reset seed and all its noise are functions of (seed, i), and environment j plays the j-th,
+    (j + num_envs)-th, ... of them; nothing depends on which episode ends first, so short ones are not favoured.
+    Sums in a matrix product depend on the number of rows and a row's place among them, so the policy always sees
+    `ROWS` rows, and episode i in row i mod `ROWS`: results are the same whatever ``num_envs``, ``parallel`` and
+    ``share``. A chunk of actions is taken to its end before the policy is asked again. Global random states are
+    left alone.
+
+    Args:
+        actor: the policy.
+        env_id: Gymnasium id of the environment.
+        episodes: how many.
+        seed: of resets and noise.
+        num_envs: environments that play at once.
+        parallel: a process for each environment, for environments slower than their communication.
+        device: where the policy computes.
+        dtype: floating type that the policy computes in.
+        share: (p, q): play only episodes p, p + q, p + 2q, ..., as process p of q; see `join_shares`.
+        before_step: called before every step; what it raises ends the evaluation.
+        make: makes an environment; None for ``make_env(env_id)``.
+
+    Returns:
+        Return, length and success of every episode played.
+
+    Raises:
+        EnvError: an environment cannot be made, fails, or returns NaN or infinity.
+        ValueError: ``episodes`` or ``num_envs`` is below 1.
+    """
+    if episodes < 1 or num_envs < 1:
+        raise ValueError(f"rollout: expected at least 1 episode and environment, found {episodes} and {num_envs}")
+    own = np.arange(share[0], episodes, share[1])
+    if not len(own):
+        return RolloutResult(np.zeros(0), np.zeros(0), None)
+    envs = Environments(env_id, make or partial(make_env, env_id), min(num_envs, len(own)), parallel)
+    try:
+        moved = replace(
+            actor,
+            act=lambda observations, noise: (
+                actor.act(observations.to(device, dtype), noise.to(device, dtype)).float().cpu()
+            ),
+        )
+        return _play(moved, envs, own, seed, before_step or (lambda: None))
+    finally:
+        envs.close()
+
+
+def _play(actor: Actor, envs: Environments, numbers: Ints, seed: int, before_step: Callable[[], None]) -> RolloutResult:
+    """Plays the episodes of these numbers; ``playing`` counts within them."""
+    episodes = len(numbers)
+    seeds = reset_seeds(seed, int(numbers[-1]) + 1)
+    playing = np.arange(envs.number)  # the episode that each environment plays; `episodes` and above: none
+    returns, lengths = np.zeros(episodes), np.zeros(episodes)
+    successes: Floats | None = None
+    noise = _NoiseAhead(seed, actor.noise_shape, envs.number)
+    before_step()
+    observations = envs.reset([seeds[numbers[episode]] for episode in playing], np.ones(envs.number, dtype=np.bool_))
+    actions = np.zeros(envs.action_shape, dtype=np.float32)
+    chunks = np.zeros((episodes, actor.action_chunk, actions.shape[1]), dtype=np.float32)  # what each episode decided
+    while (playing < episodes).any():
+        before_step()
+        active = playing < episodes
+        current = playing[active]
+        own = noise.next(numbers[np.minimum(playing, episodes - 1)])[torch.as_tensor(active)]
+        position = lengths[current].astype(int) % actor.action_chunk
+        deciding = position == 0
+        if deciding.any():
+            decided = _act_in_rows(
+                actor, observations[active][deciding], own[torch.as_tensor(deciding)], numbers[current[deciding]]
+            )
+            chunks[current[deciding]] = decided.reshape(-1, *chunks.shape[1:])
+        actions[active] = chunks[current, position]
+        observations, rewards, terminations, truncations, info = envs.step(actions, active)
+        returns[current] += rewards[active]
+        lengths[current] += 1
+        over = terminations | truncations
+        ended = over & active
+        if "success" in info:
+            successes = np.zeros(episodes) if successes is None else successes
+            successes[playing[ended]] = np.asarray(info["success"], dtype=np.float64)[ended]
+        playing = np.where(ended, playing + envs.number, playing)
+        if over.any():
+            # An environment without a further episode repeats its last seed, and nothing counts it.
+            following = [seeds[numbers[min(int(episode), episodes - 1)]] for episode in playing]
+            observations = envs.reset(following, over)
+            noise.restart(over)
+    return RolloutResult(returns, lengths, successes)
+
+
+def _act_in_rows(actor: Actor, observations: NDArray[Any], noise: Tensor, numbers: Ints) -> NDArray[np.float32]:
+    """Actions (m, n_a) for m episodes, each computed in row (its number mod `ROWS`) of `ROWS`, others being 0."""
+    rows = numbers % ROWS
+    waiting = np.arange(len(rows))
+    actions: NDArray[np.float32] | None = None
+    while len(waiting):  # more than once only where two episodes have the same row
+        _, first = np.unique(rows[waiting], return_index=True)
+        chosen = waiting[first]
+        inputs = torch.zeros(ROWS, observations.shape[1])
+        drawn = torch.zeros(ROWS, *actor.noise_shape)
+        at = torch.as_tensor(rows[chosen])
+        inputs[at] = torch.as_tensor(observations[chosen], dtype=torch.float32)
+        drawn[at] = noise[torch.as_tensor(chosen)]
+        found: NDArray[np.float32] = actor.act(inputs, drawn).numpy()[rows[chosen]]
+        actions = np.zeros((len(rows), found.shape[1]), dtype=np.float32) if actions is None else actions
+        actions[chosen] = found
+        waiting = np.delete(waiting, first)
+    assert actions is not None
+    return actions
+
+
+def reset_seeds(seed: int, episodes: int) -> list[int]:
+    """Seed of each episode's environment, a function of (seed, episode)."""
+    numbers = uniform(seed, torch.zeros(1, dtype=torch.long), torch.arange(episodes), 1)
+    return [int(number) for number in (numbers.flatten() * 2**31)]
+
+
+def episode_noise(seed: int, episode: int, steps: range, shape: tuple[int, ...]) -> Tensor:
+    """Standard normal noise of an episode at some of its steps, a function of (seed, episode, step).
+
+    Args:
+        seed: of the evaluation.
+        episode: its number.
+        steps: of it.
+        shape: of the noise of one observation.
+
+    Returns:
+        (steps, *shape) float32.
+    """
+    size = math.prod(shape)
+    columns = 2 * math.ceil(size / 2)
+    # One stream per step, one row per episode.
+    numbers = uniform(seed, torch.arange(steps.start, steps.stop) + 1, torch.tensor([episode]), columns)
+    return normal(numbers[:, 0])[:, :size].reshape(len(steps), *shape).float()
+
+
+class _NoiseAhead:
+    """The noise of each environment's episode, drawn some steps ahead: drawing few numbers costs as much as many."""
+
+    AHEAD = 64
+
+    def __init__(self, seed: int, shape: tuple[int, ...], number: int) -> None:
+        self._seed, self._shape = seed, shape
+        self._steps = np.zeros(number, dtype=np.int64)
+        self._drawn = torch.zeros(number, self.AHEAD, *shape)
+
+    def next(self, episodes: Ints) -> Tensor:
+        """Noise of the next step of the episode that each environment plays, (num_envs, *shape)."""
+        offsets = self._steps % self.AHEAD
+        for env in np.flatnonzero(offsets == 0):
+            start = int(self._steps[env])
+            steps = range(start, start + self.AHEAD)
+            self._drawn[env] = episode_noise(self._seed, int(episodes[env]), steps, self._shape)
+        self._steps += 1
+        return self._drawn[torch.arange(len(offsets)), torch.as_tensor(offsets)]
+
+    def restart(self, which: NDArray[np.bool_]) -> None:
+        """Some environments start another episode."""
+        self._steps[which] = 0

@@ -1,0 +1,95 @@
+"""Environments that play side by side, in this process or each in its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tql_lightning.evaluation.envs import EnvError
+from tql_lightning.system.child_processes import deaf_to_interrupts
+
+if TYPE_CHECKING:
+    import gymnasium
+
+MakeEnv = Callable[[], "gymnasium.Env[Any, Any]"]
+
+EXIT_SECONDS = 2.0  # until a process that closed its pipe has an exit code
+
+
+class Environments:
+    """Environments that play side by side; whatever goes wrong in them is an `EnvError`."""
+
+    def __init__(self, env_id: str, make: MakeEnv, number: int, parallel: bool) -> None:
+        from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+
+        self.env_id = env_id
+        makers = [make] * number
+        mode = AutoresetMode.DISABLED
+        with deaf_to_interrupts() if parallel else nullcontext():
+            self._envs: Any = self._try(
+                lambda: (
+                    AsyncVectorEnv(makers, context="spawn", autoreset_mode=mode)
+                    if parallel
+                    else SyncVectorEnv(makers, autoreset_mode=mode)
+                )
+            )
+        self.number = number
+        self.action_shape: tuple[int, ...] = self._envs.action_space.shape
+
+    def reset(self, seeds: list[int], which: NDArray[np.bool_]) -> NDArray[Any]:
+        """Starts episodes in some of the environments; returns the observations of all."""
+        observations: NDArray[Any]
+        observations, _ = self._try(lambda: self._envs.reset(seed=seeds, options={"reset_mask": which}))
+        self._require_finite(observations[which])
+        return observations
+
+    def step(self, actions: NDArray[np.float32], active: NDArray[np.bool_]) -> tuple[Any, ...]:
+        """Gymnasium's step of all environments; those that are not active play on for nothing."""
+        outcome: tuple[Any, ...] = self._try(lambda: self._envs.step(actions))
+        self._require_finite(outcome[0][active], outcome[1][active])
+        return outcome
+
+    def close(self) -> None:
+        """Ends the environments and their processes, also those that hang or died."""
+        processes = getattr(self._envs, "processes", None)
+        if processes is None:
+            self._envs.close()
+            return
+        try:
+            self._envs.close(terminate=True)
+        except (EOFError, OSError, UserWarning):  # it asks for the answer of a process that is no more
+            for process in processes:
+                process.kill()
+                process.join()
+            self._envs.closed = True
+
+    def _try(self, action: Callable[[], Any]) -> Any:
+        try:
+            return action()
+        except EnvError:
+            raise
+        except (EOFError, ConnectionError) as error:
+            raise EnvError(
+                f"environment {self.env_id} failed: its process ended unasked{self._exit_codes()}"
+            ) from error
+        except Exception as error:  # of whatever simulator
+            raise EnvError(f"environment {self.env_id} failed: {type(error).__name__}: {error}") from error
+
+    def _exit_codes(self) -> str:
+        """Of the processes that have ended, where that is known."""
+        processes = getattr(getattr(self, "_envs", None), "processes", ())
+        for process in processes:
+            process.join(EXIT_SECONDS / len(processes))
+        codes = sorted({process.exitcode for process in processes if process.exitcode is not None})
+        return f" (exit code {', '.join(map(str, codes))})" if codes else ""
+
+    def _require_finite(self, *arrays: NDArray[Any]) -> None:
+        if not all(np.isfinite(array).all() for array in arrays):
+            raise EnvError(
+                f"environment {self.env_id}: expected finite rewards and observations, found NaN or infinity; "
+                "the policy's actions may have driven the simulation apart"
+            )

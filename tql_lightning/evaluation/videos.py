@@ -1,0 +1,163 @@
+"""Films evaluation episodes, on machines with and without a display."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+
+from tql_lightning.evaluation.envs import EnvError, make_env
+from tql_lightning.evaluation.rollout import rollout
+from tql_lightning.nn.policy import Actor
+from tql_lightning.system.files import require_writable
+
+RENDERERS = ("egl", "osmesa")
+FRAMES_PER_SECOND = 20  # where the environment names no rate
+REMEDY = (  # a line of a message is cut at some length
+    "Without a display MuJoCo needs EGL or OSMesa (Debian: apt-get install libegl1, or libosmesa6);\n"
+    "MUJOCO_GL=egl or MUJOCO_GL=osmesa chooses between them.\n"
+    "Gymnasium's classic environments need pygame (pip install tql-lightning[video])."
+)
+
+
+class VideoError(ValueError):
+    """Episodes cannot be filmed; the message says what to install."""
+
+
+def require_video() -> None:
+    """Checks for what videos are written with, and chooses a renderer that works without a display.
+
+    Sets ``MUJOCO_GL`` where it is not set, and so has to be called before anything imports MuJoCo.
+
+    Raises:
+        VideoError: a package is not installed.
+    """
+    missing = missing_packages()
+    if missing:
+        raise VideoError(f"videos need {' and '.join(missing)}: pip install tql-lightning[video]")
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+    if sys.platform != "linux" or os.environ.get("DISPLAY"):
+        return
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame's
+    if "MUJOCO_GL" not in os.environ and importlib.util.find_spec("mujoco") is not None:
+        working = next((name for name in RENDERERS if _renders(name)), None)
+        if working is not None:
+            os.environ["MUJOCO_GL"] = working
+
+
+def _renders(renderer: str) -> bool:
+    """Whether MuJoCo can draw with a renderer, tried in a process of its own: an import cannot be taken back."""
+    code = "import mujoco; context = mujoco.GLContext(16, 16); context.make_current(); print('works')"
+    tried = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"MUJOCO_GL": renderer},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return "works" in tried.stdout
+
+
+def missing_packages() -> list[str]:
+    """Packages that videos are written with and that are not installed."""
+    return [name for name in ("imageio", "imageio_ffmpeg") if importlib.util.find_spec(name) is None]
+
+
+def film_episodes(
+    actor: Actor,
+    env_id: str,
+    episodes: int,
+    seed: int,
+    folder: Path,
+    name: str,
+    before_step: Callable[[], None] | None = None,
+) -> list[Path]:
+    """Films the first episodes of an evaluation, as `rollout` plays them for the same seed.
+
+    Args:
+        actor: the policy.
+        env_id: Gymnasium id of the environment.
+        episodes: how many.
+        seed: of the evaluation.
+        folder: for ``<name>_episode_<i>.mp4``.
+        name: of the files.
+        before_step: called before every step.
+
+    Returns:
+        The files. Each is whole or not there.
+
+    Raises:
+        EnvError: the environment cannot be made or drawn, fails, or returns NaN or infinity.
+        ValueError: the folder cannot be written to.
+    """
+    paths = [folder / f"{name}_episode_{episode}.mp4" for episode in range(episodes)]
+    require_writable(paths[0])
+    folder.mkdir(parents=True, exist_ok=True)
+    rollout(actor, env_id, episodes, seed, num_envs=1, before_step=before_step, make=lambda: _Filmed(env_id, paths))
+    return paths
+
+
+class _Filmed(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """An environment whose episodes go into one file after the other; further ones are not filmed."""
+
+    def __init__(self, env_id: str, paths: Sequence[Path]) -> None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*render_mode")  # OGBench's can, and do not say so
+            super().__init__(make_env(env_id, render_mode="rgb_array"))
+        self._env_id = env_id
+        self._waiting = list(paths)
+        self._writer: Any = None
+        self._path = self._part = Path()
+
+    def reset(self, **arguments: Any) -> tuple[Any, dict[str, Any]]:
+        """Starts the next file."""
+        start = self.env.reset(**arguments)
+        self._finish()
+        if self._waiting:
+            self._start(self._waiting.pop(0))
+            self._add_frame()
+        return start
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """A step, filmed; the last closes the file."""
+        outcome = self.env.step(action)
+        if self._writer is not None:
+            self._add_frame()
+            if outcome[2] or outcome[3]:
+                self._finish()
+        return outcome
+
+    def close(self) -> None:
+        """Leaves no file that is not whole."""
+        if self._writer is not None:
+            self._writer.close()
+            self._part.unlink(missing_ok=True)
+            self._writer = None
+        self.env.close()
+
+    def _start(self, path: Path) -> None:
+        import imageio.v2
+
+        self._path, self._part = path, path.with_name(f".{path.stem}.part.mp4")
+        rate = self.env.metadata.get("render_fps", FRAMES_PER_SECOND)
+        self._writer = imageio.v2.get_writer(self._part, format="FFMPEG", fps=rate, macro_block_size=2)
+
+    def _add_frame(self) -> None:
+        try:
+            frame = self.env.render()
+        except Exception as error:  # of whatever draws
+            raise EnvError(f"environment {self._env_id} cannot be drawn: {error}\n{REMEDY}") from error
+        self._writer.append_data(frame)
+
+    def _finish(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._part.replace(self._path)
+            self._writer = None

@@ -1,0 +1,1 @@
+"""Policies that leave the project; the release's weights in and out."""

@@ -1,0 +1,239 @@
+"""A policy that has left the lab: what `tql export` wrote acts on NumPy observations, without Lightning.
+
+    from tql_lightning import Policy
+    policy = Policy.load("exported")
+    action = policy.act(observation)
+
+`tql_lightning.export.policy_folder` says what the folder holds. Loading runs no code that the folder brings along.
+"""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from tql_lightning.export.policy_folder import FILES, PolicyError, read_metadata
+
+if TYPE_CHECKING:
+    from tql_lightning.nn.policy import ScaledPolicy
+
+Floats = NDArray[np.float32]
+Act = Callable[[Floats, Floats], Floats]
+
+_UNREADABLE = (  # what foreign weights and arguments make torch and the networks raise
+    *(pickle.UnpicklingError, zipfile.BadZipFile, EOFError, OSError, RuntimeError, MemoryError, ArithmeticError),
+    *(LookupError, TypeError, ValueError, AttributeError, AssertionError),
+)
+
+
+class Policy:
+    """Acts in the environment's units on NumPy observations; made by `Policy.load`.
+
+    Attributes:
+        metadata: what metadata.json holds.
+    """
+
+    def __init__(self, metadata: Mapping[str, Any], act: Act, act_deterministic: Act, seed: int = 0) -> None:
+        self.metadata = metadata
+        self._act, self._act_deterministic = act, act_deterministic
+        self._rng = np.random.default_rng(seed)
+
+    @classmethod
+    def load(cls, path: Path | str, seed: int = 0) -> Policy:
+        """Reads what `tql export` wrote.
+
+        Args:
+            path: the folder.
+            seed: of the noise that `act` draws.
+
+        Raises:
+            PolicyError: it is no such folder, a file is missing, damaged or changed, or a package is missing.
+        """
+        folder = Path(path)
+        metadata = read_metadata(folder)
+        try:
+            acts = _onnx(folder) if metadata["format"] == "onnx" else _torch(folder, metadata)
+        except ModuleNotFoundError as error:
+            raise PolicyError(f'policy {path}: {error}; pip install "tql-lightning[export]"') from error
+        return cls(metadata, *acts, seed)
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """Shape of the standard normal noise that one observation needs."""
+        return tuple(self.metadata["noise_shape"])
+
+    def act(
+        self, observations: ArrayLike, *, noise: ArrayLike | None = None, deterministic: bool = False
+    ) -> NDArray[np.float32]:
+        """Actions for one observation or a batch of them.
+
+        A policy that was trained with action chunks (metadata's ``action_chunk``, h, above 1) decides on h steps at
+        once; they are to be taken one after the other before it is asked again.
+
+        Args:
+            observations: (n_s,) or (B, n_s), finite.
+            noise: (*noise_shape) or (B, *noise_shape), standard normal; None to draw it from the policy's own
+                generator, which was seeded on loading.
+            deterministic: act with zero noise instead.
+
+        Returns:
+            (n_a,) or (B, n_a) float32 between the environment's bounds; (h, n_a) or (B, h, n_a) where h is above 1.
+
+        Raises:
+            PolicyError: observations or noise have another shape, or are not finite numbers; or the actions are not,
+                which such observations as no dataset has lead to.
+        """
+        given = _numbers("observations", observations)
+        batch = np.ascontiguousarray(np.atleast_2d(given))
+        size = int(self.metadata["observation_dim"])
+        if given.ndim not in (1, 2) or batch.shape[1] != size or not len(batch):
+            raise PolicyError(f"observations: expected shape ({size},) or (B, {size}), found {given.shape}")
+        if not np.isfinite(batch).all():
+            raise PolicyError("observations: expected finite numbers, found NaN or infinity")
+        if deterministic and noise is not None:
+            raise PolicyError("deterministic: acts with zero noise, so give no noise")
+        drawn = self._noise(noise, given.ndim == 1, len(batch), deterministic)
+        actions = (self._act_deterministic if deterministic else self._act)(batch, drawn)
+        if not np.isfinite(actions).all():
+            found = f"numbers up to {np.abs(batch).max():.3g}"
+            raise PolicyError(f"observations: expected such as the policy was trained on, found {found}")
+        if self.metadata["action_chunk"] > 1:
+            actions = actions.reshape(len(batch), self.metadata["action_chunk"], -1)
+        return actions[0] if given.ndim == 1 else actions
+
+    def _noise(self, noise: ArrayLike | None, single: bool, rows: int, deterministic: bool) -> Floats:
+        shape = (rows, *self.noise_shape)
+        if deterministic:
+            return np.zeros(shape, dtype=np.float32)
+        if noise is None:
+            return self._rng.standard_normal(shape, dtype=np.float32)
+        given = _numbers("noise", noise)
+        given = given[None] if single else given
+        if given.shape != shape or not np.isfinite(given).all():
+            found = given.shape[1:] if single else given.shape
+            raise PolicyError(
+                f"noise: expected finite numbers of shape {shape[1:] if single else shape}, found shape {found}"
+            )
+        return np.ascontiguousarray(given)
+
+
+def _numbers(name: str, given: ArrayLike) -> Floats:
+    """As float32; too large a number becomes infinite.
+
+    Raises:
+        PolicyError: it is no array of real numbers.
+    """
+    try:
+        array = np.asarray(given)
+    except (ValueError, TypeError, RuntimeError) as error:  # rows of different lengths; tensors with gradients
+        raise PolicyError(f"{name}: expected real numbers, found {type(given).__name__} ({error})") from error
+    if array.dtype.kind not in "biuf":
+        raise PolicyError(f"{name}: expected real numbers, found dtype {array.dtype}")
+    with np.errstate(over="ignore"):
+        return array.astype(np.float32)
+
+
+def _onnx(folder: Path) -> tuple[Act, Act]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1  # a small network gains nothing from more, and idle threads spin
+    sessions = []
+    for name in FILES["onnx"]:
+        try:
+            sessions.append(onnxruntime.InferenceSession(folder / name, options, ["CPUExecutionProvider"]))
+        except Exception as error:  # onnxruntime's own exceptions have no common class
+            first = str(error).splitlines()[0]
+            raise PolicyError(f"policy {folder}: onnxruntime cannot read {name} ({first}); export again") from error
+
+    def act(observations: Floats, noise: Floats) -> Floats:
+        actions: Floats = sessions[0].run(["actions"], {"observations": observations, "noise": noise})[0]
+        return actions
+
+    def act_deterministic(observations: Floats, _: Floats) -> Floats:
+        actions: Floats = sessions[1].run(["actions"], {"observations": observations})[0]
+        return actions
+
+    return act, act_deterministic
+
+
+def _torch(folder: Path, metadata: Mapping[str, Any]) -> tuple[Act, Act]:
+    import torch
+
+    from tql_lightning.trust.torch_file import check_torch_file
+
+    file = folder / FILES["torch"][0]
+    try:
+        held = check_torch_file(file)
+        weights = torch.load(file, map_location="cpu", weights_only=True)
+        _check_architecture(metadata["architecture"], held)
+        with torch.device("meta"):  # takes no memory, whatever sizes it says
+            expected = {name: tuple(each.shape) for name, each in build(metadata).state_dict().items()}
+        if expected != {name: tuple(each.shape) for name, each in weights.items()}:
+            raise ValueError("other names or shapes")
+        network = build(metadata)
+        network.load_state_dict(weights)
+    except _UNREADABLE as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise PolicyError(f"policy {folder}: weights and architecture do not fit ({first}); export again") from error
+    network.eval()
+    deterministic = network.of_zero_noise()
+
+    @torch.inference_mode()
+    def act(observations: Floats, noise: Floats) -> Floats:
+        actions: Floats = network(torch.from_numpy(observations), torch.from_numpy(noise)).numpy()
+        return actions
+
+    @torch.inference_mode()
+    def act_deterministic(observations: Floats, _: Floats) -> Floats:
+        noise = torch.zeros(len(observations), network.policy.action_dim)
+        actions: Floats = deterministic(torch.from_numpy(observations), noise).numpy()
+        return actions
+
+    return act, act_deterministic
+
+
+def _check_architecture(architecture: object, most: int) -> None:
+    """Refuses numbers that no network of so many bytes of weights has, before one is built for ever.
+
+    Raises:
+        ValueError: there is one, or what is no argument of a network.
+    """
+    left = [architecture]
+    while left:
+        part = left.pop()
+        if isinstance(part, dict | list):
+            left += part.values() if isinstance(part, dict) else part
+        elif isinstance(part, int | float) and not -most <= part <= most:
+            raise ValueError(f"{part} in a network with {most} bytes of weights")
+
+
+def build(metadata: Mapping[str, Any]) -> ScaledPolicy:
+    """The network of an exported folder's metadata, with fresh weights.
+
+    Args:
+        metadata: as in metadata.json; ``architecture`` is {"policy": arguments of `FlowPolicy`, "critic": null or
+            {"class": "TransformerCritic" or "MLPCritic", "arguments": ...}}.
+
+    Raises:
+        KeyError, TypeError, ValueError: the arguments are not those of the networks.
+    """
+    from tql_lightning.nn.critic import Critic, MLPCritic, TransformerCritic
+    from tql_lightning.nn.policy import FlowPolicy, ScaledPolicy
+
+    chunk = metadata["action_chunk"]
+    sizes = metadata["observation_dim"], chunk * metadata["action_dim"]
+    architecture = metadata["architecture"]
+    critic: Critic | None = None
+    if architecture["critic"] is not None:
+        known = {kind.__name__: kind for kind in (TransformerCritic, MLPCritic)}
+        critic = known[architecture["critic"]["class"]](*sizes, **architecture["critic"]["arguments"])
+    policy = FlowPolicy(*sizes, **architecture["policy"])
+    low, high = metadata["action_low"] * chunk, metadata["action_high"] * chunk
+    return ScaledPolicy(policy, critic, metadata["extraction"], low, high)

@@ -1,0 +1,1 @@
+"""A run's folder: its files, lock, provenance, checkpoints and metrics file."""

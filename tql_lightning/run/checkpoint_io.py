@@ -1,0 +1,202 @@
+"""Checkpoints that are whole or not there, carry a checksum, and are loaded with weights only.
+
+The checksum is the comment of the zip archive that ``torch.save`` writes: ``tql-sha256:`` and the SHA-256 of the
+archive as it is without a comment. One file holds both, so that they are replaced in one step, copied, linked and
+deleted together, and ``torch.load`` and plain Lightning read it as ever: a comment is part of the format. An archive
+without one, of plain Lightning or an earlier version, is checked by the CRC-32 of its parts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import re
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
+from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
+
+from tql_lightning.system.files import remove_leftovers, write_whole
+from tql_lightning.system.full_disk import unwritten
+from tql_lightning.trust.torch_file import check_torch_file
+
+SUFFIX = ".ckpt"
+LAST = f"last{SUFFIX}"
+PREVIOUS = f"previous{SUFFIX}"  # the last checkpoint before the last
+
+_MARK = b"tql-sha256:"
+_COMMENT = re.compile(_MARK + rb"[0-9a-f]{64}")
+_COMMENT_LENGTH = len(_MARK) + 64
+_LENGTH_FIELD = 2  # bytes: the archive's own account of its comment's length, right before it
+_BLOCK = 1 << 20
+_UNREADABLE = (  # what torch.load raises for bytes that are no checkpoint
+    *(pickle.UnpicklingError, zipfile.BadZipFile, struct.error, EOFError, OSError, RuntimeError, MemoryError),
+    *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError),
+)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be used; the message says why."""
+
+
+class CheckpointWriteError(OSError):
+    """A checkpoint cannot be written; the message says where, why and how much room there is."""
+
+
+class WholeCheckpointIO(TorchCheckpointIO):
+    """Lightning's plugin for checkpoints, with files that are whole, checked and loaded with weights only.
+
+    A checkpoint is written beside its target, flushed to disk and put in place in one step; on loading its checksum
+    is compared. The first write into a folder removes what interrupted writes left there. ``tql fit`` uses it unless
+    ``trainer.plugins`` names another ``CheckpointIO``; from Python: ``Trainer(plugins=WholeCheckpointIO())``. Only
+    the process that Lightning lets write does so. Addresses (``s3://...``) are written and read as Lightning does.
+    """
+
+    def __init__(self) -> None:
+        self._cleaned: set[Path] = set()
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Writes a checkpoint; what was at ``path`` stays until the new one is whole.
+
+        Raises:
+            TypeError: ``storage_options`` are given.
+            CheckpointWriteError: it cannot be written; ``path`` is as it was.
+        """
+        if storage_options is not None or _is_address(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        folder = Path(path).absolute().parent
+        if folder not in self._cleaned:
+            remove_leftovers(folder, SUFFIX)
+            self._cleaned.add(folder)
+        write_checkpoint(checkpoint, Path(path))
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = lambda storage, _: storage, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Reads a checkpoint, see `read_checkpoint`.
+
+        Raises:
+            CheckpointError: it is missing or damaged, or holds more than weights.
+            ValueError: ``weights_only`` is False.
+        """
+        if weights_only is False:
+            raise ValueError("weights_only: checkpoints are loaded with weights only, found false; leave it out")
+        if _is_address(path):
+            return super().load_checkpoint(path, map_location, weights_only=True)
+        return read_checkpoint(path, map_location)
+
+
+def base_io(checkpoint_io: CheckpointIO | None) -> CheckpointIO | None:
+    """What writes checkpoints beneath wrappers such as Lightning's ``AsyncCheckpointIO``; None if it is not set yet."""
+    while isinstance(checkpoint_io, _WrappingCheckpointIO):
+        checkpoint_io = checkpoint_io.checkpoint_io
+    return checkpoint_io
+
+
+def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
+    """Writes what ``torch.save`` does, with its checksum, whole or not at all.
+
+    Raises:
+        CheckpointWriteError: it cannot be written; ``path`` is as it was.
+    """
+    failed: list[OSError] = []
+    try:
+        with write_whole(path) as file:
+            hashing: Any = _HashingWriter(file, failed)
+            torch.save(checkpoint, hashing)
+            comment = _MARK + hashing.digest.hexdigest().encode()
+            file.seek(-_LENGTH_FIELD, 2)
+            file.write(len(comment).to_bytes(_LENGTH_FIELD, "little") + comment)
+    except OSError as error:
+        raise CheckpointWriteError(f"checkpoint {unwritten(path, error)}") from error
+    except RuntimeError as error:  # torch's, in the place of what the file raised
+        if not failed:
+            raise
+        raise CheckpointWriteError(f"checkpoint {unwritten(path, failed[0])}") from error
+
+
+def read_checkpoint(path: str | Path, map_location: Any = "cpu", mmap: bool = False) -> dict[str, Any]:
+    """What a checkpoint holds, once its checksum has been compared; nothing in it is executed.
+
+    Args:
+        path: a file that Lightning wrote, with or without `WholeCheckpointIO`.
+        map_location: device of its tensors, as ``torch.load`` takes it.
+        mmap: leave tensors in the file until they are used.
+
+    Raises:
+        CheckpointError: no such file, damaged, holds more than weights, or is not Lightning's.
+    """
+    path = Path(path)
+    if path.is_dir():
+        there = next((each for each in (path / LAST, path / "checkpoints" / LAST) if each.is_file()), None)
+        remedy = f"give {there}" if there else f"name a {SUFFIX} file in it"
+        raise CheckpointError(f"checkpoint {path}: expected a file, found a folder; {remedy}")
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {path}: no such file")
+    try:
+        intact = _is_intact(path)
+        check_torch_file(path)
+        raw = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap) if intact else None
+    except (pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        # torch's text advises to load it with pickle; only the name of what it found is of use.
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"refers to {found[1]}" if found else "is no file of torch.save"
+        raise CheckpointError(f"checkpoint {path}: damaged, or holds more than weights (it {what})") from error
+    except _UNREADABLE as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"checkpoint {path}: damaged, or holds more than weights ({first})") from error
+    if not intact:
+        raise CheckpointError(
+            f"checkpoint {path}: damaged, its content is not what its checksum was taken of; use another checkpoint"
+        )
+    if not isinstance(raw, dict) or not {"state_dict", "global_step"} <= raw.keys():
+        raise CheckpointError(f"checkpoint {path}: expected one that tql fit wrote, found something else")
+    return raw
+
+
+class _HashingWriter:
+    """Takes the checksum of what is written to a file, in the order it is written."""
+
+    def __init__(self, file: BinaryIO, failed: list[OSError]) -> None:
+        self._file, self._failed = file, failed
+        self.digest = hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self._failed.append(error)
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def _is_intact(path: Path) -> bool:
+    """Whether a file's content is what its checksum was taken of; without one, what its parts' CRC-32 were."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(max(size - _COMMENT_LENGTH - _LENGTH_FIELD, 0))
+        length, comment = file.read(_LENGTH_FIELD), file.read()
+        if not _COMMENT.fullmatch(comment):
+            with zipfile.ZipFile(path) as archive:
+                return not archive.comment and archive.testzip() is None
+        file.seek(0)
+        digest, left = hashlib.sha256(), size - _COMMENT_LENGTH - _LENGTH_FIELD
+        while left > 0:
+            block = file.read(min(left, _BLOCK))
+            digest.update(block)
+            left -= len(block)
+    digest.update(bytes(_LENGTH_FIELD))
+    right = (_COMMENT_LENGTH.to_bytes(_LENGTH_FIELD, "little"), _MARK + digest.hexdigest().encode())
+    return (length, comment) == right
+
+
+def _is_address(path: str | Path) -> bool:
+    return "://" in str(path)

@@ -1,0 +1,85 @@
+"""What a run was made with, kept in its folder: the commands that made it, versions, kind of machine; its memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import shlex
+import sys
+from collections.abc import Sequence
+from functools import cache
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+from tql_lightning.run.folder import ENVIRONMENT_FILE
+from tql_lightning.system.files import write_text_whole
+
+PROGRAM = "tql"
+
+
+def peak_memory_bytes() -> int:
+    """The most memory that this process has held.
+
+    ``getrusage`` alone tells that of the process that started it, where that was larger.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+@cache
+def package_versions() -> dict[str, str]:
+    """Version of every installed package by its normalised name; ``pip install name==version`` restores them."""
+    found = {dist.metadata["Name"]: dist.version for dist in distributions() if dist.metadata["Name"]}
+    return dict(sorted((name.lower().replace("_", "-"), version) for name, version in found.items()))
+
+
+def record_start(folder: Path, arguments: Sequence[str], update: int, device: str, processes: int) -> None:
+    """Adds to a run's environment.json how it was started or continued.
+
+    Args:
+        folder: the run's.
+        arguments: the command line after ``tql``, as the user gave it.
+        update: updates done before.
+        device: that it trains on, e.g. "cpu" or the name of a GPU.
+        processes: that train together.
+    """
+    starts = read_starts(folder) if update > 0 else []
+    starts.append(
+        {
+            "command": shlex.join([PROGRAM, *arguments]),
+            "update": update,
+            "device": device,
+            "processes": processes,
+            "cores": os.cpu_count(),
+            "threads": os.environ.get("OMP_NUM_THREADS"),
+            "python": platform.python_version(),
+            "system": f"{platform.system()} {platform.machine()}",
+            "packages": package_versions(),
+        }
+    )
+    write_text_whole(folder / ENVIRONMENT_FILE, json.dumps(starts, indent=1) + "\n")
+
+
+def read_starts(folder: Path) -> list[dict[str, Any]]:
+    """How a run was started and continued, first to last; empty where it is not recorded or not readable."""
+    try:
+        starts = json.loads((folder / ENVIRONMENT_FILE).read_text())
+    except (OSError, ValueError, RecursionError):
+        return []
+    return [start for start in starts if _is_start(start)] if isinstance(starts, list) else []
+
+
+def _is_start(start: object) -> bool:
+    return (
+        isinstance(start, dict)
+        and isinstance(start.get("command"), str)
+        and isinstance(start.get("update"), int)
+        and isinstance(start.get("packages"), dict)
+    )

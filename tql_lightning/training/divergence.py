@@ -1,0 +1,289 @@
+"""Training that has diverged: noticed before anything of it is saved, named, and kept to look at.
+
+NaN in a parameter stays there, so looking at all of them once an interval misses nothing: one reduction on the device,
+read together with the metrics. Every checkpoint is looked at too before it is written, so none ever holds NaN. In
+between only references to losses are kept; they tell, when it has happened, in which update it began.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from tql_lightning.batch import Batch, Noise
+from tql_lightning.data.sampler import TrainingStream
+from tql_lightning.run.checkpoint_io import CheckpointError, read_checkpoint
+from tql_lightning.run.folder import CONFIG_FILE, divergence_file
+from tql_lightning.system.files import write_text_whole, write_whole
+from tql_lightning.training.distributed import sum_over_processes
+
+MOST_SHOWN = 3
+MOST_UPDATES = 256  # whose minibatches are written
+MOST_LOSSES = 4096  # references kept between two looks, one an update
+GRADIENT_NORM = "gradient_norm/"
+NO_STEP_SCALE = 2.0**-40  # float16's gradients overflow at no scale below this: none of them is finite
+
+Named = Iterator[tuple[str, Tensor]]
+
+
+class TrainingDivergedError(ValueError):
+    """Losses, parameters, gradients, the optimizer's state or data hold NaN or infinity; the message names them."""
+
+
+class DivergenceWatch:
+    """Looks once an interval whether training is sound, and says since when it has not been."""
+
+    def __init__(self) -> None:
+        self._sound: int | None = None  # updates done when everything was last found finite
+        self._losses: deque[tuple[int, Tensor]] = deque(maxlen=MOST_LOSSES)
+
+    def keep(self, update: int, loss: Tensor) -> None:
+        """Keeps a reference to an update's loss; the device is not waited for.
+
+        Args:
+            update: counted from 0.
+            loss: scalar, detached, that nothing writes over.
+        """
+        self._sound = update if self._sound is None else self._sound
+        self._losses.append((update, loss))
+
+    def passed(self, update: int) -> None:
+        """Everything was found finite after so many updates."""
+        self._sound = update
+        self._losses.clear()
+
+    def first_broken(self, passes: bool = False) -> tuple[int | None, int | None]:
+        """The first update whose loss is NaN or infinite, and the last before it whose loss is known to be finite.
+
+        Counted from 0, None where there is none; of the whole batch, so called on all processes.
+
+        Args:
+            passes: whether such a loss may leave no trace, as with float16, whose steps are then left out: the first is
+                that after which none is finite.
+        """
+        if not self._losses:
+            return None, None
+        finite = sum_over_processes(torch.stack([loss.float() for _, loss in self._losses])).isfinite().tolist()
+        updates = [update for update, _ in self._losses]
+        first = next(
+            (k for k, sound in enumerate(finite) if not sound and not (passes and any(finite[k:]))), len(finite)
+        )
+        return (updates[first] if first < len(finite) else None), (updates[first - 1] if first else None)
+
+    def suspects(self, update: int, broken: int | None, finite: int | None, by_losses: bool = True) -> range:
+        """The updates, counted from 0, one of which was the first to go wrong; ``update`` of them are done.
+
+        Args:
+            update: how many are done.
+            broken: see `first_broken`.
+            finite: see `first_broken`.
+            by_losses: whether what went wrong shows in losses: a finite one of update k then tells that updates
+                before k left sound weights. Infinite squared gradients in the optimizer's state show in none.
+        """
+        begin = self._sound if self._sound is not None else max(update - 1, 0)
+        if by_losses and finite is not None:
+            begin = max(begin, finite)
+        end = update if broken is None else broken + 1
+        return range(min(begin, end - 1), end) if end > 0 else range(0)
+
+
+def count_broken(model: LightningModule, trainer: Trainer) -> Tensor:
+    """How many of parameters, buffers and optimizer's tensors hold NaN or infinity: a scalar on the device, float32.
+
+    Nothing waits for it, and each process counts the tensors, or parts of them, that it holds.
+    """
+    by_type: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for _, tensor in (*_weights(model), *_optimizer_state(model, trainer)):
+        by_type.setdefault((tensor.device, tensor.dtype), []).append(tensor)
+    count = torch.zeros((), device=model.device)
+    for tensors in by_type.values():
+        largest = torch.stack(torch._foreach_norm(tensors, math.inf))  # NaN where there is one
+        count += (~largest.isfinite()).sum().to(count.device)
+    return count
+
+
+def broken_metrics(scalars: dict[str, float], trainer: Trainer) -> list[str]:
+    """Metrics that are not finite and should be: float16's gradients overflow now and then, and are passed over."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    expected = [name for name in scalars if scaler is None or GRADIENT_NORM not in name]
+    found = [name for name in expected if not math.isfinite(scalars[name])]
+    if scaler is not None and scaler.is_enabled() and scaler.get_scale() < NO_STEP_SCALE:
+        found.append("gradients at every scale of float16 (use precision bf16-mixed)")
+    return found
+
+
+def require_sound(model: LightningModule, trainer: Trainer, watch: DivergenceWatch) -> None:
+    """Refuses to save, or to end with, what holds NaN or infinity; called on every process.
+
+    Raises:
+        TrainingDivergedError: something does.
+    """
+    broken = trainer.strategy.reduce(count_broken(model, trainer), reduce_op="sum")
+    if float(broken) > 0:
+        raise diverged(model, trainer, watch, [])
+    watch.passed(trainer.global_step)
+
+
+def diverged(
+    model: LightningModule, trainer: Trainer, watch: DivergenceWatch, metrics: Sequence[str]
+) -> TrainingDivergedError:
+    """What to raise where something is not finite; writes the minibatches in question into the run's folder.
+
+    Args:
+        model: that was trained.
+        trainer: that trains it.
+        watch: what is known of when it began.
+        metrics: names of those that are not finite.
+
+    Called on every process at once.
+    """
+    update, folder = trainer.global_step, Path(trainer.default_root_dir)
+    scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+    parameters, optimizer = _broken(_weights(model)), _broken(_optimizer_state(model, trainer))
+    first, finite = watch.first_broken(passes=scaled)
+    suspects = watch.suspects(update, first, finite, by_losses=bool(parameters or metrics))
+    minibatches = _draw(trainer, suspects)
+    kinds = {
+        "minibatches": [] if minibatches is None else _broken(_named_fields(*minibatches)),
+        "parameters": parameters,
+        "gradients": [] if scaled else _broken(_gradients(model)),
+        "optimizer": optimizer,
+    }
+    named = {kind: names for kind, names in kinds.items() if names}
+    began = f"update {suspects[0]}" if len(suspects) == 1 else f"one of updates {suspects.start} to {suspects.stop - 1}"
+    if first is not None:
+        began += f", the loss of update {first} is the first that is not finite"
+    kept = _write_minibatches(trainer, folder, suspects, minibatches)
+    head = f"training diverged: after update {update} not finite: "
+    tail = [f"it began in {began} (counted from 0); {kept}"]
+    good, remedy = last_good(trainer), "lower the learning rates or set model.gradient_clip_norm"
+    if good is None:
+        tail.append(f"no checkpoint had been written yet; {remedy}, and start again")
+    else:
+        if len(suspects) > 1 and (folder / CONFIG_FILE).is_file():
+            tail.append(
+                f"to find the update: tql fit --config {folder / CONFIG_FILE} --config replay --ckpt_path={good[0]} "
+                f"--trainer.default_root_dir={folder / 'replay'}"
+            )
+        tail.append(f"last good checkpoint: {good[0]}, after update {good[1]}; {remedy}, and continue from it")
+    what = metrics or ["what training has made"]
+    whole = [head + ", ".join(what), *(f"{kind}: {', '.join(names)}" for kind, names in named.items()), *tail]
+    _write_text(trainer, folder, suspects, "\n".join(whole) + "\n")
+    short = [head + _first(what), *(f"{kind}: {_first(names)}" for kind, names in named.items()), *tail]
+    return TrainingDivergedError("\n".join(short))
+
+
+def last_good(trainer: Trainer) -> tuple[Path, int] | None:
+    """This run's last checkpoint, or the one it continues from, if it is whole; and how many updates it has seen."""
+    named = [trainer.ckpt_path, *(getattr(each, "last_model_path", None) for each in trainer.checkpoint_callbacks)]
+    found = []
+    for path in {Path(each) for each in named if each}:
+        try:
+            found.append((_from_here(path), int(read_checkpoint(path, mmap=True)["global_step"])))
+        except CheckpointError:
+            continue
+    return max(found, key=lambda each: each[1], default=None)
+
+
+def _from_here(path: Path) -> Path:
+    """A path as short as it can be given to a command."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def read_minibatches(path: Path | str) -> tuple[int, Batch, Noise]:
+    """What was kept of a training that diverged; nothing in it is executed.
+
+    Args:
+        path: ``divergence/update_<N>.npz`` in the run's folder.
+
+    Returns:
+        The first update, counted from 0, and batches and noise of this and the following ones, (K, B, ...).
+    """
+    with np.load(path, allow_pickle=False) as arrays:
+        batch = Batch(*(torch.from_numpy(arrays[name]) for name in Batch._fields))
+        noise = Noise(*(torch.from_numpy(arrays[f"noise_{name}"]) for name in Noise._fields))
+        return int(arrays["update"]), batch, noise
+
+
+def _draw(trainer: Trainer, updates: range) -> tuple[Batch, Noise] | None:
+    """The minibatches of some updates, drawn again; None if they are too many, or come not from our stream."""
+    stream = trainer.train_dataloader
+    if not isinstance(stream, TrainingStream) or not 0 < len(updates) <= MOST_UPDATES:
+        return None
+    return stream.sampler.chunk(updates.start, len(updates))
+
+
+def _write_minibatches(trainer: Trainer, folder: Path, updates: range, minibatches: tuple[Batch, Noise] | None) -> str:
+    """Writes minibatches, each process its own rows; says where they are."""
+    if minibatches is None:
+        return f"minibatches are kept of at most {MOST_UPDATES} updates, drawn by OfflineDataModule"
+    path = divergence_file(folder, updates.start, trainer.global_rank)
+    arrays = {name: tensor.float().cpu().numpy() for name, tensor in _named_fields(*minibatches)}
+    try:
+        with write_whole(path) as file:
+            np.savez(file, allow_pickle=False, update=np.int64(updates.start), **arrays)
+    except OSError as error:
+        return f"its minibatches could not be written to {path} ({error})"
+    return f"minibatches and noise: {path}; this in full: .txt beside it"
+
+
+def _write_text(trainer: Trainer, folder: Path, updates: range, text: str) -> None:
+    """Writes all that is known beside the minibatches, with every name; a full disk does not hide the error itself."""
+    if updates:
+        with suppress(OSError):
+            write_text_whole(divergence_file(folder, updates.start, trainer.global_rank).with_suffix(".txt"), text)
+
+
+def _named_fields(batch: Batch, noise: Noise) -> Named:
+    yield from zip(Batch._fields, batch, strict=True)
+    yield from zip((f"noise_{name}" for name in Noise._fields), noise, strict=True)
+
+
+def _weights(model: LightningModule) -> Named:
+    yield from _floating(model.named_parameters())
+    yield from _floating(model.named_buffers())
+
+
+def _gradients(model: LightningModule) -> Named:
+    gradients = ((name, each.grad) for name, each in model.named_parameters() if each.grad is not None)
+    yield from _floating(gradients)
+
+
+def _optimizer_state(model: LightningModule, trainer: Trainer) -> Named:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for optimizer in trainer.optimizers:
+        for parameter, state in optimizer.state.items():
+            tensors = ((key, value) for key, value in state.items() if isinstance(value, Tensor))
+            yield from ((f"{key} of {names.get(id(parameter), '?')}", value) for key, value in _floating(tensors))
+
+
+def _floating(named: Iterable[tuple[str, Tensor]]) -> Named:
+    """Tensors that could hold NaN; of those divided over processes this one's part."""
+    for name, tensor in named:
+        local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        if local.is_floating_point() and local.numel():
+            yield name, local.detach()
+
+
+def _broken(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
+    """Names of those that hold NaN or infinity, with how many."""
+    found = []
+    for name, tensor in tensors:
+        count = int((~tensor.isfinite()).sum())
+        if count:
+            found.append(f"{name} ({count} of {tensor.numel()})")
+    return found
+
+
+def _first(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MOST_SHOWN} more" if len(names) > MOST_SHOWN else ""
+    return ", ".join(names[:MOST_SHOWN]) + more

@@ -1,0 +1,138 @@
+"""Continuing a run: which checkpoint it continues from, and which settings must be those it was begun with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning_utilities.core.rank_zero import rank_zero_warn
+
+from tql_lightning.algorithms.tql import TQL
+from tql_lightning.data.datamodule import OfflineDataModule
+from tql_lightning.run.checkpoint_io import SUFFIX, CheckpointError, read_checkpoint
+from tql_lightning.training.hyperparameters import loadable
+
+# What the checkpoint's weights are, or are the values of. Every other setting of the model is applied: it says how
+# weights move from now on (learning rates and their schedule, tau, weights of losses, clipping), how actions are
+# chosen, or how fast the same numbers are computed.
+FIXED = (
+    *("observation_dim", "action_dim", "critic", "policy", "entropy_control", "value_loss", "action_chunk"),
+    *("discount", "target_aggregation", "reward_range", "final_reward_range"),
+)
+MOST_SHOWN = 5
+
+
+def newest_whole(last: Sequence[Path]) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint that a run continues from, and what it holds.
+
+    That is the newest of its last checkpoints. If it is damaged, it is the one with the most updates of all
+    in its folder that are whole and hold everything a run needs; a warning names both.
+
+    Args:
+        last: candidates for the last checkpoint; at least one. Those that are not there are passed over.
+
+    Raises:
+        CheckpointError: none is whole.
+    """
+    there = sorted((path for path in last if path.is_file()), key=lambda path: path.stat().st_mtime, reverse=True)
+    others = sorted({path for folder in {path.parent for path in last} for path in folder.glob(f"[!.]*{SUFFIX}")})
+    reasons: list[str] = []
+    if there:
+        try:
+            return there[0], read_checkpoint(there[0], mmap=True)
+        except CheckpointError as error:
+            reasons.append(str(error))
+    else:
+        reasons.append(f"checkpoint {last[0]}: no such file")
+    whole: list[tuple[int, Path, dict[str, Any]]] = []
+    for path in others:
+        if path in there[:1]:
+            continue
+        try:
+            raw = read_checkpoint(path, mmap=True)
+        except CheckpointError as error:
+            reasons.append(str(error))
+            continue
+        if "optimizer_states" in raw:
+            whole.append((int(raw["global_step"]), path, raw))
+    if not whole:
+        raise CheckpointError("\n".join([*reasons[:MOST_SHOWN], "no whole checkpoint is left to continue from"]))
+    update, path, raw = max(whole, key=lambda each: each[0])
+    rank_zero_warn(f"{reasons[0]}\ncontinuing from {path} instead, at update {update}")
+    return path, raw
+
+
+def refuse_anothers(path: Path, folder: Path, kept: Sequence[Path]) -> None:
+    """Refuses to go on from a checkpoint from elsewhere where a run's own would be replaced.
+
+    Args:
+        path: the checkpoint.
+        folder: of a run.
+        kept: folders of its checkpoints.
+
+    Raises:
+        ValueError: there are some, and the checkpoint is not among them.
+    """
+    own = any(path.resolve().is_relative_to(each.resolve()) for each in (folder, *kept))
+    there = sorted(each for below in kept for each in below.glob(f"[!.]*{SUFFIX}"))
+    if there and not own:
+        raise ValueError(
+            f"trainer.default_root_dir: {folder} holds a run with checkpoints of its own, such as {there[0]}, found "
+            f"{path} to continue from; continue that run with --ckpt_path=last, or choose another folder with "
+            "--trainer.default_root_dir"
+        )
+
+
+def refuse_changes(path: Path, raw: Mapping[str, Any], model: TQL, data: OfflineDataModule) -> None:
+    """Refuses to continue with settings that a run cannot change.
+
+    A setting is compared where both sides have it: a checkpoint of an earlier version may lack some.
+
+    Args:
+        path: the checkpoint.
+        raw: what it holds.
+        model: to be trained on.
+        data: to be trained with.
+
+    Raises:
+        ValueError: some differ; the message shows both values of each.
+    """
+    now = loadable(dict(model.hparams))
+    before = raw.get("hyper_parameters", {})
+    changes = [
+        change
+        for name in FIXED
+        if name in before and name in now
+        for change in _differences(f"model.{name}", before[name], now[name])
+    ]
+    stream = raw.get("OfflineDataModule", {}).get("stream", {})
+    changes += _differences("data", stream, data.stream_settings)
+    if changes:
+        shown = [f"{name}: {was} in the checkpoint, {new} now" for name, was, new in changes[:MOST_SHOWN]]
+        more = [f"and {len(changes) - MOST_SHOWN} more"] if len(changes) > MOST_SHOWN else []
+        remedy = "give the checkpoint's, start a new run in another folder, or add --force=true"
+        raise ValueError(
+            "\n".join([f"checkpoint {path}: made by other settings than this run's", *shown, *more, remedy])
+        )
+
+
+def _differences(name: str, before: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        shared = [key for key in before if key in now]
+        if "class_path" in shared and before["class_path"] != now["class_path"]:
+            shared = ["class_path"]
+        for key in shared:
+            yield from _differences(f"{name}.{key}", before[key], now[key])
+    elif _plain(before) != _plain(now):
+        yield name, _short(before), _short(now)
+
+
+def _short(value: Any) -> Any:
+    """A part of a model by its class, anything else as it is."""
+    return value.get("class_path", value) if isinstance(value, Mapping) else value
+
+
+def _plain(value: Any) -> Any:
+    """A value apart from whether its sequences are lists or tuples."""
+    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value

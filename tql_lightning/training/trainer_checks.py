@@ -1,0 +1,91 @@
+"""Which number types weights are trained in."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.plugins.precision import HalfPrecision
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+
+NARROW = (torch.bfloat16, torch.float16)
+
+
+def refuse_narrow_weights(model: LightningModule, trainer: Trainer) -> None:
+    """Refuses to train weights of 16 bits.
+
+    Their last digit is 1/256 (bfloat16) or 1/2048 (float16) of them. Most steps of a tau of 0.005 and of learning rates
+    are smaller and are rounded away: the target critic would stand still.
+
+    Raises:
+        ValueError: the trainer's precision, or the model itself, asks for that.
+    """
+    narrow = any(weight.dtype in NARROW for weight in model.parameters())
+    if narrow or isinstance(trainer.precision_plugin, HalfPrecision):
+        raise ValueError(
+            "trainer.precision: expected weights of at least float32 to train, found 16 bits with "
+            f"{trainer.precision}, in which most steps of tau and of the learning rates are less than a weight's last "
+            "digit and vanish; use bf16-mixed, or 16-mixed on a GPU"
+        )
+
+
+def refuse_launch(trainer: Trainer) -> None:
+    """Refuses ways of starting processes that would end badly: in an error after training, or in waiting for ever.
+
+    Args:
+        trainer: of a command.
+
+    Raises:
+        ValueError: processes are forked or spawned, and lose what becomes of them; or other machines are to take part,
+            and nothing says where they are.
+    """
+    strategy = trainer.strategy
+    if isinstance(strategy.launcher, _MultiProcessingLauncher):
+        raise ValueError(
+            "trainer.strategy: expected processes that run the command themselves, as with ddp, found "
+            f"{type(strategy).__name__} by {strategy.launcher._start_method}, whose processes cannot hand back how "
+            "training ended; use ddp"
+        )
+    environment = getattr(strategy, "cluster_environment", None)
+    if trainer.num_nodes > 1 and isinstance(environment, LightningEnvironment) and "MASTER_ADDR" not in os.environ:
+        raise ValueError(
+            f"trainer.num_nodes: {trainer.num_nodes} machines are to train together, and nothing says where they are; "
+            "start the command on each by torchrun or srun (docs/scaling.md), or set MASTER_ADDR, MASTER_PORT and "
+            "NODE_RANK"
+        )
+
+
+def refuse_strategy(trainer: Trainer, graphs: Mapping[str, bool]) -> None:
+    """Refuses shares of weights where they cannot be had.
+
+    Args:
+        trainer: with any strategy.
+        graphs: settings by name that make an update one graph, in which nothing is gathered, and whether they are on.
+
+    Raises:
+        ValueError: another ``ModelParallelStrategy`` than ours; or with ours such a setting, or float16.
+    """
+    strategy = trainer.strategy
+    if not isinstance(strategy, ModelParallelStrategy):
+        return
+    if not isinstance(strategy, ShardedStrategy):
+        raise ValueError(
+            f"trainer.strategy: expected {NAME} for shares of weights, found {type(strategy).__name__}, whose "
+            f"checkpoints do not fit runs of other layouts; use --trainer.strategy={NAME}"
+        )
+    for name, on in graphs.items():
+        if on:
+            raise ValueError(
+                f"model.{name}: expected false with trainer.strategy={NAME}, whose weights come and go during an "
+                "update, found true; set it to false, or use ddp"
+            )
+    if getattr(trainer.precision_plugin, "scaler", None) is not None:
+        raise ValueError(
+            f"trainer.precision: expected 32-true, 64-true or bf16-mixed with trainer.strategy={NAME}, found "
+            f"{trainer.precision}, the scale of whose gradients each process would find for itself; use bf16-mixed, "
+            "or ddp"
+        )

@@ -1,0 +1,99 @@
+"""Which classes a checkpoint may name: parts of the expected types, in modules that it may import."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import is_dataclass
+from typing import Any, get_args, get_origin, get_type_hints
+
+from torch import nn
+
+from tql_lightning.trust.imports import can_be_imported, resolve
+
+IMPORTABLE = ("tql_lightning", "torch.nn")
+MOST_PARTS = 10_000  # values of all settings together; a model of ours has about a hundred
+DEEPEST = 30  # parts within parts
+
+_DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_<]\w*>?)+")
+
+
+def check_class_paths(settings: Mapping[str, Any], of: type, trusted: bool = False) -> None:
+    """Refuses settings that name what they may not, before anything is made of them.
+
+    A module is imported for a name only if it is one of `IMPORTABLE`, or as `trust.resolve` says.
+
+    Args:
+        settings: arguments of ``of`` by name, its parts as class path and arguments.
+        of: the class to be made from them; its annotations say which type each part must be of.
+        trusted: import any module; for files that this program wrote itself.
+
+    Raises:
+        ValueError: a name is no class, not of its type, or in a module that may not be imported; or the settings hold
+            themselves, or more than settings do.
+    """
+    _count_parts(settings)
+    hints = get_type_hints(of.__init__)  # type: ignore[misc]
+    for name, value in settings.items():
+        expected = _made_by(hints.get(name))
+        if expected is not None and value is not None:
+            if not isinstance(value, Mapping) or not isinstance(value.get("class_path"), str):
+                raise ValueError(f"{name}: expected a class path with its arguments, found {value!r:.80}")
+            _check_class(name, value["class_path"], (expected,), trusted)
+        _check_parts(name, value, trusted)
+
+
+def _count_parts(settings: Mapping[str, Any]) -> None:
+    """Refuses what could be walked through for ever, such as lists of the same list of the same list."""
+    left: list[tuple[Any, int]] = [(settings, 0)]
+    for count in range(MOST_PARTS):
+        if not left:
+            return
+        value, depth = left.pop()
+        if depth > DEEPEST:
+            break
+        inside = (
+            value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple | set) else ()
+        )
+        if len(inside) > MOST_PARTS - count:
+            break
+        left += [(part, depth + 1) for part in inside]
+    raise ValueError(f"settings: expected at most {MOST_PARTS:,} values, {DEEPEST} deep, found more")
+
+
+def _check_parts(name: str, value: Any, trusted: bool) -> None:
+    """Every class that a setting names, however deep: of a network's part, or of plain data.
+
+    What names no module that is here is text: a file's name, such as weights.pt.
+    """
+    if isinstance(value, Mapping):
+        for inside, part in value.items():
+            _check_parts(f"{name}.{inside}", part, trusted)
+    elif isinstance(value, list | tuple | set):
+        for part in value:
+            _check_parts(name, part, trusted)
+    elif isinstance(value, str) and _DOTTED.fullmatch(value) and can_be_imported(value):
+        _check_class(name, value, (nn.Module,), trusted)
+
+
+def _check_class(name: str, path: str, expected: tuple[type, ...], trusted: bool) -> None:
+    try:
+        found = resolve(path, IMPORTABLE, trusted)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    fits = isinstance(found, type) and (issubclass(found, expected) or (expected == (nn.Module,) and _is_data(found)))
+    if not fits:
+        raise ValueError(f"{name}: expected a subclass of {expected[0].__name__}, found {path}")
+
+
+def _is_data(found: type) -> bool:
+    return is_dataclass(found)
+
+
+def _made_by(hint: Any) -> type | None:
+    """What a factory makes, by its annotation; None where it is none."""
+    for option in (hint, *get_args(hint)):
+        if get_origin(option) is Callable:
+            made = get_args(option)[1]
+            return made if isinstance(made, type) else None
+    return None
