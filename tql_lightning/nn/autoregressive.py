@@ -122,8 +122,8 @@ class CausalBlock(nn.Module):
 class AutoregressiveCritic(nn.Module):
     """Values of choosing each bin of action dimension i, given the state and the bins of dimensions before i.
 
-    A causal transformer over state tokens, a start token and the bins of all but the last dimension. Token i of the last
-    n_a gives the logits of dimension i's bins; values are their sigmoids, in (0, 1).
+    A causal transformer over state tokens, a start token and the bins of all but the last dimension. Token i of the
+    last n_a gives the logits of dimension i's bins; values are their sigmoids, in (0, 1).
 
     Args:
         observation_dim: n_s.
@@ -217,25 +217,27 @@ class AutoregressiveCritic(nn.Module):
         logits = self._logits(tokens[:, self.num_state_tokens :], slice(None))
         return logits, torch.stack(entropies) if entropies else None
 
-    def greedy(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+    def greedy(self, observations: Tensor, dimensions: int | None = None) -> tuple[Tensor, Tensor]:
         """Chooses the best bin of one dimension after the other; keys and values are kept, so that this is one pass.
 
         Args:
             observations: (B, n_s).
+            dimensions: n, how many dimensions to choose; None for all n_a.
 
         Returns:
-            Bins int64 (B, n_a), the first of equals, and the logits that they were chosen by, (B, n_a, N).
+            Bins int64 (B, n), the first of equals, and the logits that they were chosen by, (B, n, N).
         """
+        dimensions = self.action_dim if dimensions is None else dimensions
         tokens = self._first_tokens(observations)
         past: list[KeysAndValues | None] = [None] * self.num_layers
         bins: list[Tensor] = []
         logits: list[Tensor] = []
-        for dimension in range(self.action_dim):
+        for dimension in range(dimensions):
             for layer, block in enumerate(self.blocks):
                 tokens, past[layer], _ = block(tokens, past[layer])
             logits.append(self._logits(tokens[:, -1:], slice(dimension, dimension + 1)))
             bins.append(logits[-1].argmax(dim=-1))
-            if dimension + 1 < self.action_dim:
+            if dimension + 1 < dimensions:
                 tokens = self._chosen_token(bins[-1], dimension)
         return torch.cat(bins, dim=1), torch.cat(logits, dim=1)
 

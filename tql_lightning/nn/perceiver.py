@@ -147,7 +147,7 @@ class PerceiverCritic(Critic):
         Two linear maps, of every scalar and of all of them together, with nothing between them: they are multiplied
         first, which is exact but for rounding.
         """
-        mixer = self.action_mixer.weight.unflatten(1, (actions.shape[-1], -1))  # (H, n_a, H)
+        mixer = rearrange(self.action_mixer.weight, "o (a i) -> o a i", a=actions.shape[-1])
         weight = mixer @ self.action_projection.weight.flatten()
         bias = self.action_mixer.bias + mixer.sum(dim=1) @ self.action_projection.bias
         query: Tensor = self.action_norm(linear(actions, weight, bias))

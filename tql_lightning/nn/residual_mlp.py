@@ -14,8 +14,10 @@ class Residual(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., H) -> (..., H)."""
-        output: Tensor = x + super().forward(x)
-        return output
+        output = x
+        for layer in self:
+            output = layer(output)
+        return x + output
 
 
 class ResidualMLP(nn.Sequential):

@@ -9,8 +9,6 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tql_lightning.algorithms import losses
-
 PADDING_BINS = 3  # beyond each end of the returns: 4 standard deviations at the default sigma of 0.75 bins
 
 
@@ -83,7 +81,7 @@ class SquaredError(ValueLoss):
 
     def forward(self, values: Tensor, logits: Tensor | None, target: Tensor) -> Tensor:
         """See `ValueLoss.forward`."""
-        return losses.td_loss(values, target)
+        return td_loss(values, target)
 
 
 class HLGauss(ValueLoss):
@@ -129,15 +127,15 @@ class HLGauss(ValueLoss):
         """See `ValueLoss.forward`."""
         if logits is None:
             raise ValueError("HLGauss: expected a critic that gives logits of the bins, found only values")
-        return losses.hl_gauss_loss(logits, target.clamp(self.low, self.high), self.edges, self.sigma)
+        return hl_gauss_loss(logits, target.clamp(self.low, self.high), self.edges, self.sigma)
 
 
 class CategoricalProjection(ValueLoss):
     """Cross-entropy to the target critic's distribution, shifted by r and shrunk by gamma (C51, arXiv 1707.06887).
 
-    Every atom z_j of the target distribution moves to clip(r + gamma mask z_j, low, high), and its probability is shared
-    by the two atoms next to it. With several heads the target is the mixture of their distributions (mean), or the
-    distribution of the head with the smallest mean (min).
+    Every atom z_j of the target distribution moves to clip(r + gamma mask z_j, low, high), and its probability is
+    shared by the two atoms next to it. With several heads the target is the mixture of their distributions (mean), or
+    the distribution of the head with the smallest mean (min).
 
     Where a target is a number y, as in IQL, its distribution is the point y.
 
@@ -200,7 +198,9 @@ class CategoricalProjection(ValueLoss):
     @staticmethod
     def _cross_entropy(logits: Tensor | None, probabilities: Tensor) -> Tensor:
         if logits is None:
-            raise ValueError("CategoricalProjection: expected a critic that gives logits of the atoms, found only values")
+            raise ValueError(
+                "CategoricalProjection: expected a critic that gives logits of the atoms, found only values"
+            )
         return -(probabilities.unsqueeze(1) * logits.log_softmax(dim=-1)).sum(dim=-1).mean()
 
 

@@ -60,7 +60,11 @@ class VelocityCritic(nn.Module):
         norm_first: bool = False,
     ) -> None:
         super().__init__()
-        for name, size, least in (("num_critics", num_critics, 1), ("flow_steps", flow_steps, 1), ("num_bins", num_bins, 2)):
+        for name, size, least in (
+            ("num_critics", num_critics, 1),
+            ("flow_steps", flow_steps, 1),
+            ("num_bins", num_bins, 2),
+        ):
             if size < least:
                 raise ValueError(f"critic.{name}: expected at least {least}, found {size}")
         if not -math.inf < low < high < math.inf:
@@ -125,7 +129,7 @@ class VelocityCritic(nn.Module):
         return x
 
     def embed(self, x: Tensor) -> Tensor:
-        """x (B, E) as the members see it, (B, E, num_bins - 1) or (B, E, 1)."""
+        """Returns x as the members see them, (B, E) -> (B, E, num_bins - 1) or (B, E, 1)."""
         if self.return_embedding == "scalar":
             return ((x - self.low) / (self.high - self.low)).unsqueeze(-1)
         cumulative = torch.erf((self.edges - x.unsqueeze(-1)) / (math.sqrt(2.0) * self.sigma))
