@@ -9,13 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tql_lightning.nn.value_loss import (
-    Bootstrap,
-    CategoricalProjection,
-    HLGauss,
-    SquaredError,
-    share_between_neighbours,
-)
+from tql_lightning.nn.categorical import CategoricalProjection, share_between_neighbours
+from tql_lightning.nn.value_loss import Bootstrap, HLGauss, SquaredError
 
 LOW, HIGH, ATOMS = -10.0, 0.0, 11
 
