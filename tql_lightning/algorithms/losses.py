@@ -73,3 +73,36 @@ def q_loss(values: Tensor, scale: Tensor | None = None) -> Tensor:
     """
     loss = -values.mean(dim=-1).mean()
     return loss if scale is None else loss / scale.detach()
+
+
+def expectile_loss(values: Tensor, target: Tensor, expectile: float) -> Tensor:
+    """Mean over the batch of w (target - V(s))^2, w the expectile where target >= V and 1 - expectile elsewhere (IQL).
+
+    Args:
+        values: V(s), (B,).
+        target: what the values are an expectile of, (B,); without gradient.
+        expectile: kappa, between 0 and 1.
+    """
+    difference = target.detach() - values
+    weight = torch.where(difference >= 0.0, expectile, 1.0 - expectile)
+    return (weight * difference.square()).mean()
+
+
+def advantage_weights(advantage: Tensor, inverse_temperature: float, largest: float = 100.0) -> Tensor:
+    """min(exp(inverse_temperature * A), largest), the weights of advantage-weighted regression; (B,) -> (B,)."""
+    return (inverse_temperature * advantage.detach()).exp().clamp(max=largest)
+
+
+def cloning_penalty(actions: Tensor, data_actions: Tensor) -> Tensor:
+    """Sum over dimensions of the squared distance to the data's actions (ReBRAC); (B, n_a) twice -> (B,)."""
+    return (actions - data_actions).square().sum(dim=-1)
+
+
+def normalised_q_loss(value: Tensor, scale: Tensor) -> Tensor:
+    """-mean over the batch of Q(s, pi(s)) over the mean |Q| of the whole batch, which passes no gradient.
+
+    Args:
+        value: one value of the online critic's heads, (B,).
+        scale: mean of |value|, a scalar.
+    """
+    return -value.mean() / scale.detach()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,13 +30,13 @@ class Actor:
     action_chunk: int = 1
 
 
-class FlowPolicy(nn.Module):
-    """Behaviour flow v(s, x_t, t) and one-step policy mu(s, z), both plain MLPs (section 5 of docs/algorithm.md).
+class BehaviourFlow(nn.Module):
+    """Behaviour flow v(s, x_t, t): a plain MLP whose Euler steps turn noise into actions of the data's distribution.
 
     Args:
         observation_dim: n_s (taken from the dataset by the CLI).
         action_dim: n_a (taken from the dataset by the CLI).
-        hidden_dims: sizes of the hidden layers of both networks.
+        hidden_dims: sizes of the hidden layers.
         flow_steps: Euler steps from noise to a behaviour action.
         layer_norm: whether hidden layers end in a LayerNorm.
 
@@ -49,7 +50,7 @@ class FlowPolicy(nn.Module):
         action_dim: int,
         hidden_dims: Sequence[int] = (512, 512, 512, 512),
         flow_steps: int = 10,
-        layer_norm: bool = True,
+        layer_norm: bool = False,
     ) -> None:
         super().__init__()
         if flow_steps < 1:
@@ -57,7 +58,6 @@ class FlowPolicy(nn.Module):
         self.action_dim = action_dim
         self.flow_steps = flow_steps
         self.behaviour_flow = MLP(observation_dim + action_dim + 1, hidden_dims, action_dim, layer_norm)
-        self.one_step_policy = MLP(observation_dim + action_dim, hidden_dims, action_dim, layer_norm)
 
     def velocity(self, observations: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """v(s, x_t, t): (..., n_s), (..., n_a), (..., 1) -> (..., n_a)."""
@@ -80,18 +80,54 @@ class FlowPolicy(nn.Module):
             actions = actions + self.velocity(observations, actions, t) / self.flow_steps
         return actions.clamp(-1.0, 1.0)
 
+    def best_flow_actions(
+        self, critic: Critic, observations: Tensor, noise: Tensor, aggregation: Literal["mean", "min"] = "min"
+    ) -> Tensor:
+        """The behaviour action with the highest Q out of S: (B, n_s), (B, S, n_a) -> (B, n_a).
+
+        Args:
+            critic: scores the actions.
+            observations: (B, n_s).
+            noise: (B, S, n_a), one row per action.
+            aggregation: of the critic's heads into one score.
+        """
+        repeated = observations.unsqueeze(1).expand(-1, noise.shape[1], -1)
+        candidates = self.flow_actions(repeated, noise)
+        values = critic(repeated.flatten(0, 1), candidates.flatten(0, 1)).values
+        scores = values.mean(dim=-1) if aggregation == "mean" else values.amin(dim=-1)
+        best = scores.view(noise.shape[:2]).argmax(dim=1, keepdim=True)
+        return candidates.gather(1, best.unsqueeze(-1).expand(-1, 1, self.action_dim)).squeeze(1)
+
+
+class FlowPolicy(BehaviourFlow):
+    """Behaviour flow v(s, x_t, t) and one-step policy mu(s, z), both plain MLPs (section 5 of docs/algorithm.md).
+
+    Args:
+        observation_dim: n_s (taken from the dataset by the CLI).
+        action_dim: n_a (taken from the dataset by the CLI).
+        hidden_dims: sizes of the hidden layers of both networks.
+        flow_steps: Euler steps from noise to a behaviour action.
+        layer_norm: whether hidden layers end in a LayerNorm.
+
+    Raises:
+        ValueError: there is no hidden layer, or a size of one or ``flow_steps`` is below 1.
+    """
+
+    def __init__(
+        self,
+        observation_dim: int,
+        action_dim: int,
+        hidden_dims: Sequence[int] = (512, 512, 512, 512),
+        flow_steps: int = 10,
+        layer_norm: bool = True,
+    ) -> None:
+        super().__init__(observation_dim, action_dim, hidden_dims, flow_steps, layer_norm)
+        self.one_step_policy = MLP(observation_dim + action_dim, hidden_dims, action_dim, layer_norm)
+
     def one_step_actions(self, observations: Tensor, noise: Tensor) -> Tensor:
         """mu(s, z), NOT clipped: (..., n_s), (..., n_a) -> (..., n_a)."""
         actions: Tensor = self.one_step_policy(torch.cat([observations, noise], dim=-1))
         return actions
-
-    def best_flow_actions(self, critic: Critic, observations: Tensor, noise: Tensor) -> Tensor:
-        """Of S behaviour actions the one with the highest smallest-head Q: (B, n_s), (B, S, n_a) -> (B, n_a)."""
-        repeated = observations.unsqueeze(1).expand(-1, noise.shape[1], -1)
-        candidates = self.flow_actions(repeated, noise)
-        values = critic(repeated.flatten(0, 1), candidates.flatten(0, 1)).values.amin(dim=-1)
-        best = values.view(noise.shape[:2]).argmax(dim=1, keepdim=True)
-        return candidates.gather(1, best.unsqueeze(-1).expand(-1, 1, self.action_dim)).squeeze(1)
 
 
 class ScaledPolicy(nn.Module):
