@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from pathlib import Path
@@ -49,12 +50,24 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "method_case" in metafunc.fixturenames:
+        folder = metafunc.config.getoption("--golden")
+        cases = sorted(path.parent for path in folder.rglob("core.npz") if method_of(path.parent) is not None)
+        names = [str(case.relative_to(folder)) for case in cases]
+        metafunc.parametrize("method_case", cases, ids=names, scope="session")
     if "golden_case" in metafunc.fixturenames:
         folder: Path = metafunc.config.getoption("--golden")
         cases = sorted(path.parent for path in folder.glob("*/core.npz"))
         if not cases:
             raise pytest.UsageError(f"--golden: expected folders with a core.npz in {folder}, found none")
         metafunc.parametrize("golden_case", cases, ids=[case.name for case in cases], scope="session")
+
+
+def method_of(case: Path) -> str | None:
+    """The method that a golden case names; None for TQL."""
+    settings = json.loads((case / "config.json").read_text())
+    method: str | None = settings.get("algorithm", settings.get("system"))
+    return method
 
 
 @pytest.fixture(autouse=True)

@@ -58,11 +58,12 @@ class Floq(Algorithm):
         distil   mean over batch and k of (Q_k(s, a) - mean over k and j of I(u; s, a, x_0)_k)^2
         actor    FQL's: cloning flow + bc_coefficient * distillation - mean of Q(s, clip mu(s, z))
 
-    Noise is uniform between ``noise_coverage`` times the smallest and the largest return of the data. One Adam takes all
-    losses at the old parameters; then ubar moves towards u as it was before the step. Q has no target network.
+    Noise is uniform between ``noise_coverage`` times the smallest and the largest return of the data. One Adam takes
+    all losses at the old parameters; then ubar moves towards u as it was before the step. Q has no target network.
 
-    Deviations: returns range as the data's rewards and terminations allow; the release takes the range of a buffer that
-    is padded with zeros (``release_range``). The time enters as cos(t), as in the release; the paper has Fourier features.
+    Deviations: returns range as the data's rewards and terminations allow; the release takes the range of a buffer
+    that is padded with zeros (``release_range``). The time enters as cos(t), as in the release; the paper has Fourier
+    features.
 
     Args:
         observation_dim: n_s (taken from the dataset by the CLI).
@@ -188,6 +189,7 @@ class Floq(Algorithm):
         whole_mean: Callable[[Tensor], Tensor] = of_this_process,
     ) -> Losses:
         """Critic and actor loss; see `Algorithm.losses`."""
+        del inputs
         critic_loss, critic_metrics = self.critic_loss(batch, noise)
         actor_loss, actor_metrics = self.actor_loss(batch, noise, with_metrics, whole_mean)
         return Losses(critic_loss + actor_loss, critic_metrics | actor_metrics)
@@ -221,7 +223,7 @@ class Floq(Algorithm):
 
     @torch.no_grad()
     def td_target(self, batch: Any, noise: FloqNoise) -> Tensor:
-        """y = mean over samples of r + discount * mask * aggregate_k I(ubar; s', a', x'_0)_k, (B,)."""
+        """Target y = mean over samples of r + discount * mask * aggregate_k I(ubar; s', a', x'_0)_k, (B,)."""
         observations = self.per_sample(batch.next_observations)
         actions = self.one_step_actions(observations, noise.next_action.flatten(0, 1))
         returns = self.target_velocity_critic(observations, actions, self.return_noise(noise.next_return))

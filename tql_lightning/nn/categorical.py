@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tql_lightning.nn.value_loss import Bootstrap, ValueLoss, known_range
+from tql_lightning.nn.value_loss import Bootstrap, ValueLoss, known_range, weighted_mean
 
 
 class CategoricalProjection(ValueLoss):
@@ -43,15 +43,25 @@ class CategoricalProjection(ValueLoss):
         self.register_buffer("atoms", torch.linspace(self.low, self.high, num_atoms), persistent=False)
         self.support = self.atoms.tolist()
 
-    def forward(self, values: Tensor, logits: Tensor | None, target: Tensor) -> Tensor:
+    def forward(
+        self, values: Tensor, logits: Tensor | None, target: Tensor, row_weights: Tensor | None = None
+    ) -> Tensor:
         """See `ValueLoss.forward`."""
-        return self._cross_entropy(logits, self._project(torch.ones_like(target).unsqueeze(-1), target.unsqueeze(-1)))
+        probabilities = self._project(torch.ones_like(target).unsqueeze(-1), target.unsqueeze(-1))
+        return self._cross_entropy(logits, probabilities, row_weights)
 
-    def bootstrapped(self, values: Tensor, logits: Tensor | None, target: Tensor, bootstrap: Bootstrap) -> Tensor:
+    def bootstrapped(
+        self,
+        values: Tensor,
+        logits: Tensor | None,
+        target: Tensor,
+        bootstrap: Bootstrap,
+        row_weights: Tensor | None = None,
+    ) -> Tensor:
         """See `ValueLoss.bootstrapped`."""
         if bootstrap.logits is None:
             raise ValueError("CategoricalProjection: expected a target critic that gives logits, found only values")
-        return self._cross_entropy(logits, self.target_probabilities(bootstrap, bootstrap.logits))
+        return self._cross_entropy(logits, self.target_probabilities(bootstrap, bootstrap.logits), row_weights)
 
     @torch.no_grad()
     def target_probabilities(self, bootstrap: Bootstrap, logits: Tensor) -> Tensor:
@@ -74,12 +84,13 @@ class CategoricalProjection(ValueLoss):
         return projected / (projected.sum(dim=-1, keepdim=True) + 1e-8)
 
     @staticmethod
-    def _cross_entropy(logits: Tensor | None, probabilities: Tensor) -> Tensor:
+    def _cross_entropy(logits: Tensor | None, probabilities: Tensor, row_weights: Tensor | None) -> Tensor:
         if logits is None:
             raise ValueError(
                 "CategoricalProjection: expected a critic that gives logits of the atoms, found only values"
             )
-        return -(probabilities.unsqueeze(1) * logits.log_softmax(dim=-1)).sum(dim=-1).mean()
+        losses = -(probabilities.unsqueeze(1) * logits.log_softmax(dim=-1)).sum(dim=-1)
+        return weighted_mean(losses, row_weights)
 
 
 def share_between_neighbours(weights: Tensor, positions: Tensor, size: int) -> Tensor:

@@ -15,7 +15,7 @@ FINAL_GAIN = 0.1  # the output layer's variance is scaled by 0.01
 
 
 class GaussianPolicy(nn.Module):
-    """N(mean(s), std^2), or tanh of it; the standard deviation is the same in every state.
+    """N(mean(s), std^2), clipped to [-1, 1] while acting; the standard deviation is the same in every state.
 
     The output layer starts at a tenth of the other layers' bounds, so that first actions are near 0.
 
@@ -25,7 +25,6 @@ class GaussianPolicy(nn.Module):
         hidden_dims: sizes of the hidden layers.
         layer_norm: whether hidden layers end in a LayerNorm.
         learned_std: learn one standard deviation per action dimension, started at 1; false keeps it at 1.
-        tanh_squash: squash actions with tanh instead of clipping them to [-1, 1].
 
     Raises:
         ValueError: there is no hidden layer, or a size of one is below 1.
@@ -38,24 +37,21 @@ class GaussianPolicy(nn.Module):
         hidden_dims: Sequence[int] = (512, 512, 512, 512),
         layer_norm: bool = False,
         learned_std: bool = False,
-        tanh_squash: bool = False,
     ) -> None:
         super().__init__()
         self.action_dim = action_dim
-        self.tanh_squash = tanh_squash
         self.mean_network = MLP(observation_dim, hidden_dims, action_dim, layer_norm)
         nn.init.xavier_uniform_(self.mean_network.linear_layers[-1].weight, gain=FINAL_GAIN)
         self.log_std = nn.Parameter(torch.zeros(action_dim)) if learned_std else None
 
     def mean(self, observations: Tensor) -> Tensor:
-        """Mean before any tanh: (..., n_s) -> (..., n_a)."""
+        """Mean of the Gaussian: (..., n_s) -> (..., n_a)."""
         mean: Tensor = self.mean_network(observations)
         return mean
 
     def mode(self, observations: Tensor) -> Tensor:
-        """The mean, squashed where the policy squashes, and not clipped: (..., n_s) -> (..., n_a)."""
-        mean = self.mean(observations)
-        return mean.tanh() if self.tanh_squash else mean
+        """The most likely action, not clipped: (..., n_s) -> (..., n_a)."""
+        return self.mean(observations)
 
     def std(self, mean: Tensor) -> Tensor:
         """Standard deviation in every entry of ``mean``, in its shape."""
@@ -71,11 +67,31 @@ class GaussianPolicy(nn.Module):
             noise: standard normal.
             temperature: factor of the standard deviation.
         """
-        actions = mean + temperature * self.std(mean) * noise
-        return actions.tanh() if self.tanh_squash else actions.clamp(-1.0, 1.0)
+        return self.bounded(mean + temperature * self.std(mean) * noise)
+
+    def bounded(self, actions: Tensor) -> Tensor:
+        """What the environment is given of a draw of the Gaussian: clipped to [-1, 1]; (..., n_a) -> (..., n_a)."""
+        return actions.clamp(-1.0, 1.0)
 
     def log_prob(self, mean: Tensor, actions: Tensor) -> Tensor:
-        """Log density of actions under the Gaussian before any tanh, (..., n_a) -> (...)."""
+        """Log density of actions under the Gaussian, (..., n_a) -> (...)."""
         std = self.std(mean)
         per_dimension = -0.5 * ((actions - mean) / std).square() - std.log() - 0.5 * math.log(2.0 * math.pi)
         return per_dimension.sum(dim=-1)
+
+
+class SquashedGaussianPolicy(GaussianPolicy):
+    """tanh of a Gaussian, whose actions reach no bound; see `GaussianPolicy` for its arguments."""
+
+    def mode(self, observations: Tensor) -> Tensor:
+        """Tanh of the mean: (..., n_s) -> (..., n_a)."""
+        return self.mean(observations).tanh()
+
+    def bounded(self, actions: Tensor) -> Tensor:
+        """See `GaussianPolicy.bounded`; here tanh."""
+        return actions.tanh()
+
+    def log_prob(self, mean: Tensor, actions: Tensor) -> Tensor:
+        """Log density of actions within (-1, 1), (..., n_a) -> (...)."""
+        jacobian = (1.0 - actions.square()).log().sum(dim=-1)
+        return super().log_prob(mean, actions.atanh()) - jacobian

@@ -40,19 +40,29 @@ class ValueLoss(nn.Module, ABC):
     support: list[float] | None = None
 
     @abstractmethod
-    def forward(self, values: Tensor, logits: Tensor | None, target: Tensor) -> Tensor:
+    def forward(
+        self, values: Tensor, logits: Tensor | None, target: Tensor, row_weights: Tensor | None = None
+    ) -> Tensor:
         """The TD loss.
 
         Args:
             values: Q_k(s, a), (B, E).
             logits: of the bins, (B, E, M), or None from a critic of values.
             target: y, (B,).
+            row_weights: How much each row counts, (B,); None for 1. The mean is over all rows, whatever they weigh.
 
         Returns:
             A scalar.
         """
 
-    def bootstrapped(self, values: Tensor, logits: Tensor | None, target: Tensor, bootstrap: Bootstrap) -> Tensor:
+    def bootstrapped(
+        self,
+        values: Tensor,
+        logits: Tensor | None,
+        target: Tensor,
+        bootstrap: Bootstrap,
+        row_weights: Tensor | None = None,
+    ) -> Tensor:
         """The TD loss where the target comes from a target critic; by default it needs only the target's mean.
 
         Args:
@@ -60,11 +70,12 @@ class ValueLoss(nn.Module, ABC):
             logits: Of the bins, (B, E, M), or None from a critic of values.
             target: y, (B,).
             bootstrap: What y was made of.
+            row_weights: See `forward`.
 
         Returns:
             A scalar.
         """
-        loss: Tensor = self(values, logits, target)
+        loss: Tensor = self(values, logits, target, row_weights)
         return loss
 
 
@@ -79,9 +90,11 @@ class SquaredError(ValueLoss):
         del return_range
         super().__init__()
 
-    def forward(self, values: Tensor, logits: Tensor | None, target: Tensor) -> Tensor:
+    def forward(
+        self, values: Tensor, logits: Tensor | None, target: Tensor, row_weights: Tensor | None = None
+    ) -> Tensor:
         """See `ValueLoss.forward`."""
-        return td_loss(values, target)
+        return td_loss(values, target, row_weights)
 
 
 class HLGauss(ValueLoss):
@@ -123,11 +136,13 @@ class HLGauss(ValueLoss):
         edges = [self.low + width * (index - PADDING_BINS) for index in range(num_bins + 1)]
         self.register_buffer("edges", torch.tensor(edges), persistent=False)
 
-    def forward(self, values: Tensor, logits: Tensor | None, target: Tensor) -> Tensor:
+    def forward(
+        self, values: Tensor, logits: Tensor | None, target: Tensor, row_weights: Tensor | None = None
+    ) -> Tensor:
         """See `ValueLoss.forward`."""
         if logits is None:
             raise ValueError("HLGauss: expected a critic that gives logits of the bins, found only values")
-        return hl_gauss_loss(logits, target.clamp(self.low, self.high), self.edges, self.sigma)
+        return hl_gauss_loss(logits, target.clamp(self.low, self.high), self.edges, self.sigma, row_weights)
 
 
 def known_range(
@@ -182,9 +197,15 @@ def return_range(
     return (min(low for low, _ in ranges), max(high for _, high in ranges)) if ranges else None
 
 
-def td_loss(values: Tensor, target: Tensor) -> Tensor:
-    """Mean over batch and heads of (Q_k(s, a) - y)^2, section 4; values (B, E), target (B,)."""
-    return (values - target.unsqueeze(-1)).square().mean()
+def td_loss(values: Tensor, target: Tensor, row_weights: Tensor | None = None) -> Tensor:
+    """Mean over batch and heads of w (Q_k(s, a) - y)^2, section 4.
+
+    Args:
+        values: Q_k(s, a), (B, E).
+        target: y, (B,).
+        row_weights: w, (B,); None for 1. The mean is over all rows, whatever they weigh.
+    """
+    return weighted_mean((values - target.unsqueeze(-1)).square(), row_weights)
 
 
 def gaussian_bins(target: Tensor, edges: Tensor, sigma: float) -> Tensor:
@@ -202,7 +223,9 @@ def gaussian_bins(target: Tensor, edges: Tensor, sigma: float) -> Tensor:
     return cumulative.diff(dim=-1) / (cumulative[..., -1:] - cumulative[..., :1])
 
 
-def hl_gauss_loss(logits: Tensor, target: Tensor, edges: Tensor, sigma: float) -> Tensor:
+def hl_gauss_loss(
+    logits: Tensor, target: Tensor, edges: Tensor, sigma: float, row_weights: Tensor | None = None
+) -> Tensor:
     """Mean over batch and heads of the cross-entropy to the Gaussian around y (HL-Gauss, arXiv 2403.03950).
 
     Args:
@@ -210,6 +233,12 @@ def hl_gauss_loss(logits: Tensor, target: Tensor, edges: Tensor, sigma: float) -
         target: y, (B,), within the edges.
         edges: of the bins, (M + 1,).
         sigma: standard deviation of the Gaussian.
+        row_weights: See `td_loss`.
     """
     probabilities = gaussian_bins(target, edges, sigma).unsqueeze(1)
-    return -(probabilities * logits.log_softmax(dim=-1)).sum(dim=-1).mean()
+    return weighted_mean(-(probabilities * logits.log_softmax(dim=-1)).sum(dim=-1), row_weights)
+
+
+def weighted_mean(losses: Tensor, row_weights: Tensor | None) -> Tensor:
+    """Mean over (B, E) of losses times the weights of their rows, (B,), or 1 where that is None."""
+    return losses.mean() if row_weights is None else (losses * row_weights.unsqueeze(-1)).mean()

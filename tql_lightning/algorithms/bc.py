@@ -1,0 +1,116 @@
+"""Behaviour cloning: the baseline that every other method is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor
+
+from tql_lightning.algorithms.flow_matching import FlowNoise, flow_draws, flow_matching_loss
+from tql_lightning.nn.gaussian_policy import GaussianPolicy
+from tql_lightning.nn.number_types import at_least_float32
+from tql_lightning.nn.policy import Actor, BehaviourFlow
+from tql_lightning.training.base_stub import Algorithm, Draw, Execution, Losses, Optimisation, ParameterGroup
+from tql_lightning.training.distributed import of_this_process
+from tql_lightning.training.hyperparameters import require
+
+
+class Demonstrations(NamedTuple):
+    """What cloning reads.
+
+    Attributes:
+        observations: s, (..., B, n_s).
+        actions: a in [-1, 1], (..., B, n_a).
+    """
+
+    observations: Tensor
+    actions: Tensor
+
+
+class BC(Algorithm):
+    """Behaviour cloning with a flow, or with a Gaussian policy.
+
+    Mean over the batch::
+
+        BehaviourFlow   mean of (v(s, x_t, t) - (a - x_0))^2, x_t = (1 - t) x_0 + t a   (arXiv 2502.02538)
+        GaussianPolicy  -mean of log pi(a | s); with a standard deviation fixed at 1 half the squared error summed
+                        over dimensions, plus a constant
+
+    The flow acts by its Euler steps from noise, the Gaussian by its mean.
+
+    Args:
+        observation_dim: n_s (taken from the dataset by the CLI).
+        action_dim: n_a of one decision (taken from the dataset by the CLI).
+        policy: makes the policy from (observation_dim, action_dim): ``BehaviourFlow`` or ``GaussianPolicy``.
+        action_chunk: h, steps of the environment that one decision is made of (taken from the data by the CLI).
+        optimisation: learning rates, schedule, weight decay and clipping.
+        execution: compilation, CUDA graphs and precision of matrix products.
+
+    Raises:
+        ValueError: a setting is out of its range; the message names it.
+    """
+
+    Batch = Demonstrations
+    Noise = FlowNoise
+
+    def __init__(
+        self,
+        observation_dim: int,
+        action_dim: int,
+        *,
+        policy: Callable[[int, int], BehaviourFlow | GaussianPolicy] = BehaviourFlow,
+        action_chunk: int = 1,
+        optimisation: Optimisation = Optimisation(),  # noqa: B008  (frozen)
+        execution: Execution = Execution(),  # noqa: B008  (frozen)
+    ) -> None:
+        super().__init__(
+            observation_dim, action_dim, action_chunk=action_chunk, optimisation=optimisation, execution=execution
+        )
+        self.policy = policy(observation_dim, action_dim)
+        self.save_hyperparameters()
+
+    def noise_draws(self) -> dict[str, Draw]:
+        """Start and time of the behaviour flow."""
+        return flow_draws(self.action_dim)
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """The policy."""
+        return [ParameterGroup("actor", self.policy)]
+
+    def losses(
+        self,
+        batch: Demonstrations,
+        noise: FlowNoise,
+        inputs: dict[str, Tensor],
+        with_metrics: bool = True,
+        whole_mean: Callable[[Tensor], Tensor] = of_this_process,
+    ) -> Losses:
+        """The actor loss; see `Algorithm.losses`."""
+        del inputs, with_metrics, whole_mean
+        loss, metrics = self.actor_loss(batch, noise)
+        return Losses(loss, metrics | {"actor_loss": loss}, {})
+
+    def actor_loss(self, batch: Demonstrations, noise: FlowNoise) -> tuple[Tensor, dict[str, Tensor]]:
+        """Flow matching, or -mean of log pi(a | s)."""
+        if isinstance(self.policy, BehaviourFlow):
+            return flow_matching_loss(self.policy, batch.observations, batch.actions, *noise), {}
+        mean = at_least_float32(self.policy.mean(batch.observations))
+        log_prob = self.policy.log_prob(mean, batch.actions).mean()
+        error = (mean - batch.actions).square().mean()
+        return -log_prob, {"log_prob_mean": log_prob, "action_error": error}
+
+    def actor(self, extraction: str | None = None) -> Actor:
+        """Acts by the behaviour flow, or by the Gaussian's mean.
+
+        Raises:
+            ValueError: an extraction is named; there is one only.
+        """
+        require("extraction", extraction is None, "none, which is all that BC has", extraction)
+        return Actor((self.action_dim,), self.act, self.action_chunk)
+
+    def act(self, observations: Tensor, noise: Tensor) -> Tensor:
+        """(B, n_s) observations and (B, n_a) standard normal noise -> (B, n_a) actions in [-1, 1]."""
+        if isinstance(self.policy, BehaviourFlow):
+            return self.policy.flow_actions(observations, noise)
+        return self.policy.bounded(self.policy.mean(observations))

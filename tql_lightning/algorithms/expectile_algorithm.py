@@ -1,0 +1,70 @@
+"""What IQL (arXiv 2110.06169) and IFQL (arXiv 2502.02538) share: values learned without a policy's actions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tql_lightning.algorithms import losses
+from tql_lightning.algorithms.critic_algorithm import CriticAlgorithm, CriticFit
+from tql_lightning.batch import Batch
+from tql_lightning.nn.number_types import at_least_float32
+from tql_lightning.nn.value_network import ValueNetwork
+from tql_lightning.training.base_stub import ParameterGroup
+from tql_lightning.training.hyperparameters import require
+
+
+class ExpectileAlgorithm(CriticAlgorithm):
+    """A critic whose TD target is V(s'), and V an expectile of the target critic at the data's actions.
+
+    Args:
+        observation_dim: n_s (taken from the dataset by the CLI).
+        action_dim: n_a of one decision (taken from the dataset by the CLI).
+        value: makes V from (observation_dim).
+        expectile: kappa of V: 0.5 is the mean, towards 1 the best of the data's actions.
+        settings: those of `CriticAlgorithm`.
+
+    Raises:
+        ValueError: a setting is out of its range; the message names it.
+    """
+
+    def __init__(
+        self,
+        observation_dim: int,
+        action_dim: int,
+        *,
+        value: Callable[[int], ValueNetwork],
+        expectile: float,
+        **settings: Any,
+    ) -> None:
+        super().__init__(observation_dim, action_dim, **settings)
+        require("expectile", 0.0 < expectile < 1.0, "above 0 and below 1", expectile)
+        self.value = value(observation_dim)
+        self.expectile = expectile
+
+    def value_groups(self) -> list[ParameterGroup]:
+        """Parameter groups of critic, temperatures and V."""
+        return [*self.critic_groups(), ParameterGroup("value", self.value)]
+
+    def value_loss(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Expectile regression: mean of w (min_k Qbar_k(s, a) - V(s))^2, w = kappa above V and 1 - kappa below.
+
+        Returns:
+            The loss, V(s) (B,) and scalars to log.
+        """
+        target = self.target_values(batch.observations, batch.actions).amin(dim=-1)
+        values = at_least_float32(self.value(batch.observations))
+        loss = losses.expectile_loss(values, target, self.expectile)
+        metrics = {"value_loss": loss, "v_mean": values.mean(), "v_min": values.min(), "v_max": values.max()}
+        return loss, values, metrics
+
+    def critic_loss(self, batch: Batch, inputs: dict[str, Tensor], with_metrics: bool) -> CriticFit:
+        """TD target y = r + discount * mask * V(s'); mean over the batch of the SUM over heads of (Q_k(s, a) - y)^2."""
+        with torch.no_grad():
+            target = batch.rewards + self.discount * batch.masks * at_least_float32(self.value(batch.next_observations))
+        fit = self.fit_critic(batch.observations, batch.actions, target, inputs, with_metrics, sum_over_heads=True)
+        fit.metrics.update(target_q_mean=target.mean(), target_q_min=target.min(), target_q_max=target.max())
+        return fit

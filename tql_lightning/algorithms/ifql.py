@@ -1,0 +1,138 @@
+"""Implicit flow Q-learning (IFQL, arXiv 2502.02538): IQL's values, and the best of several behaviour actions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from tql_lightning.algorithms.expectile_algorithm import ExpectileAlgorithm
+from tql_lightning.algorithms.flow_matching import FlowNoise, flow_draws, flow_matching_loss
+from tql_lightning.batch import Batch
+from tql_lightning.nn.critic import Critic, MLPCritic
+from tql_lightning.nn.policy import Actor, BehaviourFlow
+from tql_lightning.nn.temperature import EntropyControl
+from tql_lightning.nn.value_loss import SquaredError, ValueLoss
+from tql_lightning.nn.value_network import ValueNetwork
+from tql_lightning.training.base_stub import Draw, Execution, Losses, Optimisation, ParameterGroup
+from tql_lightning.training.distributed import of_this_process
+from tql_lightning.training.hyperparameters import require
+
+
+class IFQL(ExpectileAlgorithm):
+    """Implicit flow Q-learning: the policy is a behaviour flow, and acting takes the best of its actions.
+
+    With Qbar the target critic and mean over the batch::
+
+        value   mean of w (min_k Qbar_k(s, a) - V(s))^2, w = expectile above V and 1 - expectile below
+        critic  mean of the sum over k of (Q_k(s, a) - r - discount * mask * V(s'))^2
+        actor   mean of (v(s, x_t, t) - (a - x_0))^2, x_t = (1 - t) x_0 + t a
+        act     of num_samples actions of the flow the one with the largest min_k Q_k(s, a)
+
+    One Adam takes all losses at the old parameters; then Qbar moves towards Q as it was before the step.
+
+    Deviation: logged values of the TD target are called ``target_q``, which the release calls ``q``.
+
+    Args:
+        observation_dim: n_s (taken from the dataset by the CLI).
+        action_dim: n_a of one decision (taken from the dataset by the CLI).
+        critic: makes the critic from (observation_dim, action_dim).
+        value: makes V from (observation_dim).
+        policy: makes the behaviour flow from (observation_dim, action_dim).
+        entropy_control: makes the attention temperatures of a critic with attention; null for none.
+        value_loss: makes the critic's TD loss from the range of discounted returns.
+        reward_range: smallest and largest reward of transitions that continue (taken from the dataset by the CLI).
+        final_reward_range: the same of transitions that terminate; null if none does.
+        action_chunk: h, steps of the environment that one decision is made of (taken from the data by the CLI).
+        discount: gamma.
+        tau: share of the critic that moves into the target critic at each update.
+        expectile: kappa of V.
+        num_samples: behaviour actions that acting chooses from.
+        optimisation: learning rates, schedule, weight decay and clipping.
+        execution: compilation, CUDA graphs and precision of matrix products.
+
+    Raises:
+        ValueError: a setting is out of its range; the message names it.
+    """
+
+    Noise = FlowNoise
+
+    def __init__(
+        self,
+        observation_dim: int,
+        action_dim: int,
+        *,
+        critic: Callable[[int, int], Critic] = MLPCritic,
+        value: Callable[[int], ValueNetwork] = ValueNetwork,
+        policy: Callable[[int, int], BehaviourFlow] = BehaviourFlow,
+        entropy_control: Callable[[int, int], EntropyControl] | None = None,
+        value_loss: Callable[[tuple[float, float] | None], ValueLoss] = SquaredError,
+        reward_range: tuple[float, float] | None = None,
+        final_reward_range: tuple[float, float] | None = None,
+        action_chunk: int = 1,
+        discount: float = 0.99,
+        tau: float = 0.005,
+        expectile: float = 0.9,
+        num_samples: int = 32,
+        optimisation: Optimisation = Optimisation(),  # noqa: B008  (frozen)
+        execution: Execution = Execution(),  # noqa: B008  (frozen)
+    ) -> None:
+        super().__init__(
+            observation_dim,
+            action_dim,
+            critic=critic,
+            value=value,
+            entropy_control=entropy_control,
+            value_loss=value_loss,
+            reward_range=reward_range,
+            final_reward_range=final_reward_range,
+            action_chunk=action_chunk,
+            discount=discount,
+            tau=tau,
+            expectile=expectile,
+            optimisation=optimisation,
+            execution=execution,
+        )
+        require("num_samples", num_samples >= 1, "at least 1", num_samples)
+        self.policy = policy(observation_dim, action_dim)
+        self.num_samples = num_samples
+        self.save_hyperparameters()
+
+    def noise_draws(self) -> dict[str, Draw]:
+        """Start and time of the behaviour flow."""
+        return flow_draws(self.action_dim)
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Critic, temperatures, V and policy."""
+        return [*self.value_groups(), ParameterGroup("actor", self.policy)]
+
+    def losses(
+        self,
+        batch: Batch,
+        noise: FlowNoise,
+        inputs: dict[str, Tensor],
+        with_metrics: bool = True,
+        whole_mean: Callable[[Tensor], Tensor] = of_this_process,
+    ) -> Losses:
+        """Value, critic and actor loss; see `Algorithm.losses`."""
+        del whole_mean  # every loss is a plain mean over rows
+        value_loss, _, value_metrics = self.value_loss(batch)
+        fit = self.critic_loss(batch, inputs, with_metrics)
+        actor_loss = flow_matching_loss(self.policy, batch.observations, batch.actions, *noise)
+        total = value_loss + fit.loss + actor_loss
+        return Losses(total, value_metrics | fit.metrics | {"actor_loss": actor_loss}, fit.diagnostics)
+
+    def actor(self, extraction: str | None = None) -> Actor:
+        """Acts by the best of ``num_samples`` behaviour actions, or with "behaviour_flow" by plain cloning.
+
+        Raises:
+            ValueError: there is no such extraction.
+        """
+        if extraction == "behaviour_flow":
+            return Actor((self.action_dim,), self.policy.flow_actions, self.action_chunk)
+        require("extraction", extraction in (None, "implicit"), "implicit or behaviour_flow", extraction)
+        return Actor((self.num_samples, self.action_dim), self.act, self.action_chunk)
+
+    def act(self, observations: Tensor, noise: Tensor) -> Tensor:
+        """(B, n_s) observations and (B, num_samples, n_a) noise -> (B, n_a) actions in [-1, 1]."""
+        return self.policy.best_flow_actions(self.critic, observations, noise, "min")

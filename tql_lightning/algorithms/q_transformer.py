@@ -1,0 +1,259 @@
+"""Q-Transformer (arXiv 2309.10150): discretised actions whose dimensions are chosen one after the other."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from tql_lightning.nn.autoregressive import ActionBins, AutoregressiveCritic
+from tql_lightning.nn.layer_temperature import LayerTemperature
+from tql_lightning.nn.number_types import at_least_float32
+from tql_lightning.nn.policy import Actor
+from tql_lightning.training.base_stub import Algorithm, Draw, Execution, Losses, Optimisation, ParameterGroup
+from tql_lightning.training.distributed import of_this_process
+from tql_lightning.training.hyperparameters import require
+from tql_lightning.training.sharding import own_shares
+
+NextValue = Literal["first_dimension", "greedy", "next_action", "sarsa"]
+
+
+class QTransformerBatch(NamedTuple):
+    """Transitions with what is known of the rest of their trajectories.
+
+    Attributes:
+        observations: s, (..., B, n_s).
+        actions: a in [-1, 1], (..., B, n_a).
+        rewards: r, (..., B).
+        next_observations: s', (..., B, n_s).
+        masks: 0 where the MDP terminated, (..., B).
+        next_actions: The trajectory's next action, (..., B, n_a).
+        terminals: 1 at the last transition of a stored trajectory, (..., B).
+        monte_carlo_returns: Discounted rewards from here to the trajectory's end, (..., B).
+        monte_carlo_remainders: Discount that is left where the trajectory was cut; 0 if the MDP terminated, (..., B).
+    """
+
+    observations: Tensor
+    actions: Tensor
+    rewards: Tensor
+    next_observations: Tensor
+    masks: Tensor
+    next_actions: Tensor
+    terminals: Tensor
+    monte_carlo_returns: Tensor
+    monte_carlo_remainders: Tensor
+
+
+class NoNoise(NamedTuple):
+    """An update draws no random numbers."""
+
+
+class QTransformer(Algorithm):
+    """Q-Transformer: a causal transformer values each bin of action dimension i given s and the bins before it.
+
+    Returns are scaled to [0, 1], G' = (G - r_min / (1 - discount)) (1 - discount) / (r_max - r_min). With q_i,n the
+    sigmoid of dimension i's n-th logit, c_i the bin of the data's action and qbar the target network::
+
+        y_i   i < n_a: max_n qbar_i+1,n(s, c_1 ... c_i);  i = n_a: the scaled r + discount * mask * V(s')
+        y_i   at least the scaled Monte-Carlo return, and clipped to [0, 1]
+        td    1/2 mean over batch and dimensions of (q_i,c_i - y_i)^2
+        cons  1/2 mean over batch and dimensions of (sum over n != c_i of q_i,n^2) / (N - 1)
+        loss  td + conservative_weight * cons
+
+    V(s') by ``next_value``: "first_dimension" max_n qbar_1,n(s'), the paper's; "greedy" the last dimension's maximum
+    after greedy choices in the others, the release's; "next_action" the same after the data's next action; "sarsa" the
+    value of the data's next action. After the optimizer's step qbar moves towards q. There is no policy network.
+
+    Deviations, which ``release_returns`` undoes: a trajectory that was cut bootstraps as usual (the release treats it
+    as an end, so that its last reward becomes the best return of all); the Monte-Carlo return goes on with the worst
+    return after a cut, which keeps it a lower bound; and a true end is worth zero rewards for ever, in the target and
+    in the scale, where the release's target calls it the worst.
+
+    Args:
+        observation_dim: n_s (taken from the dataset by the CLI).
+        action_dim: n_a of one decision (taken from the dataset by the CLI).
+        critic: Makes the network from (observation_dim, action_dim).
+        action_range: Smallest and largest actions of the dataset, two lists (n_a,) (taken from the dataset by the CLI);
+            null for -1 and 1.
+        entropy_control: Makes attention temperatures from the number of layers, a step beyond the paper; null for none.
+        reward_range: Smallest and largest reward of transitions that continue (taken from the dataset by the CLI).
+        final_reward_range: The same of transitions that terminate; null if none does.
+        sparse: Whether rewards are returns already: 1 at a success and else 0. They are then not scaled.
+        action_chunk: h, steps of the environment that one decision is made of (taken from the data by the CLI).
+        discount: gamma.
+        tau: Share of the critic that moves into the target at each update.
+        next_value: How s' is valued.
+        conservative_weight: Weight of the loss that draws bins not taken to 0.
+        monte_carlo: Whether targets are at least the Monte-Carlo return.
+        clip_target: Whether targets are clipped to [0, 1].
+        release_returns: Treat trajectories' ends as the release does.
+        optimisation: Learning rates, schedule, weight decay and clipping.
+        execution: Compilation, CUDA graphs and precision of matrix products.
+
+    Raises:
+        ValueError: A setting is out of its range, or rewards are unknown or all equal; the message names it.
+    """
+
+    Batch = QTransformerBatch
+    Noise = NoNoise
+
+    def __init__(
+        self,
+        observation_dim: int,
+        action_dim: int,
+        *,
+        critic: Callable[[int, int], AutoregressiveCritic] = AutoregressiveCritic,
+        action_range: tuple[list[float], list[float]] | None = None,
+        entropy_control: Callable[[int], LayerTemperature] | None = None,
+        reward_range: tuple[float, float] | None = None,
+        final_reward_range: tuple[float, float] | None = None,
+        sparse: bool = False,
+        action_chunk: int = 1,
+        discount: float = 0.99,
+        tau: float = 0.005,
+        next_value: NextValue = "greedy",
+        conservative_weight: float = 0.5,
+        monte_carlo: bool = True,
+        clip_target: bool = True,
+        release_returns: bool = False,
+        optimisation: Optimisation = Optimisation(  # noqa: B008  (frozen)
+            learning_rate=2e-5,
+            weight_decay=0.02,
+            lr_schedule="warmup_cosine",
+            warmup_updates=10_000,
+            gradient_clip_norm=1.0,
+        ),
+        execution: Execution = Execution(),  # noqa: B008  (frozen)
+    ) -> None:
+        super().__init__(
+            observation_dim, action_dim, action_chunk=action_chunk, optimisation=optimisation, execution=execution
+        )
+        require("discount", 0.0 <= discount < 1.0, "at least 0 and below 1", discount)
+        require("tau", 0.0 < tau <= 1.0, "above 0 and at most 1", tau)
+        require("next_value", next_value in get_args(NextValue), " or ".join(get_args(NextValue)), next_value)
+        finite = 0.0 <= conservative_weight < math.inf
+        require("conservative_weight", finite, "a finite number of at least 0", conservative_weight)
+        rewards = [reward for some in (reward_range, final_reward_range) if some is not None for reward in some]
+        differ = sparse or (len(rewards) > 0 and min(rewards) < max(rewards))
+        require("reward_range", differ, "rewards that differ (the command line takes them from the dataset)", rewards)
+        self.scale = 1.0 if sparse else (1.0 - discount) / (max(rewards) - min(rewards))
+        self.worst_return = 0.0 if sparse else min(rewards) / (1.0 - discount)
+        self.critic = critic(observation_dim, action_dim)
+        self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
+        low, high = ([-1.0] * action_dim, [1.0] * action_dim) if action_range is None else action_range
+        require("action_range", len(low) == action_dim, f"{action_dim} numbers each", action_range)
+        self.bins = ActionBins(low, high, self.critic.num_bins)
+        self.temperature = None if entropy_control is None else entropy_control(self.critic.num_layers)
+        self.discount, self.tau = discount, tau
+        self.next_value: NextValue = next_value
+        self.conservative_weight, self.monte_carlo = conservative_weight, monte_carlo
+        self.clip_target, self.release_returns = clip_target, release_returns
+        self.save_hyperparameters()
+
+    def noise_draws(self) -> dict[str, Draw]:
+        """None."""
+        return {}
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """The network, and the temperatures if there are any."""
+        groups = [ParameterGroup("critic", self.critic, self.critic.decays)]
+        if self.temperature is not None:
+            groups.append(ParameterGroup("temperature", self.temperature, lambda *_: False, clipped_with="critic"))
+        return groups
+
+    def losses(
+        self,
+        batch: QTransformerBatch,
+        noise: NoNoise,
+        inputs: dict[str, Tensor],
+        with_metrics: bool = True,
+        whole_mean: Callable[[Tensor], Tensor] = of_this_process,
+    ) -> Losses:
+        """TD loss, conservative loss, and the losses of entropy control; see `Algorithm.losses`."""
+        del noise, inputs, with_metrics, whole_mean  # nothing is random, and every loss is a plain mean over rows
+        bins = self.bins(batch.actions)
+        targets = self.targets(batch, bins)
+        logits, entropy = self.critic(batch.observations, bins, with_entropy=self.temperature is not None)
+        values = logits.sigmoid()
+        taken = values.gather(-1, bins.unsqueeze(-1)).squeeze(-1)
+        td_loss = 0.5 * (taken - targets).square().mean()
+        others = values.square().sum(dim=-1) - taken.square()
+        conservative_loss = 0.5 * others.mean() / (self.critic.num_bins - 1)
+        total = td_loss + self.conservative_weight * conservative_loss
+        metrics = {
+            "td_loss": td_loss,
+            "conservative_loss": conservative_loss,
+            "q_mean": taken.mean(),
+            "target_q_mean": targets.mean(),
+            "target_q_min": targets.min(),
+            "target_q_max": targets.max(),
+        }
+        diagnostics = {}
+        if self.temperature is not None:
+            control = self.temperature.losses(entropy)
+            total = total + control.entropy_loss + control.temperature_loss
+            metrics |= {"entropy_loss": control.entropy_loss, "temperature_loss": control.temperature_loss}
+            diagnostics = {"attention_entropy": control.entropy, "temperature": self.temperature()}
+        metrics["critic_loss"] = total
+        return Losses(total, metrics, diagnostics)
+
+    @torch.no_grad()
+    def targets(self, batch: QTransformerBatch, bins: Tensor) -> Tensor:
+        """Targets y of every dimension, (B, n_a): the next dimension's best value, and for the last one the TD target."""
+        next_dimension = self.target_critic(batch.observations, bins)[0][:, 1:].sigmoid().amax(dim=-1)
+        targets = torch.cat([next_dimension, self.td_target(batch).unsqueeze(-1)], dim=-1)
+        if self.monte_carlo:
+            returns = batch.monte_carlo_returns
+            if not self.release_returns:
+                returns = returns + batch.monte_carlo_remainders * self.worst_return
+            targets = torch.maximum(targets, self.scaled(returns).unsqueeze(-1))
+        return targets.clamp(0.0, 1.0) if self.clip_target else targets
+
+    def td_target(self, batch: QTransformerBatch) -> Tensor:
+        """The scaled r + discount * mask * V(s'), (B,)."""
+        value = self.next_state_value(batch)
+        if self.release_returns:  # a reward that is scaled by itself, and no future after a cut
+            reward = (batch.rewards - (1.0 - self.discount) * self.worst_return) * self.scale
+            return reward + self.discount * batch.masks * (1.0 - batch.terminals) * value
+        unscaled = value / self.scale + self.worst_return
+        return self.scaled(batch.rewards + self.discount * batch.masks * unscaled)
+
+    def next_state_value(self, batch: QTransformerBatch) -> Tensor:
+        """V(s') in scaled units, (B,); see ``next_value``."""
+        target, observations = self.target_critic, batch.next_observations
+        if self.next_value in ("first_dimension", "greedy"):
+            dimensions = 1 if self.next_value == "first_dimension" else None
+            logits = target.greedy(observations, dimensions)[1][:, -1]
+            return logits.sigmoid().amax(dim=-1)
+        bins = self.bins(batch.next_actions)
+        values = target(observations, bins)[0][:, -1].sigmoid()
+        return values.gather(-1, bins[:, -1:]).squeeze(-1) if self.next_value == "sarsa" else values.amax(dim=-1)
+
+    def scaled(self, returns: Tensor) -> Tensor:
+        """Returns so that the worst is 0 and the best, for ever, 1."""
+        return (at_least_float32(returns) - self.worst_return) * self.scale
+
+    @torch.no_grad()
+    def after_step(self, inputs: dict[str, Tensor]) -> None:
+        """Target <- tau * critic + (1 - tau) * target, with the critic as it is after its step."""
+        del inputs
+        target, source = self.target_critic.parameters(), self.critic.parameters()
+        torch._foreach_lerp_(own_shares(target), own_shares(source), self.tau)
+
+    def act(self, observations: Tensor, noise: Tensor) -> Tensor:
+        """The centres of the best bins; noise (B, n_a) is not used: (B, n_s) -> (B, n_a)."""
+        del noise
+        return self.bins.centres(self.critic.greedy(observations)[0])
+
+    def actor(self, extraction: str | None = None) -> Actor:
+        """Chooses the best bin of one dimension after the other.
+
+        Raises:
+            ValueError: There is no such extraction.
+        """
+        require("extraction", extraction in (None, "greedy"), "greedy", extraction)
+        return Actor((self.action_dim,), self.act, self.action_chunk)

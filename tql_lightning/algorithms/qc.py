@@ -1,0 +1,231 @@
+"""Q-chunking (QC, arXiv 2507.07969): FQL over chunks of actions, or the best of several cloned chunks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tql_lightning.algorithms import losses
+from tql_lightning.algorithms.critic_algorithm import CriticAlgorithm, CriticFit
+from tql_lightning.algorithms.flow_matching import flow_draws
+from tql_lightning.nn.critic import Critic, MLPCritic
+from tql_lightning.nn.policy import Actor, BehaviourFlow, FlowPolicy
+from tql_lightning.nn.temperature import EntropyControl
+from tql_lightning.nn.value_loss import SquaredError, ValueLoss
+from tql_lightning.training.base_stub import Draw, Execution, Losses, Optimisation, ParameterGroup
+from tql_lightning.training.distributed import of_this_process
+from tql_lightning.training.hyperparameters import require
+
+
+class QCBatch(NamedTuple):
+    """Windows of h steps, h the action chunk.
+
+    Attributes:
+        observations: s of the first step, (..., B, n_s).
+        actions: the h actions one after the other, (..., B, h n_a).
+        rewards: discounted sum over the window, (..., B).
+        next_observations: s after the window's last step, (..., B, n_s).
+        masks: gamma^(h - 1), or 0 where the MDP terminated, (..., B).
+        valid: 1 for steps of the window that belong to its episode, (..., B, h).
+    """
+
+    observations: Tensor
+    actions: Tensor
+    rewards: Tensor
+    next_observations: Tensor
+    masks: Tensor
+    valid: Tensor
+
+
+class QCNoise(NamedTuple):
+    """Random numbers of one update.
+
+    Attributes:
+        next_action: z' of the action at s', (..., B, h n_a), or (..., B, N, h n_a) for the best of N.
+        flow_x0: x_0 ~ N(0, I), start of the behaviour flow, (..., B, h n_a).
+        flow_t: t ~ U[0, 1), time of the behaviour flow, (..., B, 1).
+        distillation: z of student and teacher, (..., B, h n_a); without use for the best of N.
+    """
+
+    next_action: Tensor
+    flow_x0: Tensor
+    flow_t: Tensor
+    distillation: Tensor
+
+
+class QC(CriticAlgorithm):
+    """Q-chunking: critic and policy over chunks of h actions that are taken without looking again.
+
+    With a' as acting would choose it at s', Qbar the target critic, A = (a_t, ..., a_(t+h-1))::
+
+        y       sum of discounted rewards + discount * mask * aggregate_k Qbar_k(s', a')
+        critic  mean over batch and heads of valid * (Q_k(s, A) - y)^2
+        flow    mean over batch and all entries of valid * (v(s, x_t, t) - (A - x_0))^2
+        fql     flow + bc_coefficient * mean of (mu(s, z) - flow's action)^2 - mean of Q(s, clip mu(s, z))
+        act     "implicit": of num_samples actions of the flow the one with the largest aggregate_k Q_k (QC);
+                "fql": clip mu(s, z) (QC-FQL)
+
+    One Adam takes all losses at the old parameters; then Qbar moves towards Q as it was before the step.
+
+    Deviations: the project's own windows end with a success and keep true terminations, so that every row is valid
+    (``data.windows``); with the authors' windows (``data.release_windows``) invalid rows count 0 and stay in the
+    mean. Sampler and agent have one discount. "implicit" has no one-step policy, which the release carries unused.
+
+    Args:
+        observation_dim: n_s (taken from the dataset by the CLI).
+        action_dim: h n_a, n_a the environment's (taken from the dataset by the CLI).
+        critic: makes the critic from (observation_dim, action_dim).
+        policy: makes the policy from (observation_dim, action_dim): ``BehaviourFlow`` for "implicit", ``FlowPolicy``
+            for "fql".
+        entropy_control: makes the attention temperatures of a critic with attention; null for none.
+        value_loss: makes the critic's TD loss from the range of discounted returns.
+        reward_range: smallest and largest reward of transitions that continue (taken from the dataset by the CLI).
+        final_reward_range: the same of transitions that terminate; null if none does.
+        action_chunk: h (taken from the data by the CLI).
+        discount: gamma of one step of the environment.
+        tau: share of the critic that moves into the target critic at each update.
+        target_aggregation: over the heads, in the TD target and in the choice of "implicit".
+        bc_coefficient: weight of the distillation loss of "fql".
+        extraction: how actions are chosen, in the TD target too: "implicit" or "fql".
+        num_samples: N, behaviour actions that "implicit" chooses from.
+        release_decay: let weight decay reach biases and norms too, as in the release; else only matrices.
+        optimisation: learning rates, schedule, weight decay and clipping.
+        execution: compilation, CUDA graphs and precision of matrix products.
+
+    Raises:
+        ValueError: a setting is out of its range; the message names it.
+    """
+
+    Batch = QCBatch
+    Noise = QCNoise
+
+    def __init__(
+        self,
+        observation_dim: int,
+        action_dim: int,
+        *,
+        critic: Callable[[int, int], Critic] = MLPCritic,
+        policy: Callable[[int, int], BehaviourFlow] = BehaviourFlow,
+        entropy_control: Callable[[int, int], EntropyControl] | None = None,
+        value_loss: Callable[[tuple[float, float] | None], ValueLoss] = SquaredError,
+        reward_range: tuple[float, float] | None = None,
+        final_reward_range: tuple[float, float] | None = None,
+        action_chunk: int = 5,
+        discount: float = 0.99,
+        tau: float = 0.005,
+        target_aggregation: Literal["mean", "min"] = "mean",
+        bc_coefficient: float = 100.0,
+        extraction: Literal["implicit", "fql"] = "implicit",
+        num_samples: int = 32,
+        release_decay: bool = False,
+        optimisation: Optimisation = Optimisation(),  # noqa: B008  (frozen)
+        execution: Execution = Execution(),  # noqa: B008  (frozen)
+    ) -> None:
+        super().__init__(
+            observation_dim,
+            action_dim,
+            critic=critic,
+            entropy_control=entropy_control,
+            value_loss=value_loss,
+            reward_range=reward_range,
+            final_reward_range=final_reward_range,
+            action_chunk=action_chunk,
+            discount=discount,
+            tau=tau,
+            optimisation=optimisation,
+            execution=execution,
+        )
+        require("target_aggregation", target_aggregation in ("mean", "min"), "mean or min", target_aggregation)
+        require("extraction", extraction in ("implicit", "fql"), "implicit or fql", extraction)
+        require("num_samples", num_samples >= 1, "at least 1", num_samples)
+        require("bc_coefficient", 0.0 <= bc_coefficient < math.inf, "a finite number of at least 0", bc_coefficient)
+        self.policy = policy(observation_dim, action_dim)
+        fits = isinstance(self.policy, FlowPolicy) == (extraction == "fql")
+        require("policy", fits, 'FlowPolicy for "fql" and BehaviourFlow for "implicit"', type(self.policy).__name__)
+        self.target_aggregation: Literal["mean", "min"] = target_aggregation
+        self.bc_coefficient, self.extraction, self.num_samples = bc_coefficient, extraction, num_samples
+        self.release_decay = release_decay
+        self.save_hyperparameters()
+
+    @property
+    def acting_noise(self) -> tuple[int, ...]:
+        """Shape of the noise that one decision needs."""
+        return (self.action_dim,) if self.extraction == "fql" else (self.num_samples, self.action_dim)
+
+    def noise_draws(self) -> dict[str, Draw]:
+        """Noise of the next action, of the behaviour flow and of the distillation."""
+        normal = Draw("normal", (self.action_dim,))
+        return {
+            "next_action": Draw("normal", self.acting_noise),
+            **flow_draws(self.action_dim),
+            "distillation": normal,
+        }
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Critic, temperatures and policy."""
+        groups = [*self.critic_groups(), ParameterGroup("actor", self.policy)]
+        return [replace(group, decays=lambda *_: True) for group in groups] if self.release_decay else groups
+
+    def losses(
+        self,
+        batch: QCBatch,
+        noise: QCNoise,
+        inputs: dict[str, Tensor],
+        with_metrics: bool = True,
+        whole_mean: Callable[[Tensor], Tensor] = of_this_process,
+    ) -> Losses:
+        """Critic and actor loss; see `Algorithm.losses`."""
+        del whole_mean  # every loss is a plain mean over rows
+        fit = self.critic_loss(batch, noise, inputs, with_metrics)
+        actor_loss, actor_metrics = self.actor_loss(batch, noise)
+        return Losses(fit.loss + actor_loss, fit.metrics | actor_metrics, fit.diagnostics)
+
+    def critic_loss(self, batch: QCBatch, noise: QCNoise, inputs: dict[str, Tensor], with_metrics: bool) -> CriticFit:
+        """TD target y = R + discount * mask * aggregate_k Qbar_k(s', a'); rows that leave their episode count 0."""
+        with torch.no_grad():
+            next_actions = self.act(batch.next_observations, noise.next_action)
+        next_values = self.target_values(batch.next_observations, next_actions)
+        target = losses.td_target(batch.rewards, batch.masks, next_values, self.discount, self.target_aggregation)
+        valid = batch.valid[..., -1]
+        return self.fit_critic(batch.observations, batch.actions, target, inputs, with_metrics, row_weights=valid)
+
+    def actor_loss(self, batch: QCBatch, noise: QCNoise) -> tuple[Tensor, dict[str, Tensor]]:
+        """Flow matching; with "fql" also distillation and the Q term."""
+        x_t = losses.flow_interpolation(noise.flow_x0, batch.actions, noise.flow_t)
+        velocity = self.policy.velocity(batch.observations, x_t, noise.flow_t)
+        errors = (velocity - (batch.actions - noise.flow_x0)).square().view(len(velocity), self.action_chunk, -1)
+        loss = flow_loss = (errors * batch.valid[:, : self.action_chunk, None]).mean()
+        metrics = {"behaviour_flow_loss": flow_loss}
+        if isinstance(self.policy, FlowPolicy):
+            with torch.no_grad():
+                teacher = self.policy.flow_actions(batch.observations, noise.distillation)
+            student = self.policy.one_step_actions(batch.observations, noise.distillation)
+            distillation_loss = losses.distillation_loss(student, teacher)
+            policy_values = self.frozen_critic_values(batch.observations, student.clamp(-1.0, 1.0))
+            q_loss = losses.q_loss(policy_values)
+            loss = flow_loss + self.bc_coefficient * distillation_loss + q_loss
+            metrics |= {"distillation_loss": distillation_loss, "q_loss": q_loss, "policy_q_mean": policy_values.mean()}
+        return loss, metrics | {"actor_loss": loss}
+
+    def act(self, observations: Tensor, noise: Tensor) -> Tensor:
+        """(B, n_s) observations and (B, *acting_noise) noise -> (B, h n_a) actions in [-1, 1]."""
+        if isinstance(self.policy, FlowPolicy):
+            return self.policy.one_step_actions(observations, noise).clamp(-1.0, 1.0)
+        return self.policy.best_flow_actions(self.critic, observations, noise, self.target_aggregation)
+
+    def actor(self, extraction: str | None = None) -> Actor:
+        """Acts as in training, or with "behaviour_flow" by plain cloning.
+
+        Raises:
+            ValueError: there is no such extraction.
+        """
+        if extraction == "behaviour_flow":
+            return Actor((self.action_dim,), self.policy.flow_actions, self.action_chunk)
+        known = extraction in (None, self.extraction)
+        require("extraction", known, f"{self.extraction} or behaviour_flow", extraction)
+        return Actor(self.acting_noise, self.act, self.action_chunk)

@@ -1,0 +1,233 @@
+"""ReBRAC (arXiv 2305.09836) as in FQL's release: TD3 with cloning penalties in actor and critic."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tql_lightning.algorithms import losses
+from tql_lightning.algorithms.critic_algorithm import CriticAlgorithm, CriticFit, move_target
+from tql_lightning.nn.critic import Critic, MLPCritic
+from tql_lightning.nn.gaussian_policy import GaussianPolicy, SquashedGaussianPolicy
+from tql_lightning.nn.number_types import at_least_float32
+from tql_lightning.nn.policy import Actor
+from tql_lightning.nn.temperature import EntropyControl
+from tql_lightning.nn.value_loss import SquaredError, ValueLoss
+from tql_lightning.training.base_stub import Draw, Execution, Losses, Optimisation, ParameterGroup
+from tql_lightning.training.distributed import of_this_process
+from tql_lightning.training.hyperparameters import require
+
+
+class ReBRACBatch(NamedTuple):
+    """Transitions with the data's next action.
+
+    Attributes:
+        observations: s, (..., B, n_s).
+        actions: a, (..., B, n_a).
+        rewards: r, (..., B).
+        next_observations: s', (..., B, n_s).
+        masks: 0 only where the MDP terminated, (..., B).
+        next_actions: the data's action at s', (..., B, n_a); NaN where the recording ends and there is none.
+    """
+
+    observations: Tensor
+    actions: Tensor
+    rewards: Tensor
+    next_observations: Tensor
+    masks: Tensor
+    next_actions: Tensor
+
+
+class ReBRACNoise(NamedTuple):
+    """Random numbers of one update.
+
+    Attributes:
+        next_action: standard normal, of the target policy's action at s', (..., B, n_a).
+    """
+
+    next_action: Tensor
+
+
+class ReBRAC(CriticAlgorithm):
+    """ReBRAC: a deterministic policy pi(s), and cloning penalties in its loss and in the critic's target.
+
+    With pibar, Qbar the targets, a'_data the data's next action and mean over the batch::
+
+        a'      clip(pibar(s') + clip(actor_noise * eps, +-actor_noise_clip), +-1)
+        y       r + discount * mask * (min_k Qbar_k(s', a') - critic_bc_coefficient * |a' - a'_data|^2)
+        critic  mean over heads too of (Q_k(s, a) - y)^2
+        actor   -mean of min_k Q_k(s, pi(s)) / mean |min_k Q_k| + actor_bc_coefficient * mean of |pi(s) - a|^2
+
+    The actor's loss counts, and both targets move, only at every ``actor_period``-th update. One Adam takes all
+    losses at the old parameters, as in the release: in between the policy's gradient is 0 and it moves on by its
+    momentum.
+
+    Deviation: where a recording ends without a termination there is no next action, and the critic's penalty of that
+    row is 0; the release takes the first action of the next episode (`data.release_next_actions`).
+
+    Args:
+        observation_dim: n_s (taken from the dataset by the CLI).
+        action_dim: n_a of one decision (taken from the dataset by the CLI).
+        critic: makes the critic from (observation_dim, action_dim).
+        policy: makes the policy from (observation_dim, action_dim); it acts by its mode.
+        entropy_control: makes the attention temperatures of a critic with attention; null for none.
+        value_loss: makes the critic's TD loss from the range of discounted returns.
+        reward_range: smallest and largest reward of transitions that continue (taken from the dataset by the CLI).
+        final_reward_range: the same of transitions that terminate; null if none does.
+        action_chunk: h, steps of the environment that one decision is made of (taken from the data by the CLI).
+        discount: gamma.
+        tau: share of the networks that moves into their targets.
+        actor_bc_coefficient: weight of cloning in the actor's loss.
+        critic_bc_coefficient: weight of cloning in the critic's target.
+        actor_period: updates from one of the actor to the next.
+        actor_noise: standard deviation of the noise of a'.
+        actor_noise_clip: largest noise of a'.
+        acting_temperature: factor of ``actor_noise`` while acting; 0 acts by the mode, as evaluations do.
+        optimisation: learning rates, schedule, weight decay and clipping.
+        execution: compilation, CUDA graphs and precision of matrix products.
+
+    Raises:
+        ValueError: a setting is out of its range; the message names it.
+    """
+
+    Batch = ReBRACBatch
+    Noise = ReBRACNoise
+
+    def __init__(
+        self,
+        observation_dim: int,
+        action_dim: int,
+        *,
+        critic: Callable[[int, int], Critic] = MLPCritic,
+        policy: Callable[[int, int], GaussianPolicy] = SquashedGaussianPolicy,
+        entropy_control: Callable[[int, int], EntropyControl] | None = None,
+        value_loss: Callable[[tuple[float, float] | None], ValueLoss] = SquaredError,
+        reward_range: tuple[float, float] | None = None,
+        final_reward_range: tuple[float, float] | None = None,
+        action_chunk: int = 1,
+        discount: float = 0.99,
+        tau: float = 0.005,
+        actor_bc_coefficient: float = 0.1,
+        critic_bc_coefficient: float = 0.01,
+        actor_period: int = 2,
+        actor_noise: float = 0.2,
+        actor_noise_clip: float = 0.5,
+        acting_temperature: float = 0.0,
+        optimisation: Optimisation = Optimisation(),  # noqa: B008  (frozen)
+        execution: Execution = Execution(),  # noqa: B008  (frozen)
+    ) -> None:
+        super().__init__(
+            observation_dim,
+            action_dim,
+            critic=critic,
+            entropy_control=entropy_control,
+            value_loss=value_loss,
+            reward_range=reward_range,
+            final_reward_range=final_reward_range,
+            action_chunk=action_chunk,
+            discount=discount,
+            tau=tau,
+            optimisation=optimisation,
+            execution=execution,
+        )
+        for name, number in {
+            "actor_bc_coefficient": actor_bc_coefficient,
+            "critic_bc_coefficient": critic_bc_coefficient,
+            "actor_noise": actor_noise,
+            "actor_noise_clip": actor_noise_clip,
+            "acting_temperature": acting_temperature,
+        }.items():
+            require(name, 0.0 <= number < math.inf, "a finite number of at least 0", number)
+        require("actor_period", actor_period >= 1, "at least 1", actor_period)
+        self.policy = policy(observation_dim, action_dim)
+        self.target_policy = copy.deepcopy(self.policy).requires_grad_(False)
+        self.actor_bc_coefficient, self.critic_bc_coefficient = actor_bc_coefficient, critic_bc_coefficient
+        self.actor_period, self.acting_temperature = actor_period, acting_temperature
+        self.actor_noise, self.actor_noise_clip = actor_noise, actor_noise_clip
+        self.save_hyperparameters()
+
+    def noise_draws(self) -> dict[str, Draw]:
+        """Noise of the target policy's action."""
+        return {"next_action": Draw("normal", (self.action_dim,))}
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Critic, temperatures and policy."""
+        return [*self.critic_groups(), ParameterGroup("actor", self.policy)]
+
+    def inputs(self, update: int) -> dict[str, Tensor]:
+        """Entropy targets, and whether this update (counted from 0) is one of the actor: 1 or 0, a scalar."""
+        full = (update + 1) % self.actor_period == 0
+        return super().inputs(update) | {"actor_update": torch.tensor(float(full), device=self.device)}
+
+    def losses(
+        self,
+        batch: ReBRACBatch,
+        noise: ReBRACNoise,
+        inputs: dict[str, Tensor],
+        with_metrics: bool = True,
+        whole_mean: Callable[[Tensor], Tensor] = of_this_process,
+    ) -> Losses:
+        """Critic and actor loss; see `Algorithm.losses`."""
+        fit = self.critic_loss(batch, noise, inputs, with_metrics)
+        actor_loss, actor_metrics = self.actor_loss(batch, whole_mean)
+        total = fit.loss + inputs["actor_update"] * actor_loss
+        return Losses(total, fit.metrics | actor_metrics, fit.diagnostics)
+
+    def critic_loss(
+        self, batch: ReBRACBatch, noise: ReBRACNoise, inputs: dict[str, Tensor], with_metrics: bool
+    ) -> CriticFit:
+        """TD target y = r + discount * mask * (min_k Qbar_k(s', a') - penalty)."""
+        with torch.no_grad():
+            next_actions = self.noisy(self.target_policy.mode(batch.next_observations), noise.next_action)
+            penalty = losses.cloning_penalty(next_actions, batch.next_actions).nan_to_num(nan=0.0)
+            next_values = self.target_values(batch.next_observations, next_actions).amin(dim=-1)
+            next_values = next_values - self.critic_bc_coefficient * penalty
+            target = batch.rewards + self.discount * batch.masks * next_values
+        return self.fit_critic(batch.observations, batch.actions, target, inputs, with_metrics)
+
+    def actor_loss(
+        self, batch: ReBRACBatch, whole_mean: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """-mean of min_k Q_k(s, pi(s)) / mean |min_k Q_k| + actor_bc_coefficient * mean of |pi(s) - a|^2."""
+        actions = at_least_float32(self.policy.mode(batch.observations))
+        policy_values = self.frozen_critic_values(batch.observations, actions).amin(dim=-1)
+        q_loss = losses.normalised_q_loss(policy_values, whole_mean(policy_values.detach().abs().mean()))
+        distance = losses.cloning_penalty(actions, batch.actions).mean()
+        bc_loss = self.actor_bc_coefficient * distance
+        loss = q_loss + bc_loss
+        return loss, {"actor_loss": loss, "q_loss": q_loss, "bc_loss": bc_loss, "action_distance": distance}
+
+    def noisy(self, actions: Tensor, noise: Tensor, temperature: float = 1.0) -> Tensor:
+        """Actions plus clipped noise, clipped to [-1, 1]; all (..., n_a), the noise standard normal."""
+        bound = self.actor_noise_clip
+        return (actions + (temperature * self.actor_noise * noise).clamp(-bound, bound)).clamp(-1.0, 1.0)
+
+    def before_step(self, inputs: dict[str, Tensor]) -> None:
+        """Targets move, at updates of the actor only, towards critic and policy as they are before their step."""
+        share = self.tau * inputs["actor_update"]
+        move_target(self.target_critic, self.critic, share)
+        move_target(self.target_policy, self.policy, share)
+
+    def actor(self, extraction: str | None = None) -> Actor:
+        """Acts by the mode plus ``acting_temperature`` times the clipped noise of a', clipped to [-1, 1].
+
+        Raises:
+            ValueError: an extraction is named; there is one only.
+        """
+        require("extraction", extraction is None, "none, which is all that ReBRAC has", extraction)
+        return Actor((self.action_dim,), self.act, self.action_chunk)
+
+    def act(self, observations: Tensor, noise: Tensor) -> Tensor:
+        """(B, n_s) observations and (B, n_a) standard normal noise -> (B, n_a) actions in [-1, 1]."""
+        return self.noisy(self.policy.mode(observations), noise, self.acting_temperature)
+
+    def train(self, mode: bool = True) -> Any:
+        """Switches to training or evaluation; targets never drop out."""
+        super().train(mode)
+        self.target_policy.eval()
+        return self
