@@ -30,7 +30,7 @@ from benchmarks.harness import (
     prepare,
     show,
 )
-from tql_lightning.nn.attention import HAS_TRITON, SHORT, plain_attention
+from tql_lightning.nn.attention import HAS_TRITON, MAX_PLAIN_TOKENS, plain_attention
 from tql_lightning.nn.chunked_attention import chunked_attention
 
 Pass = Callable[[], object]
@@ -61,7 +61,7 @@ def passes(tokens: int, batch: int, options: Any) -> dict[str, Pass]:
     return {
         name: partial(forward_backward, attention)
         for name, attention in implementations(options.device).items()
-        if name != "triton" or tokens <= SHORT
+        if name != "triton" or tokens <= MAX_PLAIN_TOKENS
     }
 
 

@@ -129,7 +129,7 @@ class Run:
 
 
 def dataset_smoothness(model: TQL, dataset: TransitionDataset) -> tuple[float, float]:
-    """Slope and roughness (see `tql_lightning.evaluation.landscape.smoothness`) at evenly spaced transitions of a dataset."""
+    """Slope and roughness (see `landscape.smoothness`) at evenly spaced transitions of a dataset."""
     rows = torch.linspace(0, len(dataset) - 1, min(PAIRS, len(dataset))).long()
     observations, actions = torch.as_tensor(dataset.observations)[rows], torch.as_tensor(dataset.actions)[rows]
     return smoothness(model.critic, observations, actions)

@@ -51,7 +51,7 @@ for part in "$@"; do
     tests)
       for slow in "not slow" slow; do
         step "tests, $slow" 900 "$python" -m pytest -c /dev/null --rootdir . -q -p no:cacheprovider -m "$slow" \
-          tests/test_cuda.py tests/nn/test_attention_implementations.py tests/nn/test_attention_choice.py
+          tests/training/test_cuda.py tests/nn/test_attention_implementations.py tests/nn/test_attention_choice.py
       done
       ;;
     kernels)

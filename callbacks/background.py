@@ -12,7 +12,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from tql_lightning.callbacks.checkpointing import GracefulInterrupt
-from tql_lightning.callbacks.saving import why_unsaved
+from tql_lightning.callbacks.saving import try_save
 from tql_lightning.evaluation.background import BackgroundEvaluator, Job, Outcome
 from tql_lightning.run.folder import EVALUATION_FOLDER, pending_file
 
@@ -62,7 +62,7 @@ class BackgroundObserver(Callback, ABC):
             The file, and None or why it could not be written.
         """
         snapshot = pending_file(Path(trainer.default_root_dir), trainer.global_step, self.kind)
-        reason = why_unsaved(self, trainer, partial(trainer.save_checkpoint, snapshot, weights_only))
+        reason = try_save(self, trainer, partial(trainer.save_checkpoint, snapshot, weights_only))
         trainer.strategy.checkpoint_io.teardown()  # one that writes in a thread has written it then
         return snapshot, reason
 

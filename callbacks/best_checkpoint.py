@@ -15,14 +15,14 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from tql_lightning.callbacks.saving import why_unsaved
+from tql_lightning.callbacks.saving import try_save
 from tql_lightning.run.checkpoint_io import CheckpointError, read_checkpoint
 from tql_lightning.run.folder import evaluation_files, set_aside
 from tql_lightning.run.superseded import tell_set_aside
 from tql_lightning.system.files import write_whole
 from tql_lightning.system.full_disk import training_goes_on
 
-INSTEAD = "eval/return"
+FALLBACK_METRIC = "eval/return"
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -110,12 +110,12 @@ class BestCheckpoint(ModelCheckpoint):
         self._snapshot = snapshot
         candidates = {self.monitor or "": self._score(metrics)}
         candidates |= {"step": torch.tensor(update), "epoch": torch.tensor(trainer.current_epoch)}
-        reason = why_unsaved(self, trainer, partial(self._save_topk_checkpoint, trainer, candidates))
+        reason = try_save(self, trainer, partial(self._save_topk_checkpoint, trainer, candidates))
         if reason is not None and trainer.is_global_zero:
             warnings.warn(f"the best evaluation so far, of update {update}, is not kept: {reason}", stacklevel=2)
 
     def _score(self, metrics: dict[str, float]) -> Tensor:
-        return torch.tensor(metrics.get(self.monitor or "", metrics[INSTEAD]))
+        return torch.tensor(metrics.get(self.monitor or "", metrics[FALLBACK_METRIC]))
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         """Writes the weights at hand, or the snapshot's file."""

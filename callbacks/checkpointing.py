@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from tql_lightning.callbacks.intervals import require_multiple
-from tql_lightning.callbacks.saving import why_unsaved
+from tql_lightning.callbacks.saving import try_save
 from tql_lightning.run.checkpoint_io import (
     LAST,
     PREVIOUS,
@@ -123,7 +123,7 @@ class LastCheckpoint(ModelCheckpoint):
 
     def _save_last_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
         """Lightning's; what cannot be written ends training only where it must, or is to."""
-        reason = why_unsaved(self, trainer, partial(super()._save_last_checkpoint, trainer, monitor_candidates))
+        reason = try_save(self, trainer, partial(super()._save_last_checkpoint, trainer, monitor_candidates))
         if reason is None:
             return
         before = self.last_model_path

@@ -28,7 +28,7 @@ class EpisodeVideos(BackgroundObserver):
     where two snapshots are not filmed yet. Videos (MP4) go to ``videos/`` in the run's folder and to the loggers that
     can show them, at the update they belong to.
 
-    Needs ``pip install tql-lightning[video]``, and without a display EGL or OSMesa (see `tql_lightning.evaluation.videos`). Where
+    Needs ``pip install tql-lightning[video]``, and without a display EGL or OSMesa (see `evaluation.videos`). Where
     a film cannot be made the first reason is a warning, and training goes on.
 
     Args:

@@ -7,13 +7,14 @@ from collections.abc import Callable
 
 from lightning.pytorch import Callback, Trainer
 
-NOTES = {  # what a ModelCheckpoint notes of what it writes, some of it before it has, or where another process writes
+# What a ModelCheckpoint records of its files, partly before it has written them or where another process writes.
+CHECKPOINT_STATE = {
     *("best_k_models", "best_model_path", "best_model_score", "kth_best_model_path", "kth_value", "current_score"),
     *("last_model_path", "_last_checkpoint_saved", "_last_global_step_saved"),
 }
 
 
-def why_unsaved(callback: Callback, trainer: Trainer, save: Callable[[], None]) -> str | None:
+def try_save(callback: Callback, trainer: Trainer, save: Callable[[], None]) -> str | None:
     """Saves, and gives the reason if that cannot be written; called on every process, the same is known to all.
 
     Args:
@@ -21,7 +22,7 @@ def why_unsaved(callback: Callback, trainer: Trainer, save: Callable[[], None]) 
         trainer: that saves.
         save: calls ``trainer.save_checkpoint``, once or not at all.
     """
-    before = {name: copy.copy(value) for name, value in vars(callback).items() if name in NOTES}
+    before = {name: copy.copy(value) for name, value in vars(callback).items() if name in CHECKPOINT_STATE}
     reason = None
     try:
         save()

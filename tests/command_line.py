@@ -14,9 +14,9 @@ import jsonargparse
 import pytest
 
 from tql_lightning.algorithms.tql import TQL
-from tql_lightning.cli import main
-from tql_lightning.configs import resolve_configs
-from tql_lightning.lightning_cli import TQLCLI
+from tql_lightning.cli.configs import resolve_configs
+from tql_lightning.cli.lightning import TQLCLI
+from tql_lightning.cli.main import main
 
 TQL_COMMAND = str(Path(sys.executable).parent / "tql")
 PATIENCE = 800.0  # seconds for a process that needs a few, where many wait for few cores; below pytest's own limit

@@ -25,7 +25,7 @@ from tql_lightning.callbacks.best_checkpoint import BestCheckpoint
 from tql_lightning.callbacks.checkpointing import GracefulInterrupt, LastCheckpoint
 from tql_lightning.callbacks.rollout_evaluation import RolloutEvaluation
 from tql_lightning.callbacks.throughput import Throughput
-from tql_lightning.cli import main
+from tql_lightning.cli.main import main
 from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.loggers.csv_logger import ContinuedCSVLogger
 from tql_lightning.nn.critic import TransformerCritic

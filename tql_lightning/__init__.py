@@ -28,9 +28,9 @@ _HOMES = {
     "nn.critic": ("Critic", "CriticOutput", "MLPCritic", "TransformerCritic"),
     "nn.policy": ("Actor", "FlowPolicy"),
     "nn.temperature": ("AttentionTemperature",),
-    "policy": ("Policy",),
-    "rollout": ("RolloutResult",),  # the function `rollout` would hide behind the module of its name
-    "tql": ("TQL",),
+    "export.policy": ("Policy",),
+    "evaluation.rollout": ("RolloutResult",),
+    "algorithms.tql": ("TQL",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -17,7 +17,7 @@ from tests.command_line import parse_fit
 from tests.data.formats import record, write_d4rl, write_minari
 from tests.data.test_d4rl import columns
 from tests.test_layers import ROOT
-from tql_lightning.cli import main
+from tql_lightning.cli.main import main
 from tql_lightning.data.named import kind_of, load_dataset
 from tql_lightning.data.sources.npz import save_npz
 from tql_lightning.data.sources.schema import OPTIONAL, REQUIRED, SETTINGS

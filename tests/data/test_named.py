@@ -14,7 +14,7 @@ from tests.data.formats import record, write_d4rl, write_minari
 from tests.data.test_d4rl import columns
 from tests.data.test_npy_folder import assert_same, raw_folder
 from tests.data.test_transitions import arrays
-from tql_lightning.cli import main
+from tql_lightning.cli.main import main
 from tql_lightning.data import checks
 from tql_lightning.data.named import convert, kind_of, load_dataset
 from tql_lightning.data.sources.d4rl import load_d4rl

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.data.test_d4rl import columns
 from tests.data.test_transitions import arrays
-from tql_lightning.configs import packaged_configs
+from tql_lightning.cli.configs import packaged_configs
 
 SHAPES = [
     (),

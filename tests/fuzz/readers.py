@@ -22,11 +22,11 @@ from tests.data.test_transitions import arrays
 from tests.fuzz.files import CONFIG, built_config, built_hdf5, built_npz, changed, hdf5_bytes, npz_bytes
 from tests.toy import toy_model
 from tql_lightning.algorithms.loading import check_contents
-from tql_lightning.configs import find_config, packaged_configs
+from tql_lightning.cli.configs import find_config, packaged_configs
+from tql_lightning.cli.errors import short_message
 from tql_lightning.data.named import load_dataset
 from tql_lightning.data.sources.npy_folder import save_npy_folder
 from tql_lightning.data.transitions import DatasetError, TransitionDataset
-from tql_lightning.errors import short_message
 from tql_lightning.export.policy_folder import PolicyError, read_metadata
 from tql_lightning.run.checkpoint_io import CheckpointError, read_checkpoint
 

@@ -145,7 +145,7 @@ def autoregressive_critic(prefix: str, critic: AutoregressiveCritic) -> list[Nam
     }
     return [
         *linear(f"{prefix}/obs_proj", critic.state_projection),
-        *(plain(f"{head}/{name}", table) for name, table in tables.items() if table is not None and table.numel()),
+        *(plain(f"{head}/{name}", table) for name, table in tables.items() if table is not None),
         *(entry for i, block in enumerate(critic.blocks) for entry in causal_block(f"{head}/block_{i}", block)),
         *norm(f"{head}/final_ln", critic.final_norm),
     ]

@@ -18,7 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from tql_lightning.nn import triton_attention
-from tql_lightning.nn.attention import KERNEL_HEAD_DIM, SHORT
+from tql_lightning.nn.attention import KERNEL_HEAD_DIM, MAX_PLAIN_TOKENS
 
 
 class AbsentDevice:
@@ -72,6 +72,6 @@ if __name__ == "__main__":
             continue
         for precision, dtype in (("highest", torch.bfloat16), ("high", torch.float32), ("highest", torch.float32)):
             torch.set_float32_matmul_precision(precision)
-            compile_kernels(2, 4, SHORT, KERNEL_HEAD_DIM, SHORT, dtype)
+            compile_kernels(2, 4, MAX_PLAIN_TOKENS, KERNEL_HEAD_DIM, MAX_PLAIN_TOKENS, dtype)
     if not largest:
         compile_kernels(1, 1, 1, 1, 0, torch.float32)  # sizes and strides of 1 become constants

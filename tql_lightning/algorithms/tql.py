@@ -49,10 +49,10 @@ from tql_lightning.nn.extraction import Extraction
 from tql_lightning.nn.policy import Actor, FlowPolicy
 from tql_lightning.nn.temperature import AttentionTemperature, EntropyControl
 from tql_lightning.nn.value_loss import SquaredError, ValueLoss, return_range
-from tql_lightning.training.distributed import of_this_process
+from tql_lightning.training.distributed import identity
 from tql_lightning.training.hyperparameters import require
 from tql_lightning.training.optimisation import OptimisedLoop
-from tql_lightning.training.sharding import call_held_fixed, own_shares
+from tql_lightning.training.sharding import call_with_frozen_parameters, own_shares
 from tql_lightning.training.update import Losses, MatmulPrecision
 
 
@@ -202,7 +202,7 @@ class TQL(OptimisedLoop):
         optimizer.zero_grad()
         total, entropy, metrics = self.training_losses(batch, noise, target_entropy, with_metrics)
         self.backward_pass(total)
-        with self.unit:  # no signal comes between the two
+        with self.signal_guard:  # no signal comes between the two
             self.move_target()
             metrics |= self.clip_and_step(optimizer, with_norms=with_metrics)
         return total.detach(), None if entropy is None else entropy.detach(), metrics
@@ -213,7 +213,7 @@ class TQL(OptimisedLoop):
         noise: Noise,
         target_entropy: Tensor | None,
         with_metrics: bool = True,
-        whole_mean: Callable[[Tensor], Tensor] = of_this_process,
+        whole_mean: Callable[[Tensor], Tensor] = identity,
     ) -> Losses:
         """Everything TQL minimises, as a function of parameters and arguments.
 
@@ -290,7 +290,7 @@ class TQL(OptimisedLoop):
 
     def frozen_critic_values(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Online critic's values (B, E) whose gradient reaches the actions and not the critic."""
-        output: CriticOutput = call_held_fixed(self.critic, observations, actions)
+        output: CriticOutput = call_with_frozen_parameters(self.critic, observations, actions)
         return output.at_least_float32().values
 
     @property

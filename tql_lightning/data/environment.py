@@ -14,7 +14,7 @@ import numpy as np
 from tql_lightning.data.checks import DatasetError
 from tql_lightning.data.flatten import flat_space
 from tql_lightning.data.transitions import TransitionDataset
-from tql_lightning.trust.imports import TRUST, defines, may_import, registers_environments, resolve
+from tql_lightning.trust.imports import TRUST, defines, import_if_allowed, may_import, registers_environments
 
 if TYPE_CHECKING:
     import gymnasium
@@ -32,7 +32,7 @@ def environment_spec(env_id: str) -> str | EnvSpec:
     """What Gymnasium makes an environment of: an id, or a specification that was written as JSON.
 
     A specification's entry point is the registered one. Where its id is not registered, it may name a class of
-    environments in a module that `trust.resolve` imports.
+    environments in a module that `import_if_allowed` imports.
 
     Raises:
         ValueError: the JSON is no specification, or names what a file may not have made.
@@ -69,7 +69,7 @@ def _check_class(entry_point: object, of: type, importable: Sequence[str]) -> No
     if all(part.isidentifier() for part in (*module.split("."), name)) and (
         of is not Wrapper or may_import(module, importable, defines(name))
     ):
-        found = resolve(f"{module}.{name}", importable)
+        found = import_if_allowed(f"{module}.{name}", importable)
     if not isinstance(found, type) or not issubclass(found, of) or (of is not Wrapper and issubclass(found, Wrapper)):
         raise ValueError(
             f"env_id: expected module:Class of a gymnasium.{of.__name__} that a file may have made, found "

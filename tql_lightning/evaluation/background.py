@@ -23,7 +23,7 @@ from tql_lightning.evaluation.videos import film_episodes, require_video
 from tql_lightning.evaluation.watched_rollout import hang_error
 from tql_lightning.nn.extraction import Extraction
 from tql_lightning.run.folder import update_name
-from tql_lightning.system.child_processes import deaf_to_interrupts, end_with_parent, one_thread_in_new_processes
+from tql_lightning.system.child_processes import end_with_parent, one_thread_in_new_processes, sigint_blocked
 
 NICENESS = 15  # training goes first where there are too few cores for both
 START_SECONDS = 600.0  # how long a process may take to start, at least
@@ -162,7 +162,7 @@ class BackgroundEvaluator:
         self._pipe, theirs = context.Pipe()
         self._heartbeat = context.RawValue("d", 0.0)
         self._process = context.Process(target=_work, args=(theirs, self._heartbeat), name="evaluation")
-        with one_thread_in_new_processes(), deaf_to_interrupts(signal.SIGTERM):
+        with one_thread_in_new_processes(), sigint_blocked(signal.SIGTERM):
             self._process.start()
         theirs.close()
         self._given_at = time.monotonic()

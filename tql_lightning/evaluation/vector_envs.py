@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tql_lightning.evaluation.envs import EnvError
-from tql_lightning.system.child_processes import deaf_to_interrupts
+from tql_lightning.system.child_processes import sigint_blocked
 
 if TYPE_CHECKING:
     import gymnasium
@@ -29,7 +29,7 @@ class Environments:
         self.env_id = env_id
         makers = [make] * number
         mode = AutoresetMode.DISABLED
-        with deaf_to_interrupts() if parallel else nullcontext():
+        with sigint_blocked() if parallel else nullcontext():
             self._envs: Any = self._try(
                 lambda: (
                     AsyncVectorEnv(makers, context="spawn", autoreset_mode=mode)

@@ -15,7 +15,7 @@ from tql_lightning.data.environment import check_env_id
 from tql_lightning.data.transitions import TransitionDataset
 from tql_lightning.evaluation.envs import EnvError, make_env
 from tql_lightning.run.folder import CONFIG_FILE
-from tql_lightning.trust.imports import resolve, returns_dataset
+from tql_lightning.trust.imports import import_if_allowed, returns_dataset
 from tql_lightning.trust.yaml_text import read_yaml
 
 Floats = NDArray[np.float32]
@@ -68,10 +68,10 @@ def _dataset(config: Path) -> TransitionDataset | None:
 
 
 def _check_dataset(dataset: Any) -> None:
-    """Refuses a loader in a module that a file may not have imported, see `trust.resolve`."""
+    """Refuses a loader in a module that a file may not have imported, see `import_if_allowed`."""
     path = dataset if isinstance(dataset, str) else dataset["class_path"]
     if "." in path:
-        resolve(path, ("tql_lightning",), holds=returns_dataset)
+        import_if_allowed(path, ("tql_lightning",), holds=returns_dataset)
 
 
 def _random_play(env_id: str, rows: int, observation_dim: int) -> Floats:

@@ -20,7 +20,7 @@ from torch import Tensor
 from tql_lightning.loggers.media import read_picture
 from tql_lightning.system.full_disk import free_bytes, unwritten
 
-ROOM = 10_000_000  # bytes that are to be free before TensorBoard goes on after a disk was full
+MIN_FREE_BYTES = 10_000_000  # bytes that are to be free before TensorBoard goes on after a disk was full
 
 
 class ContinuedTensorBoardLogger(TensorBoardLogger):
@@ -136,7 +136,7 @@ class ContinuedTensorBoardLogger(TensorBoardLogger):
 
     def _try(self, write: Callable[[], None]) -> None:
         free = free_bytes(Path(self.log_dir)) if self._full else None
-        if free is not None and free < ROOM:
+        if free is not None and free < MIN_FREE_BYTES:
             return
         try:
             write()

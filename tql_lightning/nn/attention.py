@@ -19,7 +19,9 @@ from tql_lightning.nn.scalar_tokens import FactoredTokens, dense
 
 Implementation = Literal["plain", "chunked", "triton"]
 HAS_TRITON = find_spec("triton") is not None
-SHORT = 128  # tokens up to which plain keeps the matrix of weights in memory, and the kernels keep it on chip
+MAX_PLAIN_TOKENS = (
+    128  # tokens up to which plain keeps the matrix of weights in memory, and the kernels keep it on chip
+)
 KERNEL_HEAD_DIM = 64
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -82,13 +84,13 @@ def choose_implementation(keys: Tensor, transformed: bool) -> Implementation:
         keys: (B, h, n, e).
         transformed: whether scores or weights go through a transform; only the plain implementation has those at hand.
     """
-    return "plain" if transformed or keys.shape[-2] <= SHORT else "chunked"
+    return "plain" if transformed or keys.shape[-2] <= MAX_PLAIN_TOKENS else "chunked"
 
 
 def _kernels_take(queries: Tensor, keys: Tensor) -> bool:
     """Whether the Triton kernels are made for such sizes and number types."""
     num_tokens, size = max(queries.shape[-2], keys.shape[-2]), keys.shape[-1]
-    return num_tokens <= SHORT and size <= KERNEL_HEAD_DIM and keys.dtype in KERNEL_DTYPES
+    return num_tokens <= MAX_PLAIN_TOKENS and size <= KERNEL_HEAD_DIM and keys.dtype in KERNEL_DTYPES
 
 
 class EntropyAttention(nn.Module):
@@ -192,8 +194,8 @@ class EntropyAttention(nn.Module):
             return chunked_attention(queries, keys, values, num_attended=num_attended, with_entropy=with_entropy)
         if not _kernels_take(queries, keys):
             raise ValueError(
-                f"attention.implementation: triton takes up to {SHORT} tokens, heads up to {KERNEL_HEAD_DIM} "
-                f"and no float64, found {tuple(keys.shape)} in {keys.dtype}; choose auto"
+                f"attention.implementation: triton takes up to {MAX_PLAIN_TOKENS} tokens, "
+                f"heads up to {KERNEL_HEAD_DIM} and no float64, found {tuple(keys.shape)} in {keys.dtype}; choose auto"
             )
         from tql_lightning.nn.triton_attention import triton_attention
 

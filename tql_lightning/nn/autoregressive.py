@@ -183,7 +183,7 @@ class AutoregressiveCritic(nn.Module):
         state_dim = observation_dim if state_tokens == "one" else 1
         self.state_projection = lecun_normal_(nn.Linear(state_dim, hidden_dim))
         self.start = _embedding(hidden_dim)
-        self.chosen = _embedding(action_dim - 1, num_bins, hidden_dim)
+        self.chosen = _embedding(action_dim - 1, num_bins, hidden_dim) if action_dim > 1 else None
         self.position = _embedding(self.num_state_tokens + action_dim, hidden_dim)
         self.state_modality = _embedding(hidden_dim) if modality_embeddings else None
         self.action_modality = _embedding(hidden_dim) if modality_embeddings else None
@@ -259,6 +259,7 @@ class AutoregressiveCritic(nn.Module):
 
     def _chosen_token(self, bins: Tensor, dimension: int) -> Tensor:
         """The token of one dimension's bins, (B, 1) -> (B, 1, H)."""
+        assert self.chosen is not None  # the last dimension's bin is nobody's token
         token = self.chosen[dimension][bins]
         if self.action_modality is not None:
             token = token + self.action_modality

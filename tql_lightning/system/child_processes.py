@@ -28,7 +28,7 @@ def one_thread_in_new_processes() -> Iterator[None]:
 
 
 @contextmanager
-def deaf_to_interrupts(*others: signal.Signals) -> Iterator[None]:
+def sigint_blocked(*others: signal.Signals) -> Iterator[None]:
     """Processes started here never hear Ctrl-C, which a terminal sends to all: who starts them, ends them.
 
     The signal is blocked, not ignored once they run: they would end while they still import.

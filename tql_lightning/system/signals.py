@@ -11,7 +11,7 @@ from typing import Any
 Handler = Callable[[int, FrameType | None], Any]
 
 
-class Unit:
+class SignalGuard:
     """A block that no handler of a signal interrupts: one that raises, or saves, finds it done or not begun.
 
     What is received within the block is handled at its end. Between `take_over` and `give_back` this holds for every
@@ -51,9 +51,9 @@ class Unit:
 
         return ours
 
-    def __reduce__(self) -> tuple[type[Unit], tuple[()]]:
+    def __reduce__(self) -> tuple[type[SignalGuard], tuple[()]]:
         """A copy has taken over nothing."""
-        return Unit, ()
+        return SignalGuard, ()
 
     def __enter__(self) -> None:
         self._depth += 1

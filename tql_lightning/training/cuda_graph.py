@@ -59,7 +59,7 @@ class CudaRecorder:
         return self.outputs
 
 
-class CapturedStep:
+class GraphedStep:
     """A gradient step, recorded at its first call and replayed at every call.
 
     Args:

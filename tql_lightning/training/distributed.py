@@ -12,12 +12,12 @@ from torch import Tensor
 from tql_lightning.nn.number_types import at_least_float32
 
 # What gloo and NCCL say where another process is gone.
-LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exit")
+PEER_LOST_MESSAGES = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exit")
 # How a metric of each process's part becomes that of the whole batch, where it is not by the mean.
 EXTREMES: dict[str, Callable[..., Tensor]] = {"q_min": torch.min, "q_max": torch.max}
 
 
-def of_this_process(mean: Tensor) -> Tensor:
+def identity(mean: Tensor) -> Tensor:
     """A mean over rows as it is: of all the rows there are, or of those that alone are meant."""
     return mean
 
@@ -83,7 +83,7 @@ def _are_several() -> bool:
 
 def has_lost_another(error: BaseException) -> bool:
     """Whether an error comes of another process that has ended while this one waited for it."""
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in LOST)
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in PEER_LOST_MESSAGES)
 
 
 def prefer_static_graph(strategy: object) -> None:

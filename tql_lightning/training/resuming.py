@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch import LightningModule
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from tql_lightning.algorithms.tql import TQL
 from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.run.checkpoint_io import SUFFIX, CheckpointError, read_checkpoint
 from tql_lightning.training.hyperparameters import loadable
@@ -63,7 +63,7 @@ def newest_whole(last: Sequence[Path]) -> tuple[Path, dict[str, Any]]:
     return path, raw
 
 
-def refuse_anothers(path: Path, folder: Path, kept: Sequence[Path]) -> None:
+def refuse_foreign_checkpoint(path: Path, folder: Path, kept: Sequence[Path]) -> None:
     """Refuses to go on from a checkpoint from elsewhere where a run's own would be replaced.
 
     Args:
@@ -84,7 +84,7 @@ def refuse_anothers(path: Path, folder: Path, kept: Sequence[Path]) -> None:
         )
 
 
-def refuse_changes(path: Path, raw: Mapping[str, Any], model: TQL, data: OfflineDataModule) -> None:
+def refuse_changes(path: Path, raw: Mapping[str, Any], model: LightningModule, data: OfflineDataModule) -> None:
     """Refuses to continue with settings that a run cannot change.
 
     A setting is compared where both sides have it: a checkpoint of an earlier version may lack some.

@@ -147,7 +147,7 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def call_held_fixed(module: nn.Module, *arguments: Tensor) -> Any:
+def call_with_frozen_parameters(module: nn.Module, *arguments: Tensor) -> Any:
     """What a module gives, whose gradient reaches the arguments and not the module's parameters."""
     if not is_sharded(module):
         fixed = {name: parameter.detach() for name, parameter in module.named_parameters()}

@@ -1,4 +1,4 @@
-"""Which number types weights are trained in."""
+"""Trainers that cannot train: refused before training starts, with what to set instead."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.plugins.precision import HalfPrecision
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+
+from tql_lightning.training.sharding import NAME, ShardedStrategy
 
 NARROW = (torch.bfloat16, torch.float16)
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch._functorch import config as aot_config
 
 from tql_lightning.batch import Batch, Noise
-from tql_lightning.system.signals import Unit
-from tql_lightning.training.cuda_graph import CapturedStep, ReplayedAdamW, can_record, new_recorder
-from tql_lightning.training.distributed import mean_over_processes, of_this_process, prefer_static_graph
+from tql_lightning.system.signals import SignalGuard
+from tql_lightning.training.cuda_graph import GraphedStep, ReplayedAdamW, can_record, new_recorder
+from tql_lightning.training.distributed import identity, mean_over_processes, prefer_static_graph
 from tql_lightning.training.hyperparameters import require
 from tql_lightning.training.sharding import ShardedStrategy, shard
 from tql_lightning.training.skipped_hooks import CountedOptimizer, hears_backward, hears_step
@@ -52,9 +52,9 @@ class UpdateStep(LightningModule, ABC):
         self.compiled, self.cuda_graphs = compile, cuda_graphs
         self.float32_matmul_precision: MatmulPrecision = float32_matmul_precision
         self._precision_before = torch.get_float32_matmul_precision()
-        self._captured: CapturedStep | None = None
+        self._captured: GraphedStep | None = None
         self._hears_backward = self._hears_step = True
-        self.unit = Unit()
+        self.signal_guard = SignalGuard()
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Leaves out torch's search for parameters where Lightning notes, ten times an update, which hook it is in."""
@@ -76,7 +76,7 @@ class UpdateStep(LightningModule, ABC):
         noise: Noise,
         target_entropy: Tensor | None,
         with_metrics: bool = True,
-        whole_mean: Callable[[Tensor], Tensor] = of_this_process,
+        whole_mean: Callable[[Tensor], Tensor] = identity,
     ) -> Losses:
         """The losses as a pure function of parameters and arguments."""
 
@@ -96,7 +96,7 @@ class UpdateStep(LightningModule, ABC):
         if self._captured is None:
             self._captured = self._new_capture(optimizer.optimizer)
         optimizer.optimizer.replay = partial(self._captured, (*batch, *noise, target_entropy))
-        with self.unit:
+        with self.signal_guard:
             total, entropy, metrics = optimizer.step()
         if not with_metrics:
             return total, entropy, {}
@@ -107,7 +107,7 @@ class UpdateStep(LightningModule, ABC):
             {name: value.clone() for name, value in metrics.items()},
         )
 
-    def _new_capture(self, optimizer: ReplayedAdamW) -> CapturedStep:
+    def _new_capture(self, optimizer: ReplayedAdamW) -> GraphedStep:
         fields = len(Batch._fields)
 
         def work(*tensors: Tensor) -> Losses:
@@ -115,7 +115,7 @@ class UpdateStep(LightningModule, ABC):
             batch, noise = Batch(*parts[:fields]), Noise(*parts[fields:])
             return self.gradient_step(batch, noise, target_entropy, optimizer)
 
-        return CapturedStep(work, self, optimizer, new_recorder(self.device))
+        return GraphedStep(work, self, optimizer, new_recorder(self.device))
 
     def backward_pass(self, loss: Tensor) -> None:
         """Lightning's backward pass, plain where that is all it would come to; in the types of the forward pass."""
@@ -165,7 +165,7 @@ class UpdateStep(LightningModule, ABC):
 
         Raises:
             ValueError: it clips or accumulates gradients itself; ``cuda_graphs`` without a CUDA device, with several
-                processes or with float16; or see `precision.refuse_narrow_weights` and `sharding.refuse_strategy`.
+                processes or with float16; or see `refuse_narrow_weights` and `refuse_strategy`.
         """
         if trainer.gradient_clip_val:
             raise ValueError(
@@ -207,7 +207,7 @@ class UpdateStep(LightningModule, ABC):
         """Puts the precision of matrix products back, and frees what was recorded."""
         torch.set_float32_matmul_precision(self._precision_before)
         self._captured = None
-        self.unit.give_back()
+        self.signal_guard.give_back()
 
     def on_fit_start(self) -> None:
         """Looks who listens to backward passes and optimizer steps."""
@@ -217,4 +217,4 @@ class UpdateStep(LightningModule, ABC):
 
     def on_train_start(self) -> None:
         """Lets signals wait for the end of a `unit`."""
-        self.unit.take_over()
+        self.signal_guard.take_over()

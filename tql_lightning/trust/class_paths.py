@@ -9,7 +9,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from torch import nn
 
-from tql_lightning.trust.imports import can_be_imported, resolve
+from tql_lightning.trust.imports import can_be_imported, import_if_allowed
 
 IMPORTABLE = ("tql_lightning", "torch.nn")
 MOST_PARTS = 10_000  # values of all settings together; a model of ours has about a hundred
@@ -21,7 +21,7 @@ _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_<]\w*>?)+")
 def check_class_paths(settings: Mapping[str, Any], of: type, trusted: bool = False) -> None:
     """Refuses settings that name what they may not, before anything is made of them.
 
-    A module is imported for a name only if it is one of `IMPORTABLE`, or as `trust.resolve` says.
+    A module is imported for a name only if it is one of `IMPORTABLE`, or as `import_if_allowed` says.
 
     Args:
         settings: arguments of ``of`` by name, its parts as class path and arguments.
@@ -78,7 +78,7 @@ def _check_parts(name: str, value: Any, trusted: bool) -> None:
 
 def _check_class(name: str, path: str, expected: tuple[type, ...], trusted: bool) -> None:
     try:
-        found = resolve(path, IMPORTABLE, trusted)
+        found = import_if_allowed(path, IMPORTABLE, trusted)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
     fits = isinstance(found, type) and (issubclass(found, expected) or (expected == (nn.Module,) and _is_data(found)))

@@ -33,7 +33,7 @@ def returns_dataset(name: str) -> Holds:
     return holds
 
 
-def resolve(
+def import_if_allowed(
     path: str, importable: Sequence[str], trusted: bool = False, holds: Callable[[str], Holds] = defines
 ) -> Any:
     """What a dotted path names; its module is imported where it may be.

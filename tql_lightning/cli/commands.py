@@ -1,0 +1,233 @@
+"""The commands beside Lightning's: what they print; what they do lies in the modules they call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from json import dumps
+from pathlib import Path
+from typing import Any
+
+from tql_lightning.cli.parsers import Command
+from tql_lightning.export.policy_folder import ExportFormat
+from tql_lightning.nn.extraction import Extraction
+
+COLUMNS = ("return", "success_rate", "normalized_score", "length")  # of the table that `evaluate` prints
+
+
+def collect_command(
+    environment: str,
+    transitions: int = 50_000,
+    seed: int = 0,
+    workers: int = 2,
+    output: str | None = None,
+    behaviour: str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Makes an offline dataset from a real environment with scripted behaviour; an interrupted one is continued.
+
+    Args:
+        environment: "cube-single", "cube-double", "cube-triple", "scene", "puzzle-3x3" or "puzzle-4x4" for an
+            OGBench play dataset, "pointmaze-medium", "-large", "-giant" or "-teleport" for a navigate dataset, in the
+            official format (with a validation file of a tenth beside it); or the id of any Gymnasium environment
+            with Box actions, and observations in a Box or a Dict of them ("Pendulum-v1", "Reacher-v5").
+        transitions: at least so many, in whole episodes.
+        seed: of environments and behaviour.
+        workers: processes that collect; no influence on the data.
+        output: file to write (.npz). Default: where OGBench keeps its datasets, or for others
+            $TQL_DATASETS/ENVIRONMENT.npz (datasets/ if that variable is not set).
+        behaviour: import path of a function (action_space, rng) that returns a function from observation to
+            action. Default: weak swing-up for Pendulum-v1, clumsy climbing for MountainCarContinuous-v0, random
+            actions elsewhere.
+        overwrite: replace an existing file, and episodes that an interrupted call kept with other settings.
+    """
+    from tql_lightning.data.collecting.collect import collect
+
+    collected = collect(environment, transitions, seed, workers, output, behaviour, overwrite)
+    print(f"wrote {collected.path}: {collected.transitions:,} transitions in {collected.episodes} episodes")
+    if collected.mean_return is not None and collected.best_return is not None:
+        print(f"mean episode return {collected.mean_return:.1f}, best {collected.best_return:.1f}")
+
+
+def quickstart(seeds: list[int] | None = None, output: str = "runs/quickstart", parallel: int | None = None) -> None:
+    """Learns to swing up a pendulum from bad data: dataset, training, evaluation, table.
+
+    Args:
+        seeds: one run each; default 0, 1 and 2.
+        output: folder of the runs and of result.json; an earlier quickstart there is replaced.
+        parallel: runs at once; default: two, or one on a single core.
+    """
+    from tql_lightning.cli.quickstart import run_quickstart
+
+    run_quickstart([0, 1, 2] if seeds is None else seeds, Path(output), parallel)
+
+
+def inspect_command(name: str, plot: str | None = None) -> None:
+    """Checks a dataset as training would, and prints what it holds.
+
+    Args:
+        name: "minari:ID"; an OGBench name such as "cube-double-play-singletask-task2-v0"; or the path of an .npz file,
+            a D4RL .hdf5 file, or a folder of .npy files.
+        plot: file to draw returns, episode lengths and rewards to (.png, .pdf, .svg).
+    """
+    from tql_lightning.data.environment import check_environment
+    from tql_lightning.data.named import load_dataset
+    from tql_lightning.data.summary import summarise
+    from tql_lightning.system.files import require_writable
+
+    if plot:
+        require_writable(Path(plot))
+    dataset = load_dataset(name)
+    summary = summarise(dataset)
+    print("\n".join(summary.lines()))
+    if plot:
+        from tql_lightning.report.plots import plot_dataset
+
+        figures = {"return": summary.returns, "episode length": summary.lengths, "reward": dataset.rewards}
+        print(f"wrote {plot_dataset(dataset.name, figures, Path(plot))}")
+    problem = check_environment(dataset)  # last: the figures help to see what is wrong
+    if problem:
+        print(f"not compared with {dataset.env_id}, which cannot be made here ({problem})")
+
+
+def convert_command(name: str, output: str, overwrite: bool = False) -> None:
+    """Writes any dataset in our own formats; the very same transitions load from them.
+
+    Args:
+        name: "minari:ID"; an OGBench name such as "cube-double-play-singletask-task2-v0"; or the path of an .npz file,
+            a D4RL .hdf5 file, or a folder of .npy files (of any numeric dtypes, with or without next observations).
+        output: a path ending in .npz, or that of a folder to make, whose files are mapped rather than read; what the
+            dataset holds out goes to OUTPUT-val beside it. Both appear only when whole.
+        overwrite: replace an existing file.
+    """
+    from tql_lightning.data.named import convert
+
+    for path, part in convert(name, output, overwrite):
+        print(f"wrote {path}: {len(part):,} transitions in {int(part.episode_ends.sum()):,} episodes")
+
+
+def evaluate(
+    checkpoints: list[str],
+    episodes: int = 50,
+    seed: int = 0,
+    extraction: Extraction | None = None,
+    env: str | None = None,
+    num_envs: int = 10,
+    parallel: bool = False,
+    json: str | None = None,
+    video: str | None = None,
+    video_episodes: int = 3,
+) -> None:
+    """Plays evaluation episodes with the policies of checkpoints and prints a table with 95 % intervals.
+
+    Args:
+        checkpoints: .ckpt files, one or more.
+        episodes: how many to play with each.
+        seed: of the episodes and their noise, the same for every checkpoint.
+        extraction: "fql", "implicit" or "behaviour_flow"; default: the model's own.
+        env: Gymnasium id of the environment; default: the one that the dataset named.
+        num_envs: environments that play at once; no influence on the result.
+        parallel: a process for each environment, for slow environments.
+        json: file to write the figures to as well, a list with an entry for each checkpoint.
+        video: folder to film the first episodes into (MP4); a run's own is RUN/videos. Needs
+            pip install tql-lightning[video], and without a display EGL or OSMesa (MUJOCO_GL).
+        video_episodes: how many of them to film.
+    """
+    from tql_lightning.system.files import require_writable, write_text_whole
+
+    for name, value in (("episodes", episodes), ("num_envs", num_envs), ("video_episodes", video_episodes)):
+        if value < 1:
+            raise ValueError(f"{name}: expected at least 1, found {value}")
+    if json:
+        require_writable(Path(json))
+    if video:
+        from tql_lightning.evaluation.videos import require_video
+
+        require_video()
+    from tql_lightning.algorithms.loading import load_checkpoint
+    from tql_lightning.evaluation.checkpoint import evaluate_checkpoint
+
+    for checkpoint in checkpoints[1:]:
+        load_checkpoint(checkpoint)  # a later one that cannot be used is told of before the first has been played
+    folder = Path(video) if video else None
+    filmed = min(video_episodes, episodes)
+    figures = []
+    for checkpoint in checkpoints:
+        entry = evaluate_checkpoint(checkpoint, episodes, seed, extraction, env, num_envs, parallel, folder, filmed)
+        figures.append(entry)
+        print(table(entry), flush=True)
+        for path in entry["videos"]:
+            print(f"  wrote {path}")
+        if json:
+            write_text_whole(Path(json), dumps(figures, indent=2) + "\n")
+    if json:
+        print(f"wrote {json}")
+
+
+def table(entry: Mapping[str, Any]) -> str:
+    """What was played with a checkpoint, then mean, standard error and interval of each figure."""
+    plural = "s" if entry["episodes"] > 1 else ""
+    what = f"{entry['env_id']}, {entry['episodes']} episode{plural}, seed {entry['seed']}, {entry['extraction']}"
+    lines = [
+        f"{entry['checkpoint']} after {entry['updates']:,} updates: {what}",
+        f"  {'':18}{'mean':>12}{'stderr':>12}{'95 % interval':>26}",
+    ]
+    for name in COLUMNS:
+        if name in entry:
+            low, high = entry[f"{name}_low"], entry[f"{name}_high"]
+            interval = f"[{low:.3f}, {high:.3f}]" if low < high else "-"
+            error = f"{entry[f'{name}_stderr']:.3f}" if entry["episodes"] > 1 else "-"  # says nothing of others
+            lines.append(f"  {name:18}{entry[name]:12.3f}{error:>12}{interval:>26}")
+    return "\n".join(lines)
+
+
+def export(
+    checkpoint: str,
+    format: ExportFormat = "onnx",  # noqa: A002  (the option's name)
+    output: str = "exported",
+    extraction: Extraction | None = None,
+) -> None:
+    """Writes a checkpoint's policy for use without Lightning, compared with the checkpoint; see docs/export.md.
+
+    Args:
+        checkpoint: a .ckpt file.
+        output: folder to make; may not exist, or must be empty.
+        format: "onnx" (for any ONNX runtime) or "torch" (weights for `tql_lightning.Policy`).
+        extraction: "fql", "implicit" or "behaviour_flow"; default: the model's own.
+    """
+    from tql_lightning.export.comparison import BATCH_SIZES, TOLERANCE
+    from tql_lightning.export.writer import export_checkpoint
+
+    exported = export_checkpoint(Path(checkpoint), Path(output), format, extraction)
+    checked = exported.metadata["verification"]
+    sizes = " and ".join(str(size) for size in BATCH_SIZES)
+    print(f"wrote {exported.folder}: {', '.join(sorted(path.name for path in exported.folder.iterdir()))}")
+    print(
+        f"actions equal the checkpoint's to {exported.largest_difference:.1e} (at most {TOLERANCE:g} allowed) on "
+        f"{checked['rows']:,} observations ({checked['observations']}), in batches of {sizes}"
+    )
+    print(f'use: from tql_lightning import Policy; Policy.load("{exported.folder}").act(observation)')
+
+
+def report(runs: list[str], output: str = "report.html", media_mb: float = 30.0) -> None:
+    """Writes one self-contained page about runs: scores, curves, pictures, configurations, commands; docs/report.md.
+
+    Args:
+        runs: folders of runs, or folders that hold runs; those of one configuration are seeds of one method.
+        output: HTML file to write.
+        media_mb: megabytes that pictures and videos may take in it.
+    """
+    from tql_lightning.report.page import write_report
+
+    written = write_report([Path(run) for run in runs], Path(output), media_mb)
+    print(f"wrote {written} ({written.stat().st_size / 1e6:.1f} MB)")
+
+
+GROUPS = {"data": "Looks into datasets, and converts them."}
+COMMANDS: dict[str, Command | dict[str, Command]] = {
+    "collect": collect_command,
+    "data": {"inspect": inspect_command, "convert": convert_command},
+    "evaluate": evaluate,
+    "export": export,
+    "quickstart": quickstart,
+    "report": report,
+}

@@ -1,0 +1,287 @@
+"""Lightning's CLI with TQL, its data and its defaults: fit, validate and test."""
+
+from __future__ import annotations
+
+import signal
+from argparse import ArgumentError
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+from lightning.fabric.plugins import CheckpointIO
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+
+from tql_lightning.algorithms.loading import check_contents
+from tql_lightning.algorithms.tql import TQL
+from tql_lightning.cli.close_names import add_note, option_names
+from tql_lightning.cli.commands import COMMANDS, GROUPS
+from tql_lightning.cli.parsers import add_group, command_parser
+from tql_lightning.cli.saved_config import SaveFitConfig
+from tql_lightning.data.datamodule import OfflineDataModule
+from tql_lightning.data.sampler import rows_per_process
+from tql_lightning.data.transitions import TransitionDataset
+from tql_lightning.run.checkpoint_io import LAST, SUFFIX, WholeCheckpointIO, base_io, read_checkpoint
+from tql_lightning.run.folder import CONFIG_FILE, METRICS_BEFORE_FILE, METRICS_FILE
+from tql_lightning.run.lock import only_run_in
+from tql_lightning.run.superseded import take_back
+from tql_lightning.training.out_of_memory import explained_memory
+from tql_lightning.training.resuming import newest_whole, refuse_changes, refuse_foreign_checkpoint
+from tql_lightning.training.trainer_checks import refuse_launch
+
+DESCRIPTION = "Transformer Q-Learning: offline reinforcement learning with a transformer critic"
+SUMMARIES = {
+    "fit": "Trains on a dataset; continues a run with --ckpt_path=last.",
+    "validate": "Computes the losses of a checkpoint on held-out transitions.",
+    "test": "Computes the losses of a checkpoint on held-out transitions and plays evaluation episodes.",
+}
+
+BEFORE_DEFAULTS = "The settings of conf/tql.yaml come before the defaults told here; --print_config shows all."
+
+
+class TQLCLI(LightningCLI):
+    """Lightning's CLI with TQL, its data and its defaults; see `cli.main`.
+
+    Args:
+        arguments: the command line as the user gave it, which a run keeps in its folder.
+    """
+
+    def __init__(self, arguments: Sequence[str] = ()) -> None:
+        # A whole configuration may refer to other parts of itself, also after overrides.
+        jsonargparse.set_parsing_settings(
+            omegaconf_absolute_to_relative_paths=True, subclasses_enabled=[TransitionDataset]
+        )
+        parser = {"parser_mode": "omegaconf+", "exit_on_error": False}
+        own = {name: parser | {"description": f"{SUMMARIES[name]} {BEFORE_DEFAULTS}"} for name in self.subcommands()}
+        super().__init__(
+            TQL,
+            OfflineDataModule,
+            save_config_callback=SaveFitConfig,
+            save_config_kwargs={"save_to_log_dir": False, "arguments": list(arguments)},
+            parser_kwargs={**parser, "description": DESCRIPTION, **own},
+            auto_configure_optimizers=False,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's subcommands that make sense here, with the arguments to leave out of each."""
+        return {name: skip for name, skip in LightningCLI.subcommands().items() if name != "predict"}
+
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        """Lists our own commands in the help beside Lightning's; `cli.main` runs them."""
+        super()._add_subcommands(parser, **kwargs)
+        (action,) = (action for action in parser._actions if hasattr(action, "add_subcommand"))
+        for choice in action._choices_actions:  # type: ignore[attr-defined]
+            choice.help = SUMMARIES[choice.dest]
+        for name, command in COMMANDS.items():
+            below = command_parser(name, command, GROUPS.get(name), whole=False)
+            action.add_subcommand(name, below, help=below.description)
+            if isinstance(command, dict):
+                add_group(below, name, command)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Lightning's; the error of an unknown name tells those that are close."""
+        try:
+            super().parse_arguments(parser, args)
+        except ArgumentError as error:
+            add_note(error, {name for command in self._subcommand_parsers.values() for name in option_names(command)})
+            raise
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The model's sizes and the range of its rewards are the dataset's; what both need is set once."""
+        for name in ("observation_dim", "action_dim", "reward_range", "final_reward_range"):
+            parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
+        parser.link_arguments("data.action_chunk", "model.action_chunk")
+        parser.link_arguments("model.discount", "data.discount")
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """Lightning's; fit can be told to continue a run with settings that do not fit it."""
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "fit":
+            parser.add_argument(
+                "--force",
+                type=bool,
+                default=False,
+                help="continue a run also with settings that its weights or minibatches were not made by",
+            )
+        return parser
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Lightning's, with `WholeCheckpointIO` beside or beneath the configured plugins, unless they write files.
+
+        Of two callbacks of one class of ours the later takes the earlier's place, so that ``--trainer.callbacks+=`` can
+        set one of the defaults anew.
+
+        Raises:
+            MisconfigurationException: no such trainer can be made; a note tells the settings.
+            ValueError: see `processes.refuse_launch`.
+        """
+        trainer_config = self._get(self.config_init, "trainer", default={})
+        plugins = trainer_config.get("plugins") or []
+        plugins = [*plugins] if isinstance(plugins, list | tuple) else [plugins]
+        writers: list[Any] = [each for each in plugins if isinstance(each, CheckpointIO)]
+        strategy = trainer_config.get("strategy")
+        if not isinstance(strategy, str) and getattr(strategy, "_checkpoint_io", None) is not None:
+            writers.append(strategy._checkpoint_io)
+        base = base_io(writers[0]) if writers else None
+        if not writers:
+            kwargs["plugins"] = [*plugins, WholeCheckpointIO()]
+        elif base is None:
+            writers[0].checkpoint_io = WholeCheckpointIO()  # beneath a wrapper, such as AsyncCheckpointIO
+        elif not isinstance(base, WholeCheckpointIO):
+            rank_zero_warn(
+                f"trainer: {type(base).__name__} writes checkpoints instead of WholeCheckpointIO: they carry no "
+                "checksum, and none is kept for a damaged last one"
+            )
+        callbacks = trainer_config.get("callbacks")
+        if isinstance(callbacks, list):  # a dict keeps the first place and the last value
+            kept = {_kind_of(callback): callback for callback in callbacks}
+            for callback in callbacks:
+                if kept[_kind_of(callback)] is not callback:
+                    name = type(callback).__name__
+                    rank_zero_info(f"trainer.callbacks: of two {name} the later is used, with its own settings alone")
+            callbacks[:] = kept.values()
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except MisconfigurationException as error:
+            settings = ("accelerator", "devices", "num_nodes", "strategy", "precision")
+            given = ", ".join(f"trainer.{name}={trainer_config.get(name)}" for name in settings)
+            error.add_note(
+                f"raised by Lightning for {given}; --trainer.accelerator=cpu --trainer.devices=1 runs anywhere"
+            )
+            raise
+        refuse_launch(trainer)
+        return trainer
+
+    def _parse_ckpt_path(self) -> None:
+        """Keeps fit's own settings when it continues a run; Lightning would put the checkpoint's over them.
+
+        Raises:
+            CheckpointError: the checkpoint whose settings are to be used cannot be; nothing of it has been made.
+        """
+        if self.config["subcommand"] != "fit":
+            path = self.config[self.config["subcommand"]].get("ckpt_path")
+            if path and Path(path).is_file():
+                check_contents(path, read_checkpoint(path), plays=False)
+            super()._parse_ckpt_path()
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Lightning's; who writes into a run's folder does so alone. Of several processes the first asks.
+
+        Raises:
+            RunLockedError: another run is using the folder.
+            TooLittleMemoryError: memory did not suffice.
+            KeyboardInterrupt: Ctrl-C, where nothing is trained or a second time.
+            SystemExit: SIGTERM where nothing is trained, with 143.
+        """
+        folder = self.trainer.default_root_dir
+        writes = subcommand == "fit" or bool(self.trainer.loggers)
+        alone = writes and self.trainer.is_global_zero and "://" not in folder
+        batch_size = self.datamodule.batch_size // self.trainer.world_size
+        device = self.trainer.strategy.root_device
+        memory = explained_memory(self.model.critic, batch_size, device, self.model.cuda_graphs)
+        try:
+            with memory, only_run_in(Path(folder)) if alone else nullcontext():
+                super()._run_subcommand(subcommand)
+        except SystemExit as error:  # Lightning's, whose code tells a signal from neither success nor failure
+            if isinstance(error.__context__, KeyboardInterrupt):
+                raise KeyboardInterrupt from None
+            if isinstance(error, SIGTERMException):
+                error.code = 128 + signal.SIGTERM
+            raise
+
+    def before_fit(self) -> None:
+        """Refuses to train into a folder that holds another run, and to continue one that does not fit or is damaged.
+
+        Raises:
+            ValueError: the folder has a configuration, and no checkpoint to continue from is named, or one from
+                elsewhere; or the checkpoint was made with other settings; the batch cannot be divided over the
+                processes; or the trainer cannot train the model.
+            CheckpointError: the checkpoint is missing or damaged.
+        """
+        rows_per_process(self.datamodule.batch_size, self.trainer.world_size)
+        self.model.check_trainer(self.trainer)
+        found = self._find_checkpoint()
+        if found is not None and not self._get(self.config, "force"):
+            refuse_changes(*found, self.model, self.datamodule)
+        folder = Path(self.trainer.default_root_dir)
+        if found is not None and (folder / CONFIG_FILE).exists():
+            dirpaths = [getattr(callback, "dirpath", None) for callback in self.trainer.checkpoint_callbacks]
+            refuse_foreign_checkpoint(found[0], folder, [Path(dirpath) for dirpath in dirpaths if dirpath])
+        if (folder / CONFIG_FILE).exists() and not self._get(self.config, "ckpt_path"):
+            raise ValueError(
+                f"trainer.default_root_dir: {folder} holds an earlier run; continue it with --ckpt_path=last, "
+                "choose another folder with --trainer.default_root_dir, or remove it"
+            )
+
+    def before_validate(self) -> None:
+        """Refuses to measure untrained weights, or on nothing.
+
+        Raises:
+            ValueError: no checkpoint is named, or the dataset holds nothing out.
+        """
+        if not self._get(self.config, "ckpt_path"):
+            raise ValueError(
+                "ckpt_path: expected the checkpoint to measure, found none; add --ckpt_path=last or a file"
+            )
+        self._find_checkpoint()
+        if self.datamodule.dataset.validation is None:
+            raise ValueError(
+                f"data.dataset: {self.datamodule.dataset.name} holds no transitions out to measure on; for npz add "
+                "--data.dataset.validation_fraction=0.1 to fit and here; for episodes only use: tql evaluate CHECKPOINT"
+            )
+
+    before_test = before_validate
+
+    def _find_checkpoint(self) -> tuple[Path, dict[str, Any]] | None:
+        """The checkpoint to continue from or to measure, read and checked; None where there is none, or no file.
+
+        "last" becomes the file that is meant: Lightning only warns if there is none, and knows of no other if it is
+        damaged.
+        """
+        named = self._get(self.config, "ckpt_path")
+        if not named or named in ("best", "hpc") or "://" in named or Path(named).is_dir():
+            return None
+        if named != "last":
+            return Path(named), read_checkpoint(named, mmap=True)
+        callbacks = [
+            callback for callback in self.trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)
+        ]
+        candidates = [Path(path) for callback in callbacks for path in callback._find_last_checkpoints(self.trainer)]
+        kept = {Path(callback.dirpath) for callback in callbacks if callback.dirpath}
+        if not candidates:  # a run that was killed may have another, such as that of its best evaluation
+            candidates = [folder / LAST for folder in sorted(kept) if any(folder.glob(f"[!.]*{SUFFIX}"))]
+        if not candidates and kept and self._begins_anew():
+            return None
+        if not candidates:
+            folders = ", ".join(str(callback.dirpath) for callback in callbacks) or "no callback that writes any"
+            raise ValueError(
+                f"ckpt_path: there is no last checkpoint ({folders}); leave ckpt_path out to start a run, or give "
+                "the file or the run's --trainer.default_root_dir"
+            )
+        path, raw = newest_whole(candidates)
+        self.config_init[self.subcommand]["ckpt_path"] = str(path)
+        return path, raw
+
+    def _begins_anew(self) -> bool:
+        """Whether there is a run to continue that ended before its first checkpoint; has it begin at update 0 again."""
+        folder = Path(self.trainer.default_root_dir)
+        if self.subcommand != "fit" or not (folder / CONFIG_FILE).is_file():
+            return False
+        rank_zero_warn(f"{folder}: its run ended before its first checkpoint, and begins anew")
+        self.config_init[self.subcommand]["ckpt_path"] = None
+        if self.trainer.is_global_zero and (folder / METRICS_FILE).is_file():
+            (folder / METRICS_FILE).replace(folder / METRICS_BEFORE_FILE)
+        take_back(self.trainer, -1)
+        return True
+
+
+def _kind_of(callback: Callback) -> object:
+    """The class of a callback of ours, which may be there once; others are each of their own kind."""
+    return type(callback) if type(callback).__module__.startswith("tql_lightning.callbacks.") else id(callback)

@@ -1,0 +1,44 @@
+"""Parsers of the commands beside Lightning's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jsonargparse
+
+Command = Callable[..., object]
+
+
+def command_parser(
+    name: str, command: Command | dict[str, Command], summary: str | None = None, whole: bool = True
+) -> jsonargparse.ArgumentParser:
+    """A parser of a function's arguments, or of a group of commands; their docstrings are its help.
+
+    Args:
+        name: Name of the command.
+        command: Function that it runs, or a group's commands by name.
+        summary: One line of help for a group.
+        whole: add a group's commands; otherwise `add_group` must, once the parser has its place under another.
+    """
+    if summary is None:
+        summary = (command.__doc__ or "").strip().split("\n")[0]
+    parser = jsonargparse.ArgumentParser(prog=f"tql {name}", description=summary, exit_on_error=False)
+    if not isinstance(command, dict):
+        parser.add_function_arguments(command, as_positional=True)
+        for group in parser._action_groups:
+            if group.title == summary.rstrip("."):
+                group.title = "arguments"  # the description says it already
+    elif whole:
+        add_group(parser, name, command)
+    for action in parser._actions:
+        if not action.option_strings and getattr(action, "_typehint", None) == list[str]:  # given one after the other
+            action.nargs, action._typehint, action.metavar = "+", str, action.dest  # type: ignore[attr-defined]
+    return parser
+
+
+def add_group(parser: jsonargparse.ArgumentParser, name: str, commands: dict[str, Command]) -> None:
+    """Adds a group's commands to its parser."""
+    action = parser.add_subcommands(dest="command")
+    for part, command in commands.items():
+        below = command_parser(f"{name} {part}", command)
+        action.add_subcommand(part, below, help=below.description)
