@@ -107,11 +107,10 @@ class QTransformerGolden(Method):
 
     def forward(self, model: Any, batch: Any, noise: Any, inputs: dict[str, Tensor]) -> dict[str, Any]:
         bins = model.bins(batch.actions)
-        logits, _ = model.critic(batch.observations, bins)
         return {
             "action_bins": bins,
-            "q_logits": logits,
-            "target_q_logits": model.target_critic(batch.observations, bins)[0],
+            "q_logits": model.critic(batch.observations, bins).logits,
+            "target_q_logits": model.target_critic(batch.observations, bins).logits,
             "q_target": model.targets(batch, bins),
         }
 
@@ -121,7 +120,7 @@ class QTransformerGolden(Method):
         return {
             "actions": model.actor().act(observations, noise),
             "single": model.actor().act(observations[:1], noise[:1])[0],
-            "bins": model.critic.greedy(observations)[0],
+            "bins": model.critic(observations).bins,
         }
 
     def scales(self, core: Arrays) -> dict[str, float]:

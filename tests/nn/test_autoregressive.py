@@ -35,11 +35,11 @@ def some_bins(critic: AutoregressiveCritic) -> torch.Tensor:
 
 def test_a_dimension_sees_only_the_bins_before_it(critic: AutoregressiveCritic) -> None:
     observations, bins = torch.randn(7, 5), some_bins(critic)
-    before, _ = critic(observations, bins)
+    before = critic(observations, bins).logits
     for dimension in range(critic.action_dim):
         changed = bins.clone()
         changed[:, dimension] = (bins[:, dimension] + 1) % critic.num_bins
-        after, _ = critic(observations, changed)
+        after = critic(observations, changed).logits
         torch.testing.assert_close(after[:, : dimension + 1], before[:, : dimension + 1])
         for later in range(dimension + 1, critic.action_dim):
             assert not torch.allclose(after[:, later], before[:, later]), (dimension, later)
@@ -49,19 +49,18 @@ def test_kept_keys_and_values_choose_what_whole_passes_choose(critic: Autoregres
     observations = torch.randn(7, 5)
     bins = torch.zeros(7, critic.action_dim, dtype=torch.long)
     for dimension in range(critic.action_dim):
-        logits, _ = critic(observations, bins)
+        logits = critic(observations, bins).logits
         bins[:, dimension] = logits[:, dimension].argmax(dim=-1)
-    chosen, seen = critic.greedy(observations)
-    assert torch.equal(chosen, bins)
-    torch.testing.assert_close(seen, critic(observations, bins)[0], rtol=1e-4, atol=1e-4)
+    chosen = critic(observations)
+    assert torch.equal(chosen.bins, bins)
+    torch.testing.assert_close(chosen.logits, critic(observations, bins).logits, rtol=1e-4, atol=1e-4)
 
 
-def test_greedy_can_stop_after_the_first_dimensions(critic: AutoregressiveCritic) -> None:
+def test_choosing_can_stop_after_the_first_dimensions(critic: AutoregressiveCritic) -> None:
     observations = torch.randn(7, 5)
-    bins, logits = critic.greedy(observations)
-    first_bins, first_logits = critic.greedy(observations, dimensions=1)
-    assert torch.equal(first_bins, bins[:, :1])
-    torch.testing.assert_close(first_logits, logits[:, :1])
+    every, first = critic(observations), critic(observations, dimensions=1)
+    assert torch.equal(first.bins, every.bins[:, :1])
+    torch.testing.assert_close(first.logits, every.logits[:, :1])
 
 
 def test_of_equal_values_the_first_bin_is_chosen(critic: AutoregressiveCritic) -> None:
@@ -69,13 +68,13 @@ def test_of_equal_values_the_first_bin_is_chosen(critic: AutoregressiveCritic) -
     nn.init.zeros_(critic.output_bias)
     with torch.no_grad():
         critic.output_bias[:, [2, 4]] = 1.0
-    assert torch.equal(critic.greedy(torch.randn(3, 5))[0], torch.full((3, critic.action_dim), 2))
+    assert torch.equal(critic(torch.randn(3, 5)).bins, torch.full((3, critic.action_dim), 2))
 
 
 def test_entropies_change_nothing_and_belong_to_what_each_token_sees(critic: AutoregressiveCritic) -> None:
     observations, bins = torch.randn(7, 5), some_bins(critic)
-    logits, entropy = critic(observations, bins, with_entropy=True)
-    torch.testing.assert_close(logits, critic(observations, bins)[0], rtol=1e-4, atol=1e-4)
+    logits, _, entropy = critic(observations, bins, with_entropy=True)
+    torch.testing.assert_close(logits, critic(observations, bins).logits, rtol=1e-4, atol=1e-4)
     assert entropy is not None
     tokens = critic.num_state_tokens + critic.action_dim
     assert entropy.shape == (2, 7, 2, tokens)
@@ -86,7 +85,7 @@ def test_entropies_change_nothing_and_belong_to_what_each_token_sees(critic: Aut
 
 
 def test_every_weight_moves(critic: AutoregressiveCritic) -> None:
-    logits, _ = critic(torch.randn(64, 5), torch.randint(0, 6, (64, critic.action_dim)))
+    logits = critic(torch.randn(64, 5), torch.randint(0, 6, (64, critic.action_dim))).logits
     logits.sigmoid().square().sum().backward()
     assert [name for name, p in critic.named_parameters() if p.grad is None or not p.grad.any()] == []
 
@@ -126,7 +125,7 @@ def test_only_matrices_of_linear_layers_decay() -> None:
 
 def test_initial_values_are_the_sigmoid_of_the_initial_logit() -> None:
     torch.manual_seed(0)
-    logits, _ = AutoregressiveCritic(5, 3)(torch.randn(50, 5), torch.zeros(50, 3, dtype=torch.long))
+    logits = AutoregressiveCritic(5, 3)(torch.randn(50, 5), torch.zeros(50, 3, dtype=torch.long)).logits
     assert logits.sigmoid().mean().item() == pytest.approx(1.0 / (1.0 + math.exp(2.5)), abs=0.01)
 
 

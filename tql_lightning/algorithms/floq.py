@@ -17,9 +17,9 @@ from tql_lightning.nn.policy import Actor, FlowPolicy
 from tql_lightning.nn.value_loss import return_range
 from tql_lightning.nn.velocity_critic import VelocityCritic
 from tql_lightning.training.base_stub import Algorithm, Draw, Execution, Losses, Optimisation, ParameterGroup
-from tql_lightning.training.distributed import of_this_process
+from tql_lightning.training.distributed import identity
 from tql_lightning.training.hyperparameters import require
-from tql_lightning.training.sharding import call_held_fixed, own_shares
+from tql_lightning.training.sharding import call_with_frozen_parameters, own_shares
 
 
 class FloqNoise(NamedTuple):
@@ -186,7 +186,7 @@ class Floq(Algorithm):
         noise: FloqNoise,
         inputs: dict[str, Tensor],
         with_metrics: bool = True,
-        whole_mean: Callable[[Tensor], Tensor] = of_this_process,
+        whole_mean: Callable[[Tensor], Tensor] = identity,
     ) -> Losses:
         """Critic and actor loss; see `Algorithm.losses`."""
         del inputs
@@ -229,7 +229,8 @@ class Floq(Algorithm):
         returns = self.target_velocity_critic(observations, actions, self.return_noise(noise.next_return))
         aggregated = returns.mean(dim=-1) if self.target_aggregation == "mean" else returns.amin(dim=-1)
         mean = self.by_sample(aggregated).mean(dim=1)
-        return batch.rewards + self.discount * batch.masks * mean
+        target: Tensor = batch.rewards + self.discount * batch.masks * mean
+        return target
 
     def actor_loss(
         self, batch: Any, noise: FloqNoise, with_metrics: bool, whole_mean: Callable[[Tensor], Tensor]
@@ -242,7 +243,7 @@ class Floq(Algorithm):
             teacher = self.policy.flow_actions(batch.observations, noise.distillation)
         student = self.policy.one_step_actions(batch.observations, noise.distillation)
         distillation_loss = losses.distillation_loss(student, teacher)
-        output: CriticOutput = call_held_fixed(self.critic, batch.observations, student.clamp(-1.0, 1.0))
+        output: CriticOutput = call_with_frozen_parameters(self.critic, batch.observations, student.clamp(-1.0, 1.0))
         values = output.at_least_float32().values
         q_loss = losses.q_loss(values, whole_mean(losses.q_scale(values)) if self.normalize_q_loss else None)
         loss = behaviour_flow_loss + self.bc_coefficient * distillation_loss + q_loss

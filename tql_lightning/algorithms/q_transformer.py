@@ -10,12 +10,12 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from tql_lightning.nn.autoregressive import ActionBins, AutoregressiveCritic
+from tql_lightning.nn.autoregressive import ActionBins, AutoregressiveCritic, AutoregressiveOutput
 from tql_lightning.nn.layer_temperature import LayerTemperature
 from tql_lightning.nn.number_types import at_least_float32
 from tql_lightning.nn.policy import Actor
 from tql_lightning.training.base_stub import Algorithm, Draw, Execution, Losses, Optimisation, ParameterGroup
-from tql_lightning.training.distributed import of_this_process
+from tql_lightning.training.distributed import identity
 from tql_lightning.training.hyperparameters import require
 from tql_lightning.training.sharding import own_shares
 
@@ -171,14 +171,14 @@ class QTransformer(Algorithm):
         noise: NoNoise,
         inputs: dict[str, Tensor],
         with_metrics: bool = True,
-        whole_mean: Callable[[Tensor], Tensor] = of_this_process,
+        whole_mean: Callable[[Tensor], Tensor] = identity,
     ) -> Losses:
         """TD loss, conservative loss, and the losses of entropy control; see `Algorithm.losses`."""
         del noise, inputs, with_metrics, whole_mean  # nothing is random, and every loss is a plain mean over rows
         bins = self.bins(batch.actions)
         targets = self.targets(batch, bins)
-        logits, entropy = self.critic(batch.observations, bins, with_entropy=self.temperature is not None)
-        values = logits.sigmoid()
+        output: AutoregressiveOutput = self.critic(batch.observations, bins, with_entropy=self.temperature is not None)
+        values = output.logits.sigmoid()
         taken = values.gather(-1, bins.unsqueeze(-1)).squeeze(-1)
         td_loss = 0.5 * (taken - targets).square().mean()
         others = values.square().sum(dim=-1) - taken.square()
@@ -193,8 +193,8 @@ class QTransformer(Algorithm):
             "target_q_max": targets.max(),
         }
         diagnostics = {}
-        if self.temperature is not None:
-            control = self.temperature.losses(entropy)
+        if self.temperature is not None and output.attention_entropy is not None:
+            control = self.temperature.losses(output.attention_entropy)
             total = total + control.entropy_loss + control.temperature_loss
             metrics |= {"entropy_loss": control.entropy_loss, "temperature_loss": control.temperature_loss}
             diagnostics = {"attention_entropy": control.entropy, "temperature": self.temperature()}
@@ -203,8 +203,8 @@ class QTransformer(Algorithm):
 
     @torch.no_grad()
     def targets(self, batch: QTransformerBatch, bins: Tensor) -> Tensor:
-        """Targets y of every dimension, (B, n_a): the next dimension's best value, and for the last one the TD target."""
-        next_dimension = self.target_critic(batch.observations, bins)[0][:, 1:].sigmoid().amax(dim=-1)
+        """Targets y, (B, n_a): the best value of the next dimension, and for the last dimension the TD target."""
+        next_dimension = self.target_critic(batch.observations, bins).logits[:, 1:].sigmoid().amax(dim=-1)
         targets = torch.cat([next_dimension, self.td_target(batch).unsqueeze(-1)], dim=-1)
         if self.monte_carlo:
             returns = batch.monte_carlo_returns
@@ -224,14 +224,13 @@ class QTransformer(Algorithm):
 
     def next_state_value(self, batch: QTransformerBatch) -> Tensor:
         """V(s') in scaled units, (B,); see ``next_value``."""
-        target, observations = self.target_critic, batch.next_observations
-        if self.next_value in ("first_dimension", "greedy"):
-            dimensions = 1 if self.next_value == "first_dimension" else None
-            logits = target.greedy(observations, dimensions)[1][:, -1]
-            return logits.sigmoid().amax(dim=-1)
-        bins = self.bins(batch.next_actions)
-        values = target(observations, bins)[0][:, -1].sigmoid()
-        return values.gather(-1, bins[:, -1:]).squeeze(-1) if self.next_value == "sarsa" else values.amax(dim=-1)
+        taken = None if self.next_value in ("first_dimension", "greedy") else self.bins(batch.next_actions)
+        dimensions = 1 if self.next_value == "first_dimension" else None
+        output: AutoregressiveOutput = self.target_critic(batch.next_observations, taken, dimensions=dimensions)
+        values = output.logits[:, -1].sigmoid()
+        if self.next_value == "sarsa":
+            return values.gather(-1, output.bins[:, -1:]).squeeze(-1)
+        return values.amax(dim=-1)
 
     def scaled(self, returns: Tensor) -> Tensor:
         """Returns so that the worst is 0 and the best, for ever, 1."""
@@ -247,7 +246,7 @@ class QTransformer(Algorithm):
     def act(self, observations: Tensor, noise: Tensor) -> Tensor:
         """The centres of the best bins; noise (B, n_a) is not used: (B, n_s) -> (B, n_a)."""
         del noise
-        return self.bins.centres(self.critic.greedy(observations)[0])
+        return self.bins.centres(self.critic(observations).bins)
 
     def actor(self, extraction: str | None = None) -> Actor:
         """Chooses the best bin of one dimension after the other.

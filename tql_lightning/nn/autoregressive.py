@@ -119,6 +119,20 @@ class CausalBlock(nn.Module):
         return tokens + self.feedforward(self.feedforward_norm(tokens)), KeysAndValues(keys, values), entropy
 
 
+class AutoregressiveOutput(NamedTuple):
+    """What an `AutoregressiveCritic` returns.
+
+    Attributes:
+        logits: Of every bin of n dimensions, at least float32 (B, n, N).
+        bins: The bins that were given or chosen, int64 (B, n).
+        attention_entropy: Of every query in nats, (L, B, h, tokens); None if not asked for.
+    """
+
+    logits: Tensor
+    bins: Tensor
+    attention_entropy: Tensor | None
+
+
 class AutoregressiveCritic(nn.Module):
     """Values of choosing each bin of action dimension i, given the state and the bins of dimensions before i.
 
@@ -196,18 +210,24 @@ class AutoregressiveCritic(nn.Module):
         self.output_bias = nn.Parameter(torch.full((action_dim, num_bins), initial_logit))
 
     def forward(
-        self, observations: Tensor, bins: Tensor, *, with_entropy: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        """Logits of every bin of every dimension.
+        self,
+        observations: Tensor,
+        bins: Tensor | None = None,
+        *,
+        dimensions: int | None = None,
+        with_entropy: bool = False,
+    ) -> AutoregressiveOutput:
+        """Logits of every bin of every dimension, after given bins or after the best of each dimension before.
 
         Args:
             observations: (B, n_s).
-            bins: int64 (B, n_a); the last dimension's is not read.
-            with_entropy: Whether the attention's entropies are wanted too.
-
-        Returns:
-            Logits (B, n_a, N), at least float32, and entropies in nats of every query (L, B, h, n), or None.
+            bins: int64 (B, n_a), of which the last dimension's is not read; None to choose the best, the first of
+                equals, of one dimension after the other. Keys and values are kept then, so that this is one pass.
+            dimensions: n, how many dimensions to choose, without ``bins`` only; None for all n_a.
+            with_entropy: Whether the attention's entropies are wanted too, with ``bins`` only.
         """
+        if bins is None:
+            return self._choose(observations, self.action_dim if dimensions is None else dimensions)
         tokens = torch.cat([self._first_tokens(observations), *self._chosen_tokens(bins)], dim=1)
         entropies: list[Tensor] = []
         for block in self.blocks:
@@ -215,19 +235,9 @@ class AutoregressiveCritic(nn.Module):
             if entropy is not None:
                 entropies.append(entropy)
         logits = self._logits(tokens[:, self.num_state_tokens :], slice(None))
-        return logits, torch.stack(entropies) if entropies else None
+        return AutoregressiveOutput(logits, bins, torch.stack(entropies) if entropies else None)
 
-    def greedy(self, observations: Tensor, dimensions: int | None = None) -> tuple[Tensor, Tensor]:
-        """Chooses the best bin of one dimension after the other; keys and values are kept, so that this is one pass.
-
-        Args:
-            observations: (B, n_s).
-            dimensions: n, how many dimensions to choose; None for all n_a.
-
-        Returns:
-            Bins int64 (B, n), the first of equals, and the logits that they were chosen by, (B, n, N).
-        """
-        dimensions = self.action_dim if dimensions is None else dimensions
+    def _choose(self, observations: Tensor, dimensions: int) -> AutoregressiveOutput:
         tokens = self._first_tokens(observations)
         past: list[KeysAndValues | None] = [None] * self.num_layers
         bins: list[Tensor] = []
@@ -239,7 +249,7 @@ class AutoregressiveCritic(nn.Module):
             bins.append(logits[-1].argmax(dim=-1))
             if dimension + 1 < dimensions:
                 tokens = self._chosen_token(bins[-1], dimension)
-        return torch.cat(bins, dim=1), torch.cat(logits, dim=1)
+        return AutoregressiveOutput(torch.cat(logits, dim=1), torch.cat(bins, dim=1), None)
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
         """Matrices of linear layers decay; positions, tables and output weights do not."""
