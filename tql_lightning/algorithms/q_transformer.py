@@ -14,6 +14,7 @@ from tql_lightning.nn.autoregressive import ActionBins, AutoregressiveCritic, Au
 from tql_lightning.nn.layer_temperature import LayerTemperature
 from tql_lightning.nn.number_types import at_least_float32
 from tql_lightning.nn.policy import Actor
+from tql_lightning.nn.value_loss import return_range
 from tql_lightning.training.base_stub import Algorithm, Draw, Execution, Losses, Optimisation, ParameterGroup
 from tql_lightning.training.distributed import identity
 from tql_lightning.training.hyperparameters import require
@@ -55,7 +56,7 @@ class NoNoise(NamedTuple):
 class QTransformer(Algorithm):
     """Q-Transformer: a causal transformer values each bin of action dimension i given s and the bins before it.
 
-    Returns are scaled to [0, 1], G' = (G - r_min / (1 - discount)) (1 - discount) / (r_max - r_min). With q_i,n the
+    Returns are scaled to [0, 1], from the smallest to the largest that the data's rewards allow. With q_i,n the
     sigmoid of dimension i's n-th logit, c_i the bin of the data's action and qbar the target network::
 
         y_i   i < n_a: max_n qbar_i+1,n(s, c_1 ... c_i);  i = n_a: the scaled r + discount * mask * V(s')
@@ -137,22 +138,32 @@ class QTransformer(Algorithm):
         require("next_value", next_value in get_args(NextValue), " or ".join(get_args(NextValue)), next_value)
         finite = 0.0 <= conservative_weight < math.inf
         require("conservative_weight", finite, "a finite number of at least 0", conservative_weight)
-        rewards = [reward for some in (reward_range, final_reward_range) if some is not None for reward in some]
-        differ = sparse or (len(rewards) > 0 and min(rewards) < max(rewards))
-        require("reward_range", differ, "rewards that differ (the command line takes them from the dataset)", rewards)
-        self.scale = 1.0 if sparse else (1.0 - discount) / (max(rewards) - min(rewards))
-        self.worst_return = 0.0 if sparse else min(rewards) / (1.0 - discount)
+        low, high = (0.0, 1.0) if sparse else self._returns(reward_range, final_reward_range, discount, release_returns)
+        self.worst_return, self.scale = low, 1.0 / (high - low)
         self.critic = critic(observation_dim, action_dim)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
-        low, high = ([-1.0] * action_dim, [1.0] * action_dim) if action_range is None else action_range
-        require("action_range", len(low) == action_dim, f"{action_dim} numbers each", action_range)
-        self.bins = ActionBins(low, high, self.critic.num_bins)
+        lowest, highest = ([-1.0] * action_dim, [1.0] * action_dim) if action_range is None else action_range
+        require("action_range", len(lowest) == action_dim, f"{action_dim} numbers each", action_range)
+        self.bins = ActionBins(lowest, highest, self.critic.num_bins)
         self.temperature = None if entropy_control is None else entropy_control(self.critic.num_layers)
         self.discount, self.tau = discount, tau
         self.next_value: NextValue = next_value
         self.conservative_weight, self.monte_carlo = conservative_weight, monte_carlo
         self.clip_target, self.release_returns = clip_target, release_returns
         self.save_hyperparameters()
+
+    @staticmethod
+    def _returns(
+        rewards: tuple[float, float] | None, final: tuple[float, float] | None, discount: float, release: bool
+    ) -> tuple[float, float]:
+        """Returns that are scaled to 0 and to 1; in the release those of rewards that never end."""
+        if release and rewards is not None and final is not None:
+            rewards, final = (min(*rewards, *final), max(*rewards, *final)), None
+        found = return_range(rewards, final, discount)
+        low, high = (0.0, 0.0) if found is None else found
+        expected = "rewards that differ, which make a range of returns (the command line takes them from the dataset)"
+        require("reward_range", low < high, expected, (rewards, final))
+        return low, high
 
     def noise_draws(self) -> dict[str, Draw]:
         """None."""
