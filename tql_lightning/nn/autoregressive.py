@@ -259,7 +259,7 @@ class AutoregressiveCritic(nn.Module):
         """State tokens and the start token, (B, S + 1, H)."""
         scalars = observations.unsqueeze(1) if self.state_tokens == "one" else observations.unsqueeze(-1)
         state = self.state_projection(scalars)
-        start = self.start.expand(len(observations), 1, -1)
+        start = self.start.expand(observations.shape[0], 1, -1)
         if self.state_modality is not None and self.action_modality is not None:
             state, start = state + self.state_modality, start + self.action_modality
         return torch.cat([state, start], dim=1) + self.position[: self.num_state_tokens + 1]
