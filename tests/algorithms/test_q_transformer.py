@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tql_lightning.algorithms.q_transformer import NoNoise, QTransformer, QTransformerBatch
+from tql_lightning.algorithms.q_transformer import QTransformer, QTransformerBatch
+from tql_lightning.batch import NoNoise
 from tql_lightning.data.returns import monte_carlo_returns
 from tql_lightning.nn.autoregressive import AutoregressiveCritic
 from tql_lightning.nn.layer_temperature import LayerTemperature

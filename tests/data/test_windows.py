@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.data.sampler import TransitionSampler, ValidationPass
 from tql_lightning.data.storage import store
 from tql_lightning.data.transitions import DatasetError, TransitionDataset
-from tql_lightning.data.windows import Span, Windows
+from tql_lightning.data.windows import Span, Windows, windows_of
 
 DISCOUNT = 0.9
 
@@ -75,7 +75,7 @@ def obvious_rows(dataset: TransitionDataset, span: Span) -> list[dict[str, np.nd
     return rows
 
 
-def windows_of(dataset: TransitionDataset, span: Span) -> Windows:
+def made(dataset: TransitionDataset, span: Span) -> Windows:
     return Windows(store(dataset, "cpu"), dataset, span)
 
 
@@ -84,7 +84,7 @@ def windows_of(dataset: TransitionDataset, span: Span) -> Windows:
 def test_windows_equal_a_loop(n_step: int, action_chunk: int, seed: int) -> None:
     dataset, span = episodes(seed), Span(n_step, action_chunk, DISCOUNT)
     expected = obvious_rows(dataset, span)
-    windows = windows_of(dataset, span)
+    windows = made(dataset, span)
     assert len(windows) == len(expected)
     every = torch.arange(len(windows))
     batch = windows.batch(every)
@@ -113,7 +113,7 @@ def test_a_target_of_n_steps_is_the_one_of_single_steps_where_values_are_exact()
     position = {float(first): row for row, (first, _) in enumerate(dataset.next_observations)}
     targets = []
     for n_step in (1, 2, 5):
-        batch = windows_of(dataset, Span(n_step, 1, DISCOUNT)).batch(torch.arange(len(dataset)))
+        batch = made(dataset, Span(n_step, 1, DISCOUNT)).batch(torch.arange(len(dataset)))
         following = np.array([values[position[float(first)]] for first, _ in batch.next_observations])
         targets.append(batch.rewards.numpy() + DISCOUNT * batch.masks.numpy() * following)
     np.testing.assert_allclose(targets[1], targets[0], atol=1e-5)
@@ -122,7 +122,7 @@ def test_a_target_of_n_steps_is_the_one_of_single_steps_where_values_are_exact()
 
 def test_single_steps_are_the_transitions_themselves() -> None:
     dataset = episodes()
-    batch = windows_of(dataset, Span()).batch(torch.arange(len(dataset)))
+    batch = made(dataset, Span()).batch(torch.arange(len(dataset)))
     for name, tensor in batch._asdict().items():
         np.testing.assert_array_equal(tensor, getattr(dataset, name))
 
@@ -149,7 +149,7 @@ def test_a_chunk_longer_than_every_episode_is_refused() -> None:
         dataset.observations, dataset.actions, dataset.rewards, np.zeros(len(dataset)), dataset.episode_ends, name="cut"
     )
     with pytest.raises(DatasetError, match=r"data.action_chunk: cut: expected at most 7, its longest episode, found 8"):
-        windows_of(cut, Span(action_chunk=8))
+        made(cut, Span(action_chunk=8))
 
 
 @pytest.mark.parametrize(
@@ -188,3 +188,81 @@ def test_training_on_windows_resumes_exactly(tmp_path: Path) -> None:
     fit(tmp_path, again, 10, ckpt_path=tmp_path / "half.ckpt", data=data)
     for name, parameter in whole.state_dict().items():
         assert torch.equal(parameter, again.state_dict()[name]), name
+
+
+class EveryField(NamedTuple):
+    """All that windows can give."""
+
+    observations: torch.Tensor
+    actions: torch.Tensor
+    rewards: torch.Tensor
+    next_observations: torch.Tensor
+    masks: torch.Tensor
+    next_actions: torch.Tensor
+    next_action_known: torch.Tensor
+    terminals: torch.Tensor
+    valid: torch.Tensor
+
+
+@pytest.mark.parametrize(("n_step", "action_chunk"), [(1, 1), (2, 1), (1, 3), (2, 2)])
+def test_the_next_action_is_that_of_the_same_episode_or_unknown(n_step: int, action_chunk: int) -> None:
+    dataset, span = episodes(), Span(n_step, action_chunk, DISCOUNT)
+    windows = Windows(store(dataset, "cpu"), dataset, span)
+    windows.tabulate()
+    batch = windows.batch(torch.arange(len(windows)), EveryField)
+    position = {tuple(row): index for index, row in enumerate(dataset.next_observations.tolist())}
+    known = 0
+    for row, (following, is_known, terminal) in enumerate(
+        zip(batch.next_actions, batch.next_action_known, batch.terminals, strict=True)
+    ):
+        final = position[tuple(batch.next_observations[row].tolist())]
+        assert terminal == float(dataset.episode_ends[final])
+        inside = not dataset.episode_ends[final : final + action_chunk].any()
+        expected = dataset.actions[final + 1 : final + 1 + action_chunk].flatten() if inside else 0.0
+        assert is_known == float(inside)
+        np.testing.assert_array_equal(following, expected)
+        known += inside
+    assert 0 < known < len(windows)
+    assert batch.valid.tolist() == [[1.0] * span.steps] * len(windows)
+
+
+def test_the_releases_windows_are_those_of_its_sampler() -> None:
+    golden = np.load(Path(__file__).parents[1] / "golden" / "QC" / "chunks" / "chunks.npz")
+    arrays = {name.removeprefix("dataset/"): golden[name] for name in golden.files if name.startswith("dataset/")}
+    ends = arrays["terminals"].astype(bool)
+    dataset = TransitionDataset.from_arrays(
+        arrays["observations"],
+        arrays["actions"],
+        arrays["rewards"],
+        np.zeros(len(ends)),
+        ends,
+        arrays["next_observations"],
+        masks=arrays["masks"],
+        name="chunks",
+    )
+    chunk = golden["chunks/actions"].shape[1]
+    windows = windows_of(store(dataset, "cpu"), dataset, Span(1, chunk, 0.99, release_windows=True))
+    assert len(windows) == len(golden["chunks/start"])
+    batch = windows.batch(torch.from_numpy(golden["chunks/start"].astype(np.int64)), EveryField)
+    np.testing.assert_array_equal(batch.observations, golden["chunks/observations"])
+    np.testing.assert_array_equal(batch.actions, golden["chunks/actions"].reshape(len(windows), -1))
+    np.testing.assert_array_equal(batch.next_observations, golden["chunks/next_observations"][:, -1])
+    np.testing.assert_array_equal(batch.valid, golden["chunks/valid"])
+    np.testing.assert_allclose(batch.rewards, golden["chunks/rewards"][:, -1], rtol=1e-6)
+    np.testing.assert_allclose(batch.masks, 0.99 ** (chunk - 1) * golden["chunks/masks"][:, -1], rtol=1e-6)
+
+
+def test_more_steps_than_transitions_are_refused_in_the_releases_windows() -> None:
+    dataset = episodes()
+    with pytest.raises(DatasetError, match=f"expected at most {len(dataset)}, its transitions, found 100 steps"):
+        windows_of(store(dataset, "cpu"), dataset, Span(100, release_windows=True))
+
+
+def test_an_unknown_field_is_refused() -> None:
+    class Wrong(NamedTuple):
+        observations: torch.Tensor
+        skills: torch.Tensor
+
+    dataset = episodes()
+    with pytest.raises(DatasetError, match=r"Wrong: expected fields among observations, .*, found skills"):
+        made(dataset, Span()).batch(torch.arange(3), Wrong)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.golden_methods.arrays import Arrays, Named
-from tql_lightning.training.base_stub import Algorithm
+from tql_lightning.training.algorithm import Algorithm
 
 
 class Method(ABC):

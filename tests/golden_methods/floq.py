@@ -15,7 +15,7 @@ from tql_lightning.nn.critic import MLPCritic
 from tql_lightning.nn.mlp import MLP
 from tql_lightning.nn.policy import FlowPolicy
 from tql_lightning.nn.velocity_critic import VelocityCritic
-from tql_lightning.training.base_stub import Optimisation
+from tql_lightning.training.optimisation import Optimisation
 
 
 class FloqGolden(Method):

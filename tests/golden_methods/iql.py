@@ -16,7 +16,7 @@ from tql_lightning.nn.critic import MLPCritic
 from tql_lightning.nn.gaussian_policy import GaussianPolicy
 from tql_lightning.nn.policy import BehaviourFlow
 from tql_lightning.nn.value_network import ValueNetwork
-from tql_lightning.training.base_stub import Optimisation
+from tql_lightning.training.optimisation import Optimisation
 
 EXPECTILE_METRICS = {
     "critic/critic_loss": "critic_loss",
@@ -159,12 +159,12 @@ class IFQLGolden(ExpectileGolden):
             hidden_dims=config["actor_hidden_dims"],
             layer_norm=config["actor_layer_norm"],
             flow_steps=config["flow_steps"],
+            num_samples=config["num_samples"],
         )
         return IFQL(
             self.observation_dim,
             self.action_dim,
             policy=policy,
-            num_samples=config["num_samples"],
             **self.settings(),
         )
 

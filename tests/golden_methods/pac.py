@@ -17,7 +17,7 @@ from tql_lightning.nn.perceiver import CrossBlock, PerceiverCritic
 from tql_lightning.nn.policy import FlowPolicy
 from tql_lightning.nn.transformer import TransformerBlock
 from tql_lightning.nn.value_loss import Bootstrap
-from tql_lightning.training.base_stub import Optimisation
+from tql_lightning.training.optimisation import Optimisation
 
 
 class PACGolden(Method):

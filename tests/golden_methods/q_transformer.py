@@ -13,7 +13,7 @@ from tests.golden_methods.bases import Method, largest
 from tql_lightning.algorithms.q_transformer import NextValue, QTransformer
 from tql_lightning.nn.autoregressive import AutoregressiveCritic, CausalBlock
 from tql_lightning.nn.layer_temperature import LayerTemperature
-from tql_lightning.training.base_stub import Optimisation
+from tql_lightning.training.optimisation import Optimisation
 
 NEXT_VALUE: dict[str, NextValue] = {
     "one_step": "first_dimension",

@@ -13,7 +13,7 @@ from tql_lightning.algorithms.losses import flow_interpolation, td_target
 from tql_lightning.algorithms.qc import QC, QCBatch
 from tql_lightning.nn.critic import MLPCritic
 from tql_lightning.nn.policy import BehaviourFlow, FlowPolicy
-from tql_lightning.training.base_stub import Optimisation
+from tql_lightning.training.optimisation import Optimisation
 
 
 class QCGolden(Method):
@@ -54,6 +54,7 @@ class QCGolden(Method):
             hidden_dims=config["actor_hidden_dims"],
             layer_norm=config["actor_layer_norm"],
             flow_steps=config["flow_steps"],
+            num_samples=config["actor_num_samples"],
         )
         return QC(
             self.observation_dim,
@@ -71,7 +72,6 @@ class QCGolden(Method):
             target_aggregation=config["q_agg"],
             bc_coefficient=config["alpha"],
             extraction="fql" if self.distils else "implicit",
-            num_samples=config["actor_num_samples"],
             optimisation=Optimisation(learning_rate=config["lr"], weight_decay=config["weight_decay"]),
             release_decay=True,
         )

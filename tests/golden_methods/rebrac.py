@@ -5,15 +5,16 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tests.golden_methods.arrays import Arrays, Named, gaussian_policy, mlp_critic
 from tests.golden_methods.bases import Method, largest
 from tql_lightning.algorithms.losses import cloning_penalty
-from tql_lightning.algorithms.rebrac import ReBRAC
+from tql_lightning.algorithms.rebrac import ReBRAC, ReBRACBatch
 from tql_lightning.nn.critic import MLPCritic
 from tql_lightning.nn.gaussian_policy import GaussianPolicy, SquashedGaussianPolicy
-from tql_lightning.training.base_stub import Optimisation
+from tql_lightning.training.optimisation import Optimisation
 
 
 class ReBRACGolden(Method):
@@ -58,6 +59,10 @@ class ReBRACGolden(Method):
             *gaussian_policy("actor", model.policy),
             *gaussian_policy("target_actor", model.target_policy),
         ]
+
+    def batch(self, model: Any, arrays: dict[str, Tensor]) -> ReBRACBatch:
+        """The release takes every next row's action for the next action."""
+        return ReBRACBatch(**arrays, next_action_known=torch.ones_like(arrays["masks"]))
 
     def forward(self, model: Any, batch: Any, noise: Any, inputs: dict[str, Tensor]) -> dict[str, Any]:
         mode = model.target_policy.mode(batch.next_observations)

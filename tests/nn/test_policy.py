@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
-from tql_lightning.nn.policy import FlowPolicy
+from tql_lightning.nn.critic import Critic, CriticOutput
+from tql_lightning.nn.policy import BehaviourFlow, FlowPolicy
 
 
 @pytest.fixture
@@ -54,3 +56,25 @@ def test_layer_norm_can_be_left_out() -> None:
 def test_no_flow_steps_are_refused() -> None:
     with pytest.raises(ValueError, match=r"policy.flow_steps: expected at least 1, found 0"):
         FlowPolicy(3, 2, flow_steps=0)
+
+
+def test_the_best_behaviour_action_is_chosen_by_the_smallest_or_the_mean_head(policy: FlowPolicy) -> None:
+    class Table(Critic):
+        """Head 0 likes large actions, head 1 likes small ones twice as much."""
+
+        def forward(self, observations: Tensor, actions: Tensor, *, with_entropy: bool = False) -> CriticOutput:
+            size = actions.sum(dim=-1)
+            return CriticOutput(torch.stack([size, 10.0 - 2.0 * size], dim=-1), None)
+
+    observations, noise = torch.randn(4, 3), torch.randn(4, 6, 2)
+    with torch.no_grad():
+        candidates = policy.flow_actions(observations.unsqueeze(1).expand(-1, 6, -1), noise)
+        sums = candidates.sum(dim=-1)
+        for aggregation, wanted in (("min", sums.argmax(dim=1)), ("mean", sums.argmin(dim=1))):
+            found = policy.best_flow_actions(Table(), observations, noise, aggregation)  # type: ignore[arg-type]
+            torch.testing.assert_close(found, candidates[torch.arange(4), wanted])
+
+
+def test_a_behaviour_flow_has_no_one_step_policy() -> None:
+    names = [name for name, _ in BehaviourFlow(3, 2, hidden_dims=(8,)).named_parameters()]
+    assert all(name.startswith("behaviour_flow.") for name in names)

@@ -12,11 +12,10 @@ import pytest
 import torch
 
 from tests.toy import fit, toy_model
-from tql_lightning.algorithms import losses
 from tql_lightning.algorithms.tql import TQL
 from tql_lightning.batch import Batch, Noise
 from tql_lightning.nn.critic import Critic, CriticOutput, MLPCritic, TransformerCritic
-from tql_lightning.nn.value_loss import HLGauss, SquaredError, return_range
+from tql_lightning.nn.value_loss import HLGauss, SquaredError, gaussian_bins, return_range
 
 RANGE = (-200.0, 0.0)
 
@@ -29,14 +28,14 @@ def test_bin_probabilities_are_the_gaussians_mass_between_edges() -> None:
     edges, target, sigma = [0.0, 1.0, 2.0, 4.0], 1.3, 0.75
     mass = [normal_cdf((edge - target) / sigma) for edge in edges]
     expected = [(high - low) / (mass[-1] - mass[0]) for low, high in pairwise(mass)]
-    ours = losses.gaussian_bins(torch.tensor([target]), torch.tensor(edges), sigma)
+    ours = gaussian_bins(torch.tensor([target]), torch.tensor(edges), sigma)
     torch.testing.assert_close(ours, torch.tensor([expected]))
 
 
 def test_the_loss_is_torchs_cross_entropy_to_those_probabilities() -> None:
     loss = HLGauss(RANGE, num_bins=20)
     logits, target = torch.randn(5, 2, 20), torch.rand(5) * -200.0
-    probabilities = losses.gaussian_bins(target, loss.edges, loss.sigma)
+    probabilities = gaussian_bins(target, loss.edges, loss.sigma)
     expected = torch.stack([torch.nn.functional.cross_entropy(logits[:, k], probabilities) for k in range(2)]).mean()
     torch.testing.assert_close(loss(torch.zeros(5, 2), logits, target), expected)
 
@@ -45,7 +44,7 @@ def test_the_loss_is_torchs_cross_entropy_to_those_probabilities() -> None:
 def test_the_mean_of_the_bins_is_the_target_also_at_the_ends_of_the_range(num_bins: int) -> None:
     loss = HLGauss(RANGE, num_bins)
     targets = torch.linspace(*RANGE, 41)
-    means = losses.gaussian_bins(targets, loss.edges, loss.sigma) @ torch.tensor(loss.support)
+    means = gaussian_bins(targets, loss.edges, loss.sigma) @ torch.tensor(loss.support)
     width = 200.0 / (num_bins - 6)
     assert loss.sigma == pytest.approx(0.75 * width)
     assert (means - targets).abs().max() < 2e-3 * width

@@ -14,6 +14,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from tests.toy import fit, toy_dataset, toy_model
 from tql_lightning.algorithms import losses
 from tql_lightning.data.sampler import TransitionSampler
+from tql_lightning.nn import value_loss
 from tql_lightning.nn.critic import TransformerCritic
 from tql_lightning.nn.policy import FlowPolicy
 
@@ -23,7 +24,7 @@ def test_losses_targets_entropies_and_temperatures_are_float32_under_bfloat16(mo
     chunk = TransitionSampler(toy_dataset(), batch_size=16, seed=0).chunk(0, 1)
     batch, noise = (part.update(0) for part in chunk)
     given: list[torch.dtype] = []
-    td_loss, entropy_loss = losses.td_loss, losses.entropy_loss
+    td_loss, entropy_loss = value_loss.td_loss, losses.entropy_loss
 
     def seen_td_loss(values: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         given.extend((values.dtype, target.dtype))
@@ -33,7 +34,7 @@ def test_losses_targets_entropies_and_temperatures_are_float32_under_bfloat16(mo
         given.extend((entropy.dtype, weight.dtype))
         return entropy_loss(entropy, weight)
 
-    monkeypatch.setattr(losses, "td_loss", seen_td_loss)
+    monkeypatch.setattr(value_loss, "td_loss", seen_td_loss)
     monkeypatch.setattr(losses, "entropy_loss", seen_entropy_loss)
     exact, exact_entropy, _ = model.losses(batch, noise, model.temperature.targets)
     with torch.autocast("cpu", dtype=torch.bfloat16):

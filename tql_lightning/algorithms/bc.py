@@ -7,13 +7,18 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from tql_lightning.algorithms.critic_algorithm import collected
 from tql_lightning.algorithms.flow_matching import FlowNoise, flow_draws, flow_matching_loss
+from tql_lightning.batch import Draw
 from tql_lightning.nn.gaussian_policy import GaussianPolicy
 from tql_lightning.nn.number_types import at_least_float32
 from tql_lightning.nn.policy import Actor, BehaviourFlow
-from tql_lightning.training.base_stub import Algorithm, Draw, Execution, Losses, Optimisation, ParameterGroup
-from tql_lightning.training.distributed import of_this_process
+from tql_lightning.training.algorithm import Algorithm
+from tql_lightning.training.distributed import identity
+from tql_lightning.training.execution import Execution
 from tql_lightning.training.hyperparameters import require
+from tql_lightning.training.optimisation import Optimisation, ParameterGroup
+from tql_lightning.training.update import Inputs, Losses
 
 
 class Demonstrations(NamedTuple):
@@ -82,14 +87,14 @@ class BC(Algorithm):
         self,
         batch: Demonstrations,
         noise: FlowNoise,
-        inputs: dict[str, Tensor],
+        inputs: Inputs,
         with_metrics: bool = True,
-        whole_mean: Callable[[Tensor], Tensor] = of_this_process,
+        whole_mean: Callable[[Tensor], Tensor] = identity,
     ) -> Losses:
         """The actor loss; see `Algorithm.losses`."""
-        del inputs, with_metrics, whole_mean
+        del inputs, whole_mean
         loss, metrics = self.actor_loss(batch, noise)
-        return Losses(loss, metrics | {"actor_loss": loss}, {})
+        return collected(loss, metrics | {"actor_loss": loss}, {}, with_metrics)
 
     def actor_loss(self, batch: Demonstrations, noise: FlowNoise) -> tuple[Tensor, dict[str, Tensor]]:
         """Flow matching, or -mean of log pi(a | s)."""

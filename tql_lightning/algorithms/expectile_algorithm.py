@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from tql_lightning.algorithms import losses
-from tql_lightning.algorithms.critic_algorithm import CriticAlgorithm, CriticFit
+from tql_lightning.algorithms.critic_algorithm import CriticAlgorithm
+from tql_lightning.algorithms.critics import CriticFit
 from tql_lightning.batch import Batch
 from tql_lightning.nn.number_types import at_least_float32
 from tql_lightning.nn.value_network import ValueNetwork
-from tql_lightning.training.base_stub import ParameterGroup
 from tql_lightning.training.hyperparameters import require
+from tql_lightning.training.optimisation import ParameterGroup
+from tql_lightning.training.update import Inputs
 
 
 class ExpectileAlgorithm(CriticAlgorithm):
@@ -61,7 +63,7 @@ class ExpectileAlgorithm(CriticAlgorithm):
         metrics = {"value_loss": loss, "v_mean": values.mean(), "v_min": values.min(), "v_max": values.max()}
         return loss, values, metrics
 
-    def critic_loss(self, batch: Batch, inputs: dict[str, Tensor], with_metrics: bool) -> CriticFit:
+    def critic_loss(self, batch: Batch, inputs: Inputs, with_metrics: bool) -> CriticFit:
         """TD target y = r + discount * mask * V(s'); mean over the batch of the SUM over heads of (Q_k(s, a) - y)^2."""
         with torch.no_grad():
             target = batch.rewards + self.discount * batch.masks * at_least_float32(self.value(batch.next_observations))

@@ -6,20 +6,24 @@ import copy
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from tql_lightning.algorithms import losses
-from tql_lightning.nn.critic import Critic, CriticOutput, MLPCritic
+from tql_lightning.algorithms.critics import frozen_values, move_target
+from tql_lightning.batch import Batch, Draw
+from tql_lightning.nn.critic import Critic, MLPCritic
 from tql_lightning.nn.policy import Actor, FlowPolicy
 from tql_lightning.nn.value_loss import return_range
 from tql_lightning.nn.velocity_critic import VelocityCritic
-from tql_lightning.training.base_stub import Algorithm, Draw, Execution, Losses, Optimisation, ParameterGroup
+from tql_lightning.training.algorithm import Algorithm
 from tql_lightning.training.distributed import identity
+from tql_lightning.training.execution import Execution
 from tql_lightning.training.hyperparameters import require
-from tql_lightning.training.sharding import call_with_frozen_parameters, own_shares
+from tql_lightning.training.optimisation import Optimisation, ParameterGroup
+from tql_lightning.training.update import Inputs, Losses
 
 
 class FloqNoise(NamedTuple):
@@ -182,9 +186,9 @@ class Floq(Algorithm):
 
     def losses(
         self,
-        batch: Any,
+        batch: Batch,
         noise: FloqNoise,
-        inputs: dict[str, Tensor],
+        inputs: Inputs,
         with_metrics: bool = True,
         whole_mean: Callable[[Tensor], Tensor] = identity,
     ) -> Losses:
@@ -194,7 +198,7 @@ class Floq(Algorithm):
         actor_loss, actor_metrics = self.actor_loss(batch, noise, with_metrics, whole_mean)
         return Losses(critic_loss + actor_loss, critic_metrics | actor_metrics)
 
-    def critic_loss(self, batch: Any, noise: FloqNoise) -> tuple[Tensor, dict[str, Tensor]]:
+    def critic_loss(self, batch: Batch, noise: FloqNoise) -> tuple[Tensor, dict[str, Tensor]]:
         """Flow matching of returns, and the distillation of the current returns into Q."""
         target = self.td_target(batch, noise)
         observations, actions = (self.per_sample(x) for x in (batch.observations, batch.actions))
@@ -222,7 +226,7 @@ class Floq(Algorithm):
         }
 
     @torch.no_grad()
-    def td_target(self, batch: Any, noise: FloqNoise) -> Tensor:
+    def td_target(self, batch: Batch, noise: FloqNoise) -> Tensor:
         """Target y = mean over samples of r + discount * mask * aggregate_k I(ubar; s', a', x'_0)_k, (B,)."""
         observations = self.per_sample(batch.next_observations)
         actions = self.one_step_actions(observations, noise.next_action.flatten(0, 1))
@@ -233,7 +237,7 @@ class Floq(Algorithm):
         return target
 
     def actor_loss(
-        self, batch: Any, noise: FloqNoise, with_metrics: bool, whole_mean: Callable[[Tensor], Tensor]
+        self, batch: Batch, noise: FloqNoise, with_metrics: bool, whole_mean: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """FQL's: behaviour flow, distillation into the one-step policy, and -Q of the distilled critic, held fixed."""
         x_t = losses.flow_interpolation(noise.flow_x0, batch.actions, noise.flow_t)
@@ -243,8 +247,7 @@ class Floq(Algorithm):
             teacher = self.policy.flow_actions(batch.observations, noise.distillation)
         student = self.policy.one_step_actions(batch.observations, noise.distillation)
         distillation_loss = losses.distillation_loss(student, teacher)
-        output: CriticOutput = call_with_frozen_parameters(self.critic, batch.observations, student.clamp(-1.0, 1.0))
-        values = output.at_least_float32().values
+        values = frozen_values(self.critic, batch.observations, student.clamp(-1.0, 1.0))
         q_loss = losses.q_loss(values, whole_mean(losses.q_scale(values)) if self.normalize_q_loss else None)
         loss = behaviour_flow_loss + self.bc_coefficient * distillation_loss + q_loss
         metrics = {
@@ -272,12 +275,10 @@ class Floq(Algorithm):
         """Noise of returns from uniform numbers, (B, R) -> (B R, 1)."""
         return (self.noise_low * (1.0 - uniform) + self.noise_high * uniform).flatten().unsqueeze(-1)
 
-    @torch.no_grad()
-    def before_step(self, inputs: dict[str, Tensor]) -> None:
+    def before_step(self, inputs: Inputs) -> None:
         """Moves ubar towards u as it is before its step."""
         del inputs
-        target, source = self.target_velocity_critic.parameters(), self.velocity_critic.parameters()
-        torch._foreach_lerp_(own_shares(target), own_shares(source), self.tau)
+        move_target(self.target_velocity_critic, self.velocity_critic, self.tau)
 
     def one_step_actions(self, observations: Tensor, noise: Tensor) -> Tensor:
         """clip(mu(s, z), -1, 1): (B, n_s), (B, n_a) -> (B, n_a)."""

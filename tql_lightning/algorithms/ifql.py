@@ -6,17 +6,20 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from tql_lightning.algorithms.critic_algorithm import collected
 from tql_lightning.algorithms.expectile_algorithm import ExpectileAlgorithm
 from tql_lightning.algorithms.flow_matching import FlowNoise, flow_draws, flow_matching_loss
-from tql_lightning.batch import Batch
+from tql_lightning.batch import Batch, Draw
 from tql_lightning.nn.critic import Critic, MLPCritic
 from tql_lightning.nn.policy import Actor, BehaviourFlow
 from tql_lightning.nn.temperature import EntropyControl
 from tql_lightning.nn.value_loss import SquaredError, ValueLoss
 from tql_lightning.nn.value_network import ValueNetwork
-from tql_lightning.training.base_stub import Draw, Execution, Losses, Optimisation, ParameterGroup
-from tql_lightning.training.distributed import of_this_process
+from tql_lightning.training.distributed import identity
+from tql_lightning.training.execution import Execution
 from tql_lightning.training.hyperparameters import require
+from tql_lightning.training.optimisation import Optimisation, ParameterGroup
+from tql_lightning.training.update import Inputs, Losses
 
 
 class IFQL(ExpectileAlgorithm):
@@ -27,7 +30,7 @@ class IFQL(ExpectileAlgorithm):
         value   mean of w (min_k Qbar_k(s, a) - V(s))^2, w = expectile above V and 1 - expectile below
         critic  mean of the sum over k of (Q_k(s, a) - r - discount * mask * V(s'))^2
         actor   mean of (v(s, x_t, t) - (a - x_0))^2, x_t = (1 - t) x_0 + t a
-        act     of num_samples actions of the flow the one with the largest min_k Q_k(s, a)
+        act     of policy.num_samples actions of the flow the one with the largest min_k Q_k(s, a)
 
     One Adam takes all losses at the old parameters; then Qbar moves towards Q as it was before the step.
 
@@ -47,7 +50,6 @@ class IFQL(ExpectileAlgorithm):
         discount: gamma.
         tau: share of the critic that moves into the target critic at each update.
         expectile: kappa of V.
-        num_samples: behaviour actions that acting chooses from.
         optimisation: learning rates, schedule, weight decay and clipping.
         execution: compilation, CUDA graphs and precision of matrix products.
 
@@ -73,7 +75,6 @@ class IFQL(ExpectileAlgorithm):
         discount: float = 0.99,
         tau: float = 0.005,
         expectile: float = 0.9,
-        num_samples: int = 32,
         optimisation: Optimisation = Optimisation(),  # noqa: B008  (frozen)
         execution: Execution = Execution(),  # noqa: B008  (frozen)
     ) -> None:
@@ -93,9 +94,7 @@ class IFQL(ExpectileAlgorithm):
             optimisation=optimisation,
             execution=execution,
         )
-        require("num_samples", num_samples >= 1, "at least 1", num_samples)
         self.policy = policy(observation_dim, action_dim)
-        self.num_samples = num_samples
         self.save_hyperparameters()
 
     def noise_draws(self) -> dict[str, Draw]:
@@ -110,9 +109,9 @@ class IFQL(ExpectileAlgorithm):
         self,
         batch: Batch,
         noise: FlowNoise,
-        inputs: dict[str, Tensor],
+        inputs: Inputs,
         with_metrics: bool = True,
-        whole_mean: Callable[[Tensor], Tensor] = of_this_process,
+        whole_mean: Callable[[Tensor], Tensor] = identity,
     ) -> Losses:
         """Value, critic and actor loss; see `Algorithm.losses`."""
         del whole_mean  # every loss is a plain mean over rows
@@ -120,10 +119,10 @@ class IFQL(ExpectileAlgorithm):
         fit = self.critic_loss(batch, inputs, with_metrics)
         actor_loss = flow_matching_loss(self.policy, batch.observations, batch.actions, *noise)
         total = value_loss + fit.loss + actor_loss
-        return Losses(total, value_metrics | fit.metrics | {"actor_loss": actor_loss}, fit.diagnostics)
+        return collected(total, value_metrics | fit.metrics | {"actor_loss": actor_loss}, fit.diagnostics, with_metrics)
 
     def actor(self, extraction: str | None = None) -> Actor:
-        """Acts by the best of ``num_samples`` behaviour actions, or with "behaviour_flow" by plain cloning.
+        """Acts by the best of ``policy.num_samples`` behaviour actions, or with "behaviour_flow" by plain cloning.
 
         Raises:
             ValueError: there is no such extraction.
@@ -131,8 +130,8 @@ class IFQL(ExpectileAlgorithm):
         if extraction == "behaviour_flow":
             return Actor((self.action_dim,), self.policy.flow_actions, self.action_chunk)
         require("extraction", extraction in (None, "implicit"), "implicit or behaviour_flow", extraction)
-        return Actor((self.num_samples, self.action_dim), self.act, self.action_chunk)
+        return Actor((self.policy.num_samples, self.action_dim), self.act, self.action_chunk)
 
     def act(self, observations: Tensor, noise: Tensor) -> Tensor:
-        """(B, n_s) observations and (B, num_samples, n_a) noise -> (B, n_a) actions in [-1, 1]."""
+        """(B, n_s) observations and (B, policy.num_samples, n_a) noise -> (B, n_a) actions in [-1, 1]."""
         return self.policy.best_flow_actions(self.critic, observations, noise, "min")

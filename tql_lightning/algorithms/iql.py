@@ -9,8 +9,9 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 from tql_lightning.algorithms import losses
+from tql_lightning.algorithms.critic_algorithm import collected
 from tql_lightning.algorithms.expectile_algorithm import ExpectileAlgorithm
-from tql_lightning.batch import Batch
+from tql_lightning.batch import Batch, Draw
 from tql_lightning.nn.critic import Critic, MLPCritic
 from tql_lightning.nn.gaussian_policy import GaussianPolicy
 from tql_lightning.nn.number_types import at_least_float32
@@ -18,9 +19,11 @@ from tql_lightning.nn.policy import Actor
 from tql_lightning.nn.temperature import EntropyControl
 from tql_lightning.nn.value_loss import SquaredError, ValueLoss
 from tql_lightning.nn.value_network import ValueNetwork
-from tql_lightning.training.base_stub import Draw, Execution, Losses, Optimisation, ParameterGroup
-from tql_lightning.training.distributed import of_this_process
+from tql_lightning.training.distributed import identity
+from tql_lightning.training.execution import Execution
 from tql_lightning.training.hyperparameters import require
+from tql_lightning.training.optimisation import Optimisation, ParameterGroup
+from tql_lightning.training.update import Inputs, Losses
 
 
 class IQLNoise(NamedTuple):
@@ -131,9 +134,9 @@ class IQL(ExpectileAlgorithm):
         self,
         batch: Batch,
         noise: IQLNoise,
-        inputs: dict[str, Tensor],
+        inputs: Inputs,
         with_metrics: bool = True,
-        whole_mean: Callable[[Tensor], Tensor] = of_this_process,
+        whole_mean: Callable[[Tensor], Tensor] = identity,
     ) -> Losses:
         """Value, critic and actor loss; see `Algorithm.losses`."""
         value_loss, v, value_metrics = self.value_loss(batch)
@@ -141,7 +144,7 @@ class IQL(ExpectileAlgorithm):
         advantage = (fit.values.amin(dim=-1) - v).detach()
         actor_loss, actor_metrics = self.actor_loss(batch, noise, advantage, whole_mean)
         total = value_loss + fit.loss + actor_loss
-        return Losses(total, value_metrics | fit.metrics | actor_metrics, fit.diagnostics)
+        return collected(total, value_metrics | fit.metrics | actor_metrics, fit.diagnostics, with_metrics)
 
     def actor_loss(
         self, batch: Batch, noise: IQLNoise, advantage: Tensor, whole_mean: Callable[[Tensor], Tensor]

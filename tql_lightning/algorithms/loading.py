@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.cli import instantiate_module
 
 from tql_lightning.algorithms.tql import TQL
 from tql_lightning.data.environment import check_env_id
@@ -35,11 +36,25 @@ def load_checkpoint(path: Path | str, trusted: bool = False, plays: bool = True)
     raw = read_checkpoint(path)
     check_contents(path, raw, trusted, plays)
     try:
-        model = TQL.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+        model = _make_model(raw)
     except (KeyError, TypeError, RuntimeError, ValueError, ImportError, AttributeError, ArgumentError) as error:
         reason = " ".join(str(error).split())[:LONGEST_REASON] or type(error).__name__
         raise CheckpointError(f"checkpoint {path}: does not fit a TQL model ({reason})") from error
     return model.eval(), raw
+
+
+def _make_model(raw: dict[str, Any]) -> TQL:
+    """Makes the model from the checked settings alone; Lightning would read further keys, and the file again."""
+    model: TQL = instantiate_module(TQL, checked_settings(raw))
+    model.configure_model()
+    model.on_load_checkpoint({name: raw[name] for name in ("global_step", "validated_update") if name in raw})
+    model.load_state_dict(raw["state_dict"])
+    return model
+
+
+def checked_settings(raw: dict[str, Any]) -> dict[str, Any]:
+    """The model's settings in a checkpoint that `check_contents` has accepted."""
+    return {name: value for name, value in raw["hyper_parameters"].items() if name != "_instantiator"}
 
 
 def check_contents(path: Path | str, raw: dict[str, Any], trusted: bool = False, plays: bool = True) -> None:
@@ -61,7 +76,7 @@ def check_contents(path: Path | str, raw: dict[str, Any], trusted: bool = False,
         raise CheckpointError(f"checkpoint {path}: expected one that tql fit wrote, found one without settings")
     if not isinstance(settings, dict) or not isinstance(weights, dict):
         raise CheckpointError(f"checkpoint {path}: does not fit a TQL model (expected settings and weights by name)")
-    own = {name: value for name, value in settings.items() if name != "_instantiator"}
+    own = checked_settings(raw)
     unknown = [str(name) for name in own if name not in signature(TQL).parameters]
     if unknown:
         raise CheckpointError(f"checkpoint {path}: does not fit a TQL model (unknown settings {', '.join(unknown)})")

@@ -10,15 +10,19 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from tql_lightning.algorithms.critics import move_target
+from tql_lightning.batch import NoNoise
 from tql_lightning.nn.autoregressive import ActionBins, AutoregressiveCritic, AutoregressiveOutput
 from tql_lightning.nn.layer_temperature import LayerTemperature
 from tql_lightning.nn.number_types import at_least_float32
 from tql_lightning.nn.policy import Actor
 from tql_lightning.nn.value_loss import return_range
-from tql_lightning.training.base_stub import Algorithm, Draw, Execution, Losses, Optimisation, ParameterGroup
+from tql_lightning.training.algorithm import Algorithm
 from tql_lightning.training.distributed import identity
+from tql_lightning.training.execution import Execution
 from tql_lightning.training.hyperparameters import require
-from tql_lightning.training.sharding import own_shares
+from tql_lightning.training.optimisation import Optimisation, ParameterGroup
+from tql_lightning.training.update import Inputs, Losses
 
 NextValue = Literal["first_dimension", "greedy", "next_action", "sarsa"]
 
@@ -47,10 +51,6 @@ class QTransformerBatch(NamedTuple):
     terminals: Tensor
     monte_carlo_returns: Tensor
     monte_carlo_remainders: Tensor
-
-
-class NoNoise(NamedTuple):
-    """An update draws no random numbers."""
 
 
 class QTransformer(Algorithm):
@@ -100,7 +100,6 @@ class QTransformer(Algorithm):
     """
 
     Batch = QTransformerBatch
-    Noise = NoNoise
 
     def __init__(
         self,
@@ -165,10 +164,6 @@ class QTransformer(Algorithm):
         require("reward_range", low < high, expected, (rewards, final))
         return low, high
 
-    def noise_draws(self) -> dict[str, Draw]:
-        """None."""
-        return {}
-
     def parameter_groups(self) -> list[ParameterGroup]:
         """The network, and the temperatures if there are any."""
         groups = [ParameterGroup("critic", self.critic, self.critic.decays)]
@@ -180,7 +175,7 @@ class QTransformer(Algorithm):
         self,
         batch: QTransformerBatch,
         noise: NoNoise,
-        inputs: dict[str, Tensor],
+        inputs: Inputs,
         with_metrics: bool = True,
         whole_mean: Callable[[Tensor], Tensor] = identity,
     ) -> Losses:
@@ -247,12 +242,10 @@ class QTransformer(Algorithm):
         """Returns so that the worst is 0 and the best, for ever, 1."""
         return (at_least_float32(returns) - self.worst_return) * self.scale
 
-    @torch.no_grad()
-    def after_step(self, inputs: dict[str, Tensor]) -> None:
+    def after_step(self, inputs: Inputs) -> None:
         """Target <- tau * critic + (1 - tau) * target, with the critic as it is after its step."""
         del inputs
-        target, source = self.target_critic.parameters(), self.critic.parameters()
-        torch._foreach_lerp_(own_shares(target), own_shares(source), self.tau)
+        move_target(self.target_critic, self.critic, self.tau)
 
     def act(self, observations: Tensor, noise: Tensor) -> Tensor:
         """The centres of the best bins; noise (B, n_a) is not used: (B, n_s) -> (B, n_a)."""

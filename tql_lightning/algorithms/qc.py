@@ -11,15 +11,19 @@ import torch
 from torch import Tensor
 
 from tql_lightning.algorithms import losses
-from tql_lightning.algorithms.critic_algorithm import CriticAlgorithm, CriticFit
+from tql_lightning.algorithms.critic_algorithm import CriticAlgorithm, collected
+from tql_lightning.algorithms.critics import CriticFit
 from tql_lightning.algorithms.flow_matching import flow_draws
+from tql_lightning.batch import Draw
 from tql_lightning.nn.critic import Critic, MLPCritic
 from tql_lightning.nn.policy import Actor, BehaviourFlow, FlowPolicy
 from tql_lightning.nn.temperature import EntropyControl
 from tql_lightning.nn.value_loss import SquaredError, ValueLoss
-from tql_lightning.training.base_stub import Draw, Execution, Losses, Optimisation, ParameterGroup
-from tql_lightning.training.distributed import of_this_process
+from tql_lightning.training.distributed import identity
+from tql_lightning.training.execution import Execution
 from tql_lightning.training.hyperparameters import require
+from tql_lightning.training.optimisation import Optimisation, ParameterGroup
+from tql_lightning.training.update import Inputs, Losses
 
 
 class QCBatch(NamedTuple):
@@ -67,7 +71,7 @@ class QC(CriticAlgorithm):
         critic  mean over batch and heads of valid * (Q_k(s, A) - y)^2
         flow    mean over batch and all entries of valid * (v(s, x_t, t) - (A - x_0))^2
         fql     flow + bc_coefficient * mean of (mu(s, z) - flow's action)^2 - mean of Q(s, clip mu(s, z))
-        act     "implicit": of num_samples actions of the flow the one with the largest aggregate_k Q_k (QC);
+        act     "implicit": of policy.num_samples actions of the flow the one with the largest aggregate_k Q_k (QC);
                 "fql": clip mu(s, z) (QC-FQL)
 
     One Adam takes all losses at the old parameters; then Qbar moves towards Q as it was before the step.
@@ -92,7 +96,6 @@ class QC(CriticAlgorithm):
         target_aggregation: over the heads, in the TD target and in the choice of "implicit".
         bc_coefficient: weight of the distillation loss of "fql".
         extraction: how actions are chosen, in the TD target too: "implicit" or "fql".
-        num_samples: N, behaviour actions that "implicit" chooses from.
         release_decay: let weight decay reach biases and norms too, as in the release; else only matrices.
         optimisation: learning rates, schedule, weight decay and clipping.
         execution: compilation, CUDA graphs and precision of matrix products.
@@ -121,7 +124,6 @@ class QC(CriticAlgorithm):
         target_aggregation: Literal["mean", "min"] = "mean",
         bc_coefficient: float = 100.0,
         extraction: Literal["implicit", "fql"] = "implicit",
-        num_samples: int = 32,
         release_decay: bool = False,
         optimisation: Optimisation = Optimisation(),  # noqa: B008  (frozen)
         execution: Execution = Execution(),  # noqa: B008  (frozen)
@@ -142,20 +144,19 @@ class QC(CriticAlgorithm):
         )
         require("target_aggregation", target_aggregation in ("mean", "min"), "mean or min", target_aggregation)
         require("extraction", extraction in ("implicit", "fql"), "implicit or fql", extraction)
-        require("num_samples", num_samples >= 1, "at least 1", num_samples)
         require("bc_coefficient", 0.0 <= bc_coefficient < math.inf, "a finite number of at least 0", bc_coefficient)
         self.policy = policy(observation_dim, action_dim)
         fits = isinstance(self.policy, FlowPolicy) == (extraction == "fql")
         require("policy", fits, 'FlowPolicy for "fql" and BehaviourFlow for "implicit"', type(self.policy).__name__)
         self.target_aggregation: Literal["mean", "min"] = target_aggregation
-        self.bc_coefficient, self.extraction, self.num_samples = bc_coefficient, extraction, num_samples
+        self.bc_coefficient, self.extraction = bc_coefficient, extraction
         self.release_decay = release_decay
         self.save_hyperparameters()
 
     @property
     def acting_noise(self) -> tuple[int, ...]:
         """Shape of the noise that one decision needs."""
-        return (self.action_dim,) if self.extraction == "fql" else (self.num_samples, self.action_dim)
+        return (self.action_dim,) if self.extraction == "fql" else (self.policy.num_samples, self.action_dim)
 
     def noise_draws(self) -> dict[str, Draw]:
         """Noise of the next action, of the behaviour flow and of the distillation."""
@@ -175,17 +176,17 @@ class QC(CriticAlgorithm):
         self,
         batch: QCBatch,
         noise: QCNoise,
-        inputs: dict[str, Tensor],
+        inputs: Inputs,
         with_metrics: bool = True,
-        whole_mean: Callable[[Tensor], Tensor] = of_this_process,
+        whole_mean: Callable[[Tensor], Tensor] = identity,
     ) -> Losses:
         """Critic and actor loss; see `Algorithm.losses`."""
         del whole_mean  # every loss is a plain mean over rows
         fit = self.critic_loss(batch, noise, inputs, with_metrics)
         actor_loss, actor_metrics = self.actor_loss(batch, noise)
-        return Losses(fit.loss + actor_loss, fit.metrics | actor_metrics, fit.diagnostics)
+        return collected(fit.loss + actor_loss, fit.metrics | actor_metrics, fit.diagnostics, with_metrics)
 
-    def critic_loss(self, batch: QCBatch, noise: QCNoise, inputs: dict[str, Tensor], with_metrics: bool) -> CriticFit:
+    def critic_loss(self, batch: QCBatch, noise: QCNoise, inputs: Inputs, with_metrics: bool) -> CriticFit:
         """TD target y = R + discount * mask * aggregate_k Qbar_k(s', a'); rows that leave their episode count 0."""
         with torch.no_grad():
             next_actions = self.act(batch.next_observations, noise.next_action)

@@ -11,16 +11,20 @@ import torch
 from torch import Tensor
 
 from tql_lightning.algorithms import losses
-from tql_lightning.algorithms.critic_algorithm import CriticAlgorithm, CriticFit, move_target
+from tql_lightning.algorithms.critic_algorithm import CriticAlgorithm, collected
+from tql_lightning.algorithms.critics import CriticFit, move_target
+from tql_lightning.batch import Draw
 from tql_lightning.nn.critic import Critic, MLPCritic
 from tql_lightning.nn.gaussian_policy import GaussianPolicy, SquashedGaussianPolicy
 from tql_lightning.nn.number_types import at_least_float32
 from tql_lightning.nn.policy import Actor
 from tql_lightning.nn.temperature import EntropyControl
 from tql_lightning.nn.value_loss import SquaredError, ValueLoss
-from tql_lightning.training.base_stub import Draw, Execution, Losses, Optimisation, ParameterGroup
-from tql_lightning.training.distributed import of_this_process
+from tql_lightning.training.distributed import identity
+from tql_lightning.training.execution import Execution
 from tql_lightning.training.hyperparameters import require
+from tql_lightning.training.optimisation import Optimisation, ParameterGroup
+from tql_lightning.training.update import Inputs, Losses
 
 
 class ReBRACBatch(NamedTuple):
@@ -32,7 +36,8 @@ class ReBRACBatch(NamedTuple):
         rewards: r, (..., B).
         next_observations: s', (..., B, n_s).
         masks: 0 only where the MDP terminated, (..., B).
-        next_actions: the data's action at s', (..., B, n_a); NaN where the recording ends and there is none.
+        next_actions: the data's action at s', (..., B, n_a); 0 where there is none.
+        next_action_known: 1 where there is one, and 0 where its episode ends, (..., B).
     """
 
     observations: Tensor
@@ -41,6 +46,7 @@ class ReBRACBatch(NamedTuple):
     next_observations: Tensor
     masks: Tensor
     next_actions: Tensor
+    next_action_known: Tensor
 
 
 class ReBRACNoise(NamedTuple):
@@ -68,7 +74,7 @@ class ReBRAC(CriticAlgorithm):
     momentum.
 
     Deviation: where a recording ends without a termination there is no next action, and the critic's penalty of that
-    row is 0; the release takes the first action of the next episode (`data.release_next_actions`).
+    row is 0; the release takes the first action of the next episode.
 
     Args:
         observation_dim: n_s (taken from the dataset by the CLI).
@@ -159,7 +165,7 @@ class ReBRAC(CriticAlgorithm):
         """Critic, temperatures and policy."""
         return [*self.critic_groups(), ParameterGroup("actor", self.policy)]
 
-    def inputs(self, update: int) -> dict[str, Tensor]:
+    def inputs(self, update: int) -> Inputs:
         """Entropy targets, and whether this update (counted from 0) is one of the actor: 1 or 0, a scalar."""
         full = (update + 1) % self.actor_period == 0
         return super().inputs(update) | {"actor_update": torch.tensor(float(full), device=self.device)}
@@ -168,23 +174,21 @@ class ReBRAC(CriticAlgorithm):
         self,
         batch: ReBRACBatch,
         noise: ReBRACNoise,
-        inputs: dict[str, Tensor],
+        inputs: Inputs,
         with_metrics: bool = True,
-        whole_mean: Callable[[Tensor], Tensor] = of_this_process,
+        whole_mean: Callable[[Tensor], Tensor] = identity,
     ) -> Losses:
         """Critic and actor loss; see `Algorithm.losses`."""
         fit = self.critic_loss(batch, noise, inputs, with_metrics)
         actor_loss, actor_metrics = self.actor_loss(batch, whole_mean)
         total = fit.loss + inputs["actor_update"] * actor_loss
-        return Losses(total, fit.metrics | actor_metrics, fit.diagnostics)
+        return collected(total, fit.metrics | actor_metrics, fit.diagnostics, with_metrics)
 
-    def critic_loss(
-        self, batch: ReBRACBatch, noise: ReBRACNoise, inputs: dict[str, Tensor], with_metrics: bool
-    ) -> CriticFit:
+    def critic_loss(self, batch: ReBRACBatch, noise: ReBRACNoise, inputs: Inputs, with_metrics: bool) -> CriticFit:
         """TD target y = r + discount * mask * (min_k Qbar_k(s', a') - penalty)."""
         with torch.no_grad():
             next_actions = self.noisy(self.target_policy.mode(batch.next_observations), noise.next_action)
-            penalty = losses.cloning_penalty(next_actions, batch.next_actions).nan_to_num(nan=0.0)
+            penalty = batch.next_action_known * losses.cloning_penalty(next_actions, batch.next_actions)
             next_values = self.target_values(batch.next_observations, next_actions).amin(dim=-1)
             next_values = next_values - self.critic_bc_coefficient * penalty
             target = batch.rewards + self.discount * batch.masks * next_values
@@ -207,7 +211,7 @@ class ReBRAC(CriticAlgorithm):
         bound = self.actor_noise_clip
         return (actions + (temperature * self.actor_noise * noise).clamp(-bound, bound)).clamp(-1.0, 1.0)
 
-    def before_step(self, inputs: dict[str, Tensor]) -> None:
+    def before_step(self, inputs: Inputs) -> None:
         """Targets move, at updates of the actor only, towards critic and policy as they are before their step."""
         share = self.tau * inputs["actor_update"]
         move_target(self.target_critic, self.critic, share)

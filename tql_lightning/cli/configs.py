@@ -40,6 +40,9 @@ def resolve_configs(arguments: Sequence[str], with_defaults: Collection[str]) ->
     A dataset's name (`tql_lightning.data.named.kind_of`) may stand in ``--data.dataset=NAME`` for a class path; it
     becomes `load_dataset` with that name, or for OGBench's its own loader, whose task configurations refer to.
 
+    A method's configuration, such as "method/iql", brings along what its paper sets for the problem that the command
+    line names: with "ogbench/cube-double" also "method/iql/cube-double", where there is one.
+
     Args:
         arguments: the command line; NAME is a file, or a packaged configuration such as "ogbench/cube-double".
         with_defaults: subcommands that start from the packaged configuration "tql".
@@ -49,6 +52,7 @@ def resolve_configs(arguments: Sequence[str], with_defaults: Collection[str]) ->
     """
     resolved: list[str] = []
     follows = False
+    problems = _problems(arguments)
     for index, argument in enumerate(arguments):
         flag, equals, value = argument.partition("=")
         if equals and flag == DATASET_FLAG and _is_dataset(value):
@@ -56,15 +60,35 @@ def resolve_configs(arguments: Sequence[str], with_defaults: Collection[str]) ->
         elif index and arguments[index - 1] == DATASET_FLAG and _is_dataset(argument):
             resolved[-1:] = _by_name(argument)
         elif follows:
-            resolved.append(find_config(argument))
+            resolved += [find_config(argument), *_of_problems(argument, problems)]
         elif equals and flag in CONFIG_FLAGS:
-            resolved.append(f"{flag}={find_config(value)}")
+            resolved += [f"{flag}={find_config(value)}", *_of_problems(value, problems)]
         else:
             resolved.append(argument)
         follows = argument in CONFIG_FLAGS
     if resolved and resolved[0] in with_defaults:
         resolved[1:1] = ["--config", find_config(DEFAULTS)]
     return resolved
+
+
+def _problems(arguments: Sequence[str]) -> list[str]:
+    """What a command line trains on, as configurations call it: "cube-double", "quickstart"."""
+    found = []
+    for before, argument in pairwise(["", *arguments]):
+        flag, equals, value = argument.partition("=")
+        flag, value = (flag, value) if equals else (before, argument)
+        if flag in CONFIG_FLAGS:
+            found.append(value.rpartition("/")[2])
+        elif flag == DATASET_FLAG and _is_dataset(value) and kind_of(value) == "ogbench":
+            found.append(split_name(value)[0].rpartition("-")[0])  # without "play" or "navigate"
+    return found
+
+
+def _of_problems(name: str, problems: Sequence[str]) -> list[str]:
+    """The options for a method's configurations of these problems; none for a name that is no method's."""
+    packaged = packaged_configs()
+    paths = [packaged.get(f"{name}/{problem}") for problem in problems if name.startswith("method/")]
+    return [f"--config={path}" for path in paths if path is not None]
 
 
 def refer_to_folder(text: str, folder: str | None) -> str:

@@ -18,7 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
-from tql_lightning.algorithms.loading import check_contents
+from tql_lightning.algorithms.loading import check_contents, checked_settings
 from tql_lightning.algorithms.tql import TQL
 from tql_lightning.cli.close_names import add_note, option_names
 from tql_lightning.cli.commands import COMMANDS, GROUPS
@@ -160,16 +160,19 @@ class TQLCLI(LightningCLI):
         return trainer
 
     def _parse_ckpt_path(self) -> None:
-        """Keeps fit's own settings when it continues a run; Lightning would put the checkpoint's over them.
+        """Takes over the checkpoint's settings, except when fit continues a run, which keeps its own.
+
+        Lightning's own would read the file a second time, after the check.
 
         Raises:
             CheckpointError: the checkpoint whose settings are to be used cannot be; nothing of it has been made.
         """
-        if self.config["subcommand"] != "fit":
-            path = self.config[self.config["subcommand"]].get("ckpt_path")
-            if path and Path(path).is_file():
-                check_contents(path, read_checkpoint(path), plays=False)
-            super()._parse_ckpt_path()
+        subcommand = self.config["subcommand"]
+        path = None if subcommand == "fit" else self.config[subcommand].get("ckpt_path")
+        if path and Path(path).is_file():
+            raw = read_checkpoint(path)
+            check_contents(path, raw, plays=False)
+            self.config = self.parser.parse_object({subcommand: {"model": checked_settings(raw)}}, self.config)
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Lightning's; who writes into a run's folder does so alone. Of several processes the first asks.

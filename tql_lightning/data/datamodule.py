@@ -41,6 +41,8 @@ class OfflineDataModule(LightningDataModule):
         discount: gamma of n-step returns and action chunks; the model's (taken from it by the CLI).
         storage: where transitions are held: "trainer" on the device that trains, "cpu" in main memory or, where
             they are memory-mapped, in their files; "auto" on a GPU that has twice their size free, else "cpu".
+        release_windows: windows of ``n_step * action_chunk`` rows as in Q-chunking's release, which run over the ends
+            of episodes; for ``QC`` alone, which gives rows that do so no weight.
 
     Raises:
         ValueError: a number is out of its range.
@@ -57,6 +59,7 @@ class OfflineDataModule(LightningDataModule):
         action_chunk: int = 1,
         discount: float = 0.99,
         storage: StorageChoice = "auto",
+        release_windows: bool = False,
     ) -> None:
         super().__init__()
         for name, value in {"batch_size": batch_size, "updates_per_step": updates_per_step}.items():
@@ -71,7 +74,7 @@ class OfflineDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.updates_per_step = updates_per_step
         self.seed = seed
-        self.span = Span(n_step, action_chunk, discount)
+        self.span = Span(n_step, action_chunk, discount, release_windows)
         if storage not in get_args(StorageChoice):
             raise ValueError(f"data.storage: expected {', '.join(get_args(StorageChoice))}, found {storage}")
         self.storage: StorageChoice = storage
@@ -183,6 +186,7 @@ class OfflineDataModule(LightningDataModule):
             "batch_size": self.batch_size,
             "seed": self.seed,
             "n_step": self.span.n_step,
+            "release_windows": self.span.release_windows,
         }
 
     @cached_property

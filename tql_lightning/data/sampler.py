@@ -11,7 +11,7 @@ from tql_lightning.batch import Batch, Noise
 from tql_lightning.data.counter_random import normal, uniform
 from tql_lightning.data.storage import StorageChoice, store
 from tql_lightning.data.transitions import TransitionDataset
-from tql_lightning.data.windows import Span, Windows
+from tql_lightning.data.windows import Span, windows_of
 
 
 def rows_per_process(batch_size: int, processes: int) -> int:
@@ -68,7 +68,7 @@ class TransitionSampler:
         storage: StorageChoice = "auto",
     ) -> None:
         per_rank = rows_per_process(batch_size, world_size)
-        self.windows = Windows(store(dataset, device, storage), dataset, span)
+        self.windows = windows_of(store(dataset, device, storage), dataset, span)
         self.windows.tabulate()
         self.seed = seed
         self.rows = torch.arange(rank * per_rank, (rank + 1) * per_rank, device=device)
@@ -150,7 +150,7 @@ class ValidationPass:
         span: Span = Span(),  # noqa: B008  (frozen)
         storage: StorageChoice = "auto",
     ) -> None:
-        self.windows = Windows(store(dataset, device, storage), dataset, span)
+        self.windows = windows_of(store(dataset, device, storage), dataset, span)
         starts = range(0, len(self.windows), batch_size)
         self.starts = starts[rank::world_size] if len(starts) >= world_size else starts
         self.batch_size = batch_size

@@ -57,12 +57,12 @@ class Storage(ABC):
         steps = rows.unsqueeze(-1) + torch.arange(length, device=rows.device)
         return self.take(field, steps.clamp_(max=len(self.fields[field]) - 1))
 
-    def deliver(self, batch: Batch) -> Batch:
-        """A batch on the device that trains; a copy to a GPU does not wait for what the GPU is doing."""
+    def deliver(self, batch: Any) -> Any:
+        """A NamedTuple of tensors on the device that trains; a copy to a GPU does not wait for the GPU's work."""
         if self.device == self.target:
             return batch
         fields = (field.pin_memory() if self.pinned and not field.is_pinned() else field for field in batch)
-        return Batch(*(field.to(self.target, non_blocking=True) for field in fields))
+        return type(batch)(*(field.to(self.target, non_blocking=True) for field in fields))
 
 
 class TensorStorage(Storage):

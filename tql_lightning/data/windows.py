@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ class Span:
         action_chunk: h, actions that one decision is made of and that are taken without looking again
             (Q-chunking, arXiv 2507.07969).
         discount: gamma, of one step of the environment.
+        release_windows: windows of Q-chunking's release, see `ReleaseWindows`, instead of the project's.
 
     Raises:
         ValueError: ``n_step`` or ``action_chunk`` is below 1, or ``discount`` is not between 0 and 1.
@@ -32,6 +34,7 @@ class Span:
     n_step: int = 1
     action_chunk: int = 1
     discount: float = 0.99
+    release_windows: bool = False
 
     def __post_init__(self) -> None:
         for name in ("n_step", "action_chunk"):
@@ -57,15 +60,15 @@ class Reach(NamedTuple):
     Attributes:
         first: t, int64.
         final: t+m-1, int64.
-        rewards: discounted sum.
-        masks: discounted mask of the last transition.
+        rewards: discounted sum; None where a window is a transition.
+        masks: discounted mask of the last transition; None where a window is a transition.
         known: actions of the chunk that the episode has, int64; None where no window lacks any.
     """
 
     first: Tensor
     final: Tensor
-    rewards: Tensor
-    masks: Tensor
+    rewards: Tensor | None
+    masks: Tensor | None
     known: Tensor | None
 
 
@@ -80,11 +83,16 @@ class Windows:
         rewards           r_t + gamma r_{t+1} + ... + gamma^{m-1} r_{t+m-1}
         next_observations s_{t+m}
         masks             gamma^{m-1} times the mask of transition t+m-1
+        next_actions      a_{t+m} ... a_{t+m+h-1}, (h * n_a,); 0 where the episode does not have them all
+        next_action_known 1 where it has them, else 0
+        terminals         1 where transition t+m-1 is the last of its episode's recording, else 0
+        valid             1 for each of the window's steps, (span.steps,)
 
-    so that reward + gamma * mask * value stays the target. A window starts only where the episode has h more
-    actions: which ones would follow a time limit nobody knows. (The authors of Q-chunking give such rows no weight
-    in the critic's loss; leaving them out does the same and keeps every row of a batch.) After a true termination
-    actions have no effect: there windows start at every transition, and missing actions are 0.
+    so that reward + gamma * mask * value stays the target; of these a batch has the fields that are asked for. A
+    window starts only where the episode has h more actions: which ones would follow a time limit nobody knows. (The
+    authors of Q-chunking give such rows no weight in the critic's loss; leaving them out does the same and keeps
+    every row of a batch.) After a true termination actions have no effect: there windows start at every transition,
+    and missing actions are 0.
 
     Args:
         storage: holds the transitions.
@@ -101,10 +109,15 @@ class Windows:
         self.action_dim = span.action_chunk * dataset.action_dim
         self._size = len(dataset)
         self._table: dict[str, Tensor] = {}
+        self._ends = torch.from_numpy(dataset.episode_ends.nonzero()[0]).to(storage.device)
+        self._count(dataset)
+
+    def _count(self, dataset: TransitionDataset) -> None:
+        """Finds where windows start."""
+        span, storage = self.span, self.storage
         if span.steps == 1:
             return
         device = storage.device
-        self._ends = torch.from_numpy(dataset.episode_ends.nonzero()[0]).to(device)
         self._starts = torch.cat([self._ends.new_zeros(1), self._ends[:-1] + 1])
         lengths = self._ends - self._starts + 1
         terminated = storage.take("masks", self._ends) == 0
@@ -137,28 +150,26 @@ class Windows:
         if self.span.action_chunk == 1:
             del self._table["first"]  # a window starts at every transition
 
-    def batch(self, positions: Tensor) -> Batch:
+    def batch(self, positions: Tensor, kind: type[Any] = Batch) -> Any:
         """The rows of windows, on the device that trains.
 
         Args:
-            positions: of windows among all, 0 <= position < len(self), (..., B), on the storage's device.
+            positions: Windows among all, 0 <= position < len(self), (..., B), on the storage's device.
+            kind: NamedTuple class whose fields are gathered.
 
         Returns:
-            Leading dimensions (..., B).
+            A ``kind`` with leading dimensions (..., B).
+
+        Raises:
+            DatasetError: There is no such field.
         """
-        take = self.storage.take
-        if self.span.steps == 1:
-            return self.storage.deliver(Batch(*(take(field, positions) for field in Batch._fields)))
-        reach = self._look_up(positions) if self._table else self._reach(positions)
-        return self.storage.deliver(
-            Batch(
-                observations=take("observations", reach.first),
-                actions=self._actions(reach),
-                rewards=reach.rewards,
-                next_observations=take("next_observations", reach.final),
-                masks=reach.masks,
+        unknown = [name for name in kind._fields if name not in FIELDS]
+        if unknown:
+            raise DatasetError(
+                f"{kind.__name__}: expected fields among {', '.join(FIELDS)}, found {', '.join(unknown)}"
             )
-        )
+        reach = self._look_up(positions) if self._table or self.span.steps == 1 else self._reach(positions)
+        return self.storage.deliver(kind(*(FIELDS[name](self, reach) for name in kind._fields)))
 
     def _actions(self, reach: Reach) -> Tensor:
         chunk = self.span.action_chunk
@@ -170,9 +181,24 @@ class Windows:
             actions = actions.masked_fill(missing.unsqueeze(-1), 0.0)
         return actions.flatten(-2)
 
+    def _last(self, rows: Tensor) -> Tensor:
+        """The last transition of the episode of each transition."""
+        return self._ends[torch.searchsorted(self._ends, rows)]
+
+    def _next_action_known(self, reach: Reach) -> Tensor:
+        return (reach.final + self.span.action_chunk <= self._last(reach.final)).float()
+
+    def _next_actions(self, reach: Reach) -> Tensor:
+        following = (reach.final + 1).clamp(max=int(self._ends[-1]))
+        actions = self.storage.take_runs("actions", following, self.span.action_chunk).flatten(-2)
+        return actions * self._next_action_known(reach).unsqueeze(-1)
+
+    def _valid(self, reach: Reach) -> Tensor:
+        return torch.ones(*reach.first.shape, self.span.steps, device=reach.first.device)
+
     def _look_up(self, positions: Tensor) -> Reach:
         flat = positions.flatten()
-        found: dict[str, Any] = {"first": positions, "known": None}
+        found: dict[str, Any] = {"first": positions, "final": positions, "rewards": None, "masks": None, "known": None}
         found |= {name: column.index_select(0, flat).view(positions.shape) for name, column in self._table.items()}
         return Reach(**found)
 
@@ -197,3 +223,67 @@ class Windows:
             masks=(masks.gather(-1, final) * discounts[final]).squeeze(-1),
             known=inside[..., : self.span.action_chunk].sum(dim=-1) if self._some_missing else None,
         )
+
+
+FIELDS: dict[str, Callable[[Windows, Reach], Tensor]] = {
+    "observations": lambda windows, reach: windows.storage.take("observations", reach.first),
+    "actions": Windows._actions,
+    "rewards": lambda windows, reach: (
+        windows.storage.take("rewards", reach.first) if reach.rewards is None else reach.rewards
+    ),
+    "next_observations": lambda windows, reach: windows.storage.take("next_observations", reach.final),
+    "masks": lambda windows, reach: windows.storage.take("masks", reach.first) if reach.masks is None else reach.masks,
+    "next_actions": Windows._next_actions,
+    "next_action_known": Windows._next_action_known,
+    "terminals": lambda windows, reach: (reach.final == windows._last(reach.final)).float(),
+    "valid": lambda windows, reach: windows._valid(reach),
+}
+
+
+class ReleaseWindows(Windows):
+    """The windows of Q-chunking's release (arXiv 2507.07969): any ``span.steps`` rows one after the other.
+
+    They run over the ends of episodes and over successes: rewards go on being summed, the mask is 0 if any is, and
+    ``valid`` is 1 for the steps up to the end of the episode of the first. A window that ends with its episode is
+    valid.
+
+    Args:
+        storage: holds the transitions.
+        dataset: the transitions; their episodes are read from it.
+        span: of a window.
+
+    Raises:
+        DatasetError: there are fewer transitions than steps.
+    """
+
+    def _count(self, dataset: TransitionDataset) -> None:
+        self._size = len(dataset) - self.span.steps + 1
+        if self._size < 1:
+            raise DatasetError(
+                f"data.action_chunk: {dataset.name}: expected at most {len(dataset)}, its transitions, found "
+                f"{self.span.steps} steps of a window"
+            )
+        powers = torch.arange(self.span.steps, dtype=torch.float64, device=self.storage.device)
+        self._powers = self.span.discount**powers
+
+    def tabulate(self) -> None:
+        """Does nothing: what a window reaches is two look-ups."""
+
+    def _valid(self, reach: Reach) -> Tensor:
+        steps = reach.first.unsqueeze(-1) + torch.arange(self.span.steps, device=reach.first.device)
+        return (steps <= self._last(reach.first).unsqueeze(-1)).float()
+
+    def _reach(self, positions: Tensor) -> Reach:
+        steps, discounts = self.span.steps, self._powers.float()
+        return Reach(
+            first=positions,
+            final=positions + steps - 1,
+            rewards=(self.storage.take_runs("rewards", positions, steps) * discounts).sum(dim=-1),
+            masks=self.storage.take_runs("masks", positions, steps).amin(dim=-1) * discounts[-1],
+            known=None,
+        )
+
+
+def windows_of(storage: Storage, dataset: TransitionDataset, span: Span) -> Windows:
+    """The project's windows, or those of the release where ``span`` says so; see `Windows` for the arguments."""
+    return (ReleaseWindows if span.release_windows else Windows)(storage, dataset, span)

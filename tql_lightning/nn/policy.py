@@ -39,9 +39,10 @@ class BehaviourFlow(nn.Module):
         hidden_dims: sizes of the hidden layers.
         flow_steps: Euler steps from noise to a behaviour action.
         layer_norm: whether hidden layers end in a LayerNorm.
+        num_samples: Behaviour actions that the best is chosen from.
 
     Raises:
-        ValueError: there is no hidden layer, or a size of one or ``flow_steps`` is below 1.
+        ValueError: there is no hidden layer, or a size of one, ``flow_steps`` or ``num_samples`` is below 1.
     """
 
     def __init__(
@@ -51,10 +52,13 @@ class BehaviourFlow(nn.Module):
         hidden_dims: Sequence[int] = (512, 512, 512, 512),
         flow_steps: int = 10,
         layer_norm: bool = False,
+        num_samples: int = 32,
     ) -> None:
         super().__init__()
-        if flow_steps < 1:
-            raise ValueError(f"policy.flow_steps: expected at least 1, found {flow_steps}")
+        for name, value in {"flow_steps": flow_steps, "num_samples": num_samples}.items():
+            if value < 1:
+                raise ValueError(f"policy.{name}: expected at least 1, found {value}")
+        self.num_samples = num_samples
         self.action_dim = action_dim
         self.flow_steps = flow_steps
         self.behaviour_flow = MLP(observation_dim + action_dim + 1, hidden_dims, action_dim, layer_norm)
@@ -108,9 +112,10 @@ class FlowPolicy(BehaviourFlow):
         hidden_dims: sizes of the hidden layers of both networks.
         flow_steps: Euler steps from noise to a behaviour action.
         layer_norm: whether hidden layers end in a LayerNorm.
+        num_samples: Behaviour actions that the extraction "implicit" chooses from.
 
     Raises:
-        ValueError: there is no hidden layer, or a size of one or ``flow_steps`` is below 1.
+        ValueError: there is no hidden layer, or a size of one, ``flow_steps`` or ``num_samples`` is below 1.
     """
 
     def __init__(
@@ -120,8 +125,9 @@ class FlowPolicy(BehaviourFlow):
         hidden_dims: Sequence[int] = (512, 512, 512, 512),
         flow_steps: int = 10,
         layer_norm: bool = True,
+        num_samples: int = 16,
     ) -> None:
-        super().__init__(observation_dim, action_dim, hidden_dims, flow_steps, layer_norm)
+        super().__init__(observation_dim, action_dim, hidden_dims, flow_steps, layer_norm, num_samples)
         self.one_step_policy = MLP(observation_dim + action_dim, hidden_dims, action_dim, layer_norm)
 
     def one_step_actions(self, observations: Tensor, noise: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ _COMMENT = re.compile(_MARK + rb"[0-9a-f]{64}")
 _COMMENT_LENGTH = len(_MARK) + 64
 _LENGTH_FIELD = 2  # bytes: the archive's own account of its comment's length, right before it
 _BLOCK = 1 << 20
+_OLD_KEYS = ("hparams", "module_arguments", "hparams_type")  # Lightning would merge them into the checked settings
 _UNREADABLE = (  # what torch.load raises for bytes that are no checkpoint
     *(pickle.UnpicklingError, zipfile.BadZipFile, struct.error, EOFError, OSError, RuntimeError, MemoryError),
     *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError),
@@ -156,7 +157,20 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu", mmap: bool = Fa
         )
     if not isinstance(raw, dict) or not {"state_dict", "global_step"} <= raw.keys():
         raise CheckpointError(f"checkpoint {path}: expected one that tql fit wrote, found something else")
+    _refuse_old_settings(path, raw)
     return raw
+
+
+def _refuse_old_settings(path: Path, raw: dict[str, Any]) -> None:
+    """Refuses keys from which Lightning would take settings that no check of ``hyper_parameters`` sees."""
+    old = [name for name in _OLD_KEYS if name in raw]
+    if raw.get("hparams_name") not in (None, "kwargs"):
+        old.append("hparams_name")
+    if old:
+        raise CheckpointError(
+            f"checkpoint {path}: expected settings under hyper_parameters alone, found {', '.join(old)} of an early "
+            "Lightning version; train anew, or use a checkpoint that tql fit wrote"
+        )
 
 
 class _HashingWriter:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
+from inspect import signature
 from typing import Any, get_args, get_origin, get_type_hints
 
 from torch import nn
@@ -15,6 +16,7 @@ IMPORTABLE = ("tql_lightning", "torch.nn")
 MOST_PARTS = 10_000  # values of all settings together; a model of ours has about a hundred
 DEEPEST = 30  # parts within parts
 
+_YAML_STRUCTURE = re.compile(r"[{}\[\]]|:(\s|$)|^\s*[-?]\s")  # makes more than text of a string in YAML
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_<]\w*>?)+")
 
 
@@ -41,6 +43,8 @@ def check_class_paths(settings: Mapping[str, Any], of: type, trusted: bool = Fal
                 raise ValueError(f"{name}: expected a class path with its arguments, found {value!r:.80}")
             _check_class(name, value["class_path"], (expected,), trusted)
         _check_parts(name, value, trusted)
+        if not trusted:
+            _check_strings(name, value, hints.get(name))
 
 
 def _count_parts(settings: Mapping[str, Any]) -> None:
@@ -74,6 +78,54 @@ def _check_parts(name: str, value: Any, trusted: bool) -> None:
             _check_parts(name, part, trusted)
     elif isinstance(value, str) and _DOTTED.fullmatch(value) and can_be_imported(value):
         _check_class(name, value, (nn.Module,), trusted)
+
+
+def _check_strings(name: str, value: Any, hint: Any) -> None:
+    """Refuses a string that jsonargparse would parse as YAML, or read as a file, to make a part of it.
+
+    Args:
+        name: of the setting, for messages.
+        value: of the setting.
+        hint: annotation of the parameter that takes it; None where it is unknown.
+    """
+    if isinstance(value, str):
+        if _YAML_STRUCTURE.search(value) or not value.isprintable():
+            raise ValueError(f"{name}: expected plain text, found {value!r:.80}")
+        if _takes_part(hint):
+            raise ValueError(f"{name}: expected a class path with its arguments, found {value!r:.80}")
+    elif isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str) or key.startswith("__"):  # jsonargparse keeps notes of its own under such names
+                raise ValueError(f"{name}: expected settings by name, found {key!r:.80}")
+        if "class_path" in value and not (value.keys() <= {"class_path", "init_args"} and _is_part(value)):
+            raise ValueError(f"{name}: expected class_path and init_args alone, found more, or other types")
+        hints = _parameter_hints(value["class_path"]) if "class_path" in value else {}
+        inside = value.get("init_args", {}) if "class_path" in value else value
+        for key, part in inside.items():
+            _check_strings(f"{name}.{key}", part, hints.get(key))
+    elif isinstance(value, list | tuple | set):
+        for part in value:
+            _check_strings(name, part, hint)
+
+
+def _is_part(value: Mapping[str, Any]) -> bool:
+    return isinstance(value["class_path"], str) and isinstance(value.get("init_args", {}), Mapping)
+
+
+def _parameter_hints(path: str) -> dict[str, Any]:
+    """Annotations of a checked class's parameters; where they cannot be told, every one might take a part."""
+    checked: Any = import_if_allowed(path, IMPORTABLE)
+    try:
+        return get_type_hints(checked.__init__)
+    except (NameError, TypeError, AttributeError):
+        return dict.fromkeys(signature(checked).parameters, nn.Module)
+
+
+def _takes_part(hint: Any) -> bool:
+    """Whether an annotation allows a part of a network or a factory of one."""
+    if get_origin(hint) is Callable or (isinstance(hint, type) and issubclass(hint, nn.Module)):
+        return True
+    return any(_takes_part(option) for option in get_args(hint))
 
 
 def _check_class(name: str, path: str, expected: tuple[type, ...], trusted: bool) -> None:

@@ -60,7 +60,7 @@ def test_a_true_termination_masks(tmp_path: Path) -> None:
     aimless: dict[str, Any] = {"behaviour": random_behaviour, "workers": 1}
     path = collect("MountainCarContinuous-v0", 1200, output=str(tmp_path / "m.npz"), **aimless).path
     assert read_npz(path)["truncations"].sum() == 2  # 999 steps, and a second episode in whole
-    rng = {"behaviour": "tests.data.test_collect.pushing_along", "workers": 1}
+    rng = {"behaviour": "tests.data.collecting.test_collect.pushing_along", "workers": 1}
     path = collect("MountainCarContinuous-v0", 300, output=str(tmp_path / "won.npz"), **rng).path
     dataset = load_npz(str(path))
     ends = np.flatnonzero(dataset.episode_ends)
@@ -151,7 +151,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "not an npz": ({"output": "data.h5"}, r"output: expected a file ending in .npz, found data.h5"),
     "no behaviour": ({"behaviour": "nowhere.act"}, r"behaviour: expected an import path .*found nowhere.act"),
     "oracles' own": (
-        {"environment": "scene", "behaviour": "tests.data.test_collect.full_torque"},
+        {"environment": "scene", "behaviour": "tests.data.collecting.test_collect.full_torque"},
         r"its own oracles; leave it out",
     ),
     "held out by the loader": ({"validation_transitions": 5}, r"validation_fraction"),

@@ -51,7 +51,7 @@ def test_a_killed_worker_is_reported() -> None:
 def test_workers_do_not_outlive_a_killed_collection(tmp_path: Path) -> None:
     code = (
         "from functools import partial; from itertools import count; from pathlib import Path\n"
-        "from tests.data.test_gather import report_process\n"
+        "from tests.data.collecting.test_gather import report_process\n"
         "from tql_lightning.data.collecting.gather import gather\n"
         f"gather(partial(report_process, Path({str(tmp_path)!r})), ((n,) for n in count()), 2, 10**9)"
     )

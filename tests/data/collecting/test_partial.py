@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.data.test_collect import equal_files
+from tests.data.collecting.test_collect import equal_files
 from tql_lightning.data.collecting.behaviours import random_behaviour
 from tql_lightning.data.collecting.collect import collect
 from tql_lightning.data.collecting.partial import KeptEpisodes
@@ -63,10 +63,10 @@ def test_an_interrupted_collection_continues_to_the_very_file(
 def test_a_killed_collection_keeps_what_it_wrote_and_can_be_started_over(tmp_path: Path) -> None:
     path = tmp_path / "p.npz"
     code = (
-        "from tql_lightning.data import partial\n"
+        "from tql_lightning.data.collecting import partial\n"
         "from tql_lightning.data.collecting.collect import collect\n"
         "partial.SECONDS_BETWEEN_PARTS = 0.0\n"
-        f"collect('Pendulum-v1', 1400, 5, 1, {str(path)!r}, behaviour='tests.data.test_partial.stopping')"
+        f"collect('Pendulum-v1', 1400, 5, 1, {str(path)!r}, behaviour='tests.data.collecting.test_partial.stopping')"
     )
     environment = os.environ | {"STOP_BY": "kill"}
     root = Path(__file__).parents[3]
