@@ -37,6 +37,7 @@ def made_batch(rows: int = 6, **fields: Tensor) -> QTransformerBatch:
         next_observations=torch.randn(rows, 4, generator=generator),
         masks=torch.tensor([1.0, 1.0, 0.0, 1.0, 1.0, 0.0])[:rows],
         next_actions=torch.rand(rows, ACTIONS, generator=generator) * 2 - 1,
+        next_action_known=torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0, 1.0])[:rows],
         terminals=torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0, 0.0])[:rows],
         monte_carlo_returns=torch.full((rows,), WORST / (1.0 - DISCOUNT)),
         monte_carlo_remainders=torch.zeros(rows),
@@ -80,11 +81,12 @@ def test_the_next_state_is_valued_as_chosen(next_value: Any) -> None:
     model, batch = made(next_value=next_value), made_batch()
     bins = model.bins(batch.next_actions)
     values = model.target_critic(batch.next_observations, bins).logits.sigmoid()
+    first, known = values[:, 0].amax(dim=-1), batch.next_action_known == 1.0
     expected = {
-        "first_dimension": values[:, 0].amax(dim=-1),
+        "first_dimension": first,
         "greedy": greedy_value(model, batch.next_observations),
-        "next_action": values[:, -1].amax(dim=-1),
-        "sarsa": values[torch.arange(len(bins)), -1, bins[:, -1]],
+        "next_action": torch.where(known, values[:, -1].amax(dim=-1), first),
+        "sarsa": torch.where(known, values[torch.arange(len(bins)), -1, bins[:, -1]], first),
     }[next_value]
     torch.testing.assert_close(model.next_state_value(batch), expected)
 

@@ -92,10 +92,14 @@ class QTransformerGolden(Method):
         )
 
     def batch(self, model: Any, arrays: dict[str, Tensor]) -> Any:
-        """The release's returns need no remainders after a cut."""
+        """The release's returns need no remainders after a cut, and it takes the next row's action for the next one."""
         returns = arrays["mc_returns"]
-        named = arrays | {"monte_carlo_returns": returns, "monte_carlo_remainders": torch.full_like(returns, torch.nan)}
-        return super().batch(model, named)
+        own = {
+            "monte_carlo_returns": returns,
+            "monte_carlo_remainders": torch.full_like(returns, torch.nan),
+            "next_action_known": torch.ones_like(returns),
+        }
+        return super().batch(model, arrays | own)
 
     def named(self, model: Any) -> list[Named]:
         temperature = model.temperature

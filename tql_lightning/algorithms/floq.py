@@ -196,7 +196,7 @@ class Floq(Algorithm):
         del inputs
         critic_loss, critic_metrics = self.critic_loss(batch, noise)
         actor_loss, actor_metrics = self.actor_loss(batch, noise, with_metrics, whole_mean)
-        return Losses(critic_loss + actor_loss, critic_metrics | actor_metrics)
+        return Losses(critic_loss + actor_loss, critic_metrics | actor_metrics, {})
 
     def critic_loss(self, batch: Batch, noise: FloqNoise) -> tuple[Tensor, dict[str, Tensor]]:
         """Flow matching of returns, and the distillation of the current returns into Q."""

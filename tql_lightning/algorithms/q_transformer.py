@@ -36,7 +36,8 @@ class QTransformerBatch(NamedTuple):
         rewards: r, (..., B).
         next_observations: s', (..., B, n_s).
         masks: 0 where the MDP terminated, (..., B).
-        next_actions: The trajectory's next action, (..., B, n_a).
+        next_actions: The trajectory's next action, (..., B, n_a); 0 where there is none.
+        next_action_known: 1 where there is one, (..., B).
         terminals: 1 at the last transition of a stored trajectory, (..., B).
         monte_carlo_returns: Discounted rewards from here to the trajectory's end, (..., B).
         monte_carlo_remainders: Discount that is left where the trajectory was cut; 0 if the MDP terminated, (..., B).
@@ -48,6 +49,7 @@ class QTransformerBatch(NamedTuple):
     next_observations: Tensor
     masks: Tensor
     next_actions: Tensor
+    next_action_known: Tensor
     terminals: Tensor
     monte_carlo_returns: Tensor
     monte_carlo_remainders: Tensor
@@ -67,7 +69,7 @@ class QTransformer(Algorithm):
 
     V(s') by ``next_value``: "first_dimension" max_n qbar_1,n(s'), the paper's; "greedy" the last dimension's maximum
     after greedy choices in the others, the release's; "next_action" the same after the data's next action; "sarsa" the
-    value of the data's next action. After the optimizer's step qbar moves towards q. There is no policy network.
+    value of the data's next action, both "first_dimension" where the trajectory has no next action. After the optimizer's step qbar moves towards q. There is no policy network.
 
     Deviations, which ``release_returns`` undoes: a trajectory that was cut bootstraps as usual (the release treats it
     as an end, so that its last reward becomes the best return of all); the Monte-Carlo return goes on with the worst
@@ -233,10 +235,13 @@ class QTransformer(Algorithm):
         taken = None if self.next_value in ("first_dimension", "greedy") else self.bins(batch.next_actions)
         dimensions = 1 if self.next_value == "first_dimension" else None
         output: AutoregressiveOutput = self.target_critic(batch.next_observations, taken, dimensions=dimensions)
-        values = output.logits[:, -1].sigmoid()
+        values = output.logits.sigmoid()
+        last = values[:, -1].amax(dim=-1)
+        if taken is None:
+            return last
         if self.next_value == "sarsa":
-            return values.gather(-1, output.bins[:, -1:]).squeeze(-1)
-        return values.amax(dim=-1)
+            last = values[:, -1].gather(-1, taken[:, -1:]).squeeze(-1)
+        return torch.where(batch.next_action_known > 0.0, last, values[:, 0].amax(dim=-1))
 
     def scaled(self, returns: Tensor) -> Tensor:
         """Returns so that the worst is 0 and the best, for ever, 1."""
