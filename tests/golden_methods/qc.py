@@ -55,6 +55,7 @@ class QCGolden(Method):
             layer_norm=config["actor_layer_norm"],
             flow_steps=config["flow_steps"],
             num_samples=config["actor_num_samples"],
+            time_features=config["fourier_feature_dim"] if config["use_fourier_features"] else 0,
         )
         return QC(
             self.observation_dim,

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
-from tests.golden_methods.arrays import Arrays, load_arrays, release_arrays
+from tests.golden_methods.arrays import Arrays, Named, load_arrays, release_arrays
 from tests.golden_methods.bases import Method
 
 
@@ -28,6 +30,32 @@ class Record:
     metrics: list[dict[str, float]] = field(default_factory=list)
     gradients: list[Arrays] = field(default_factory=list)
     parameters: list[Arrays] = field(default_factory=list)
+
+
+class RecordedUpdates:
+    """The recorded batches and noise as a trainer's data: one update a step."""
+
+    def __init__(self, case: MethodCase, num_updates: int) -> None:
+        self.case, self.num_updates = case, num_updates
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        for update in range(self.num_updates):
+            yield tuple(type(fields)(*(field[None] for field in fields)) for fields in self.case.recorded(update))
+
+
+class Recorder(Callback):
+    """Notes what a run of the recorded updates does; observes only."""
+
+    def __init__(self, case: MethodCase, named: Sequence[Named]) -> None:
+        self.record, self.named = case.record, named
+
+    def on_after_backward(self, trainer: Trainer, pl_module: Any) -> None:
+        self.record.gradients.append(release_arrays(self.named, lambda parameter: parameter.grad))
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, *_: Any) -> None:
+        self.record.totals.append(float(outputs["loss"]))
+        self.record.metrics.append({name: float(value) for name, value in outputs["metrics"].items()})
+        self.record.parameters.append(release_arrays(self.named, lambda parameter: parameter))
 
 
 @dataclass
@@ -107,26 +135,19 @@ def run_method_case(folder: Path, method: Method, scratch: Path, reached: dict[s
     case = MethodCase(folder, method, read(folder / "core.npz"), method.build(), Record(), reached)
     named = method.named(case.model)
     load_arrays(named, case.used(read(folder / "params_0.npz")))
-    model, record = case.model, case.record
-    decays, plain = [], []
-    for group in model.parameter_groups():
-        for name, parameter in group.module.named_parameters():
-            (decays if group.decays(name, parameter) else plain).append(parameter)
-    opt = model.optimisation
-    optimizer = torch.optim.AdamW(
-        [{"params": decays, "weight_decay": opt.weight_decay}, {"params": plain, "weight_decay": 0.0}],
-        lr=opt.learning_rate,
+    num_updates = json.loads((folder / "config.json").read_text())["K"]
+    trainer = Trainer(
+        max_steps=num_updates,
+        log_every_n_steps=1,
+        limit_val_batches=0,
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        callbacks=[Recorder(case, named)],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=scratch,
     )
-    for update in range(json.loads((folder / "config.json").read_text())["K"]):
-        batch, noise = case.recorded(update)
-        inputs = model.inputs(update)
-        losses = model.losses(batch, noise, inputs)
-        optimizer.zero_grad()
-        losses.total.backward()
-        record.totals.append(float(losses.total.detach()))
-        record.metrics.append({name: float(value.detach()) for name, value in losses.metrics.items()})
-        record.gradients.append(release_arrays(named, lambda parameter: parameter.grad))
-        model.before_step(inputs)
-        optimizer.step()
-        record.parameters.append(release_arrays(named, lambda parameter: parameter))
+    trainer.fit(case.model, train_dataloaders=RecordedUpdates(case, num_updates))
     return case

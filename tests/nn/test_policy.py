@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tql_lightning.nn.critic import Critic, CriticOutput
-from tql_lightning.nn.policy import BehaviourFlow, FlowPolicy
+from tql_lightning.nn.policy import BehaviourFlow, FlowPolicy, sinusoids
 
 
 @pytest.fixture
@@ -78,3 +78,15 @@ def test_the_best_behaviour_action_is_chosen_by_the_smallest_or_the_mean_head(po
 def test_a_behaviour_flow_has_no_one_step_policy() -> None:
     names = [name for name, _ in BehaviourFlow(3, 2, hidden_dims=(8,)).named_parameters()]
     assert all(name.startswith("behaviour_flow.") for name in names)
+
+
+def test_time_features_are_cosines_and_sines_of_the_time() -> None:
+    features = sinusoids(torch.tensor([[0.5]]), 6)
+    frequencies = torch.tensor([1.0, 0.01, 0.0001])
+    expected = torch.cat([(0.5 * frequencies).cos(), (0.5 * frequencies).sin()])
+    torch.testing.assert_close(features[0], expected)
+    flow = BehaviourFlow(3, 2, hidden_dims=(8,), time_features=6)
+    assert flow.behaviour_flow.linear_layers[0].in_features == 3 + 2 + 6
+    assert flow.flow_actions(torch.zeros(4, 3), torch.zeros(4, 2)).shape == (4, 2)
+    with pytest.raises(ValueError, match=r"policy.time_features: expected 0, or an even number of at least 4, found 5"):
+        BehaviourFlow(3, 2, time_features=5)

@@ -7,8 +7,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from tql_lightning.algorithms import losses
+from tql_lightning.batch import Draw
 from tql_lightning.nn.policy import BehaviourFlow
-from tql_lightning.training.algorithm import Draw
 
 
 class FlowNoise(NamedTuple):

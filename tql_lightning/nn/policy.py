@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -40,6 +41,8 @@ class BehaviourFlow(nn.Module):
         flow_steps: Euler steps from noise to a behaviour action.
         layer_norm: whether hidden layers end in a LayerNorm.
         num_samples: Behaviour actions that the best is chosen from.
+        time_features: Cosines and sines that the time enters as, half of each (an option of Q-chunking's release);
+            0 for the time itself.
 
     Raises:
         ValueError: there is no hidden layer, or a size of one, ``flow_steps`` or ``num_samples`` is below 1.
@@ -53,6 +56,7 @@ class BehaviourFlow(nn.Module):
         flow_steps: int = 10,
         layer_norm: bool = False,
         num_samples: int = 32,
+        time_features: int = 0,
     ) -> None:
         super().__init__()
         for name, value in {"flow_steps": flow_steps, "num_samples": num_samples}.items():
@@ -61,11 +65,18 @@ class BehaviourFlow(nn.Module):
         self.num_samples = num_samples
         self.action_dim = action_dim
         self.flow_steps = flow_steps
-        self.behaviour_flow = MLP(observation_dim + action_dim + 1, hidden_dims, action_dim, layer_norm)
+        if time_features % 2 or not (time_features == 0 or time_features >= 4):
+            raise ValueError(
+                f"policy.time_features: expected 0, or an even number of at least 4, found {time_features}"
+            )
+        self.time_features = time_features
+        time_dim = time_features or 1
+        self.behaviour_flow = MLP(observation_dim + action_dim + time_dim, hidden_dims, action_dim, layer_norm)
 
     def velocity(self, observations: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """v(s, x_t, t): (..., n_s), (..., n_a), (..., 1) -> (..., n_a)."""
-        velocity: Tensor = self.behaviour_flow(torch.cat([observations, x_t, t], dim=-1))
+        time = sinusoids(t, self.time_features) if self.time_features else t
+        velocity: Tensor = self.behaviour_flow(torch.cat([observations, x_t, time], dim=-1))
         return velocity
 
     def flow_actions(self, observations: Tensor, noise: Tensor) -> Tensor:
@@ -113,6 +124,8 @@ class FlowPolicy(BehaviourFlow):
         flow_steps: Euler steps from noise to a behaviour action.
         layer_norm: whether hidden layers end in a LayerNorm.
         num_samples: Behaviour actions that the extraction "implicit" chooses from.
+        time_features: Cosines and sines that the time enters as, half of each (an option of Q-chunking's release);
+            0 for the time itself.
 
     Raises:
         ValueError: there is no hidden layer, or a size of one, ``flow_steps`` or ``num_samples`` is below 1.
@@ -126,8 +139,9 @@ class FlowPolicy(BehaviourFlow):
         flow_steps: int = 10,
         layer_norm: bool = True,
         num_samples: int = 16,
+        time_features: int = 0,
     ) -> None:
-        super().__init__(observation_dim, action_dim, hidden_dims, flow_steps, layer_norm, num_samples)
+        super().__init__(observation_dim, action_dim, hidden_dims, flow_steps, layer_norm, num_samples, time_features)
         self.one_step_policy = MLP(observation_dim + action_dim, hidden_dims, action_dim, layer_norm)
 
     def one_step_actions(self, observations: Tensor, noise: Tensor) -> Tensor:
@@ -187,3 +201,10 @@ class ScaledPolicy(nn.Module):
         """
         extraction: Extraction = "behaviour_flow" if self.extraction == "implicit" else self.extraction
         return ScaledPolicy(self.policy, None, extraction, self.action_low.tolist(), self.action_high.tolist())
+
+
+def sinusoids(t: Tensor, size: int) -> Tensor:
+    """cos(t f_j) and sin(t f_j), f_j = 10000^(-j / (size / 2 - 1)) for j below size / 2: (..., 1) -> (..., size)."""
+    half = size // 2
+    frequencies = torch.exp(-math.log(10_000.0) / (half - 1) * torch.arange(half, dtype=t.dtype, device=t.device))
+    return torch.cat([(t * frequencies).cos(), (t * frequencies).sin()], dim=-1)
