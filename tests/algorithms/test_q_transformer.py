@@ -54,7 +54,7 @@ def greedy_value(model: QTransformer, observations: Tensor) -> Tensor:
     """The last dimension's best value after greedy choices, one whole pass per dimension."""
     bins = torch.zeros(len(observations), ACTIONS, dtype=torch.long)
     for dimension in range(ACTIONS):
-        logits = model.target_critic(observations, bins).logits
+        logits = model.target_network(observations, bins).logits
         bins[:, dimension] = logits[:, dimension].argmax(dim=-1)
     return logits[:, -1].sigmoid().amax(dim=-1)
 
@@ -70,7 +70,7 @@ def test_in_returns_the_last_dimensions_target_is_the_bellman_target() -> None:
 def test_a_dimension_before_the_last_learns_the_best_of_the_next() -> None:
     model, batch = made(monte_carlo=False), made_batch()
     bins = model.bins(batch.actions)
-    values = model.target_critic(batch.observations, bins).logits.sigmoid()
+    values = model.target_network(batch.observations, bins).logits.sigmoid()
     for dimension in range(ACTIONS - 1):
         expected = values[:, dimension + 1].amax(dim=-1)
         torch.testing.assert_close(model.targets(batch, bins)[:, dimension], expected)
@@ -80,7 +80,7 @@ def test_a_dimension_before_the_last_learns_the_best_of_the_next() -> None:
 def test_the_next_state_is_valued_as_chosen(next_value: Any) -> None:
     model, batch = made(next_value=next_value), made_batch()
     bins = model.bins(batch.next_actions)
-    values = model.target_critic(batch.next_observations, bins).logits.sigmoid()
+    values = model.target_network(batch.next_observations, bins).logits.sigmoid()
     first, known = values[:, 0].amax(dim=-1), batch.next_action_known == 1.0
     expected = {
         "first_dimension": first,
@@ -121,7 +121,7 @@ def test_the_monte_carlo_bound_stays_below_the_truth_where_a_recording_is_cut() 
     truth = -1.0 / (1.0 - DISCOUNT)
 
     def bounds(model: QTransformer) -> Tensor:
-        for critic in (model.critic, model.target_critic):
+        for critic in (model.network, model.target_network):
             nn.init.constant_(critic.output_bias, -50.0)  # values of 0: only the bound is left
             nn.init.zeros_(critic.output)
         worst = {"rewards": torch.full((length,), WORST), "masks": torch.ones(length)}
@@ -153,7 +153,7 @@ def test_returns_are_scaled_by_what_the_data_allow_and_in_the_release_by_rewards
 def test_the_losses_are_those_of_the_paper() -> None:
     model, batch = made(conservative_weight=0.7), made_batch()
     bins = model.bins(batch.actions)
-    values, targets = model.critic(batch.observations, bins).logits.sigmoid(), model.targets(batch, bins)
+    values, targets = model.network(batch.observations, bins).logits.sigmoid(), model.targets(batch, bins)
     td, conservative = 0.0, 0.0
     for row in range(6):
         for dimension in range(ACTIONS):
@@ -180,18 +180,20 @@ def test_entropy_control_moves_attention_and_temperatures() -> None:
     added = found.metrics["entropy_loss"] + found.metrics["temperature_loss"]
     torch.testing.assert_close(found.metrics["td_loss"], plain.metrics["td_loss"])
     torch.testing.assert_close(found.total, plain.total + added)
-    assert found.diagnostics["attention_entropy"].shape == found.diagnostics["temperature"].shape == (2,)
+    for layer in range(2):
+        assert 0.0 < found.metrics[f"attention_entropy/layer_{layer}"] < 1.0
+        assert found.metrics[f"temperature/layer_{layer}"] == model.temperature()[layer]
 
 
 def test_the_target_follows_the_critic_as_it_is_after_the_step() -> None:
     model = made(tau=0.25)
-    old = {name: parameter.clone() for name, parameter in model.target_critic.named_parameters()}
+    old = {name: parameter.clone() for name, parameter in model.target_network.named_parameters()}
     model.before_step({})
-    for name, parameter in model.target_critic.named_parameters():
+    for name, parameter in model.target_network.named_parameters():
         assert torch.equal(parameter, old[name])
     model.after_step({})
-    for name, parameter in model.target_critic.named_parameters():
-        torch.testing.assert_close(parameter, 0.25 * model.critic.get_parameter(name) + 0.75 * old[name])
+    for name, parameter in model.target_network.named_parameters():
+        torch.testing.assert_close(parameter, 0.25 * model.network.get_parameter(name) + 0.75 * old[name])
 
 
 def test_acting_takes_the_centres_of_the_best_bins() -> None:
@@ -199,9 +201,18 @@ def test_acting_takes_the_centres_of_the_best_bins() -> None:
     model = made(action_range=(low, high))
     observations = torch.randn(8, 4)
     actions = model.actor().act(observations, torch.zeros(8, ACTIONS))
-    assert torch.equal(model.bins(actions), model.critic(observations).bins)
+    assert torch.equal(model.bins(actions), model.network(observations).bins)
     assert (actions > torch.tensor(low)).all()
     assert (actions < torch.tensor(high)).all()
+
+
+def test_the_value_of_a_whole_action_is_that_of_its_last_bin_in_returns() -> None:
+    model, batch = made(), made_batch()
+    bins = model.bins(batch.actions)
+    values = model.network(batch.observations, bins).logits.sigmoid()[torch.arange(6), -1, bins[:, -1]]
+    found = model.critic(batch.observations, batch.actions)
+    torch.testing.assert_close(found.values.squeeze(-1), unscaled(values), rtol=1e-4, atol=1e-4)
+    assert {name.partition(".")[0] for name in model.state_dict()} == {"network", "target_network"}
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tests.golden_methods.arrays import Arrays, Named, mlp, plain
@@ -35,6 +36,7 @@ class PACGolden(Method):
         "actor/q": "policy_q_mean",
         "loss/critic_loss": "critic_loss",
         "loss/actor_loss": "actor_loss",
+        "loss/total": "total_loss",
     }
     noise = {  # noqa: RUF012
         "next_action": "next_action_noise",
@@ -44,6 +46,9 @@ class PACGolden(Method):
         "metric": "metric_noise",
     }
     unused = ("ac/pi_", "target_ac/pi_")
+    no_gradient = ("key/bias",)
+    total = "info/loss/total"
+    acting_after = 5
 
     def build(self) -> TQL:
         config = self.config
@@ -89,6 +94,10 @@ class PACGolden(Method):
             *mlp("actor_bc_flow/mlp", model.policy.behaviour_flow),
             *mlp("actor_onestep_flow/mlp", model.policy.one_step_policy),
         ]
+
+    def draws(self, model: Any, arrays: dict[str, Tensor], batch: Any) -> Any:
+        """The release logs no action error, for which we draw noise."""
+        return super().draws(model, arrays | {"metric_noise": torch.zeros_like(arrays["flow_x0"])}, batch)
 
     def forward(self, model: Any, batch: Any, noise: Any, inputs: dict[str, Tensor]) -> dict[str, Any]:
         next_actions = model.one_step_actions(batch.next_observations, noise.next_action)

@@ -25,6 +25,27 @@ NEXT_VALUE: dict[str, NextValue] = {
 
 class QTransformerGolden(Method):
     noise = {}  # noqa: RUF012
+    total = "info/critic/loss"
+    acting_after = 5
+
+    @property
+    def no_gradient(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Softmax ignores what all scores of a query have in common, which a key's bias is without QK-norm."""
+        return () if self.config["use_qk_norm"] else ("key/bias",)
+
+    @property
+    def constants(self) -> dict[str, float]:  # type: ignore[override]
+        """Bounds of values, and how rewards are scaled."""
+        low, high = self.config["reward_min"], self.config["reward_max"]
+        sparse = self.config["sparse"]
+        return {
+            "critic/q_min": 0.0,
+            "critic/q_max": 1.0,
+            "critic/raw_reward_min": low,
+            "critic/raw_reward_max": high,
+            "critic/reward_shift": 0.0 if sparse else low,
+            "critic/reward_scale": 1.0 if sparse else (1.0 - self.config["discount"]) / (high - low),
+        }
 
     @property
     def metrics(self) -> dict[str, str]:  # type: ignore[override]
@@ -32,6 +53,9 @@ class QTransformerGolden(Method):
             "critic/attention_entropy_loss": "entropy_loss",
             "critic/attention_entropy_temperature_loss": "temperature_loss",
         }
+        for layer in range(self.config["depth"]):
+            control[f"critic/attention_entropy_mean_layer_{layer}"] = f"attention_entropy/layer_{layer}"
+            control[f"critic/attention_entropy_temperature_layer_{layer}"] = f"temperature/layer_{layer}"
         return {
             "critic/loss": "critic_loss",
             "critic/td_loss": "td_loss",
@@ -104,19 +128,37 @@ class QTransformerGolden(Method):
     def named(self, model: Any) -> list[Named]:
         temperature = model.temperature
         return [
-            *autoregressive_critic("critic", model.critic),
-            *autoregressive_critic("target_critic", model.target_critic),
+            *autoregressive_critic("critic", model.network),
+            *autoregressive_critic("target_critic", model.target_network),
             *([] if temperature is None else [plain("attention_entropy_temperature/raw", temperature.raw)]),
         ]
 
     def forward(self, model: Any, batch: Any, noise: Any, inputs: dict[str, Tensor]) -> dict[str, Any]:
         bins = model.bins(batch.actions)
-        return {
+        found = {
             "action_bins": bins,
-            "q_logits": model.critic(batch.observations, bins).logits,
-            "target_q_logits": model.target_critic(batch.observations, bins).logits,
+            "q_logits": model.network(batch.observations, bins).logits,
+            "target_q_logits": model.target_network(batch.observations, bins).logits,
             "q_target": model.targets(batch, bins),
         }
+        following = self.next_bins(model, batch)
+        found["target_next_q_logits"] = model.target_network(batch.next_observations, following).logits
+        if model.next_value != "first_dimension":
+            found["next_action_bins"] = following
+        if model.temperature is not None:
+            found["attention_weights_first4"] = attention_weights(model.network, batch.observations[:4], bins[:4])
+        return found
+
+    @staticmethod
+    def next_bins(model: Any, batch: Any) -> Tensor:
+        """The prefix at the next state; bins that the release has not filled are 0."""
+        chosen = model.target_network(batch.next_observations).bins
+        if model.next_value == "first_dimension":
+            return torch.zeros_like(chosen)
+        if model.next_value == "greedy":
+            return torch.cat([chosen[:, :-1], torch.zeros_like(chosen[:, -1:])], dim=-1)
+        bins: Tensor = model.bins(batch.next_actions)
+        return bins
 
     def acting(self, model: Any, act: dict[str, Tensor]) -> dict[str, Any]:
         observations = act["observations"]
@@ -124,7 +166,7 @@ class QTransformerGolden(Method):
         return {
             "actions": model.actor().act(observations, noise),
             "single": model.actor().act(observations[:1], noise[:1])[0],
-            "bins": model.critic(observations).bins,
+            "bins": model.network(observations).bins,
         }
 
     def scales(self, core: Arrays) -> dict[str, float]:
@@ -132,6 +174,21 @@ class QTransformerGolden(Method):
         if self.config["use_attention_entropy_loss"]:
             found["critic/loss"] = largest(core["info/critic/attention_entropy_loss"])
         return found
+
+
+def attention_weights(network: AutoregressiveCritic, observations: Tensor, bins: Tensor) -> Tensor:
+    """Weights of every layer, (L, B, h, n, n)."""
+    tokens = torch.cat([network._first_tokens(observations), *network._chosen_tokens(bins)], dim=1)
+    size, weights = tokens.shape[1], []
+    for block in network.blocks:
+        assert isinstance(block, CausalBlock)
+        projected = block.qkv(block.attention_norm(tokens)).unflatten(-1, (3, block.num_heads, -1))
+        queries, keys = projected[..., 0, :, :].transpose(1, 2), projected[..., 1, :, :].transpose(1, 2)
+        scores = block.query_norm(queries) @ block.key_norm(keys).mT / queries.shape[-1] ** 0.5
+        hidden = torch.ones(size, size, dtype=torch.bool).triu(1)
+        weights.append(scores.masked_fill(hidden, -torch.inf).softmax(dim=-1))
+        tokens = block(tokens)[0]
+    return torch.stack(weights)
 
 
 def autoregressive_critic(prefix: str, critic: AutoregressiveCritic) -> list[Named]:

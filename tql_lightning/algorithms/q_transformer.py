@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tql_lightning.algorithms.critics import move_target
 from tql_lightning.batch import NoNoise
-from tql_lightning.nn.autoregressive import ActionBins, AutoregressiveCritic, AutoregressiveOutput
+from tql_lightning.nn.autoregressive import ActionBins, ActionValues, AutoregressiveCritic, AutoregressiveOutput
 from tql_lightning.nn.layer_temperature import LayerTemperature
 from tql_lightning.nn.number_types import at_least_float32
 from tql_lightning.nn.policy import Actor
@@ -141,12 +141,12 @@ class QTransformer(Algorithm):
         require("conservative_weight", finite, "a finite number of at least 0", conservative_weight)
         low, high = (0.0, 1.0) if sparse else self._returns(reward_range, final_reward_range, discount, release_returns)
         self.worst_return, self.scale = low, 1.0 / (high - low)
-        self.critic = critic(observation_dim, action_dim)
-        self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
+        self.network = critic(observation_dim, action_dim)
+        self.target_network = copy.deepcopy(self.network).requires_grad_(False)
         lowest, highest = ([-1.0] * action_dim, [1.0] * action_dim) if action_range is None else action_range
         require("action_range", len(lowest) == action_dim, f"{action_dim} numbers each", action_range)
-        self.bins = ActionBins(lowest, highest, self.critic.num_bins)
-        self.temperature = None if entropy_control is None else entropy_control(self.critic.num_layers)
+        self.bins = ActionBins(lowest, highest, self.network.num_bins)
+        self.temperature = None if entropy_control is None else entropy_control(self.network.num_layers)
         self.discount, self.tau = discount, tau
         self.next_value: NextValue = next_value
         self.conservative_weight, self.monte_carlo = conservative_weight, monte_carlo
@@ -166,9 +166,14 @@ class QTransformer(Algorithm):
         require("reward_range", low < high, expected, (rewards, final))
         return low, high
 
+    @property
+    def critic(self) -> ActionValues:
+        """Q(s, a) in the units of returns, for whoever looks at values of whole actions."""
+        return ActionValues(self.network, self.bins, 1.0 / self.scale, self.worst_return)
+
     def parameter_groups(self) -> list[ParameterGroup]:
         """The network, and the temperatures if there are any."""
-        groups = [ParameterGroup("critic", self.critic, self.critic.decays)]
+        groups = [ParameterGroup("critic", self.network, self.network.decays)]
         if self.temperature is not None:
             groups.append(ParameterGroup("temperature", self.temperature, lambda *_: False, clipped_with="critic"))
         return groups
@@ -185,12 +190,12 @@ class QTransformer(Algorithm):
         del noise, inputs, with_metrics, whole_mean  # nothing is random, and every loss is a plain mean over rows
         bins = self.bins(batch.actions)
         targets = self.targets(batch, bins)
-        output: AutoregressiveOutput = self.critic(batch.observations, bins, with_entropy=self.temperature is not None)
+        output: AutoregressiveOutput = self.network(batch.observations, bins, with_entropy=self.temperature is not None)
         values = output.logits.sigmoid()
         taken = values.gather(-1, bins.unsqueeze(-1)).squeeze(-1)
         td_loss = 0.5 * (taken - targets).square().mean()
         others = values.square().sum(dim=-1) - taken.square()
-        conservative_loss = 0.5 * others.mean() / (self.critic.num_bins - 1)
+        conservative_loss = 0.5 * others.mean() / (self.network.num_bins - 1)
         total = td_loss + self.conservative_weight * conservative_loss
         metrics = {
             "td_loss": td_loss,
@@ -200,19 +205,20 @@ class QTransformer(Algorithm):
             "target_q_min": targets.min(),
             "target_q_max": targets.max(),
         }
-        diagnostics = {}
         if self.temperature is not None and output.attention_entropy is not None:
             control = self.temperature.losses(output.attention_entropy)
             total = total + control.entropy_loss + control.temperature_loss
             metrics |= {"entropy_loss": control.entropy_loss, "temperature_loss": control.temperature_loss}
-            diagnostics = {"attention_entropy": control.entropy, "temperature": self.temperature()}
+            for layer, (mean, temperature) in enumerate(zip(control.entropy, self.temperature(), strict=True)):
+                metrics[f"attention_entropy/layer_{layer}"] = mean
+                metrics[f"temperature/layer_{layer}"] = temperature
         metrics["critic_loss"] = total
-        return Losses(total, metrics, diagnostics)
+        return Losses(total, metrics, {})
 
     @torch.no_grad()
     def targets(self, batch: QTransformerBatch, bins: Tensor) -> Tensor:
         """Targets y, (B, n_a): the best value of the next dimension, and for the last dimension the TD target."""
-        next_dimension = self.target_critic(batch.observations, bins).logits[:, 1:].sigmoid().amax(dim=-1)
+        next_dimension = self.target_network(batch.observations, bins).logits[:, 1:].sigmoid().amax(dim=-1)
         targets = torch.cat([next_dimension, self.td_target(batch).unsqueeze(-1)], dim=-1)
         if self.monte_carlo:
             returns = batch.monte_carlo_returns
@@ -234,7 +240,7 @@ class QTransformer(Algorithm):
         """V(s') in scaled units, (B,); see ``next_value``."""
         taken = None if self.next_value in ("first_dimension", "greedy") else self.bins(batch.next_actions)
         dimensions = 1 if self.next_value == "first_dimension" else None
-        output: AutoregressiveOutput = self.target_critic(batch.next_observations, taken, dimensions=dimensions)
+        output: AutoregressiveOutput = self.target_network(batch.next_observations, taken, dimensions=dimensions)
         values = output.logits.sigmoid()
         last = values[:, -1].amax(dim=-1)
         if taken is None:
@@ -250,12 +256,12 @@ class QTransformer(Algorithm):
     def after_step(self, inputs: Inputs) -> None:
         """Target <- tau * critic + (1 - tau) * target, with the critic as it is after its step."""
         del inputs
-        move_target(self.target_critic, self.critic, self.tau)
+        move_target(self.target_network, self.network, self.tau)
 
     def act(self, observations: Tensor, noise: Tensor) -> Tensor:
         """The centres of the best bins; noise (B, n_a) is not used: (B, n_s) -> (B, n_a)."""
         del noise
-        return self.bins.centres(self.critic(observations).bins)
+        return self.bins.centres(self.network(observations).bins)
 
     def actor(self, extraction: str | None = None) -> Actor:
         """Chooses the best bin of one dimension after the other.
