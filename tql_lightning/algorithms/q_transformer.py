@@ -69,7 +69,8 @@ class QTransformer(Algorithm):
 
     V(s') by ``next_value``: "first_dimension" max_n qbar_1,n(s'), the paper's; "greedy" the last dimension's maximum
     after greedy choices in the others, the release's; "next_action" the same after the data's next action; "sarsa" the
-    value of the data's next action, both "first_dimension" where the trajectory has no next action. After the optimizer's step qbar moves towards q. There is no policy network.
+    value of the data's next action; the latter two "first_dimension" where the trajectory has no next action. After
+    the optimizer's step qbar moves towards q. There is no policy network.
 
     Deviations, which ``release_returns`` undoes: a trajectory that was cut bootstraps as usual (the release treats it
     as an end, so that its last reward becomes the best return of all); the Monte-Carlo return goes on with the worst
