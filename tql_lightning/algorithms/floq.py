@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tql_lightning.algorithms import losses
+from tql_lightning.algorithms.critic_algorithm import collected
 from tql_lightning.algorithms.critics import frozen_values, move_target
 from tql_lightning.batch import Batch, Draw
 from tql_lightning.nn.critic import Critic, MLPCritic
@@ -96,6 +97,10 @@ class Floq(Algorithm):
     """
 
     Noise = FloqNoise
+    fixed_settings = (
+        *Algorithm.fixed_settings,
+        *("velocity_critic", "release_range", "noise_samples", "noise_coverage", "reward_margin", "train_at_zero_only"),
+    )
 
     def __init__(
         self,
@@ -196,7 +201,7 @@ class Floq(Algorithm):
         del inputs
         critic_loss, critic_metrics = self.critic_loss(batch, noise)
         actor_loss, actor_metrics = self.actor_loss(batch, noise, with_metrics, whole_mean)
-        return Losses(critic_loss + actor_loss, critic_metrics | actor_metrics, {})
+        return collected(critic_loss + actor_loss, critic_metrics | actor_metrics, {}, with_metrics)
 
     def critic_loss(self, batch: Batch, noise: FloqNoise) -> tuple[Tensor, dict[str, Tensor]]:
         """Flow matching of returns, and the distillation of the current returns into Q."""

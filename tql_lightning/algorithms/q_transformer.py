@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from tql_lightning.algorithms.critic_algorithm import collected
 from tql_lightning.algorithms.critics import move_target
 from tql_lightning.batch import NoNoise
 from tql_lightning.nn.autoregressive import ActionBins, ActionValues, AutoregressiveCritic, AutoregressiveOutput
@@ -103,6 +104,10 @@ class QTransformer(Algorithm):
     """
 
     Batch = QTransformerBatch
+    fixed_settings = (
+        *Algorithm.fixed_settings,
+        *("action_range", "sparse", "next_value", "monte_carlo", "clip_target", "release_returns"),
+    )
 
     def __init__(
         self,
@@ -188,7 +193,7 @@ class QTransformer(Algorithm):
         whole_mean: Callable[[Tensor], Tensor] = identity,
     ) -> Losses:
         """TD loss, conservative loss, and the losses of entropy control; see `Algorithm.losses`."""
-        del noise, inputs, with_metrics, whole_mean  # nothing is random, and every loss is a plain mean over rows
+        del noise, inputs, whole_mean  # nothing is random, and every loss is a plain mean over rows
         bins = self.bins(batch.actions)
         targets = self.targets(batch, bins)
         output: AutoregressiveOutput = self.network(batch.observations, bins, with_entropy=self.temperature is not None)
@@ -214,7 +219,7 @@ class QTransformer(Algorithm):
                 metrics[f"attention_entropy/layer_{layer}"] = mean
                 metrics[f"temperature/layer_{layer}"] = temperature
         metrics["critic_loss"] = total
-        return Losses(total, metrics, {})
+        return collected(total, metrics, {}, with_metrics)
 
     @torch.no_grad()
     def targets(self, batch: QTransformerBatch, bins: Tensor) -> Tensor:
