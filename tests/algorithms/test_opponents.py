@@ -23,6 +23,7 @@ from tql_lightning.nn.temperature import AttentionTemperature
 from tql_lightning.nn.value_loss import HLGauss
 from tql_lightning.nn.value_network import ValueNetwork
 from tql_lightning.training.algorithm import Algorithm
+from tql_lightning.training.execution import Execution
 
 SIZES: dict[str, Any] = {"hidden_dims": (16,)}
 CRITIC = partial(MLPCritic, **SIZES)
@@ -141,8 +142,10 @@ class TestReBRAC:
         assert losses[0] == losses[1]
         assert model.losses(batch, noise, model.inputs(0)).metrics["target_q_mean"] < losses[0]
 
-    def test_policy_and_targets_wait_for_the_actors_update(self) -> None:
-        model = made("rebrac", actor_period=3)
+    @pytest.mark.parametrize("with_metrics", [False, True])
+    @pytest.mark.parametrize("one_graph", [False, True])
+    def test_policy_and_targets_wait_for_the_actors_update(self, with_metrics: bool, one_graph: bool) -> None:
+        model = made("rebrac", actor_period=3, execution=Execution(compile=one_graph))
         with torch.no_grad():  # so that targets have somewhere to go
             for parameter in (*model.critic.parameters(), *model.policy.parameters()):
                 parameter.add_(0.1)
@@ -150,7 +153,7 @@ class TestReBRAC:
         for update in range(6):
             inputs = model.inputs(update)
             model.zero_grad()
-            model.losses(batch, noise, inputs).total.backward()
+            model.losses(batch, noise, inputs, with_metrics).total.backward()
             gradient = max(parameter.grad.abs().max().item() for parameter in model.policy.parameters())
             before = [value.clone() for value in (*model.target_critic.parameters(), *model.target_policy.parameters())]
             model.before_step(inputs)

@@ -106,7 +106,7 @@ def test_help_of_fit_explains_each_of_the_models_settings(capsys: pytest.Capture
     with pytest.raises(SystemExit, match="0"):
         main(["fit", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    for explained in ("--model.tau TAU share of the critic", "--data.batch_size BATCH_SIZE transitions in one update"):
+    for explained in ("--model.tau TAU Share of the critic", "--data.batch_size BATCH_SIZE transitions in one update"):
         assert explained in text
 
 

@@ -58,11 +58,13 @@ def test_domains_hold_the_papers_values(domain: str, values: tuple[int, tuple[fl
     assert model.temperature is not None
     assert model.temperature.targets.tolist() == [[target, target] for target in targets]
     assert model.bc_coefficient == alpha
-    defaults = (model.discount, model.tau, model.critic_learning_rate, model.actor_learning_rate, model.weight_decay)
-    assert defaults == (0.99, 0.005, 1e-4, 5e-4, 0.01)
-    assert (model.warmup_updates, model.schedule_updates) == (10_000, 1_000_000)
+    optimisation = model.optimisation
+    assert (model.discount, model.tau, optimisation.weight_decay) == (0.99, 0.005, 0.01)
+    peaks = {name: optimisation.peak(name) for name in ("critic", "temperature", "actor")}
+    assert peaks == {"critic": 1e-4, "temperature": 1e-4, "actor": 5e-4}
+    assert (optimisation.lr_schedule, optimisation.warmup_updates) == ("warmup_cosine", 10_000)
     assert (configuration["data"]["batch_size"], configuration["trainer"]["max_steps"]) == (256, 1_000_000)
-    assert (model.target_aggregation, model.normalize_q_loss, model.gradient_clip_norm) == ("mean", False, None)
+    assert (model.target_aggregation, model.normalize_q_loss, optimisation.gradient_clip_norm) == ("mean", False, None)
 
 
 def test_every_domain_is_one_of_ogbench() -> None:
@@ -131,7 +133,7 @@ def test_interpolations_follow_overrides(monkeypatch: pytest.MonkeyPatch) -> Non
     folder = "runs/cube-double/task_3/seed_7"
     assert configuration["trainer"]["default_root_dir"] == folder
     assert [logger["init_args"]["save_dir"] for logger in configuration["trainer"]["logger"]] == [folder, folder]
-    assert configuration["model"]["schedule_updates"] == 500
+    assert configuration["trainer"]["max_steps"] == 500
     assert configuration["data"]["seed"] == 7
     assert configuration["data"]["dataset"]["init_args"]["task"] == 3
     assert configuration["model"]["critic"]["init_args"]["hidden_dim"] == 1024
@@ -234,3 +236,27 @@ def test_a_configuration_that_refers_to_its_folder_says_what_it_said(folder: str
     (callback,) = yaml.safe_load(referring)["trainer"]["callbacks"]
     assert callback == {"dirpath": "${trainer.default_root_dir}" + below, "other": None}
     assert OmegaConf.to_container(OmegaConf.create(referring), resolve=True) == said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--config", "ogbench/cube-double"], "cube-double"),
+        (["--config=quickstart"], "quickstart"),
+        (["--data.dataset=antmaze-giant-navigate-singletask-task1-v0"], "antmaze-giant"),
+        (["--data.dataset", "humanoidmaze-large-navigate-singletask-v0"], "humanoidmaze-large"),
+    ],
+)
+@pytest.mark.parametrize("method", [["--config", "method/iql"], ["--config=method/iql"]])
+def test_a_method_brings_along_what_its_paper_sets_for_the_problem(
+    arguments: list[str], problem: str, method: list[str]
+) -> None:
+    packaged = packaged_configs()
+    resolved = [argument.removeprefix("--config=") for argument in resolve_configs([*arguments, *method], [])]
+    assert resolved[-2:] == [str(packaged["method/iql"]), str(packaged[f"method/iql/{problem}"])]
+
+
+def test_a_method_brings_along_nothing_for_a_problem_that_its_paper_does_not_have() -> None:
+    packaged = packaged_configs()
+    resolved = resolve_configs(["--config", "ogbench/cube-triple", "--config", "method/iql"], [])
+    assert resolved[-1] == str(packaged["method/iql"])

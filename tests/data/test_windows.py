@@ -173,6 +173,11 @@ def test_a_model_that_decides_or_discounts_otherwise_is_refused(tmp_path: Path) 
         fit(tmp_path, toy_model(), 5, data={"action_chunk": 2})
 
 
+def test_the_releases_windows_are_refused_for_a_model_that_does_not_read_which_steps_are_valid(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"data.release_windows: expected false with TQL, .* found true; set it to"):
+        fit(tmp_path, toy_model(), 5, data={"release_windows": True})
+
+
 def test_a_model_of_other_sizes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"model.observation_dim: expected the data's, 3, found 4; make it TQL\(data"):
         fit(tmp_path, TQL(4, 1), 5)

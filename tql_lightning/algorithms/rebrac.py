@@ -166,9 +166,15 @@ class ReBRAC(CriticAlgorithm):
         return [*self.critic_groups(), ParameterGroup("actor", self.policy)]
 
     def inputs(self, update: int) -> Inputs:
-        """Entropy targets, and whether this update (counted from 0) is one of the actor: 1 or 0, a scalar."""
+        """Entropy targets, and ``actor_update``, 1 or 0: whether the update, counted from 0, is one of the actor.
+
+        Where every update may be another graph it is left out instead of 0, so that nothing is computed in vain.
+        """
         full = (update + 1) % self.actor_period == 0
-        return super().inputs(update) | {"actor_update": torch.tensor(float(full), device=self.device)}
+        inputs = super().inputs(update)
+        if full or self.execution.compile or self.execution.cuda_graphs:
+            inputs["actor_update"] = torch.tensor(float(full), device=self.device)
+        return inputs
 
     def losses(
         self,
@@ -180,8 +186,12 @@ class ReBRAC(CriticAlgorithm):
     ) -> Losses:
         """Critic and actor loss; see `Algorithm.losses`."""
         fit = self.critic_loss(batch, noise, inputs, with_metrics)
+        if "actor_update" not in inputs and not with_metrics:
+            # Gradients of 0, not None: Adam's momentum moves the policy all the same.
+            nothing = torch.stack([parameter.sum() for parameter in self.policy.parameters()]).sum()
+            return Losses(fit.loss + 0.0 * nothing, {}, fit.diagnostics)
         actor_loss, actor_metrics = self.actor_loss(batch, whole_mean)
-        total = fit.loss + inputs["actor_update"] * actor_loss
+        total = fit.loss + inputs.get("actor_update", 0.0) * actor_loss
         return collected(total, fit.metrics | actor_metrics, fit.diagnostics, with_metrics)
 
     def critic_loss(self, batch: ReBRACBatch, noise: ReBRACNoise, inputs: Inputs, with_metrics: bool) -> CriticFit:
@@ -213,9 +223,10 @@ class ReBRAC(CriticAlgorithm):
 
     def before_step(self, inputs: Inputs) -> None:
         """Targets move, at updates of the actor only, towards critic and policy as they are before their step."""
-        share = self.tau * inputs["actor_update"]
-        move_target(self.target_critic, self.critic, share)
-        move_target(self.target_policy, self.policy, share)
+        if "actor_update" in inputs:
+            share = self.tau * inputs["actor_update"]
+            move_target(self.target_critic, self.critic, share)
+            move_target(self.target_policy, self.policy, share)
 
     def actor(self, extraction: str | None = None) -> Actor:
         """Acts by the mode plus ``acting_temperature`` times the clipped noise of a', clipped to [-1, 1].

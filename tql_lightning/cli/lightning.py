@@ -188,7 +188,7 @@ class TQLCLI(LightningCLI):
         alone = writes and self.trainer.is_global_zero and "://" not in folder
         batch_size = self.datamodule.batch_size // self.trainer.world_size
         device = self.trainer.strategy.root_device
-        memory = explained_memory(self.model.critic, batch_size, device, self.model.cuda_graphs)
+        memory = explained_memory(self.model, batch_size, device, self.model.execution.cuda_graphs)
         try:
             with memory, only_run_in(Path(folder)) if alone else nullcontext():
                 super()._run_subcommand(subcommand)

@@ -242,7 +242,7 @@ def _figures(runs: Sequence[Run], data_returns: NDArray[np.float64]) -> dict[str
                 run.folder / "checkpoints" / "last.ckpt",
                 EPISODES,
                 EVALUATION_SEED,
-                extraction,  # type: ignore[arg-type]
+                extraction,
                 num_envs=EPISODES,
             )["return"]
             for run in runs

@@ -11,7 +11,6 @@ from tql_lightning.algorithms.loading import (
 )
 from tql_lightning.evaluation.envs import check_sizes
 from tql_lightning.evaluation.rollout import RolloutResult, rollout
-from tql_lightning.nn.extraction import Extraction
 from tql_lightning.run.checkpoint_io import CheckpointError
 from tql_lightning.run.folder import evaluation_file
 from tql_lightning.system.files import write_text_whole
@@ -32,7 +31,7 @@ def evaluate_checkpoint(
     path: Path | str,
     episodes: int,
     seed: int,
-    extraction: Extraction | None = None,
+    extraction: str | None = None,
     env_id: str | None = None,
     num_envs: int = 10,
     parallel: bool = False,

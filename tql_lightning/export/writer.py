@@ -83,6 +83,8 @@ def export_checkpoint(
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ExportError(f"output: {output} exists and is not an empty folder; choose another --output, or remove it")
     model, raw = load_checkpoint(checkpoint, plays=False)
+    if not isinstance(model, TQL):
+        raise ExportError(f"checkpoint {checkpoint}: expected a TQL model, found {type(model).__name__}")
     chosen = extraction or model.extraction
     data = raw.get("OfflineDataModule", {})
     low = data.get("action_low", [-1.0] * model.env_action_dim)
