@@ -36,7 +36,8 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple, get_args
+from functools import partial
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,10 +54,10 @@ from tql_lightning.algorithms.critics import (
 )
 from tql_lightning.batch import Batch, Draw
 from tql_lightning.nn.critic import Critic, TransformerCritic, make_critic
-from tql_lightning.nn.extraction import Extraction
 from tql_lightning.nn.policy import Actor, FlowPolicy
+from tql_lightning.nn.policy_extraction import EXTRACTIONS, Extraction, flow_actor
 from tql_lightning.nn.temperature import AttentionTemperature, EntropyControl
-from tql_lightning.nn.value_loss import SquaredError, ValueLoss, return_range
+from tql_lightning.nn.value_loss import Bootstrap, SquaredError, ValueLoss, return_range
 from tql_lightning.training.algorithm import Algorithm
 from tql_lightning.training.distributed import identity
 from tql_lightning.training.execution import Execution
@@ -150,7 +151,7 @@ class TQL(Algorithm):
         require("tau", 0.0 < tau <= 1.0, "above 0 and at most 1", tau)
         require("bc_coefficient", 0.0 <= bc_coefficient < math.inf, "a finite number of at least 0", bc_coefficient)
         require("target_aggregation", target_aggregation in ("mean", "min"), "mean or min", target_aggregation)
-        require("extraction", extraction in get_args(Extraction), " or ".join(get_args(Extraction)), extraction)
+        require("extraction", extraction in EXTRACTIONS, " or ".join(EXTRACTIONS), extraction)
         self.save_hyperparameters()
 
         self.value_loss = value_loss(return_range(reward_range, final_reward_range, discount))
@@ -207,11 +208,14 @@ class TQL(Algorithm):
         """TD, entropy and temperature loss; a' = clip(mu(s', z')), y = r + discount * mask * aggregate Q_target."""
         with torch.no_grad():
             next_actions = self.one_step_actions(batch.next_observations, noise.next_action)
-            next_values = self.target_critic(batch.next_observations, next_actions).at_least_float32().values
-            target = losses.td_target(batch.rewards, batch.masks, next_values, self.discount, self.target_aggregation)
+            following = self.target_critic(batch.next_observations, next_actions).at_least_float32()
+            discounts, aggregation = self.discount * batch.masks, self.target_aggregation
+            bootstrap = Bootstrap(batch.rewards, discounts, following.values, following.logits, aggregation)
+            target = losses.td_target(batch.rewards, batch.masks, following.values, self.discount, aggregation)
         with_entropy = self.temperature is not None or with_metrics
         output = self.critic(batch.observations, batch.actions, with_entropy=with_entropy)
-        return fit_critic(output, target, self.value_loss, self.temperature, inputs)
+        td_loss = partial(self.value_loss.bootstrapped, bootstrap=bootstrap)
+        return fit_critic(output, target, td_loss, self.temperature, inputs)
 
     def actor_loss(
         self, batch: Batch, noise: TQLNoise, whole_mean: Callable[[Tensor], Tensor]
@@ -254,23 +258,11 @@ class TQL(Algorithm):
 
     def actor(self, extraction: str | None = None) -> Actor:
         """The policy as a pure function of observations and noise; see `Algorithm.actor`."""
-        match extraction or self.extraction:
-            case "fql":
-                return Actor((self.action_dim,), self.one_step_actions, self.action_chunk)
-            case "implicit":
-                return Actor((self.policy.num_samples, self.action_dim), self.implicit_actions, self.action_chunk)
-            case "behaviour_flow":
-                return Actor((self.action_dim,), self.policy.flow_actions, self.action_chunk)
-            case unknown:
-                raise ValueError(f"extraction: expected {' or '.join(get_args(Extraction))}, found {unknown}")
+        return flow_actor(extraction or self.extraction, self.policy, self.critic, self.action_chunk)
 
     def one_step_actions(self, observations: Tensor, noise: Tensor) -> Tensor:
         """clip(mu(s, z), -1, 1): (B, n_s), (B, n_a) -> (B, n_a)."""
         return self.policy.one_step_actions(observations, noise).clamp(-1.0, 1.0)
-
-    def implicit_actions(self, observations: Tensor, noise: Tensor) -> Tensor:
-        """Of S behaviour actions the one with the highest smallest-head Q: (B, n_s), (B, S, n_a) -> (B, n_a)."""
-        return self.policy.best_flow_actions(self.critic, observations, noise)
 
     def train(self, mode: bool = True) -> TQL:
         """Switches to training or evaluation; the target critic never drops out."""

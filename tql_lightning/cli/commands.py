@@ -9,7 +9,6 @@ from typing import Any
 
 from tql_lightning.cli.parsers import Command
 from tql_lightning.export.policy_folder import ExportFormat
-from tql_lightning.nn.extraction import Extraction
 
 COLUMNS = ("return", "success_rate", "normalized_score", "length")  # of the table that `evaluate` prints
 
@@ -109,7 +108,7 @@ def evaluate(
     checkpoints: list[str],
     episodes: int = 50,
     seed: int = 0,
-    extraction: Extraction | None = None,
+    extraction: str | None = None,
     env: str | None = None,
     num_envs: int = 10,
     parallel: bool = False,
@@ -123,7 +122,8 @@ def evaluate(
         checkpoints: .ckpt files, one or more.
         episodes: how many to play with each.
         seed: of the episodes and their noise, the same for every checkpoint.
-        extraction: "fql", "implicit" or "behaviour_flow"; default: the model's own.
+        extraction: how the model chooses actions, where it knows several ways (TQL: "fql", "implicit" or
+            "behaviour_flow"); default: the model's own.
         env: Gymnasium id of the environment; default: the one that the dataset named.
         num_envs: environments that play at once; no influence on the result.
         parallel: a process for each environment, for slow environments.
@@ -166,7 +166,8 @@ def evaluate(
 def table(entry: Mapping[str, Any]) -> str:
     """What was played with a checkpoint, then mean, standard error and interval of each figure."""
     plural = "s" if entry["episodes"] > 1 else ""
-    what = f"{entry['env_id']}, {entry['episodes']} episode{plural}, seed {entry['seed']}, {entry['extraction']}"
+    what = f"{entry['env_id']}, {entry['episodes']} episode{plural}, seed {entry['seed']}"
+    what += f", {entry['extraction']}" if entry["extraction"] else ""
     lines = [
         f"{entry['checkpoint']} after {entry['updates']:,} updates: {what}",
         f"  {'':18}{'mean':>12}{'stderr':>12}{'95 % interval':>26}",
@@ -184,7 +185,7 @@ def export(
     checkpoint: str,
     format: ExportFormat = "onnx",  # noqa: A002  (the option's name)
     output: str = "exported",
-    extraction: Extraction | None = None,
+    extraction: str | None = None,
 ) -> None:
     """Writes a checkpoint's policy for use without Lightning, compared with the checkpoint; see docs/export.md.
 
@@ -192,7 +193,8 @@ def export(
         checkpoint: a .ckpt file.
         output: folder to make; may not exist, or must be empty.
         format: "onnx" (for any ONNX runtime) or "torch" (weights for `tql_lightning.Policy`).
-        extraction: "fql", "implicit" or "behaviour_flow"; default: the model's own.
+        extraction: how the model chooses actions, where it knows several ways (TQL: "fql", "implicit" or
+            "behaviour_flow"); default: the model's own.
     """
     from tql_lightning.export.comparison import BATCH_SIZES, TOLERANCE
     from tql_lightning.export.writer import export_checkpoint

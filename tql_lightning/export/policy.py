@@ -9,8 +9,6 @@
 
 from __future__ import annotations
 
-import pickle
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,14 +19,14 @@ from numpy.typing import ArrayLike, NDArray
 from tql_lightning.export.policy_folder import FILES, PolicyError, read_metadata
 
 if TYPE_CHECKING:
-    from tql_lightning.nn.policy import ScaledPolicy
+    from tql_lightning.nn.scaled_policy import ScaledPolicy
 
 Floats = NDArray[np.float32]
 Act = Callable[[Floats, Floats], Floats]
 
-_UNREADABLE = (  # what foreign weights and arguments make torch and the networks raise
-    *(pickle.UnpicklingError, zipfile.BadZipFile, EOFError, OSError, RuntimeError, MemoryError, ArithmeticError),
-    *(LookupError, TypeError, ValueError, AttributeError, AssertionError),
+_UNFIT = (  # raised by torch and the networks for a stranger's weights and arguments
+    *(OSError, RuntimeError, MemoryError, ArithmeticError, LookupError),
+    *(TypeError, ValueError, AttributeError, AssertionError),
 )
 
 
@@ -165,25 +163,24 @@ def _onnx(folder: Path) -> tuple[Act, Act]:
 
 def _torch(folder: Path, metadata: Mapping[str, Any]) -> tuple[Act, Act]:
     import torch
-
-    from tql_lightning.trust.torch_file import check_torch_file
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
 
     file = folder / FILES["torch"][0]
     try:
-        held = check_torch_file(file)
-        weights = torch.load(file, map_location="cpu", weights_only=True)
-        _check_architecture(metadata["architecture"], held)
-        with torch.device("meta"):  # takes no memory, whatever sizes it says
+        weights = load_file(file)
+        _check_architecture(metadata["architecture"], file.stat().st_size)
+        with torch.device("meta"):  # allocates no memory, whatever the sizes
             expected = {name: tuple(each.shape) for name, each in build(metadata).state_dict().items()}
         if expected != {name: tuple(each.shape) for name, each in weights.items()}:
             raise ValueError("other names or shapes")
         network = build(metadata)
         network.load_state_dict(weights)
-    except _UNREADABLE as error:
+    except (SafetensorError, *_UNFIT) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise PolicyError(f"policy {folder}: weights and architecture do not fit ({first}); export again") from error
     network.eval()
-    deterministic = network.of_zero_noise()
+    deterministic = network.with_zero_noise()
 
     @torch.inference_mode()
     def act(observations: Floats, noise: Floats) -> Floats:
@@ -225,7 +222,8 @@ def build(metadata: Mapping[str, Any]) -> ScaledPolicy:
         KeyError, TypeError, ValueError: the arguments are not those of the networks.
     """
     from tql_lightning.nn.critic import Critic, MLPCritic, TransformerCritic
-    from tql_lightning.nn.policy import FlowPolicy, ScaledPolicy
+    from tql_lightning.nn.policy import FlowPolicy
+    from tql_lightning.nn.scaled_policy import ScaledPolicy
 
     chunk = metadata["action_chunk"]
     sizes = metadata["observation_dim"], chunk * metadata["action_dim"]

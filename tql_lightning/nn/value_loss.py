@@ -75,7 +75,7 @@ class ValueLoss(nn.Module, ABC):
         Returns:
             A scalar.
         """
-        loss: Tensor = self(values, logits, target, row_weights)
+        loss: Tensor = self(values, logits, target, *([] if row_weights is None else [row_weights]))
         return loss
 
 
