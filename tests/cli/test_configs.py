@@ -16,6 +16,7 @@ from tests.command_line import TINY, call_tql, make_model, parse_fit
 from tests.toy import fit
 from tql_lightning.algorithms.tql import TQL
 from tql_lightning.cli.configs import ConfigError, find_config, packaged_configs, refer_to_folder, resolve_configs
+from tql_lightning.cli.model import chosen_model
 from tql_lightning.data.sources.ogbench import known_domains
 from tql_lightning.nn.attention import EntropyAttention
 from tql_lightning.nn.temperature import AttentionTemperature
@@ -43,10 +44,13 @@ def parsed(*arguments: str) -> dict[str, Any]:
 def test_every_packaged_configuration_instantiates(name: str) -> None:
     """Sizes and variants do below."""
     names_data = name == "quickstart" or name.startswith("ogbench/")
-    configuration = parsed("--config", name, *(() if names_data else (DATA,)))
-    with torch.device("meta"):
-        model = make_model(configuration, 28, 5)
-    assert model.critic.num_tokens == 34
+    method = name.split("/")[:2] if name.startswith("method/") and name.count("/") == 2 else []  # files on top of it
+    arguments = [f"--config={each}" for each in ("/".join(method), name) if each] + ([] if names_data else [DATA])
+    configuration = parsed(*arguments)
+    kind = chosen_model(resolve_configs(["fit", *arguments], ["fit"]))
+    with torch.device("cpu" if method or name.startswith("method/") else "meta"):
+        model = make_model(configuration, 28, 5 * configuration["data"]["action_chunk"], kind)
+    assert model.trained_networks()
 
 
 @pytest.mark.parametrize(("domain", "values"), PAPER.items())
