@@ -18,7 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
-from tql_lightning.algorithms.loading import check_contents, checked_settings
+from tql_lightning.algorithms.loading import LONGEST_REASON, check_contents, checked_settings
 from tql_lightning.algorithms.tql import TQL
 from tql_lightning.cli.close_names import add_note, option_names
 from tql_lightning.cli.commands import COMMANDS, GROUPS
@@ -27,7 +27,7 @@ from tql_lightning.cli.saved_config import SaveFitConfig
 from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.data.sampler import rows_per_process
 from tql_lightning.data.transitions import TransitionDataset
-from tql_lightning.run.checkpoint_io import LAST, SUFFIX, WholeCheckpointIO, base_io, read_checkpoint
+from tql_lightning.run.checkpoint_io import LAST, SUFFIX, CheckpointError, WholeCheckpointIO, base_io, read_checkpoint
 from tql_lightning.run.folder import CONFIG_FILE, METRICS_BEFORE_FILE, METRICS_FILE
 from tql_lightning.run.lock import only_run_in
 from tql_lightning.run.superseded import take_back
@@ -42,6 +42,7 @@ SUMMARIES = {
     "test": "Computes the losses of a checkpoint on held-out transitions and plays evaluation episodes.",
 }
 
+NOT_ITS_WEIGHTS = "Error(s) in loading state_dict"  # how torch begins to tell that names or shapes differ
 BEFORE_DEFAULTS = "The settings of conf/tql.yaml come before the defaults told here; --print_config shows all."
 
 
@@ -179,6 +180,7 @@ class TQLCLI(LightningCLI):
 
         Raises:
             RunLockedError: another run is using the folder.
+            CheckpointError: the checkpoint's weights are not the model's.
             TooLittleMemoryError: memory did not suffice.
             KeyboardInterrupt: Ctrl-C, where nothing is trained or a second time.
             SystemExit: SIGTERM where nothing is trained, with 143.
@@ -192,6 +194,12 @@ class TQLCLI(LightningCLI):
         try:
             with memory, only_run_in(Path(folder)) if alone else nullcontext():
                 super()._run_subcommand(subcommand)
+        except RuntimeError as error:
+            if not str(error).startswith(NOT_ITS_WEIGHTS):
+                raise
+            path = self._get(self.config, "ckpt_path")
+            reason = " ".join(str(error).split())[:LONGEST_REASON]
+            raise CheckpointError(f"checkpoint {path}: does not fit the model ({reason})") from error
         except SystemExit as error:  # Lightning's, whose code tells a signal from neither success nor failure
             if isinstance(error.__context__, KeyboardInterrupt):
                 raise KeyboardInterrupt from None

@@ -15,6 +15,7 @@ import yaml
 from tql_lightning.run.folder import CONFIG_FILE, ENVIRONMENT_FILE, METRICS_FILE, evaluation_files
 from tql_lightning.run.metrics_csv import Series, read_metrics
 from tql_lightning.run.provenance import read_starts
+from tql_lightning.trust.text import FileError
 from tql_lightning.trust.yaml_text import read_yaml
 
 DEEPEST = 3  # folders under a given one in which runs are looked for
@@ -27,7 +28,7 @@ OBSERVERS = ("trainer.callbacks", "trainer.logger", "trainer.log_every_n_steps",
 CONTINUING = ("ckpt_path",)  # how a run was continued makes it no other method
 
 
-class ReportError(ValueError):
+class ReportError(FileError):
     """There is nothing to report on, or a run's files are damaged; the message names the file."""
 
 

@@ -23,6 +23,7 @@ from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 from tql_lightning.system.files import remove_leftovers, write_whole
 from tql_lightning.system.full_disk import unwritten
 from tql_lightning.trust.archive import blocks, is_intact, read_archive
+from tql_lightning.trust.text import FileError
 from tql_lightning.trust.torch_file import check_torch_file
 
 SUFFIX = ".ckpt"
@@ -39,7 +40,7 @@ _UNREADABLE = (  # what torch.load raises for bytes that are no checkpoint
 )
 
 
-class CheckpointError(ValueError):
+class CheckpointError(FileError):
     """A checkpoint cannot be used; the message says why."""
 
 

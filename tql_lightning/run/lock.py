@@ -14,9 +14,10 @@ from pathlib import Path
 
 from tql_lightning.run.folder import LOCK_FILE
 from tql_lightning.run.links import refuse_links
+from tql_lightning.trust.text import FileError
 
 
-class RunLockedError(ValueError):
+class RunLockedError(FileError):
     """Another run is using the folder; the message names its process."""
 
 
