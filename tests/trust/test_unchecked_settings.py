@@ -126,7 +126,7 @@ def test_every_command_refuses_settings_under_old_keys(command: str, whole: Path
 @pytest.mark.parametrize("change", STRINGS.values(), ids=STRINGS)
 def test_a_string_in_the_settings_is_never_parsed_into_a_part(change: Change, whole: Path, folder: Path) -> None:
     path = forged(whole, folder, change)
-    with pytest.raises(CheckpointError, match="does not fit a TQL model"):
+    with pytest.raises(CheckpointError, match="does not fit its model"):
         load_checkpoint(path)
     (folder / "tiny.yaml").write_text(TINY)
     refused = call_tql(folder, "validate", "--config", "tiny.yaml", DATA, f"--ckpt_path={path}")

@@ -9,8 +9,6 @@
 
 from __future__ import annotations
 
-import pickle
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,15 +20,15 @@ from tql_lightning.export.policy_folder import FILES, PolicyError, read_metadata
 from tql_lightning.trust.text import shown
 
 if TYPE_CHECKING:
-    from tql_lightning.nn.policy import ScaledPolicy
+    from tql_lightning.nn.scaled_policy import ScaledPolicy
 
 Floats = NDArray[np.float32]
 Act = Callable[[Floats, Floats], Floats]
 
 MOST_ARCHITECTURE_VALUES = 1_000  # numbers and names that describe a network
-_UNREADABLE = (  # what foreign weights and arguments make torch and the networks raise
-    *(pickle.UnpicklingError, zipfile.BadZipFile, EOFError, OSError, RuntimeError, MemoryError, ArithmeticError),
-    *(LookupError, TypeError, ValueError, AttributeError, AssertionError),
+_UNFIT = (  # raised by torch and the networks for a stranger's weights and arguments
+    *(OSError, RuntimeError, MemoryError, ArithmeticError, LookupError),
+    *(TypeError, ValueError, AttributeError, AssertionError),
 )
 
 
@@ -167,28 +165,26 @@ def _onnx(folder: Path) -> tuple[Act, Act]:
 
 def _torch(folder: Path, metadata: Mapping[str, Any]) -> tuple[Act, Act]:
     import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
 
     from tql_lightning.trust.building import building_no_more_than
-    from tql_lightning.trust.torch_file import check_torch_file
 
     file = folder / FILES["torch"][0]
     try:
-        held = check_torch_file(file)
-        _check_architecture(metadata["architecture"], held)
-        weights = torch.load(file, map_location="cpu", weights_only=True)
-        if not isinstance(weights, dict) or not all(isinstance(each, torch.Tensor) for each in weights.values()):
-            raise ValueError("not weights by name")
-        with building_no_more_than(weights.values()), torch.device("meta"):  # takes no memory, whatever sizes it says
+        weights = load_file(file)
+        _check_architecture(metadata["architecture"], file.stat().st_size)
+        with building_no_more_than(weights.values()), torch.device("meta"):  # allocates no memory, whatever the sizes
             expected = {name: tuple(each.shape) for name, each in build(metadata).state_dict().items()}
         if expected != {name: tuple(each.shape) for name, each in weights.items()}:
             raise ValueError("other names or shapes")
         network = build(metadata)
         network.load_state_dict(weights)
-    except _UNREADABLE as error:
+    except (SafetensorError, *_UNFIT) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise PolicyError(f"policy {folder}: weights and architecture do not fit ({first}); export again") from error
     network.eval()
-    deterministic = network.of_zero_noise()
+    deterministic = network.with_zero_noise()
 
     @torch.inference_mode()
     def act(observations: Floats, noise: Floats) -> Floats:
@@ -242,7 +238,8 @@ def build(metadata: Mapping[str, Any]) -> ScaledPolicy:
         KeyError, TypeError, ValueError: the arguments are not those of the networks.
     """
     from tql_lightning.nn.critic import Critic, MLPCritic, TransformerCritic
-    from tql_lightning.nn.policy import FlowPolicy, ScaledPolicy
+    from tql_lightning.nn.policy import FlowPolicy
+    from tql_lightning.nn.scaled_policy import ScaledPolicy
 
     chunk = metadata["action_chunk"]
     sizes = metadata["observation_dim"], chunk * metadata["action_dim"]

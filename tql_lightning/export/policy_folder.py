@@ -4,9 +4,9 @@ There is metadata.json, whose keys are `METADATA_KEYS`, and
 
 - format "onnx": policy.onnx (observations, noise -> actions) and policy_deterministic.onnx (observations -> actions,
   with zero noise inside), which any ONNX runtime can run; here onnxruntime does, and torch is not imported;
-- format "torch": policy.pt, the weights alone. The network is built by this package from the plain numbers under
-  ``architecture``. torch.export's own files are not used: reading them can fall back to pickle and evaluates
-  expressions, so a file of a stranger's could run code.
+- format "torch": policy.safetensors, the weights alone. This package builds the network from the plain numbers under
+  ``architecture``. No file is read with pickle. torch.export's own files are not used: reading them can fall back to
+  pickle, and evaluates expressions, so that a stranger's file could run code.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ FORMAT_VERSION = 1
 MOST_METADATA_BYTES = 4 << 20
 MOST_DIMENSIONS = 8  # of the noise of one observation
 LARGEST = 1 << 24  # of sizes, of the numbers of one noise, and of bounds
-FILES = {"onnx": ("policy.onnx", "policy_deterministic.onnx"), "torch": ("policy.pt",)}
+FILES = {"onnx": ("policy.onnx", "policy_deterministic.onnx"), "torch": ("policy.safetensors",)}
 METADATA_KEYS = {
     "format_version": "of this layout",
     "format": "onnx or torch",
     "files": "SHA-256 of every other file, by name",
-    "extraction": "how actions are chosen",
+    "extraction": "how actions are chosen, or null where the algorithm has one way",
     "observation_dim": "n_s; observations are float32, flat, as the dataset has them",
     "action_dim": "n_a, of one step of the environment",
     "action_chunk": "h, steps that one decision is made of; the files give its h * n_a numbers step after step",
