@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import traceback
 from argparse import ArgumentError
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -35,6 +36,7 @@ from tql_lightning.run.superseded import take_back
 from tql_lightning.training.out_of_memory import explained_memory
 from tql_lightning.training.resuming import newest_whole, refuse_changes, refuse_foreign_checkpoint
 from tql_lightning.training.trainer_checks import refuse_launch
+from tql_lightning.trust.text import FileError
 
 DESCRIPTION = "Transformer Q-Learning: offline reinforcement learning with a transformer critic"
 SUMMARIES = {
@@ -43,7 +45,14 @@ SUMMARIES = {
     "test": "Computes the losses of a checkpoint on held-out transitions and plays evaluation episodes.",
 }
 
-NOT_ITS_WEIGHTS = "Error(s) in loading state_dict"  # how torch begins to tell that names or shapes differ
+UNFIT = (
+    ValueError,
+    RuntimeError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+)  # raised where a checkpoint does not fit
 BEFORE_DEFAULTS = "The settings of conf/tql.yaml come before the defaults told here; --print_config shows all."
 
 
@@ -181,7 +190,7 @@ class TQLCLI(LightningCLI):
 
         Raises:
             RunLockedError: another run is using the folder.
-            CheckpointError: the checkpoint's weights are not the model's.
+            CheckpointError: the checkpoint's weights or states are not this run's.
             TooLittleMemoryError: memory did not suffice.
             KeyboardInterrupt: Ctrl-C, where nothing is trained or a second time.
             SystemExit: SIGTERM where nothing is trained, with 143.
@@ -195,12 +204,12 @@ class TQLCLI(LightningCLI):
         try:
             with memory, only_run_in(Path(folder)) if alone else nullcontext():
                 super()._run_subcommand(subcommand)
-        except RuntimeError as error:
-            if not str(error).startswith(NOT_ITS_WEIGHTS):
+        except UNFIT as error:
+            if isinstance(error, FileError) or not raised_while_restoring(error):
                 raise
             path = self._get(self.config, "ckpt_path")
-            reason = " ".join(str(error).split())[:LONGEST_REASON]
-            raise CheckpointError(f"checkpoint {path}: does not fit the model ({reason})") from error
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:LONGEST_REASON]}"
+            raise CheckpointError(f"checkpoint {path}: does not fit this run ({reason})") from error
         except SystemExit as error:  # Lightning's, whose code tells a signal from neither success nor failure
             if isinstance(error.__context__, KeyboardInterrupt):
                 raise KeyboardInterrupt from None
@@ -292,6 +301,13 @@ class TQLCLI(LightningCLI):
             (folder / METRICS_FILE).replace(folder / METRICS_BEFORE_FILE)
         take_back(self.trainer, -1)
         return True
+
+
+def raised_while_restoring(error: BaseException) -> bool:
+    """Whether an error comes from Lightning's restoring of a checkpoint."""
+    return any(
+        frame.filename.endswith("checkpoint_connector.py") for frame in traceback.extract_tb(error.__traceback__)
+    )
 
 
 def _kind_of(callback: Callback) -> object:

@@ -45,7 +45,7 @@ def only_run_in(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         refuse_links(folder)
-        if path.exists() and path.stat().st_nlink > 1:
+        if path.exists() and (not path.is_file() or path.stat().st_nlink > 1):
             raise ValueError(f"{path}: expected a file of this run alone, found another file's name; remove it")
         lock.acquire()
     except Timeout:
