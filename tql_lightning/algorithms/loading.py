@@ -20,8 +20,10 @@ from tql_lightning.training.hyperparameters import ALGORITHM, INSTANTIATOR
 from tql_lightning.trust.building import building_no_more_than
 from tql_lightning.trust.class_paths import IMPORTABLE, check_class_paths
 from tql_lightning.trust.imports import import_if_allowed
+from tql_lightning.trust.text import shown
 
 LONGEST_REASON = 200  # characters of what a library says
+MOST_SHOWN = 5
 
 
 def load_checkpoint(path: Path | str, trusted: bool = False, plays: bool = True) -> tuple[Algorithm, dict[str, Any]]:
@@ -83,7 +85,7 @@ def algorithm_of(path: Path | str, raw: dict[str, Any], trusted: bool = False) -
     except ValueError as error:
         raise CheckpointError(f"checkpoint {path}: its algorithm cannot be loaded ({error})") from error
     if not (isinstance(found, type) and issubclass(found, Algorithm)):
-        raise CheckpointError(f"checkpoint {path}: expected an algorithm's class, found {named!r:.80}")
+        raise CheckpointError(f"checkpoint {path}: expected an algorithm's class, found {shown(named)}")
     return found
 
 
@@ -108,12 +110,15 @@ def check_contents(path: Path | str, raw: dict[str, Any], trusted: bool = False,
         raise CheckpointError(f"checkpoint {path}: does not fit its model (expected settings and weights by name)")
     kind = algorithm_of(path, raw, trusted)
     own = checked_settings(raw)
-    unknown = [str(name) for name in own if name not in signature(kind).parameters]
+    unknown = [shown(name) for name in own if name not in signature(kind).parameters]
     if unknown:
-        raise CheckpointError(f"checkpoint {path}: does not fit its model (unknown settings {', '.join(unknown)})")
+        more = f" and {len(unknown) - MOST_SHOWN} more" if len(unknown) > MOST_SHOWN else ""
+        raise CheckpointError(
+            f"checkpoint {path}: does not fit its model (unknown settings {', '.join(unknown[:MOST_SHOWN])}{more})"
+        )
     if settings.get("_instantiator", INSTANTIATOR) != INSTANTIATOR:
         raise CheckpointError(
-            f"checkpoint {path}: does not fit its model (to be made by {settings['_instantiator']!r:.80})"
+            f"checkpoint {path}: does not fit its model (to be made by {shown(settings['_instantiator'])})"
         )
     try:
         check_class_paths(own, kind, trusted)
@@ -124,12 +129,12 @@ def check_contents(path: Path | str, raw: dict[str, Any], trusted: bool = False,
     if strange:
         raise CheckpointError(
             f"checkpoint {path}: does not fit its model "
-            f"({strange[0]} is no tensor of real numbers, or claims more than it holds)"
+            f"({shown(strange[0])} is no tensor of real numbers, or claims more than it holds)"
         )
     broken = [name for name, each in weights.items() if not torch.isfinite(each).all()]
     if broken:
         raise CheckpointError(
-            f"checkpoint {path}: {len(broken)} of its weights hold NaN or infinite numbers, first {broken[0]}; "
+            f"checkpoint {path}: {len(broken)} of its weights hold NaN or infinite numbers, first {shown(broken[0])}; "
             "training diverged: use an earlier checkpoint"
         )
     return kind

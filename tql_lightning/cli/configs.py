@@ -15,6 +15,7 @@ from tql_lightning.data.named import kind_of
 from tql_lightning.data.sources.ogbench import load_ogbench, split_name
 from tql_lightning.data.transitions import DatasetError
 from tql_lightning.run.folder import CONFIG_FILE
+from tql_lightning.trust.text import FileError
 from tql_lightning.trust.yaml_text import read_yaml
 
 DEFAULTS = "tql"
@@ -24,7 +25,7 @@ FOLDER = "trainer.default_root_dir"
 WRITTEN_TO = frozenset({"dirpath", "save_dir"})  # settings of callbacks and loggers
 
 
-class ConfigError(ValueError):
+class ConfigError(FileError):
     """There is no such configuration, or it cannot be read."""
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from tql_lightning.trust.text import escaped
+
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
@@ -63,6 +65,7 @@ def short_message(error: BaseException) -> str | None:
     if len(lines) > MOST_LINES:
         lines = [*lines[: MOST_LINES // 2], "...", *lines[-MOST_LINES // 2 + 1 :]]
     lines[:1] = [f"tql: {lines[0] if lines else type(error).__name__}"]
+    lines = [escaped(line) for line in lines]
     return "\n".join([*lines, "(tql --help lists the commands; TQL_TRACEBACK=1 shows where this was raised)"])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import traceback
 from argparse import ArgumentError
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -19,7 +20,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
-from tql_lightning.algorithms.loading import check_contents, checked_settings
+from tql_lightning.algorithms.loading import LONGEST_REASON, check_contents, checked_settings
 from tql_lightning.cli.close_names import add_note, option_names
 from tql_lightning.cli.commands import COMMANDS, GROUPS
 from tql_lightning.cli.model import ModelParser, chosen_model, without_model
@@ -28,13 +29,14 @@ from tql_lightning.cli.saved_config import SaveFitConfig
 from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.data.sampler import rows_per_process
 from tql_lightning.data.transitions import TransitionDataset
-from tql_lightning.run.checkpoint_io import LAST, SUFFIX, WholeCheckpointIO, base_io, read_checkpoint
+from tql_lightning.run.checkpoint_io import LAST, SUFFIX, CheckpointError, WholeCheckpointIO, base_io, read_checkpoint
 from tql_lightning.run.folder import CONFIG_FILE, METRICS_BEFORE_FILE, METRICS_FILE
 from tql_lightning.run.lock import only_run_in
 from tql_lightning.run.superseded import take_back
 from tql_lightning.training.out_of_memory import explained_memory
 from tql_lightning.training.resuming import newest_whole, refuse_changes, refuse_foreign_checkpoint
 from tql_lightning.training.trainer_checks import refuse_launch
+from tql_lightning.trust.text import FileError
 
 DESCRIPTION = "Transformer Q-Learning: offline reinforcement learning with a transformer critic"
 SUMMARIES = {
@@ -43,6 +45,14 @@ SUMMARIES = {
     "test": "Computes the losses of a checkpoint on held-out transitions and plays evaluation episodes.",
 }
 
+UNFIT = (
+    ValueError,
+    RuntimeError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+)  # raised where a checkpoint does not fit
 BEFORE_DEFAULTS = "The settings of conf/tql.yaml come before the defaults told here; --print_config shows all."
 
 
@@ -180,6 +190,7 @@ class TQLCLI(LightningCLI):
 
         Raises:
             RunLockedError: another run is using the folder.
+            CheckpointError: the checkpoint's weights or states are not this run's.
             TooLittleMemoryError: memory did not suffice.
             KeyboardInterrupt: Ctrl-C, where nothing is trained or a second time.
             SystemExit: SIGTERM where nothing is trained, with 143.
@@ -193,6 +204,12 @@ class TQLCLI(LightningCLI):
         try:
             with memory, only_run_in(Path(folder)) if alone else nullcontext():
                 super()._run_subcommand(subcommand)
+        except UNFIT as error:
+            if isinstance(error, FileError) or not raised_while_restoring(error):
+                raise
+            path = self._get(self.config, "ckpt_path")
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:LONGEST_REASON]}"
+            raise CheckpointError(f"checkpoint {path}: does not fit this run ({reason})") from error
         except SystemExit as error:  # Lightning's, whose code tells a signal from neither success nor failure
             if isinstance(error.__context__, KeyboardInterrupt):
                 raise KeyboardInterrupt from None
@@ -284,6 +301,13 @@ class TQLCLI(LightningCLI):
             (folder / METRICS_FILE).replace(folder / METRICS_BEFORE_FILE)
         take_back(self.trainer, -1)
         return True
+
+
+def raised_while_restoring(error: BaseException) -> bool:
+    """Whether an error comes from Lightning's restoring of a checkpoint."""
+    return any(
+        frame.filename.endswith("checkpoint_connector.py") for frame in traceback.extract_tb(error.__traceback__)
+    )
 
 
 def _kind_of(callback: Callback) -> object:

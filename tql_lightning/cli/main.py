@@ -24,6 +24,7 @@ from tql_lightning.cli.errors import exit_code_of, short_message
 from tql_lightning.cli.moved import moved_paths
 from tql_lightning.cli.parsers import command_parser
 from tql_lightning.system.full_disk import drop_unwritable_output, steady_output
+from tql_lightning.trust.output import plain_messages, plain_output
 
 NEEDLESS_ADVICE = (
     r"Using ModelCheckpoint with manual optimization",  # the state after an update is what we want
@@ -70,13 +71,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(", ".join(f"{name} {version(name)}" for name in ("tql-lightning", "lightning", "torch")))
             return 0
         if arguments and arguments[0] in COMMANDS:
-            run_command(arguments[0], arguments[1:])
+            with plain_messages(), plain_output():
+                run_command(arguments[0], arguments[1:])
             sys.stdout.flush()  # a reader that went away is noticed here at the latest
             return 0
         from tql_lightning.cli.lightning import TQLCLI
 
         sys.argv[1:] = resolve_configs(arguments, TQLCLI.subcommands())
-        with steady_output():
+        with plain_messages(), steady_output():
             return exit_code_of(TQLCLI(arguments).trainer)
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)

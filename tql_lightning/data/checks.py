@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tql_lightning.data.mapped import advise
+from tql_lightning.trust.text import FileError
 
 Array = NDArray[Any]
 Floats = NDArray[np.float32]
@@ -22,7 +23,7 @@ OUTSIDE = 1e-4  # of the scaled range: what rounding may put an action outside i
 Allocate = Callable[[str, tuple[int, ...]], Floats]
 
 
-class DatasetError(ValueError):
+class DatasetError(FileError):
     """A dataset cannot be used; the message names the field, what was expected, what was found, the remedy."""
 
 

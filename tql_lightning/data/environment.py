@@ -15,6 +15,7 @@ from tql_lightning.data.checks import DatasetError
 from tql_lightning.data.flatten import flat_space
 from tql_lightning.data.transitions import TransitionDataset
 from tql_lightning.trust.imports import TRUST, defines, import_if_allowed, may_import, registers_environments
+from tql_lightning.trust.text import shown
 
 if TYPE_CHECKING:
     import gymnasium
@@ -73,7 +74,7 @@ def _check_class(entry_point: object, of: type, importable: Sequence[str]) -> No
     if not isinstance(found, type) or not issubclass(found, of) or (of is not Wrapper and issubclass(found, Wrapper)):
         raise ValueError(
             f"env_id: expected module:Class of a gymnasium.{of.__name__} that a file may have made, found "
-            f"{entry_point!r:.80}; name the environment by its id, or if you trust the file, set "
+            f"{shown(entry_point)}; name the environment by its id, or if you trust the file, set "
             f"{TRUST}={module.partition('.')[0] or 'PACKAGE'}"
         )
 

@@ -23,6 +23,7 @@ from tql_lightning.evaluation.videos import film_episodes, require_video
 from tql_lightning.evaluation.watched_rollout import hang_error
 from tql_lightning.run.folder import update_name
 from tql_lightning.system.child_processes import end_with_parent, one_thread_in_new_processes, sigint_blocked
+from tql_lightning.trust.output import plain_messages
 
 NICENESS = 15  # leaves the cores to training
 START_SECONDS = 600.0  # least time that a process is given to start
@@ -188,7 +189,7 @@ def _work(pipe: Connection, heartbeat: Any) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     os.nice(NICENESS)
     threading.Thread(target=end_with_parent, daemon=True).start()
-    with suppress(EOFError, OSError):
+    with plain_messages(), suppress(EOFError, OSError):
         while True:
             pipe.send(_outcome(pipe.recv(), heartbeat))
 

@@ -10,12 +10,13 @@ import numpy as np
 
 from tql_lightning.data.environment import environment_spec
 from tql_lightning.data.flatten import flat_space, flatten
+from tql_lightning.trust.text import FileError
 
 if TYPE_CHECKING:
     import gymnasium
 
 
-class EnvError(ValueError):
+class EnvError(FileError):
     """An environment cannot be made, fails or does not fit; the message gives the reason."""
 
 

@@ -17,6 +17,7 @@ from tql_lightning.evaluation.envs import EnvError, make_env
 from tql_lightning.evaluation.rollout import rollout
 from tql_lightning.nn.policy import Actor
 from tql_lightning.system.files import require_writable
+from tql_lightning.trust.text import FileError
 
 RENDERERS = ("egl", "osmesa")
 FRAMES_PER_SECOND = 20  # if the environment gives no rate
@@ -27,7 +28,7 @@ REMEDY = (  # in lines, since the command line cuts long ones
 )
 
 
-class VideoError(ValueError):
+class VideoError(FileError):
     """Episodes cannot be filmed; the message says what to install."""
 
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from tql_lightning.export.observations import sample_observations
 from tql_lightning.export.policy import Policy
 from tql_lightning.nn.policy import Actor
+from tql_lightning.trust.text import FileError
 
 TOLERANCE = 1e-5  # of an action, per unit of the largest bound where that is above 1
 BATCH_SIZES = (1, 256)
@@ -24,7 +25,7 @@ OBSERVATIONS = 1_000
 ROWS_AT_ONCE = 256  # of the checkpoint's networks: what they compute for more does not fit into a core's cache
 
 
-class ExportError(ValueError):
+class ExportError(FileError):
     """A policy cannot be exported, or what was written does not act as the checkpoint; the message says why."""
 
 

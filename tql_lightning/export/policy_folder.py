@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from tql_lightning.trust.text import shown
+from tql_lightning.trust.text import FileError, shown
 
 ExportFormat = Literal["onnx", "torch"]
 
@@ -48,7 +48,7 @@ METADATA_KEYS = {
 }
 
 
-class PolicyError(ValueError):
+class PolicyError(FileError):
     """An exported policy cannot be used, or is used wrongly; the message says why."""
 
 

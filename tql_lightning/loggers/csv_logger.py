@@ -16,6 +16,7 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from tql_lightning.run.metrics_csv import update_of
 from tql_lightning.system.files import remove_leftovers, write_text_whole
 from tql_lightning.system.full_disk import unwritten
 
@@ -120,10 +121,10 @@ class MetricsFile(ExperimentWriter):
         """Removes rows of later updates; returns the metric names of the others by update."""
         kept: dict[int, set[str]] = {}
         if Path(self.metrics_file_path).is_file():
-            rows = [row for row in self._rows() if int(float(row["step"])) <= update]
+            rows = [row for row in self._rows() if update_of(row) <= update]
             self._write_whole(self.metrics_keys, rows)
             for row in rows:
-                kept.setdefault(int(float(row["step"])), set()).update(name for name, value in row.items() if value)
+                kept.setdefault(update_of(row), set()).update(name for name, value in row.items() if value)
         return kept
 
     def _check_log_dir_exists(self) -> None:
@@ -134,8 +135,8 @@ class MetricsFile(ExperimentWriter):
             return
         content = file.read_bytes()
         if not content.endswith(b"\n"):
-            write_text_whole(file, content[: content.rfind(b"\n") + 1].decode())
-        with file.open(newline="") as lines:
+            write_text_whole(file, content[: content.rfind(b"\n") + 1].decode(errors="replace"))
+        with file.open(newline="", errors="replace") as lines:
             self.metrics_keys = next(csv.reader(lines), [])
         if not self.metrics_keys:
             file.unlink()
@@ -145,8 +146,24 @@ class MetricsFile(ExperimentWriter):
         self._write_whole(fieldnames, self._rows())
 
     def _rows(self) -> list[dict[str, str]]:
-        with Path(self.metrics_file_path).open(newline="") as lines:
-            return list(csv.DictReader(lines))
+        """All rows.
+
+        Raises:
+            ValueError: the file is not one that this logger wrote.
+        """
+        try:
+            with Path(self.metrics_file_path).open(newline="") as lines:
+                rows = list(csv.DictReader(lines, strict=True))
+            for row in rows:
+                update_of(row)
+                if None in row or None in row.values():
+                    raise ValueError("a row of another length than the first")
+        except (ValueError, KeyError, TypeError, OverflowError, csv.Error) as error:
+            raise ValueError(
+                f"{self.metrics_file_path}: expected numbers by column and a column step, as tql fit writes, found "
+                f"{type(error).__name__}: {str(error)[:100]}; move it away to continue without earlier metrics"
+            ) from error
+        return rows
 
     def _write_whole(self, columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> None:
         text = io.StringIO(newline="")

@@ -15,8 +15,10 @@ import yaml
 from tql_lightning.run.folder import CONFIG_FILE, ENVIRONMENT_FILE, METRICS_FILE, evaluation_files
 from tql_lightning.run.metrics_csv import Series, read_metrics
 from tql_lightning.run.provenance import read_starts
+from tql_lightning.trust.text import FileError, shown
 from tql_lightning.trust.yaml_text import read_yaml
 
+MOST_DIGITS = 15  # of a number of updates
 DEEPEST = 3  # folders under a given one in which runs are looked for
 FOLDER_KEY = "trainer.default_root_dir"
 SEED_KEYS = ("seed_everything", "data.seed")
@@ -27,7 +29,7 @@ OBSERVERS = ("trainer.callbacks", "trainer.logger", "trainer.log_every_n_steps",
 CONTINUING = ("ckpt_path",)  # how a run was continued makes it no other method
 
 
-class ReportError(ValueError):
+class ReportError(FileError):
     """There is nothing to report on, or a run's files are damaged; the message names the file."""
 
 
@@ -63,14 +65,12 @@ class Run:
     @property
     def planned(self) -> int | None:
         """Updates that it was to make, or None."""
-        steps = self.config.get("trainer.max_steps", "")
-        return int(steps) if steps.isdecimal() else None
+        return _whole_number(self.config.get("trainer.max_steps", ""))
 
     @property
     def is_short(self) -> bool:
         """Whether it has not come to where its last metrics are logged."""
-        interval = self.config.get("trainer.log_every_n_steps", "")
-        unlogged = max(int(interval), 1) if interval.isdecimal() else 1
+        unlogged = max(_whole_number(self.config.get("trainer.log_every_n_steps", "")) or 1, 1)
         return self.planned is not None and self.planned - self.updates >= unlogged
 
     @property
@@ -86,6 +86,11 @@ class Run:
             return str(evaluation["env_id"])
         values = [value for key, value in self.config.items() if key.startswith(f"{DATASET_PREFIX}.init_args")]
         return Path(values[0]).stem if values else self.config.get(f"{DATASET_PREFIX}.class_path", "one task")
+
+
+def _whole_number(text: str) -> int | None:
+    """The number that a setting is; None where it is another kind, or of more digits than updates have."""
+    return int(text) if text.isdecimal() and len(text) <= MOST_DIGITS else None
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
@@ -142,7 +147,8 @@ def _read_run(name: str, folder: Path) -> Run:
         series = read_metrics(metrics)
     except (ValueError, KeyError, TypeError, OSError, OverflowError, csv.Error) as error:
         raise ReportError(
-            f"report {metrics}: expected numbers by column and a column step, as tql fit writes, found {error!r}"
+            f"report {metrics}: expected numbers by column and a column step, as tql fit writes, found "
+            f"{type(error).__name__}: {shown(str(error))}"
         ) from error
     text, config = _read_config(folder / CONFIG_FILE)
     own_folder = config.pop(FOLDER_KEY, None)

@@ -23,15 +23,22 @@ from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 from tql_lightning.system.files import remove_leftovers, write_whole
 from tql_lightning.system.full_disk import unwritten
 from tql_lightning.trust.archive import blocks, is_intact, read_archive
+from tql_lightning.trust.text import FileError, shown
 from tql_lightning.trust.torch_file import check_torch_file
 
 SUFFIX = ".ckpt"
 LAST = f"last{SUFFIX}"
+MOST_UPDATES = 10**15
 PREVIOUS = f"previous{SUFFIX}"  # the checkpoint before the last
 
 _MARK = b"tql-sha256:"
 _COMMENT_LENGTH = len(_MARK) + 64
 _LENGTH_FIELD = 2  # bytes: the comment's length, which stands right before it
+_KINDS = {
+    **dict.fromkeys(("state_dict", "loops", "callbacks", "hyper_parameters"), dict),
+    **dict.fromkeys(("optimizer_states", "lr_schedulers"), list),
+    "pytorch-lightning_version": str,
+}
 _OLD_KEYS = ("hparams", "module_arguments", "hparams_type")  # Lightning merges them into the checked settings
 _UNREADABLE = (  # raised by torch.load for bytes that are no checkpoint
     *(pickle.UnpicklingError, zipfile.BadZipFile, struct.error, EOFError, OSError, RuntimeError, MemoryError),
@@ -39,7 +46,7 @@ _UNREADABLE = (  # raised by torch.load for bytes that are no checkpoint
 )
 
 
-class CheckpointError(ValueError):
+class CheckpointError(FileError):
     """A checkpoint cannot be used; the message says why."""
 
 
@@ -156,8 +163,24 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu", mmap: bool = Fa
         )
     if not isinstance(raw, dict) or not {"state_dict", "global_step"} <= raw.keys():
         raise CheckpointError(f"checkpoint {path}: expected one that tql fit wrote, found something else")
+    _check_progress(path, raw)
     _refuse_old_settings(path, raw)
     return raw
+
+
+def _check_progress(path: Path, raw: dict[str, Any]) -> None:
+    """Refuses numbers of updates that no run reaches, and parts of other types than Lightning's."""
+    for name in ("global_step", "validated_update", "epoch"):
+        value = raw.get(name, 0)
+        if type(value) is not int or not 0 <= value <= MOST_UPDATES:
+            raise CheckpointError(
+                f"checkpoint {path}: {name}: expected a whole number from 0 to {MOST_UPDATES:,}, found {shown(value)}"
+            )
+    for name, kind in _KINDS.items():
+        if name in raw and not isinstance(raw[name], kind):
+            raise CheckpointError(
+                f"checkpoint {path}: {name}: expected a {kind.__name__}, found {type(raw[name]).__name__}"
+            )
 
 
 def _refuse_old_settings(path: Path, raw: dict[str, Any]) -> None:

@@ -15,11 +15,12 @@ from filelock import FileLock, Timeout
 
 from tql_lightning.run.folder import LOCK_FILE
 from tql_lightning.run.links import refuse_links
+from tql_lightning.trust.text import FileError
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # the file system has none
 
 
-class RunLockedError(ValueError):
+class RunLockedError(FileError):
     """Another run is using the folder; the message names its process."""
 
 
@@ -44,7 +45,7 @@ def only_run_in(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         refuse_links(folder)
-        if path.exists() and path.stat().st_nlink > 1:
+        if path.exists() and (not path.is_file() or path.stat().st_nlink > 1):
             raise ValueError(f"{path}: expected a file of this run alone, found another file's name; remove it")
         lock.acquire()
     except Timeout:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, BinaryIO
 
+from tql_lightning.trust.text import FileError
+
 MOST_MEMBERS = 200_000  # storages of one file
 LONGEST_COMMENT = 100  # bytes: room for a checksum
 
@@ -29,7 +31,7 @@ _FLAGS = 0x0808  # names in UTF-8; sizes after the content
 _NAME = re.compile(r"[^/\\\x00-\x1f\x7f]+/(data\.pkl|version|byteorder|\.[a-z_]+(/[a-z_]+)?|data/\d+)")
 
 
-class ArchiveError(ValueError):
+class ArchiveError(FileError):
     """A file is no archive as ``torch.save`` writes it; the message says why."""
 
 

@@ -11,6 +11,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from torch import nn
 
 from tql_lightning.trust.imports import can_be_imported, import_if_allowed
+from tql_lightning.trust.text import shown
 
 IMPORTABLE = ("tql_lightning", "torch.nn")
 MOST_PARTS = 1_000  # values of all settings together; a model of ours has about a hundred
@@ -43,7 +44,7 @@ def check_class_paths(settings: Mapping[str, Any], of: type, trusted: bool = Fal
         expected = _made_by(hints.get(name))
         if expected is not None and value is not None:
             if not isinstance(value, Mapping) or not isinstance(value.get("class_path"), str):
-                raise ValueError(f"{name}: expected a class path with its arguments, found {value!r:.80}")
+                raise ValueError(f"{name}: expected a class path with its arguments, found {shown(value)}")
             _check_class(name, value["class_path"], (expected,), trusted)
         _check_parts(name, value, trusted)
         if not trusted:
@@ -99,13 +100,13 @@ def _check_strings(name: str, value: Any, hint: Any) -> None:
     """
     if isinstance(value, str):
         if _YAML_STRUCTURE.search(value) or not value.isprintable():
-            raise ValueError(f"{name}: expected plain text, found {value!r:.80}")
+            raise ValueError(f"{name}: expected plain text, found {shown(value)}")
         if _takes_part(hint):
-            raise ValueError(f"{name}: expected a class path with its arguments, found {value!r:.80}")
+            raise ValueError(f"{name}: expected a class path with its arguments, found {shown(value)}")
     elif isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str) or key.startswith("__"):  # jsonargparse keeps notes of its own under such names
-                raise ValueError(f"{name}: expected settings by name, found {key!r:.80}")
+                raise ValueError(f"{name}: expected settings by name, found {shown(key)}")
         if "class_path" in value and not (value.keys() <= {"class_path", "init_args"} and _is_part(value)):
             raise ValueError(f"{name}: expected class_path and init_args alone, found more, or other types")
         hints = _parameter_hints(value["class_path"]) if "class_path" in value else {}

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from tql_lightning.trust.text import FileError
 
-class TorchFileError(ValueError):
+
+class TorchFileError(FileError):
     """A file claims more than it holds, or holds what ``torch.save`` does not write; the message says why."""
 
 

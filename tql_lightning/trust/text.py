@@ -5,6 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 SHORT = 80  # characters
+LONGEST_MESSAGE = 4_000
+
+
+class FileError(ValueError):
+    """Something is wrong with a file; the message may quote it, and is fit to be printed.
+
+    Args:
+        message: for the user; control sequences in it are shown as text, and what is too long is cut off.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        short = message if len(message) <= LONGEST_MESSAGE else f"{message[:LONGEST_MESSAGE]}..."
+        super().__init__(escaped(short, keep="\n"))
 
 
 def shown(value: Any, limit: int = SHORT) -> str:
@@ -23,16 +36,15 @@ def shown(value: Any, limit: int = SHORT) -> str:
     return type(value).__name__
 
 
-def escaped(text: str, lines: bool = False) -> str:
+def escaped(text: str, keep: str = "") -> str:
     r"""Text with every character that is not printed as itself in Python's notation, such as \x1b for escape.
 
     Args:
         text: of unknown origin.
-        lines: whether line breaks stay.
+        keep: characters that stay as they are, such as line breaks.
     """
     if text.isprintable():
         return text
-    keep = "\n" if lines else ""
     return "".join(each if each.isprintable() or each in keep else _escape(each) for each in text)
 
 
