@@ -11,7 +11,6 @@ from tql_lightning.cli.parsers import Command
 from tql_lightning.export.policy_folder import ExportFormat
 from tql_lightning.nn.extraction import Extraction, PlayedExtraction
 
-CertifiedOutput = Literal["action", "q"]
 COLUMNS = ("return", "success_rate", "normalized_score", "length")  # of the table that `evaluate` prints
 
 
@@ -231,7 +230,7 @@ def certify(
     sigma: list[float] | None = None,
     epsilon: list[float] | None = None,
     states: int = 20,
-    output: CertifiedOutput = "action",
+    output: Literal["action", "q"] = "action",
     extraction: Extraction | None = None,
     data: str | None = None,
     samples: int = 5_000,
