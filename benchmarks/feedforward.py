@@ -6,8 +6,8 @@
 ``layer``   forward and backward pass of one feed-forward layer over the same tokens
 
 Structured layers stand in both blocks, unless a name ends in "after the first": as published, the first block then
-keeps its dense layer. The critic's last block computes its feed-forward layer for the [VALUE] token alone, so that with two
-blocks the published placement leaves nearly all of the layers' work dense.
+keeps its dense layer. The critic's last block computes its feed-forward layer for the [VALUE] token alone, so that with
+two blocks the published placement leaves nearly all of the layers' work dense.
 """
 
 from __future__ import annotations

@@ -337,7 +337,7 @@ def test_the_target_critic_follows_the_singular_vectors() -> None:
     model.critic(torch.randn(4, 3), torch.randn(4, 1))
     name = "transformer.blocks.0.attention.qkv.parametrizations.weight.0.left"
     assert not torch.equal(model.critic.get_buffer(name), model.target_critic.get_buffer(name))
-    model.move_target()
+    model.before_step({})
     assert torch.equal(model.critic.get_buffer(name), model.target_critic.get_buffer(name))
 
 

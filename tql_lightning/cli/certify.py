@@ -19,7 +19,6 @@ from tql_lightning.evaluation.smoothing import Function, Smoothing
 from tql_lightning.export.observations import sample_observations
 from tql_lightning.export.policy import Policy
 from tql_lightning.export.policy_folder import METADATA_FILE
-from tql_lightning.nn.extraction import Extraction
 from tql_lightning.run.checkpoint_io import LAST
 
 CertifiedOutput = Literal["action", "q"]
@@ -66,7 +65,7 @@ def certify_target(
     epsilons: Sequence[float],
     num_states: int,
     output: CertifiedOutput,
-    extraction: Extraction | None,
+    extraction: str | None,
     data: str | None,
     seed: int,
 ) -> tuple[Target, list[CertificateRow]]:
@@ -94,12 +93,12 @@ def certify_target(
 
 
 def _checkpoint_target(
-    path: Path, num_states: int, output: CertifiedOutput, extraction: Extraction | None, data: str | None, seed: int
+    path: Path, num_states: int, output: CertifiedOutput, extraction: str | None, data: str | None, seed: int
 ) -> Target:
     checkpoint = path / "checkpoints" / LAST if path.is_dir() else path
     model, raw = load_checkpoint(checkpoint, plays=False)
     if data is None:
-        observations, source = sample_observations(checkpoint, raw, num_states, model.observation_dim)
+        observations, source = sample_observations(raw, num_states, model.observation_dim)
         states = torch.from_numpy(observations)
     else:
         states, source = _states_of(data, num_states, model.observation_dim, seed)
@@ -107,17 +106,22 @@ def _checkpoint_target(
     chosen = f"{checkpoint} after {int(raw['global_step']):,} updates, {extraction or model.extraction}, noise at 0"
     if output == "action":
         return Target(f"action of {chosen}", [policy] * num_states, states, source)
+    critic: Any = getattr(model, "critic", None)
+    if critic is None:
+        raise ValueError(
+            f"output: expected action, found q, and {type(model).__name__} has no critic; certify its action"
+        )
     with torch.inference_mode():
         actions = policy(states)
 
     def values_of(action: Tensor) -> Function:
-        return lambda inputs: model.critic(inputs, action.expand(len(inputs), -1)).values.float()
+        return lambda inputs: critic(inputs, action.expand(len(inputs), -1)).values.float()
 
     return Target(f"Q of the action of {chosen}", [values_of(action) for action in actions], states, source)
 
 
 def _exported_target(
-    path: Path, num_states: int, output: CertifiedOutput, extraction: Extraction | None, data: str | None, seed: int
+    path: Path, num_states: int, output: CertifiedOutput, extraction: str | None, data: str | None, seed: int
 ) -> Target:
     if output == "q":
         raise CertifyError("output: an exported policy has no values, found q; give a run or a checkpoint")

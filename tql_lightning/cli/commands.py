@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from tql_lightning.cli.parsers import Command
 from tql_lightning.export.policy_folder import ExportFormat
-from tql_lightning.nn.extraction import Extraction, PlayedExtraction
 
 COLUMNS = ("return", "success_rate", "normalized_score", "length")  # of the table that `evaluate` prints
 
@@ -109,7 +108,7 @@ def evaluate(
     checkpoints: list[str],
     episodes: int = 50,
     seed: int = 0,
-    extraction: PlayedExtraction | None = None,
+    extraction: str | None = None,
     sigma: float | None = None,
     smoothing_samples: int = 4_000,
     env: str | None = None,
@@ -125,8 +124,9 @@ def evaluate(
         checkpoints: .ckpt files, one or more.
         episodes: how many to play with each.
         seed: of the episodes and their noise, the same for every checkpoint.
-        extraction: "fql", "implicit" or "behaviour_flow"; default: the model's own. "smoothed" acts by the centre
-            of the model's own actions under noise on the observation (docs/robustness.md).
+        extraction: how the model chooses actions, where it knows several ways (TQL: "fql", "implicit" or
+            "behaviour_flow"); default: the model's own. "smoothed" acts by the centre of the model's own actions under
+            noise on the observation (docs/robustness.md).
         sigma: of "smoothed": standard deviation of that noise, in the units of the observations.
         smoothing_samples: of "smoothed": noisy observations of a decision.
         env: Gymnasium id of the environment; default: the one that the dataset named.
@@ -183,7 +183,8 @@ def evaluate(
 def table(entry: Mapping[str, Any]) -> str:
     """What was played with a checkpoint, then mean, standard error and interval of each figure."""
     plural = "s" if entry["episodes"] > 1 else ""
-    what = f"{entry['env_id']}, {entry['episodes']} episode{plural}, seed {entry['seed']}, {entry['extraction']}"
+    what = f"{entry['env_id']}, {entry['episodes']} episode{plural}, seed {entry['seed']}"
+    what += f", {entry['extraction']}" if entry["extraction"] else ""
     lines = [
         f"{entry['checkpoint']} after {entry['updates']:,} updates: {what}",
         f"  {'':18}{'mean':>12}{'stderr':>12}{'95 % interval':>26}",
@@ -201,7 +202,8 @@ def export(
     checkpoint: str,
     format: ExportFormat = "onnx",  # noqa: A002  (the option's name)
     output: str = "exported",
-    extraction: Extraction | None = None,
+    extraction: str | None = None,
+    data: str | None = None,
 ) -> None:
     """Writes a checkpoint's policy for use without Lightning, compared with the checkpoint; see docs/export.md.
 
@@ -209,12 +211,15 @@ def export(
         checkpoint: a .ckpt file.
         output: folder to make; may not exist, or must be empty.
         format: "onnx" (for any ONNX runtime) or "torch" (weights for `tql_lightning.Policy`).
-        extraction: "fql", "implicit" or "behaviour_flow"; default: the model's own.
+        extraction: how the model chooses actions, where it knows several ways (TQL: "fql", "implicit" or
+            "behaviour_flow"); default: the model's own.
+        data: dataset, as of `tql data inspect`, at whose observations actions are compared; default: observations of
+            random actions in the checkpoint's environment.
     """
     from tql_lightning.export.comparison import BATCH_SIZES, TOLERANCE
     from tql_lightning.export.writer import export_checkpoint
 
-    exported = export_checkpoint(Path(checkpoint), Path(output), format, extraction)
+    exported = export_checkpoint(Path(checkpoint), Path(output), format, extraction, data)
     checked = exported.metadata["verification"]
     sizes = " and ".join(str(size) for size in BATCH_SIZES)
     print(f"wrote {exported.folder}: {', '.join(sorted(path.name for path in exported.folder.iterdir()))}")
@@ -231,7 +236,7 @@ def certify(
     epsilon: list[float] | None = None,
     states: int = 20,
     output: Literal["action", "q"] = "action",
-    extraction: Extraction | None = None,
+    extraction: str | None = None,
     data: str | None = None,
     samples: int = 5_000,
     certificate_samples: int = 10_000,

@@ -1,4 +1,4 @@
-"""A checkpoint's policy, evaluated: checkpoint -> policy -> rollout -> figures."""
+"""Evaluates a checkpoint: checkpoint -> policy -> rollout -> statistics."""
 
 from __future__ import annotations
 
@@ -7,23 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from tql_lightning.algorithms.loading import load_checkpoint
-from tql_lightning.algorithms.tql import TQL
 from tql_lightning.evaluation.envs import check_sizes
 from tql_lightning.evaluation.rollout import RolloutResult, rollout
 from tql_lightning.evaluation.smoothed_actor import smoothed_actor
-from tql_lightning.nn.extraction import PlayedExtraction
 from tql_lightning.nn.policy import Actor
 from tql_lightning.run.checkpoint_io import CheckpointError
 from tql_lightning.run.folder import evaluation_file
 from tql_lightning.system.files import write_text_whole
+from tql_lightning.training.algorithm import Algorithm
 
-NOT_IN_NAMES = ("/", ".", "..", "checkpoints")  # parts of a checkpoint's path that do not tell it from others
+NOT_IN_NAMES = ("/", ".", "..", "checkpoints")  # parts of a checkpoint's path that video names leave out
 
 
 def write_evaluation(
     folder: Path, update: int, env_id: str, seed: int, result: RolloutResult, summary: dict[str, float]
 ) -> None:
-    """Writes an evaluation of a run into its folder; see `run_folder`."""
+    """Writes an evaluation into the folder of its run; see `run.folder`."""
     record = {"update": update, "env_id": env_id, "seed": seed, "episodes": len(result.returns)}
     text = json.dumps(record | result.as_lists() | {"summary": summary}, indent=2)
     write_text_whole(evaluation_file(folder, update), text + "\n")
@@ -33,7 +32,7 @@ def evaluate_checkpoint(
     path: Path | str,
     episodes: int,
     seed: int,
-    extraction: PlayedExtraction | None = None,
+    extraction: str | None = None,
     env_id: str | None = None,
     num_envs: int = 10,
     parallel: bool = False,
@@ -44,20 +43,20 @@ def evaluate_checkpoint(
     """Plays episodes with a checkpoint's policy.
 
     Args:
-        path: the checkpoint.
-        episodes: how many.
-        seed: of episodes and noise.
-        extraction: how actions are chosen; None for the model's own setting, "smoothed" for the centre of its actions
-            under observation noise.
-        env_id: environment; None for the one the checkpoint's dataset named.
-        num_envs: environments that play at once.
-        parallel: a process for each environment.
-        video_folder: to film the first episodes into; None for no videos. `videos.require_video` comes first.
-        video_episodes: how many of them to film.
-        smoothing: for "smoothed", the noise's standard deviation and the samples of a decision; see `smoothed_actor`.
+        path: Path of the checkpoint.
+        episodes: Number of episodes.
+        seed: Seed of the episodes and the noise.
+        extraction: Name of the extraction; None for the model's setting, "smoothed" for the centre of its actions under
+            observation noise.
+        env_id: Environment; None for that of the checkpoint's dataset.
+        num_envs: Number of environments that play at once.
+        parallel: Whether each environment runs in its own process.
+        video_folder: Folder for videos of the first episodes; None for none. Call `videos.require_video` before.
+        video_episodes: Number of episodes to film.
+        smoothing: For "smoothed", the noise's standard deviation and the samples of a decision; see `smoothed_actor`.
 
     Returns:
-        Means, standard errors, intervals, every episode's figures, and what they were measured with; JSON types only.
+        Settings, means, standard errors, intervals and results per episode; JSON types only.
 
     Raises:
         CheckpointError: the checkpoint cannot be used, or names no environment.
@@ -94,7 +93,7 @@ def evaluate_checkpoint(
     }
 
 
-def _actor(model: TQL, extraction: PlayedExtraction | None, smoothing: tuple[float, int] | None) -> Actor:
+def _actor(model: Algorithm, extraction: str | None, smoothing: tuple[float, int] | None) -> Actor:
     if extraction != "smoothed":
         return model.actor(extraction)
     assert smoothing is not None
