@@ -1,11 +1,13 @@
 """Does attention collapse as the critic widens, and does entropy control hold it? Trains, measures, draws, tabulates.
 
     python benchmarks/collapse.py pendulum cube-single --output runs/collapse
+    python benchmarks/collapse.py pendulum --variants dense rational low_rank --controls none exp --seeds 0 1 2
     python benchmarks/collapse.py pendulum --widths 256 --set model.optimisation.learning_rate=1e-4 model.tau=0.01
 
 Each run is `tql fit` in a process of its own; a run that is complete is not trained again, so the command can be
 stopped and repeated, and repeated with more updates where the learning rate is constant. Other settings are another
-run. It writes ``collapse.md`` and one ``collapse_<dataset>.png`` per dataset, of all that its arguments name.
+run. It writes ``collapse.md`` and for each dataset ``collapse_<dataset>.png`` (for a variant
+``collapse_<dataset>_<variant>.png``), of all that its arguments name.
 """
 
 from __future__ import annotations
@@ -43,6 +45,22 @@ CONTROLS = {
     "sign": [f"--model.entropy_control={TEMPERATURE}", "--model.entropy_control.init_args.form=sign"],
 }
 
+BLOCK = "--model.critic.init_args.block"
+FEEDFORWARD = f"{BLOCK}.init_args.feedforward"
+VARIANTS = {  # what differs from the plain critic
+    "dense": [],
+    "rational": [
+        f"{BLOCK}=tql_lightning.nn.transformer.TransformerBlock",
+        f"{FEEDFORWARD}=tql_lightning.nn.rational.RationalFeedForward",
+    ],
+    "low_rank": [  # in both blocks: the last one computes its layer for [VALUE] alone
+        f"{BLOCK}=tql_lightning.nn.transformer.TransformerBlock",
+        f"{FEEDFORWARD}=tql_lightning.nn.structured_feedforward.StructuredFeedForward",
+        f"{FEEDFORWARD}.init_args.dense_blocks=0",
+    ],
+    "hl_gauss": ["--model.value_loss=tql_lightning.nn.value_loss.HLGauss"],
+}
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -75,7 +93,7 @@ PROBLEMS = {
 
 @dataclass(frozen=True)
 class Run:
-    """One critic: a width, a control and a seed on a dataset, and settings "key=value" beside the benchmark's own."""
+    """One critic: a width, a control, a seed and a variant on a dataset, and settings "key=value" of one's own."""
 
     problem: str
     width: int
@@ -84,11 +102,13 @@ class Run:
     updates: int
     output: Path
     settings: tuple[str, ...] = ()
+    variant: str = "dense"
 
     @property
     def folder(self) -> Path:
         """Where it trains; other settings are another place."""
-        name = f"width_{self.width}_{self.control}_seed_{self.seed}"
+        kind = "" if self.variant == "dense" else f"{self.variant}_"
+        name = f"{kind}width_{self.width}_{self.control}_seed_{self.seed}"
         if self.settings:
             name += f"_{hashlib.sha256(repr(self.settings).encode()).hexdigest()[:8]}"
         return self.output / self.problem / name
@@ -111,7 +131,8 @@ class Run:
         command += ["--config", str(HERE / "collapse.yaml"), f"--trainer.max_steps={self.updates}"]
         command += [f"--trainer.default_root_dir={self.folder}", f"--seed_everything={self.seed}"]
         command += ["--model.critic=tql_lightning.nn.critic.TransformerCritic"]
-        command += [f"--model.critic.init_args.hidden_dim={self.width}", *CONTROLS[self.control]]
+        command += [f"--model.critic.init_args.hidden_dim={self.width}", *VARIANTS[self.variant]]
+        command += CONTROLS[self.control]
         if self.control != "none":
             command += [f"--model.entropy_control.init_args.initial={problem.initial_temperature}"]
         command += [f"--data.batch_size={problem.batch_size}"]
@@ -147,7 +168,7 @@ def table_row(run: Run) -> str:
         target = f"train/target_entropy/{name}"
         entropies.append(f"{entropy:.2f}" + (f" ({entropy - tail(series, target):+.2f})" if target in series else ""))
     q = tail(series, "train/q_mean")
-    cells = [run.problem, run.width, run.control, run.seed, checkpoint["global_step"], *entropies]
+    cells = [run.problem, run.variant, run.width, run.control, run.seed, checkpoint["global_step"], *entropies]
     cells += [f"{slope:.3f}", f"{roughness:.3f}", f"{q:.1f}"]
     cells += [f"{figures['return']:.1f} +- {figures['return_stderr']:.1f}"]
     return "| " + " | ".join(map(str, cells)) + " |"
@@ -166,7 +187,7 @@ def tail(series: Series, name: str, share: float = 0.1) -> float:
     return sum(last) / len(last)
 
 
-def draw(problem: str, runs: Sequence[Run], path: Path) -> None:
+def draw(title: str, runs: Sequence[Run], path: Path) -> None:
     """Attention entropy against updates: a row per control, a column per layer and token group, a colour per width."""
     from matplotlib.figure import Figure
 
@@ -192,7 +213,7 @@ def draw(problem: str, runs: Sequence[Run], path: Path) -> None:
     handles, labels = axes[0, 0].get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
     axes[0, 0].legend(unique.values(), unique.keys(), fontsize=7)
-    figure.suptitle(f"{problem}: attention entropy; dashed: target")
+    figure.suptitle(f"{title}: attention entropy; dashed: target")
     figure.savefig(path, dpi=110)
 
 
@@ -202,6 +223,7 @@ def main() -> None:
     parser.add_argument("problems", nargs="+", choices=PROBLEMS)
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 128, 256])
     parser.add_argument("--controls", nargs="+", choices=CONTROLS, default=list(CONTROLS))
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["dense"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--updates", type=int, nargs="+", default=[3_000], help="of every run, or one for each control")
     parser.add_argument("--parallel", type=int, default=os.cpu_count() or 1, help="runs at once, one thread each")
@@ -212,8 +234,9 @@ def main() -> None:
         parser.error(f"--updates: expected one, or one for each of {len(arguments.controls)} controls")
     updates = arguments.updates * (len(arguments.controls) if len(arguments.updates) == 1 else 1)
     runs = [
-        Run(problem, width, control, seed, number, arguments.output, tuple(arguments.set))
+        Run(problem, width, control, seed, number, arguments.output, tuple(arguments.set), variant)
         for problem in arguments.problems
+        for variant in arguments.variants
         for width in arguments.widths
         for seed in arguments.seeds
         for control, number in zip(arguments.controls, updates, strict=True)
@@ -222,13 +245,26 @@ def main() -> None:
         for run, _ in zip(runs, pool.map(Run.train, runs), strict=True):
             print(f"trained {run.folder}", flush=True)
     series = read_metrics(runs[0].folder / METRICS_FILE)
-    heads = ["dataset", "width", "control", "seed", "updates", *entropy_names(series), "slope", "roughness", "Q"]
+    heads = [
+        "dataset",
+        "variant",
+        "width",
+        "control",
+        "seed",
+        "updates",
+        *entropy_names(series),
+        "slope",
+        "roughness",
+        "Q",
+    ]
     heads.append("evaluation return")
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads), *map(table_row, runs)]
     write_text_whole(arguments.output / "collapse.md", "\n".join(lines) + "\n")
     for problem in arguments.problems:
-        own = [run for run in runs if run.problem == problem]
-        draw(problem, own, arguments.output / f"collapse_{problem}.png")
+        for variant in arguments.variants:
+            own = [run for run in runs if (run.problem, run.variant) == (problem, variant)]
+            name = problem if variant == "dense" else f"{problem}_{variant}"
+            draw(name, own, arguments.output / f"collapse_{name}.png")
     print("\n".join(lines))
 
 

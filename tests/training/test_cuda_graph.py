@@ -22,9 +22,13 @@ from tql_lightning.algorithms.tql import TQL
 from tql_lightning.batch import at_update
 from tql_lightning.data.sampler import TransitionSampler
 from tql_lightning.data.windows import Span
-from tql_lightning.nn.critic import MLPCritic, TransformerCritic
+from tql_lightning.nn.critic import Critic, MLPCritic, TransformerCritic
+from tql_lightning.nn.rational import RationalFeedForward
 from tql_lightning.nn.sigma_reparam import SigmaReparam
+from tql_lightning.nn.structured import LowRankLinear, SelfGuide, guided_layers
+from tql_lightning.nn.structured_feedforward import StructuredFeedForward
 from tql_lightning.nn.temperature import AttentionTemperature, SingleTemperature, TargetSchedule
+from tql_lightning.nn.transformer import TransformerBlock
 from tql_lightning.nn.value_loss import HLGauss
 from tql_lightning.training import optimisation, trainer_checks, update
 from tql_lightning.training.cuda_graph import ReplayedAdamW, unchanged
@@ -199,6 +203,11 @@ class OnTheDevice(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def with_feedforward(feedforward: Callable[[int, int, float], torch.nn.Module]) -> Callable[[int, int], Critic]:
+    block = partial(TransformerBlock, feedforward=feedforward)
+    return partial(TransformerCritic, hidden_dim=16, head_dim=8, block=block)
+
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {"entropy_control": partial(AttentionTemperature, schedule=TargetSchedule(0.1, 10))},
     "sigma-Reparam, HL-Gauss": {
@@ -208,7 +217,22 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "entropy_control": SingleTemperature,
     },
     "MLP": {"critic": partial(MLPCritic, hidden_dims=(8,)), "normalize_q_loss": True},
+    "rational": {"critic": with_feedforward(RationalFeedForward)},
+    "guided low rank": {
+        "critic": with_feedforward(
+            partial(StructuredFeedForward, dense_blocks=0, linear=partial(LowRankLinear, guide=SelfGuide(5)))
+        )
+    },
 }
+
+
+@pytest.mark.usefixtures("recorders")
+def test_guides_of_replayed_layers_follow_their_schedule(tmp_path: Path) -> None:
+    plain, replayed = (toy_model(cuda_graphs=graphs, **VARIANTS["guided low rank"]) for graphs in (False, True))
+    fit(tmp_path, plain, updates=8)
+    fit(tmp_path, replayed, updates=8)
+    assert {int(layer.updates) for layer in guided_layers(replayed)} == {8}
+    assert_same(replayed, plain)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -112,11 +112,10 @@ class StructuredLinear(nn.Module, ABC):
         return output + self.bias.to(output.dtype)
 
     def advance(self, may_leave_out: bool) -> None:
-        """Counts an update; see `advance_guides`."""
-        if self.schedule is not None:
-            self.updates.add_(1)
-            self._updates_done += 1
-            self.guide_in_graph = self.guide_in_graph and not (may_leave_out and self.guide_is_over)
+        """Counts an update of a guided map; see `advance_guides`."""
+        self.updates.add_(1)
+        self._updates_done += 1
+        self.guide_in_graph = self.guide_in_graph and not (may_leave_out and self.guide_is_over)
 
     def merged(self) -> nn.Linear:
         """A dense layer that computes the same, detached."""
@@ -260,17 +259,21 @@ def spectral_factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return roots[:, None] * right[:rank], left[:, :rank] * roots
 
 
-def advance_guides(module: nn.Module, may_leave_out: bool = True) -> None:
-    """Counts an update in every self-guided map; call it once after each optimizer step, outside of CUDA graphs.
+def guided_layers(module: nn.Module) -> list[StructuredLinear]:
+    """The self-guided maps among all parts of a network or model."""
+    return [part for part in module.modules() if isinstance(part, StructuredLinear) and part.guide is not None]
+
+
+def advance_guides(layers: Sequence[StructuredLinear], may_leave_out: bool = True) -> None:
+    """Counts an update in self-guided maps; training calls it after each optimizer step, outside of CUDA graphs.
 
     Args:
-        module: network or model; all its parts are looked through.
-        may_leave_out: whether a pass may leave out a guide whose share has become 0, which saves its time and changes
-            the graph of the backward pass; false under DDP, where graphs must stay the same.
+        layers: Maps, from `guided_layers`.
+        may_leave_out: Whether a pass may leave out a guide whose share has become 0, which saves its time and changes
+            the graph of the backward pass; False under DDP, whose graph must stay the same.
     """
-    for part in module.modules():
-        if isinstance(part, StructuredLinear):
-            part.advance(may_leave_out)
+    for layer in layers:
+        layer.advance(may_leave_out)
 
 
 def merge_structured(network: Network) -> Network:

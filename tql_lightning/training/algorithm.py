@@ -25,6 +25,7 @@ from tql_lightning.training.chunks import (
 from tql_lightning.training.distributed import identity, over_processes, prefer_static_graph
 from tql_lightning.training.divergence import DivergenceWatch, broken_metrics, count_broken, diverged, require_sound
 from tql_lightning.training.execution import Execution
+from tql_lightning.training.guides import leave_out_finished_guides
 from tql_lightning.training.held_out import HeldOutMeans
 from tql_lightning.training.hyperparameters import ALGORITHM, class_path, loadable, require
 from tql_lightning.training.optimisation import NO_DECAY, Optimisation, ParameterGroup
@@ -377,6 +378,7 @@ class Algorithm(LightningModule, ABC):
         trainer = self._trainer  # None where a model is saved that never trained
         if trainer is not None and trainer.state.fn == TrainerFn.FITTING:
             require_sound(self, trainer, self._watch)
+            leave_out_finished_guides(checkpoint, self, trainer.optimizers)
         checkpoint[ALGORITHM] = class_path(type(self))
         checkpoint["hyper_parameters"] = loadable(checkpoint["hyper_parameters"])
         checkpoint["validated_update"] = self._validated

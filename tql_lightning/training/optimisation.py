@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from tql_lightning.nn.weight_decay import is_decaying_matrix
 from tql_lightning.training.cuda_graph import ReplayedAdamW
 from tql_lightning.training.hyperparameters import require
 from tql_lightning.training.sharding import whole
@@ -17,11 +19,6 @@ from tql_lightning.training.sharding import whole
 Schedule = Literal["warmup_cosine", "constant"]
 Decays = Callable[[str, nn.Parameter], bool]
 NO_DECAY = "_no_decay"  # end of the name of the part of a group that has no weight decay
-
-
-def matrices(_: str, parameter: nn.Parameter) -> bool:
-    """Weight decay for matrices only: not for biases, norms and other vectors."""
-    return parameter.ndim > 1
 
 
 def nothing(_: str, __: nn.Parameter) -> bool:
@@ -36,14 +33,21 @@ class ParameterGroup:
     Args:
         name: Name of the group, as in ``optimisation.learning_rates`` and ``train/learning_rate/NAME``.
         module: Network whose parameters the group holds; those that need no gradient are left out.
-        decays: Says by name and parameter whether it has weight decay.
+        decays: Says by name and parameter whether it has weight decay; None for `is_decaying_matrix`.
         clipped_with: Group whose gradient norm this one is a part of; None for its own.
     """
 
     name: str
     module: nn.Module
-    decays: Decays = matrices
+    decays: Decays | None = None
     clipped_with: str | None = None
+
+    def split(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """The trained parameters with weight decay, and those without."""
+        decays = self.decays or partial(is_decaying_matrix, self.module)
+        named = [(name, each) for name, each in self.module.named_parameters() if each.requires_grad]
+        decaying = [each for name, each in named if decays(name, each)]
+        return decaying, [each for name, each in named if not decays(name, each)]
 
     def parameters(self) -> list[nn.Parameter]:
         """The parameters that are trained."""
@@ -124,9 +128,7 @@ class Optimisation:
         """Groups as torch's optimizers take them: with peak learning rates, each split by weight decay."""
         split = []
         for group in groups:
-            named = [(name, each) for name, each in group.module.named_parameters() if each.requires_grad]
-            decaying = [each for name, each in named if group.decays(name, each)]
-            plain = [each for name, each in named if not group.decays(name, each)]
+            decaying, plain = group.split()
             plain_name = group.name + NO_DECAY if decaying else group.name
             for name, parameters, decay in ((group.name, decaying, self.weight_decay), (plain_name, plain, 0.0)):
                 if parameters:

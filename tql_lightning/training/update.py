@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cached_property, partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._functorch import config as aot_config
 
 from tql_lightning.batch import UpdateSpec
+from tql_lightning.nn.structured import advance_guides, guided_layers
 from tql_lightning.system.signals import SignalGuard
 from tql_lightning.training.cuda_graph import GraphedStep, ReplayedAdamW, new_recorder
 from tql_lightning.training.distributed import mean_over_processes
@@ -93,6 +94,7 @@ class UpdateRunner:
     def __init__(self, algorithm: Trainable) -> None:
         self.algorithm = algorithm
         self.groups = algorithm.parameter_groups()
+        self.guided = guided_layers(cast("nn.Module", algorithm))
         self.guard = SignalGuard()  # no signal handler runs between target networks and the optimizer's step
         self._graphed: GraphedStep | None = None
         self._measure, self._norms = False, dict[str, Tensor]()
@@ -115,6 +117,7 @@ class UpdateRunner:
         optimizer.optimizer.replay = partial(self._graphed, (*batch, *noise, *inputs.values()))
         with self.guard:
             losses: Losses = optimizer.step()
+            self._advance_guides()
         losses = losses if with_metrics else Losses(losses.total, {}, losses.diagnostics)
         return losses.copied() if kept else losses
 
@@ -134,7 +137,13 @@ class UpdateRunner:
                 self.clip()
             optimizer.step()
             self.algorithm.after_step(inputs)
+            if not self.algorithm.execution.cuda_graphs:  # else after each replay
+                self._advance_guides()
         return losses.detached(self._norms if with_metrics else {})
+
+    def _advance_guides(self) -> None:
+        """Counts the update in self-guided layers; several processes must keep the graph that they began with."""
+        advance_guides(self.guided, may_leave_out=not torch.distributed.is_initialized())
 
     def record(self, optimizer: ReplayedAdamW, input_names: list[str]) -> GraphedStep:
         """The step as a CUDA graph, a function of the fields of batch, noise and inputs, one after the other."""
