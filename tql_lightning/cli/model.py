@@ -21,7 +21,8 @@ from omegaconf import OmegaConf
 from tql_lightning.algorithms.tql import TQL
 from tql_lightning.cli.configs import DEFAULTS, ConfigError, config_files, holds, packaged_configs
 from tql_lightning.cli.moved import moved_paths
-from tql_lightning.training.algorithm import UpdateLoop
+from tql_lightning.training.algorithm import Algorithm
+from tql_lightning.trust.class_paths import check_class_paths
 from tql_lightning.trust.yaml_text import read_yaml
 
 FLAG = "--model"
@@ -81,7 +82,7 @@ def import_model(path: str, place: str) -> type[LightningModule]:
             f"{error.name}{remedy}"
         ) from error
     found = getattr(module, attribute, None)
-    if not (isinstance(found, type) and issubclass(found, UpdateLoop)):
+    if not (isinstance(found, type) and issubclass(found, Algorithm)):
         what = "nothing of that name" if found is None else "something else"
         close = difflib.get_close_matches(attribute, list(_algorithms(module)), n=2, cutoff=0.5)
         remedy = f"did you mean {' or '.join(f'{name}.{each}' for each in close)}?" if close else "define it there"
@@ -163,14 +164,28 @@ class ModelParser(LightningArgumentParser):
         if not isinstance(flat, dict) or (path is None and (self.model is TQL or not packaged)):
             return content
         written_for = TQL if path is None else import_model(path, f"{self._file}: model.class_path")
-        foreign = sorted(_settings_of(written_for) & flat.keys() - self.model_settings)
+        foreign = sorted(
+            name for name in _settings_of(written_for) & flat.keys() if not self._takes(name, flat[name], written_for)
+        )
         if foreign and self._file != str(packaged_configs()[DEFAULTS]):
             rank_zero_warn(
                 f"--config {self._file}: left out {', '.join(f'model.{name}' for name in foreign)}: settings of "
-                f"{written_for.__name__} that {self.model.__name__} does not have"
+                f"{written_for.__name__} that {self.model.__name__} does not take"
             )
         flat = {name: value for name, value in flat.items() if name not in foreign}
         return yaml.safe_dump(settings | {"model": flat}, sort_keys=False)
+
+    def _takes(self, name: str, value: Any, written_for: type) -> bool:
+        """Whether this class has a setting of another class, and takes its part where it is one."""
+        if name not in self.model_settings:
+            return False
+        if self.model is written_for:
+            return True  # what is wrong with it, the parser tells better
+        try:
+            check_class_paths({name: value}, self.model)
+        except ValueError:
+            return False
+        return True
 
     def _refuse_linked(self, settings: dict[str, Any]) -> None:
         keys = {f"model.{name}": "leave it out, the dataset has it" for name in FROM_DATASET & self.model_settings}
