@@ -27,7 +27,7 @@ from tql_lightning.trust.yaml_text import read_yaml
 
 FLAG = "--model"
 CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
-FROM_DATASET = frozenset({"observation_dim", "action_dim", "reward_range", "final_reward_range"})
+FROM_DATASET = frozenset({"observation_dim", "action_dim", "reward_range", "final_reward_range", "action_range"})
 
 
 class ModelError(ValueError):
@@ -88,7 +88,7 @@ def import_model(path: str, place: str) -> type[LightningModule]:
         remedy = f"did you mean {' or '.join(f'{name}.{each}' for each in close)}?" if close else "define it there"
         raise ModelError(f"{place}: expected a subclass of Algorithm at {path}, found {what}; {remedy}")
     if inspect.isabstract(found):
-        missing = ", ".join(sorted(found.__abstractmethods__))
+        missing = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
         raise ModelError(f"{place}: {path} lacks what every algorithm defines; add {missing}")
     return found
 
