@@ -23,18 +23,23 @@ import torch
 
 from benchmarks.harness import Comparison, alternate, clock, machine, parser, prepare, show
 from tql_lightning.algorithms.bc import BC
+from tql_lightning.algorithms.floq import Floq
 from tql_lightning.algorithms.ifql import IFQL
 from tql_lightning.algorithms.iql import IQL
+from tql_lightning.algorithms.q_transformer import QTransformer
 from tql_lightning.algorithms.qc import QC
 from tql_lightning.algorithms.rebrac import ReBRAC
 from tql_lightning.algorithms.tql import TQL
+from tql_lightning.nn.categorical import CategoricalProjection
 from tql_lightning.nn.critic import MLPCritic
+from tql_lightning.nn.perceiver import PerceiverCritic
 from tql_lightning.nn.policy import FlowPolicy
 from tql_lightning.training.algorithm import Algorithm
 from tql_lightning.training.optimisation import Optimisation
 
 CHUNK = 5  # of Q-chunking's
 PLAIN_POLICY = partial(FlowPolicy, layer_norm=False)
+REWARDS = {"reward_range": (-2.0, 0.0)}  # of methods that scale or bin returns
 METHODS: dict[str, Callable[[int, int], Algorithm]] = {
     "TQL": TQL,
     "BC": BC,
@@ -46,6 +51,16 @@ METHODS: dict[str, Callable[[int, int], Algorithm]] = {
     "QC-FQL": lambda observations, actions: QC(
         observations, CHUNK * actions, policy=PLAIN_POLICY, extraction="fql", action_chunk=CHUNK
     ),
+    "floq": partial(Floq, **REWARDS),
+    "PAC": partial(
+        TQL,
+        critic=PerceiverCritic,
+        value_loss=CategoricalProjection,
+        policy=PLAIN_POLICY,
+        entropy_control=None,
+        **REWARDS,
+    ),
+    "Q-Transformer": partial(QTransformer, **REWARDS),
 }
 RELEASED = {"FQL": "fql", "IQL": "iql", "IFQL": "ifql", "ReBRAC": "rebrac"}  # -> modules of the release's agents
 
@@ -93,6 +108,9 @@ def random_batch(model: Algorithm, size: int, device: torch.device) -> Any:
         "next_actions": normal(size, model.action_dim).tanh(),
         "next_action_known": ones,
         "valid": torch.ones(size, model.action_chunk, device=device),
+        "terminals": 1.0 - ones,
+        "monte_carlo_returns": -ones,
+        "monte_carlo_remainders": ones,
     }
     return model.Batch(**{name: fields[name] for name in model.Batch._fields})
 

@@ -52,12 +52,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "method_case" in metafunc.fixturenames:
         folder = metafunc.config.getoption("--golden")
-        cases = sorted(path.parent for path in folder.rglob("core.npz") if method_of(path.parent) is not None)
+        from tests.golden_methods import METHODS
+
+        cases = sorted(path.parent for path in folder.rglob("core.npz") if method_of(path.parent) in METHODS)
         names = [str(case.relative_to(folder)) for case in cases]
         metafunc.parametrize("method_case", cases, ids=names, scope="session")
     if "golden_case" in metafunc.fixturenames:
         folder: Path = metafunc.config.getoption("--golden")
-        cases = sorted(path.parent for path in folder.glob("*/core.npz"))
+        cases = sorted(path.parent for path in folder.glob("*/core.npz") if method_of(path.parent) is None)
         if not cases:
             raise pytest.UsageError(f"--golden: expected folders with a core.npz in {folder}, found none")
         metafunc.parametrize("golden_case", cases, ids=[case.name for case in cases], scope="session")

@@ -47,11 +47,11 @@ def without_parts(arrays: dict[str, Any]) -> dict[str, Any]:
 
 def test_every_intermediate_of_update_0_equals_the_release(case: MethodCase) -> None:
     batch, noise = case.recorded(0)
-    model = case.fresh()
+    model = case.after(0)
     with torch.no_grad():
         ours = case.method.forward(model, batch, noise, model.inputs(0))
     release = without_parts(case.of_update(0))
-    assert ours.keys() == release.keys() - {"total_loss"}
+    assert ours.keys() == release.keys() - {case.method.total, "grad_global_norm"}
     for name, array in ours.items():
         case.compare("update 0, forward", name, array, release[name], UPDATE_0)
 
@@ -64,12 +64,12 @@ def test_losses_and_metrics_of_every_update_equal_the_release(case: MethodCase) 
         scales = case.method.scales(arrays)
         logged = {name.removeprefix("info/"): array for name, array in arrays.items() if name.startswith("info/")}
         for name, release in logged.items():
-            if not name.startswith("grad/"):
+            if not name.startswith(("grad/", "lr")):
                 ours = case.record.metrics[update][metrics[name]] if name in metrics else constants[name]
                 case.compare(kind, f"update {update} {name}", ours, release, tolerance, scales.get(name, 0.0))
         parts = [largest(release) for name, release in logged.items() if name.endswith("_loss")]
         total, scale = case.record.totals[update], max([*parts, *scales.values()])
-        case.compare(kind, f"update {update} total loss", total, arrays["total_loss"], tolerance, scale)
+        case.compare(kind, f"update {update} total loss", total, arrays[case.method.total], tolerance, scale)
 
 
 def test_every_metric_is_logged_by_the_release(case: MethodCase) -> None:
@@ -87,7 +87,7 @@ def test_every_recorded_gradient_equals_the_release(case: MethodCase) -> None:
         release, ours = case.used(read(file)), case.record.gradients[update]
         assert ours.keys() == {name for name in release if not name.startswith("target_")}
         steepest = max(largest(array) for array in release.values())
-        for name in sorted(ours):
+        for name in sorted(name for name in ours if not name.endswith(case.method.no_gradient)):
             case.compare(
                 kind, f"{name} of update {update}", ours[name], release[name], tolerance, floor=1e-8 * steepest
             )
@@ -97,8 +97,13 @@ def test_every_recorded_gradient_equals_the_release(case: MethodCase) -> None:
             "max": max(0.0, *(gradient.max() for gradient in ours.values())),
             "min": min(0.0, *(gradient.min() for gradient in ours.values())),
         }
-        for name, summary in summaries.items():
-            case.compare(kind, name, summary, case.core[f"u{update}/info/grad/{name}"], tolerance)
+        recorded = {name: f"u{update}/info/grad/{name}" for name in summaries}
+        summaries["global_norm"] = np.sqrt(sum(np.square(gradient).sum() for gradient in ours.values()))
+        recorded["global_norm"] = f"u{update}/grad_global_norm"
+        found = [name for name, array in recorded.items() if array in case.core]
+        assert {"norm", "max", "min"} <= set(found)
+        for name in found:
+            case.compare(kind, name, summaries[name], case.core[recorded[name]], tolerance)
 
 
 def moved_by_rounding(case: MethodCase, num_updates: int) -> dict[str, np.ndarray]:
@@ -125,7 +130,7 @@ def test_all_recorded_parameters_equal_the_release(case: MethodCase) -> None:
         assert ours.keys() == release.keys()
         moved = moved_by_rounding(case, after)
         beyond = size = 0
-        for name in sorted(release):
+        for name in sorted(name for name in release if not name.endswith(case.method.no_gradient)):
             mask = moved[name.removeprefix("target_")]
             difference = np.abs(ours[name].astype(np.float64) - release[name])
             size += mask.size
@@ -141,10 +146,20 @@ def test_all_recorded_parameters_equal_the_release(case: MethodCase) -> None:
 def test_acting_equals_the_release(case: MethodCase) -> None:
     arrays = {name.removeprefix("act/"): array for name, array in case.core.items() if name.startswith("act/")}
     with torch.no_grad():
-        ours = case.method.acting(case.fresh(), {name: torch.from_numpy(array) for name, array in arrays.items()})
+        model = case.after(case.method.acting_after)
+        ours = case.method.acting(model, {name: torch.from_numpy(array) for name, array in arrays.items()})
     assert ours.keys() == arrays.keys() - {"observations", "noise"}
     for name, array in ours.items():
         case.compare("acting", name, array, arrays[name], UPDATE_0)
+
+
+def test_learning_rates_equal_the_release(case: MethodCase) -> None:
+    optimisation = case.model.optimisation
+    release = case.core["lr"] if "lr" in case.core else [case.method.config["lr"]]
+    ours = [optimisation.learning_rate * optimisation.factor(update) for update in range(len(release))]
+    np.testing.assert_allclose(ours, release, rtol=1e-5)
+    expected = release if len(release) > 1 else list(release) * len(case.updates)
+    np.testing.assert_allclose(case.record.learning_rates, expected[: len(case.updates)], rtol=1e-5)
 
 
 def test_the_initial_weights_have_the_releases_shapes_spreads_and_bounds(case: MethodCase) -> None:

@@ -43,6 +43,14 @@ def test_rewards_of_continuing_and_of_final_transitions_are_told_apart_by_masks(
     assert TransitionDataset.from_arrays(**arrays(terminations=np.ones(5))).reward_range is None
 
 
+def test_the_range_of_actions_is_that_of_each_dimension_as_scaled() -> None:
+    dataset = TransitionDataset.from_arrays(**arrays())
+    low, high = dataset.action_range
+    assert low == dataset.actions.min(axis=0).tolist()
+    assert high == dataset.actions.max(axis=0).tolist()
+    assert len(low) == dataset.action_dim
+
+
 def test_missing_next_observations_never_cross_an_episode_end() -> None:
     dataset = TransitionDataset.from_arrays(**arrays(next_observations=None))
     # Row 2 was cut short: where it led is not known, so it is left out. Row 4 terminated: it stays.

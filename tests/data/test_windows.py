@@ -14,6 +14,7 @@ from tests.toy import fit, toy_model
 from tql_lightning.algorithms.tql import TQL
 from tql_lightning.batch import Batch
 from tql_lightning.data.datamodule import OfflineDataModule
+from tql_lightning.data.returns import monte_carlo_returns
 from tql_lightning.data.sampler import TransitionSampler, ValidationPass
 from tql_lightning.data.storage import store
 from tql_lightning.data.transitions import DatasetError, TransitionDataset
@@ -271,3 +272,21 @@ def test_an_unknown_field_is_refused() -> None:
     dataset = episodes()
     with pytest.raises(DatasetError, match=r"Wrong: expected fields among observations, .*, found skills"):
         made(dataset, Span()).batch(torch.arange(3), Wrong)
+
+
+class WithReturns(NamedTuple):
+    observations: torch.Tensor
+    monte_carlo_returns: torch.Tensor
+    monte_carlo_remainders: torch.Tensor
+
+
+@pytest.mark.parametrize("span", [Span(discount=DISCOUNT), Span(2, 3, DISCOUNT)], ids=["transitions", "windows"])
+def test_monte_carlo_returns_are_those_from_a_windows_first_transition_on(span: Span) -> None:
+    dataset = episodes()
+    windows = made(dataset, span)
+    expected = monte_carlo_returns(dataset.rewards, dataset.masks, dataset.episode_ends, DISCOUNT)
+    batch = windows.batch(torch.arange(len(windows)).view(1, -1), WithReturns)
+    position = {tuple(row): index for index, row in enumerate(dataset.observations.tolist())}
+    rows = [position[tuple(row)] for row in batch.observations[0].tolist()]
+    np.testing.assert_array_equal(batch.monte_carlo_returns[0], expected.returns[rows])
+    np.testing.assert_array_equal(batch.monte_carlo_remainders[0], expected.remainders[rows])

@@ -6,8 +6,11 @@
 from __future__ import annotations
 
 from tests.golden_methods.bases import Method
+from tests.golden_methods.floq import FloqGolden
 from tests.golden_methods.fql import FQLGolden
 from tests.golden_methods.iql import IFQLGolden, IQLGolden
+from tests.golden_methods.pac import PACGolden
+from tests.golden_methods.q_transformer import QTransformerGolden
 from tests.golden_methods.qc import QCGolden
 from tests.golden_methods.rebrac import ReBRACGolden
 
@@ -16,5 +19,8 @@ METHODS: dict[str, type[Method]] = {
     "IFQL": IFQLGolden,
     "IQL": IQLGolden,
     "QC": QCGolden,
+    "pac": PACGolden,
+    "floq": FloqGolden,
+    "q_transformer": QTransformerGolden,
     "ReBRAC": ReBRACGolden,
 }

@@ -21,12 +21,18 @@ class Method(ABC):
         noise: The release's name of a draw by the field of our noise.
         constants: Logged numbers of parts that the method does not have here, and what they always are.
         unused: Beginnings of names of arrays that nothing in the release uses.
+        no_gradient: Ends of names of arrays whose true gradient is 0, so that what is stored is rounding.
+        total: The array of an update that is the loss it minimised.
+        acting_after: Updates after which acting was recorded.
     """
 
     metrics: dict[str, str]
     noise: dict[str, str]
     constants: ClassVar[dict[str, float]] = {}
     unused: ClassVar[tuple[str, ...]] = ()
+    no_gradient: tuple[str, ...] = ()
+    total: ClassVar[str] = "total_loss"
+    acting_after: ClassVar[int] = 0
 
     def __init__(self, config: dict[str, Any], observation_dim: int, action_dim: int) -> None:
         self.config, self.observation_dim, self.action_dim = config, observation_dim, action_dim

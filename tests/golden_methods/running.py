@@ -28,6 +28,7 @@ class Record:
 
     totals: list[float] = field(default_factory=list)
     metrics: list[dict[str, float]] = field(default_factory=list)
+    learning_rates: list[float] = field(default_factory=list)
     gradients: list[Arrays] = field(default_factory=list)
     parameters: list[Arrays] = field(default_factory=list)
 
@@ -50,11 +51,13 @@ class Recorder(Callback):
         self.record, self.named = case.record, named
 
     def on_after_backward(self, trainer: Trainer, pl_module: Any) -> None:
+        self.record.learning_rates.append(trainer.optimizers[0].param_groups[0]["lr"])
         self.record.gradients.append(release_arrays(self.named, lambda parameter: parameter.grad))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, *_: Any) -> None:
         self.record.totals.append(float(outputs["loss"]))
-        self.record.metrics.append({name: float(value) for name, value in outputs["metrics"].items()})
+        logged = outputs["metrics"] | {"total_loss": outputs["loss"]}
+        self.record.metrics.append({name: float(value) for name, value in logged.items()})
         self.record.parameters.append(release_arrays(self.named, lambda parameter: parameter))
 
 
@@ -73,10 +76,10 @@ class MethodCase:
     def updates(self) -> range:
         return range(len(self.record.totals))
 
-    def fresh(self) -> Any:
-        """The model at the case's first parameters."""
+    def after(self, updates: int) -> Any:
+        """A model with the release's parameters after so many updates."""
         model = self.method.build()
-        load_arrays(self.method.named(model), self.used(read(self.folder / "params_0.npz")))
+        load_arrays(self.method.named(model), self.used(read(self.folder / f"params_{updates}.npz")))
         return model
 
     def used(self, arrays: Arrays) -> Arrays:

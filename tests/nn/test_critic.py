@@ -14,6 +14,7 @@ from tql_lightning.nn.attention_components import ClippedSoftmax, HeadGate, Slic
 from tql_lightning.nn.critic import Critic, MLPCritic, TransformerCritic
 from tql_lightning.nn.feedforward import FeedForward, SwiGLU
 from tql_lightning.nn.initialisation import LayerNorm, RMSNorm
+from tql_lightning.nn.perceiver import PerceiverCritic
 from tql_lightning.nn.rational import RationalFeedForward
 from tql_lightning.nn.sigma_reparam import SigmaReparam
 from tql_lightning.nn.structured import BlockShuffleLinear
@@ -77,6 +78,8 @@ CRITICS: dict[str, Callable[[int, int], Critic]] = {
         weight_parametrisation=SigmaReparam,
         support=[-2.0, -1.0, 0.0, 1.0],
     ),
+    "perceiver": partial(PerceiverCritic, hidden_dim=32, head_dim=8, num_latents=3),
+    "perceiver of bins": partial(PerceiverCritic, hidden_dim=32, support=[-2.0, -1.0, 0.0, 1.0]),
     "MLP of bins": partial(MLPCritic, hidden_dims=(32, 32), support=[-2.0, -1.0, 0.0, 1.0]),
     "MLP": partial(MLPCritic, hidden_dims=(32, 32)),
     "MLP without norm": partial(MLPCritic, hidden_dims=(32,), layer_norm=False, num_critics=1),
@@ -145,7 +148,8 @@ def test_decay_spares_biases_norms_and_the_tokenizer(critic: Critic) -> None:
     decaying = {name for name, parameter in critic.named_parameters() if critic.decays(name, parameter)}
     assert decaying
     factors = ("up.first", "up.second", "down.first", "down.second")  # of structured maps
-    assert all(name.endswith(("weight", "weight.original", *factors)) for name in decaying)
+    positions = {"position"} if isinstance(critic, PerceiverCritic) else set()  # as in PAC's release
+    assert all(name.endswith(("weight", "weight.original", *factors)) for name in decaying - positions)
     assert not any("norm" in name or name.startswith("tokenizer") for name in decaying)
     assert all(critic.get_parameter(name).ndim >= 2 for name in decaying)
 

@@ -36,6 +36,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -56,7 +57,7 @@ from tql_lightning.nn.critic import Critic, TransformerCritic, make_critic
 from tql_lightning.nn.policy import Actor, FlowPolicy
 from tql_lightning.nn.policy_extraction import EXTRACTIONS, Extraction, flow_actor
 from tql_lightning.nn.temperature import AttentionTemperature, EntropyControl
-from tql_lightning.nn.value_loss import SquaredError, ValueLoss, return_range
+from tql_lightning.nn.value_loss import Bootstrap, SquaredError, ValueLoss, return_range
 from tql_lightning.training.algorithm import Algorithm
 from tql_lightning.training.distributed import identity
 from tql_lightning.training.execution import Execution
@@ -207,11 +208,14 @@ class TQL(Algorithm):
         """TD, entropy and temperature loss; a' = clip(mu(s', z')), y = r + discount * mask * aggregate Q_target."""
         with torch.no_grad():
             next_actions = self.one_step_actions(batch.next_observations, noise.next_action)
-            next_values = self.target_critic(batch.next_observations, next_actions).at_least_float32().values
-            target = losses.td_target(batch.rewards, batch.masks, next_values, self.discount, self.target_aggregation)
+            following = self.target_critic(batch.next_observations, next_actions).at_least_float32()
+            discounts, aggregation = self.discount * batch.masks, self.target_aggregation
+            bootstrap = Bootstrap(batch.rewards, discounts, following.values, following.logits, aggregation)
+            target = losses.td_target(batch.rewards, batch.masks, following.values, self.discount, aggregation)
         with_entropy = self.temperature is not None or with_metrics
         output = self.critic(batch.observations, batch.actions, with_entropy=with_entropy)
-        return fit_critic(output, target, self.value_loss, self.temperature, inputs)
+        td_loss = partial(self.value_loss.bootstrapped, bootstrap=bootstrap)
+        return fit_critic(output, target, td_loss, self.temperature, inputs)
 
     def actor_loss(
         self, batch: Batch, noise: TQLNoise, whole_mean: Callable[[Tensor], Tensor]

@@ -99,6 +99,11 @@ class TransitionDataset:
         """Smallest and largest reward of the transitions that terminate; None if none does."""
         return _range(self.rewards[self.masks == 0.0])
 
+    @property
+    def action_range(self) -> tuple[list[float], list[float]]:
+        """Smallest and largest action of each dimension, in [-1, 1]."""
+        return self.actions.min(axis=0).tolist(), self.actions.max(axis=0).tolist()
+
     def digest(self) -> str:
         """A checksum of 1,024 evenly spaced transitions, by which datasets of one name and size differ; 16 digits."""
         at = np.linspace(0, len(self) - 1, 1024).astype(int)

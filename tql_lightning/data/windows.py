@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from tql_lightning.batch import Batch
+from tql_lightning.data.returns import monte_carlo_returns
 from tql_lightning.data.storage import Storage, TensorStorage
 from tql_lightning.data.transitions import DatasetError, TransitionDataset
 
@@ -87,6 +89,9 @@ class Windows:
         next_action_known 1 where it has them, else 0
         terminals         1 where transition t+m-1 is the last of its episode's recording, else 0
         valid             1 for each of the window's steps, (span.steps,)
+        monte_carlo_returns, monte_carlo_remainders
+                          discounted rewards from t to the end of the trajectory, and the discount that is left where
+                          it was cut; see `data.returns.MonteCarloReturns`
 
     so that reward + gamma * mask * value stays the target; of these a batch has the fields that are asked for. A
     window starts only where the episode has h more actions: which ones would follow a time limit nobody knows. (The
@@ -109,6 +114,7 @@ class Windows:
         self.action_dim = span.action_chunk * dataset.action_dim
         self._size = len(dataset)
         self._table: dict[str, Tensor] = {}
+        self._dataset = dataset
         self._ends = torch.from_numpy(dataset.episode_ends.nonzero()[0]).to(storage.device)
         self._count(dataset)
 
@@ -193,6 +199,13 @@ class Windows:
         actions = self.storage.take_runs("actions", following, self.span.action_chunk).flatten(-2)
         return actions * self._next_action_known(reach).unsqueeze(-1)
 
+    @cached_property
+    def _monte_carlo(self) -> dict[str, Tensor]:
+        """Returns of all transitions by name, worked out when first asked for; 8 bytes a transition."""
+        rewards, masks, ends = self._dataset.rewards, self._dataset.masks, self._dataset.episode_ends
+        columns = monte_carlo_returns(rewards, masks, ends, self.span.discount)._asdict()
+        return {name: torch.from_numpy(column).to(self.storage.device) for name, column in columns.items()}
+
     def _valid(self, reach: Reach) -> Tensor:
         return torch.ones(*reach.first.shape, self.span.steps, device=reach.first.device)
 
@@ -237,6 +250,8 @@ FIELDS: dict[str, Callable[[Windows, Reach], Tensor]] = {
     "next_action_known": Windows._next_action_known,
     "terminals": lambda windows, reach: (reach.final == windows._last(reach.final)).float(),
     "valid": lambda windows, reach: windows._valid(reach),
+    "monte_carlo_returns": lambda windows, reach: windows._monte_carlo["returns"][reach.first],
+    "monte_carlo_remainders": lambda windows, reach: windows._monte_carlo["remainders"][reach.first],
 }
 
 

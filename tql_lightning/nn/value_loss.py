@@ -4,11 +4,30 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 PADDING_BINS = 3  # beyond each end of the returns: 4 standard deviations at the default sigma of 0.75 bins
+
+
+class Bootstrap(NamedTuple):
+    """What a TD target is made of, for value losses that need more than its mean.
+
+    Attributes:
+        rewards: r, (B,).
+        discounts: gamma times the mask, (B,).
+        values: The target critic's at (s', a'), (B, E).
+        logits: The target critic's of the bins at (s', a'), (B, E, M); None from a critic of values.
+        aggregation: Over the heads of the target critic.
+    """
+
+    rewards: Tensor
+    discounts: Tensor
+    values: Tensor
+    logits: Tensor | None
+    aggregation: Literal["mean", "min"]
 
 
 class ValueLoss(nn.Module, ABC):
@@ -35,6 +54,29 @@ class ValueLoss(nn.Module, ABC):
         Returns:
             A scalar.
         """
+
+    def bootstrapped(
+        self,
+        values: Tensor,
+        logits: Tensor | None,
+        target: Tensor,
+        bootstrap: Bootstrap,
+        row_weights: Tensor | None = None,
+    ) -> Tensor:
+        """The TD loss where the target comes from a target critic; by default it needs only the target's mean.
+
+        Args:
+            values: Q_k(s, a), (B, E).
+            logits: Of the bins, (B, E, M), or None from a critic of values.
+            target: y, (B,).
+            bootstrap: What y was made of.
+            row_weights: See `forward`.
+
+        Returns:
+            A scalar.
+        """
+        loss: Tensor = self(values, logits, target, *([] if row_weights is None else [row_weights]))
+        return loss
 
 
 class SquaredError(ValueLoss):
@@ -87,16 +129,7 @@ class HLGauss(ValueLoss):
             raise ValueError(f"HLGauss.num_bins: expected at least {2 * PADDING_BINS + 2}, found {num_bins}")
         if not 0.0 < sigma < math.inf:
             raise ValueError(f"HLGauss.sigma: expected a finite number above 0, found {sigma}")
-        if (low is None or high is None) and return_range is None:
-            raise ValueError(
-                "HLGauss: expected the range of returns, found none: the rewards are unknown, or the discount is 1 and "
-                "sums of them have no bound; set value_loss.low and value_loss.high, or a reward_range of the model "
-                "(the command line takes it from the dataset) and a discount below 1"
-            )
-        self.low = return_range[0] if low is None else low  # type: ignore[index]
-        self.high = return_range[1] if high is None else high  # type: ignore[index]
-        if not -math.inf < self.low < self.high < math.inf:
-            raise ValueError(f"HLGauss: expected finite low below high, found {self.low} and {self.high}")
+        self.low, self.high = known_range("HLGauss", return_range, low, high)
         width = (self.high - self.low) / (num_bins - 2 * PADDING_BINS)
         self.sigma = sigma * width
         self.support = [self.low + width * (index + 0.5 - PADDING_BINS) for index in range(num_bins)]
@@ -110,6 +143,33 @@ class HLGauss(ValueLoss):
         if logits is None:
             raise ValueError("HLGauss: expected a critic that gives logits of the bins, found only values")
         return hl_gauss_loss(logits, target.clamp(self.low, self.high), self.edges, self.sigma, row_weights)
+
+
+def known_range(
+    name: str, return_range: tuple[float, float] | None, low: float | None, high: float | None
+) -> tuple[float, float]:
+    """The range of returns that bins span: given, or else that of the data.
+
+    Args:
+        name: Of the value loss, for messages.
+        return_range: Smallest and largest discounted return of the data, None if unknown.
+        low: Smallest return, None for that of the data.
+        high: Largest return, None for that of the data.
+
+    Raises:
+        ValueError: The range is unknown, empty or infinite.
+    """
+    if (low is None or high is None) and return_range is None:
+        raise ValueError(
+            f"{name}: expected the range of returns, found none: the rewards are unknown, or the discount is 1 and "
+            "sums of them have no bound; set value_loss.low and value_loss.high, or a reward_range of the model "
+            "(the command line takes it from the dataset) and a discount below 1"
+        )
+    low = return_range[0] if low is None else low  # type: ignore[index]
+    high = return_range[1] if high is None else high  # type: ignore[index]
+    if not -math.inf < low < high < math.inf:
+        raise ValueError(f"{name}: expected finite low below high, found {low} and {high}")
+    return low, high
 
 
 def return_range(
@@ -145,7 +205,7 @@ def td_loss(values: Tensor, target: Tensor, row_weights: Tensor | None = None) -
         target: y, (B,).
         row_weights: w, (B,); None for 1. The mean is over all rows, whatever they weigh.
     """
-    return _weighted_mean((values - target.unsqueeze(-1)).square(), row_weights)
+    return weighted_mean((values - target.unsqueeze(-1)).square(), row_weights)
 
 
 def gaussian_bins(target: Tensor, edges: Tensor, sigma: float) -> Tensor:
@@ -176,9 +236,9 @@ def hl_gauss_loss(
         row_weights: See `td_loss`.
     """
     probabilities = gaussian_bins(target, edges, sigma).unsqueeze(1)
-    return _weighted_mean(-(probabilities * logits.log_softmax(dim=-1)).sum(dim=-1), row_weights)
+    return weighted_mean(-(probabilities * logits.log_softmax(dim=-1)).sum(dim=-1), row_weights)
 
 
-def _weighted_mean(losses: Tensor, row_weights: Tensor | None) -> Tensor:
+def weighted_mean(losses: Tensor, row_weights: Tensor | None) -> Tensor:
     """Mean over (B, E) of losses times the weights of their rows, (B,), or 1 where that is None."""
     return losses.mean() if row_weights is None else (losses * row_weights.unsqueeze(-1)).mean()

@@ -1,0 +1,300 @@
+"""floq (arXiv 2509.06863): a critic that is a flow from noise to returns, and FQL's policy."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tql_lightning.algorithms import losses
+from tql_lightning.algorithms.critic_algorithm import collected
+from tql_lightning.algorithms.critics import frozen_values, move_target
+from tql_lightning.batch import Batch, Draw
+from tql_lightning.nn.critic import Critic, MLPCritic
+from tql_lightning.nn.policy import Actor, FlowPolicy
+from tql_lightning.nn.value_loss import return_range
+from tql_lightning.nn.velocity_critic import VelocityCritic
+from tql_lightning.training.algorithm import Algorithm
+from tql_lightning.training.distributed import identity
+from tql_lightning.training.execution import Execution
+from tql_lightning.training.hyperparameters import require
+from tql_lightning.training.optimisation import Optimisation, ParameterGroup
+from tql_lightning.training.update import Inputs, Losses
+
+
+class FloqNoise(NamedTuple):
+    """Random numbers of one update, R noise samples a row.
+
+    Attributes:
+        next_action: z' ~ N(0, I) of the actions at s', (..., B, R, n_a).
+        next_return: u' ~ U[0, 1) of the noise that the target flow starts from, (..., B, R).
+        current_return: u ~ U[0, 1) of the noise that the flow starts from, (..., B, R).
+        return_time: t ~ U[0, 1) of the flow's loss, (..., B, R).
+        flow_x0: x_0 ~ N(0, I), start of the behaviour flow, (..., B, n_a).
+        flow_t: t ~ U[0, 1), time of the behaviour flow, (..., B, 1).
+        distillation: z ~ N(0, I), shared by student, teacher and the Q term, (..., B, n_a).
+        metric: z ~ N(0, I) of the logged action error, (..., B, n_a).
+    """
+
+    next_action: Tensor
+    next_return: Tensor
+    current_return: Tensor
+    return_time: Tensor
+    flow_x0: Tensor
+    flow_t: Tensor
+    distillation: Tensor
+    metric: Tensor
+
+
+class Floq(Algorithm):
+    """floq: returns by flow matching, distilled into an ordinary critic for FQL's policy.
+
+    With I(u; s, a, x_0) the return that Euler steps of the velocities u lead to from noise x_0, R noise samples j, and
+    ubar the target network of u::
+
+        y        mean over j of r + discount * mask * aggregate_k I(ubar; s', clip mu(s', z'_j), x'_0j)_k
+        flow     mean over batch and members k of the sum over j of (u_k(s, a, x_t, t) - (y - x_0))^2,
+                 x_t = (1 - t) x_0 + t y
+        distil   mean over batch and k of (Q_k(s, a) - mean over k and j of I(u; s, a, x_0)_k)^2
+        actor    FQL's: cloning flow + bc_coefficient * distillation - mean of Q(s, clip mu(s, z))
+
+    Noise is uniform between ``noise_coverage`` times the smallest and the largest return of the data. One Adam takes
+    all losses at the old parameters; then ubar moves towards u as it was before the step. Q has no target network.
+
+    Deviations: returns range as the data's rewards and terminations allow; the release takes the range of a buffer
+    that is padded with zeros (``release_range``). The time enters as cos(t), as in the release; the paper has Fourier
+    features.
+
+    Args:
+        observation_dim: n_s (taken from the dataset by the CLI).
+        action_dim: n_a of one decision (taken from the dataset by the CLI).
+        velocity_critic: Makes u from (observation_dim, action_dim, smallest return, largest return).
+        critic: Makes Q from (observation_dim, action_dim).
+        policy: Makes the policy from (observation_dim, action_dim).
+        reward_range: Smallest and largest reward of transitions that continue (taken from the dataset by the CLI).
+        final_reward_range: The same of transitions that terminate; null if none does.
+        release_range: Extend both ranges to 0 and let every reward go on for ever, as the release does.
+        action_chunk: h, steps of the environment that one decision is made of (taken from the data by the CLI).
+        discount: gamma.
+        tau: Share of u that moves into ubar at each update.
+        target_aggregation: Over the members of ubar, in y.
+        bc_coefficient: Weight of the distillation of the policy.
+        normalize_q_loss: Divide the policy's Q loss by the mean |Q|.
+        noise_samples: R.
+        noise_coverage: Share of the range of returns that noise spans.
+        reward_margin: Widens the range of rewards on both sides for the embedding of returns.
+        train_at_zero_only: Match velocities at t = 0 only.
+        optimisation: Learning rates, schedule, weight decay and clipping.
+        execution: Compilation, CUDA graphs and precision of matrix products.
+
+    Raises:
+        ValueError: A setting is out of its range, or the range of returns is unknown or empty; the message names it.
+    """
+
+    Noise = FloqNoise
+    fixed_settings = (
+        *Algorithm.fixed_settings,
+        *("velocity_critic", "release_range", "noise_samples", "noise_coverage", "reward_margin", "train_at_zero_only"),
+    )
+
+    def __init__(
+        self,
+        observation_dim: int,
+        action_dim: int,
+        *,
+        velocity_critic: Callable[[int, int, float, float], VelocityCritic] = VelocityCritic,
+        critic: Callable[[int, int], Critic] = MLPCritic,
+        policy: Callable[[int, int], FlowPolicy] = partial(FlowPolicy, layer_norm=False),  # noqa: B008
+        reward_range: tuple[float, float] | None = None,
+        final_reward_range: tuple[float, float] | None = None,
+        release_range: bool = False,
+        action_chunk: int = 1,
+        discount: float = 0.99,
+        tau: float = 0.005,
+        target_aggregation: Literal["mean", "min"] = "mean",
+        bc_coefficient: float = 10.0,
+        normalize_q_loss: bool = False,
+        noise_samples: int = 8,
+        noise_coverage: float = 0.1,
+        reward_margin: float = 0.01,
+        train_at_zero_only: bool = False,
+        optimisation: Optimisation = Optimisation(),  # noqa: B008  (frozen)
+        execution: Execution = Execution(),  # noqa: B008  (frozen)
+    ) -> None:
+        super().__init__(
+            observation_dim, action_dim, action_chunk=action_chunk, optimisation=optimisation, execution=execution
+        )
+        require("discount", 0.0 <= discount < 1.0, "at least 0 and below 1", discount)
+        require("tau", 0.0 < tau <= 1.0, "above 0 and at most 1", tau)
+        require("target_aggregation", target_aggregation in ("mean", "min"), "mean or min", target_aggregation)
+        require("bc_coefficient", 0.0 <= bc_coefficient < math.inf, "a finite number of at least 0", bc_coefficient)
+        require("noise_samples", noise_samples >= 1, "at least 1", noise_samples)
+        require("noise_coverage", 0.0 < noise_coverage < math.inf, "a finite number above 0", noise_coverage)
+        require("reward_margin", 0.0 <= reward_margin < math.inf, "a finite number of at least 0", reward_margin)
+        low, high = self._returns(reward_range, final_reward_range, discount, release_range)
+        self.noise_low, self.noise_high = noise_coverage * low, noise_coverage * high
+        margin = reward_margin / (1.0 - discount)
+        self.velocity_critic = velocity_critic(observation_dim, action_dim, low - margin, high + margin)
+        self.target_velocity_critic = copy.deepcopy(self.velocity_critic).requires_grad_(False)
+        self.critic = critic(observation_dim, action_dim)
+        self.policy = policy(observation_dim, action_dim)
+        self.discount, self.tau, self.noise_samples = discount, tau, noise_samples
+        self.target_aggregation: Literal["mean", "min"] = target_aggregation
+        self.bc_coefficient, self.normalize_q_loss = bc_coefficient, normalize_q_loss
+        self.train_at_zero_only = train_at_zero_only
+        self.save_hyperparameters()
+
+    @staticmethod
+    def _returns(
+        rewards: tuple[float, float] | None, final: tuple[float, float] | None, discount: float, release: bool
+    ) -> tuple[float, float]:
+        """Smallest and largest return of the data, or of the release's padded buffer."""
+        if release:
+            known = [reward for some in (rewards, final) if some is not None for reward in some]
+            rewards, final = (min([0.0, *known]), max([0.0, *known])), None
+        found = return_range(rewards, final, discount)
+        low, high = (0.0, 0.0) if found is None else found
+        require(
+            "reward_range",
+            low < high,
+            "rewards that differ, which make a range of returns (the command line takes them from the dataset)",
+            (rewards, final),
+        )
+        return low, high
+
+    def noise_draws(self) -> dict[str, Draw]:
+        """Noise of actions and returns at s', of the return flow, and of the policy."""
+        samples, normal = Draw("uniform", (self.noise_samples,)), Draw("normal", (self.action_dim,))
+        return {
+            "next_action": Draw("normal", (self.noise_samples, self.action_dim)),
+            "next_return": samples,
+            "current_return": samples,
+            "return_time": samples,
+            "flow_x0": normal,
+            "flow_t": Draw("uniform", (1,)),
+            "distillation": normal,
+            "metric": normal,
+        }
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Velocities, distilled critic and policy."""
+        return [
+            ParameterGroup("velocity_critic", self.velocity_critic),
+            ParameterGroup("critic", self.critic, self.critic.decays),
+            ParameterGroup("actor", self.policy),
+        ]
+
+    def losses(
+        self,
+        batch: Batch,
+        noise: FloqNoise,
+        inputs: Inputs,
+        with_metrics: bool = True,
+        whole_mean: Callable[[Tensor], Tensor] = identity,
+    ) -> Losses:
+        """Critic and actor loss; see `Algorithm.losses`."""
+        del inputs
+        critic_loss, critic_metrics = self.critic_loss(batch, noise)
+        actor_loss, actor_metrics = self.actor_loss(batch, noise, with_metrics, whole_mean)
+        return collected(critic_loss + actor_loss, critic_metrics | actor_metrics, {}, with_metrics)
+
+    def critic_loss(self, batch: Batch, noise: FloqNoise) -> tuple[Tensor, dict[str, Tensor]]:
+        """Flow matching of returns, and the distillation of the current returns into Q."""
+        target = self.td_target(batch, noise)
+        observations, actions = (self.per_sample(x) for x in (batch.observations, batch.actions))
+        x0 = self.return_noise(noise.current_return)
+        with torch.no_grad():
+            returns = self.velocity_critic(observations, actions, x0)
+        t = torch.zeros_like(x0) if self.train_at_zero_only else noise.return_time.flatten().unsqueeze(-1)
+        goal = self.per_sample(target.unsqueeze(-1))
+        x_t = losses.flow_interpolation(x0, goal, t)
+        velocity = self.velocity_critic.velocity(observations, actions, x_t.expand_as(returns), t)
+        floq_loss = self.by_sample((velocity - (goal - x0)).square()).sum(dim=1).mean()
+
+        values = self.critic(batch.observations, batch.actions).at_least_float32().values
+        sampled = self.by_sample(returns)
+        mean_return = sampled.mean(dim=(1, 2))
+        distillation_loss = (values - mean_return.unsqueeze(-1)).square().mean()
+        critic_loss = floq_loss + distillation_loss
+        return critic_loss, {
+            "critic_loss": critic_loss,
+            "floq_loss": floq_loss,
+            "distilled_critic_loss": distillation_loss,
+            "q_mean": values.mean(),
+            "return_variance": sampled.mean(dim=-1).var(dim=-1, correction=0).mean(),
+            "td_error": (mean_return - target).square().mean(),
+        }
+
+    @torch.no_grad()
+    def td_target(self, batch: Batch, noise: FloqNoise) -> Tensor:
+        """Target y = mean over samples of r + discount * mask * aggregate_k I(ubar; s', a', x'_0)_k, (B,)."""
+        observations = self.per_sample(batch.next_observations)
+        actions = self.one_step_actions(observations, noise.next_action.flatten(0, 1))
+        returns = self.target_velocity_critic(observations, actions, self.return_noise(noise.next_return))
+        aggregated = returns.mean(dim=-1) if self.target_aggregation == "mean" else returns.amin(dim=-1)
+        mean = self.by_sample(aggregated).mean(dim=1)
+        target: Tensor = batch.rewards + self.discount * batch.masks * mean
+        return target
+
+    def actor_loss(
+        self, batch: Batch, noise: FloqNoise, with_metrics: bool, whole_mean: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """FQL's: behaviour flow, distillation into the one-step policy, and -Q of the distilled critic, held fixed."""
+        x_t = losses.flow_interpolation(noise.flow_x0, batch.actions, noise.flow_t)
+        velocity = self.policy.velocity(batch.observations, x_t, noise.flow_t)
+        behaviour_flow_loss = losses.behaviour_flow_loss(velocity, noise.flow_x0, batch.actions)
+        with torch.no_grad():
+            teacher = self.policy.flow_actions(batch.observations, noise.distillation)
+        student = self.policy.one_step_actions(batch.observations, noise.distillation)
+        distillation_loss = losses.distillation_loss(student, teacher)
+        values = frozen_values(self.critic, batch.observations, student.clamp(-1.0, 1.0))
+        q_loss = losses.q_loss(values, whole_mean(losses.q_scale(values)) if self.normalize_q_loss else None)
+        loss = behaviour_flow_loss + self.bc_coefficient * distillation_loss + q_loss
+        metrics = {
+            "actor_loss": loss,
+            "behaviour_flow_loss": behaviour_flow_loss,
+            "distillation_loss": distillation_loss,
+            "q_loss": q_loss,
+            "policy_q_mean": values.mean(),
+        }
+        if with_metrics:
+            with torch.no_grad():
+                sampled = self.one_step_actions(batch.observations, noise.metric)
+                metrics["action_error"] = (sampled - batch.actions).square().mean()
+        return loss, metrics
+
+    def per_sample(self, rows: Tensor) -> Tensor:
+        """Every row R times, (B, n) -> (B R, n)."""
+        return rows.repeat_interleave(self.noise_samples, dim=0)
+
+    def by_sample(self, rows: Tensor) -> Tensor:
+        """(B R, ...) -> (B, R, ...)."""
+        return rows.unflatten(0, (-1, self.noise_samples))  # type: ignore[no-untyped-call, no-any-return]
+
+    def return_noise(self, uniform: Tensor) -> Tensor:
+        """Noise of returns from uniform numbers, (B, R) -> (B R, 1)."""
+        return (self.noise_low * (1.0 - uniform) + self.noise_high * uniform).flatten().unsqueeze(-1)
+
+    def before_step(self, inputs: Inputs) -> None:
+        """Moves ubar towards u as it is before its step."""
+        del inputs
+        move_target(self.target_velocity_critic, self.velocity_critic, self.tau)
+
+    def one_step_actions(self, observations: Tensor, noise: Tensor) -> Tensor:
+        """clip(mu(s, z), -1, 1): (B, n_s), (B, n_a) -> (B, n_a)."""
+        return self.policy.one_step_actions(observations, noise).clamp(-1.0, 1.0)
+
+    def actor(self, extraction: str | None = None) -> Actor:
+        """Acts by the one-step policy, or with "behaviour_flow" by plain cloning.
+
+        Raises:
+            ValueError: There is no such extraction.
+        """
+        require("extraction", extraction in (None, "fql", "behaviour_flow"), "fql or behaviour_flow", extraction)
+        act = self.policy.flow_actions if extraction == "behaviour_flow" else self.one_step_actions
+        return Actor((self.action_dim,), act, self.action_chunk)

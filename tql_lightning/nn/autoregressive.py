@@ -1,0 +1,330 @@
+"""Q-Transformer's network: values of one action dimension after the other (arXiv 2309.10150)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from tql_lightning.nn.critic import Critic, CriticOutput
+from tql_lightning.nn.feedforward import FeedForward
+from tql_lightning.nn.initialisation import LayerNorm, RMSNorm, StackedLinear, lecun_normal_
+from tql_lightning.nn.tokenizer import EMBEDDING_STD
+
+NARROW = 1e-6  # a dimension of actions that spans less is widened by 1 on both sides
+
+
+class ActionBins(nn.Module):
+    """Every dimension of an action cut into N equal bins between its bounds.
+
+    Args:
+        low: Smallest action of each dimension, (n_a,).
+        high: Largest action of each dimension, (n_a,).
+        num_bins: N.
+
+    Raises:
+        ValueError: The bounds differ in number, are not finite or in the wrong order, or ``num_bins`` is below 2.
+    """
+
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, low: Sequence[float], high: Sequence[float], num_bins: int) -> None:
+        super().__init__()
+        if num_bins < 2:
+            raise ValueError(f"num_bins: expected at least 2, found {num_bins}")
+        if len(low) != len(high) or not all(-math.inf < a <= b < math.inf for a, b in zip(low, high, strict=True)):
+            raise ValueError(f"action_range: expected finite bounds, each low at most its high, found {low} and {high}")
+        bounds = torch.tensor([list(low), list(high)], dtype=torch.float32)
+        widened = bounds + torch.where(bounds[1] - bounds[0] < NARROW, torch.tensor([[-1.0], [1.0]]), 0.0)
+        self.register_buffer("low", widened[0], persistent=False)
+        self.register_buffer("high", widened[1], persistent=False)
+        self.num_bins = num_bins
+
+    def forward(self, actions: Tensor) -> Tensor:
+        """The bins that actions (..., n_a) lie in, int64 (..., n_a).
+
+        The way over [-1, 1] is the release's: it decides, by its rounding, on which side of an edge an action lies.
+        """
+        scaled = (2.0 * ((actions - self.low) / (self.high - self.low)) - 1.0).clamp(-1.0, 1.0)
+        return ((scaled + 1.0) / 2.0 * self.num_bins).floor().long().clamp(0, self.num_bins - 1)
+
+    def centres(self, bins: Tensor) -> Tensor:
+        """The actions in the middle of bins, (..., n_a) -> (..., n_a)."""
+        return self.low + (bins + 0.5) / self.num_bins * (self.high - self.low)
+
+
+class KeysAndValues(NamedTuple):
+    """What later tokens attend to: keys and values of the tokens so far, (B, h, n, e)."""
+
+    keys: Tensor
+    values: Tensor
+
+
+class CausalBlock(nn.Module):
+    """x + attention(norm x), then x + feedforward(norm x); token j sees the tokens 0 ... j.
+
+    Args:
+        hidden_dim: H.
+        num_heads: h.
+        inner_dim: Width of the feed-forward layer.
+        layer_norm: Whether both branches normalise their input.
+        query_key_norm: Whether queries and keys are normalised (QK-norm, arXiv 2302.05442).
+    """
+
+    def __init__(
+        self, hidden_dim: int, num_heads: int, inner_dim: int, layer_norm: bool = True, query_key_norm: bool = True
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        head_dim = hidden_dim // num_heads
+        self.attention_norm = LayerNorm(hidden_dim) if layer_norm else nn.Identity()
+        self.qkv = lecun_normal_(StackedLinear(hidden_dim, hidden_dim, stacked=3))
+        self.query_norm = RMSNorm(head_dim) if query_key_norm else nn.Identity()
+        self.key_norm = RMSNorm(head_dim) if query_key_norm else nn.Identity()
+        self.out = lecun_normal_(nn.Linear(hidden_dim, hidden_dim))
+        self.feedforward_norm = LayerNorm(hidden_dim) if layer_norm else nn.Identity()
+        self.feedforward = FeedForward(hidden_dim, inner_dim, dropout=0.0)
+
+    def forward(
+        self, tokens: Tensor, past: KeysAndValues | None = None, *, with_entropy: bool = False
+    ) -> tuple[Tensor, KeysAndValues, Tensor | None]:
+        """Several first tokens, or one more after those of ``past``.
+
+        Args:
+            tokens: (B, m, H), with ``past`` (B, 1, H).
+            past: Keys and values of the tokens before.
+            with_entropy: Whether the entropy of every query is wanted; without ``past`` only.
+
+        Returns:
+            (B, m, H); keys and values of all tokens so far; entropies in nats (B, h, m) or None.
+        """
+        queries, keys, values = rearrange(
+            self.qkv(self.attention_norm(tokens)), "b n (s h e) -> s b h n e", s=3, h=self.num_heads
+        )
+        # Norms keep their scale's number type; attention takes one type.
+        queries, keys = self.query_norm(queries).to(values.dtype), self.key_norm(keys).to(values.dtype)
+        if past is not None:
+            keys, values = torch.cat([past.keys, keys], dim=2), torch.cat([past.values, values], dim=2)
+        entropy = None
+        if with_entropy:
+            attended, entropy = causal_attention_with_entropy(queries, keys, values)
+        else:
+            attended = scaled_dot_product_attention(queries, keys, values, is_causal=past is None)
+        tokens = tokens + self.out(rearrange(attended, "b h m e -> b m (h e)"))
+        return tokens + self.feedforward(self.feedforward_norm(tokens)), KeysAndValues(keys, values), entropy
+
+
+class AutoregressiveOutput(NamedTuple):
+    """What an `AutoregressiveCritic` returns.
+
+    Attributes:
+        logits: Of every bin of n dimensions, at least float32 (B, n, N).
+        bins: The bins that were given or chosen, int64 (B, n).
+        attention_entropy: Of every query in nats, (L, B, h, tokens); None if not asked for.
+    """
+
+    logits: Tensor
+    bins: Tensor
+    attention_entropy: Tensor | None
+
+
+class AutoregressiveCritic(nn.Module):
+    """Values of choosing each bin of action dimension i, given the state and the bins of dimensions before i.
+
+    A causal transformer over state tokens, a start token and the bins of all but the last dimension. Token i of the
+    last n_a gives the logits of dimension i's bins; values are their sigmoids, in (0, 1).
+
+    Args:
+        observation_dim: n_s.
+        action_dim: n_a.
+        num_bins: N, bins of each action dimension.
+        hidden_dim: H, a multiple of ``head_dim``.
+        num_layers: L.
+        head_dim: Size of an attention head.
+        mlp_ratio: Width of the feed-forward layers over ``hidden_dim``.
+        layer_norm: Whether the blocks normalise what their branches read.
+        final_norm: Whether a LayerNorm follows the last block.
+        query_key_norm: Whether queries and keys are normalised.
+        state_tokens: "one" for the whole observation, or "each" scalar as a token.
+        modality_embeddings: Whether state tokens and the others carry a learned embedding of their kind.
+        initial_logit: Every logit's bias at the start.
+
+    Raises:
+        ValueError: A size is out of its range; the message names it.
+    """
+
+    def __init__(
+        self,
+        observation_dim: int,
+        action_dim: int,
+        num_bins: int = 64,
+        hidden_dim: int = 128,
+        num_layers: int = 2,
+        head_dim: int = 32,
+        mlp_ratio: int = 4,
+        layer_norm: bool = True,
+        final_norm: bool = True,
+        query_key_norm: bool = True,
+        state_tokens: Literal["one", "each"] = "one",
+        modality_embeddings: bool = False,
+        initial_logit: float = -2.5,
+    ) -> None:
+        super().__init__()
+        sizes = {
+            "observation_dim": (observation_dim, 1),
+            "action_dim": (action_dim, 1),
+            "num_bins": (num_bins, 2),
+            "hidden_dim": (hidden_dim, 1),
+            "num_layers": (num_layers, 1),
+            "head_dim": (head_dim, 1),
+            "mlp_ratio": (mlp_ratio, 1),
+        }
+        for name, (size, least) in sizes.items():
+            if size < least:
+                raise ValueError(f"critic.{name}: expected at least {least}, found {size}")
+        if hidden_dim % head_dim:
+            raise ValueError(f"critic.hidden_dim: expected a multiple of head_dim={head_dim}, found {hidden_dim}")
+        if state_tokens not in ("one", "each"):
+            raise ValueError(f"critic.state_tokens: expected one or each, found {state_tokens}")
+        self.action_dim, self.num_bins, self.num_layers = action_dim, num_bins, num_layers
+        self.state_tokens = state_tokens
+        self.num_state_tokens = 1 if state_tokens == "one" else observation_dim
+        state_dim = observation_dim if state_tokens == "one" else 1
+        self.state_projection = lecun_normal_(nn.Linear(state_dim, hidden_dim))
+        self.start = _embedding(hidden_dim)
+        self.chosen = _embedding(action_dim - 1, num_bins, hidden_dim) if action_dim > 1 else None
+        self.position = _embedding(self.num_state_tokens + action_dim, hidden_dim)
+        self.state_modality = _embedding(hidden_dim) if modality_embeddings else None
+        self.action_modality = _embedding(hidden_dim) if modality_embeddings else None
+        self.blocks = nn.ModuleList(
+            CausalBlock(hidden_dim, hidden_dim // head_dim, mlp_ratio * hidden_dim, layer_norm, query_key_norm)
+            for _ in range(num_layers)
+        )
+        self.final_norm = LayerNorm(hidden_dim) if final_norm else nn.Identity()
+        self.output = _embedding(action_dim, num_bins, hidden_dim)
+        self.output_bias = nn.Parameter(torch.full((action_dim, num_bins), initial_logit))
+
+    def forward(
+        self,
+        observations: Tensor,
+        bins: Tensor | None = None,
+        *,
+        dimensions: int | None = None,
+        with_entropy: bool = False,
+    ) -> AutoregressiveOutput:
+        """Logits of every bin of every dimension, after given bins or after the best of each dimension before.
+
+        Args:
+            observations: (B, n_s).
+            bins: int64 (B, n_a), of which the last dimension's is not read; None to choose the best, the first of
+                equals, of one dimension after the other. Keys and values are kept then, so that this is one pass.
+            dimensions: n, how many dimensions to choose, without ``bins`` only; None for all n_a.
+            with_entropy: Whether the attention's entropies are wanted too, with ``bins`` only.
+        """
+        if bins is None:
+            return self._choose(observations, self.action_dim if dimensions is None else dimensions)
+        tokens = torch.cat([self._first_tokens(observations), *self._chosen_tokens(bins)], dim=1)
+        entropies: list[Tensor] = []
+        for block in self.blocks:
+            tokens, _, entropy = block(tokens, with_entropy=with_entropy)
+            if entropy is not None:
+                entropies.append(entropy)
+        logits = self._logits(tokens[:, self.num_state_tokens :], slice(None))
+        return AutoregressiveOutput(logits, bins, torch.stack(entropies) if entropies else None)
+
+    def _choose(self, observations: Tensor, dimensions: int) -> AutoregressiveOutput:
+        tokens = self._first_tokens(observations)
+        past: list[KeysAndValues | None] = [None] * self.num_layers
+        bins: list[Tensor] = []
+        logits: list[Tensor] = []
+        for dimension in range(dimensions):
+            for layer, block in enumerate(self.blocks):
+                tokens, past[layer], _ = block(tokens, past[layer])
+            logits.append(self._logits(tokens[:, -1:], slice(dimension, dimension + 1)))
+            bins.append(logits[-1].argmax(dim=-1))
+            if dimension + 1 < dimensions:
+                tokens = self._chosen_token(bins[-1], dimension)
+        return AutoregressiveOutput(torch.cat(logits, dim=1), torch.cat(bins, dim=1), None)
+
+    def decays(self, name: str, parameter: nn.Parameter) -> bool:
+        """Matrices of linear layers decay; positions, tables and output weights do not."""
+        return parameter.ndim == 2 and name.endswith("weight")
+
+    def _first_tokens(self, observations: Tensor) -> Tensor:
+        """State tokens and the start token, (B, S + 1, H)."""
+        scalars = observations.unsqueeze(1) if self.state_tokens == "one" else observations.unsqueeze(-1)
+        state = self.state_projection(scalars)
+        start = self.start.expand(observations.shape[0], 1, -1)
+        if self.state_modality is not None and self.action_modality is not None:
+            state, start = state + self.state_modality, start + self.action_modality
+        return torch.cat([state, start], dim=1) + self.position[: self.num_state_tokens + 1]
+
+    def _chosen_tokens(self, bins: Tensor) -> list[Tensor]:
+        return [self._chosen_token(bins[:, i : i + 1], i) for i in range(self.action_dim - 1)]
+
+    def _chosen_token(self, bins: Tensor, dimension: int) -> Tensor:
+        """The token of one dimension's bins, (B, 1) -> (B, 1, H)."""
+        assert self.chosen is not None  # the last dimension's bin is nobody's token
+        token = self.chosen[dimension][bins]
+        if self.action_modality is not None:
+            token = token + self.action_modality
+        return token + self.position[self.num_state_tokens + 1 + dimension]
+
+    def _logits(self, tokens: Tensor, dimensions: slice) -> Tensor:
+        """Tokens of some dimensions (B, i, H) -> logits (B, i, N)."""
+        normalised = self.final_norm(tokens).transpose(0, 1)
+        products = torch.bmm(normalised, self.output[dimensions].transpose(1, 2).to(normalised.dtype)).transpose(0, 1)
+        return products.float() + self.output_bias[dimensions]
+
+
+class ActionValues(Critic):
+    """Q(s, a) of an `AutoregressiveCritic`, for whoever asks for the value of a whole action: a landscape, a report.
+
+    It is the last dimension's value of the bins that the action lies in, in the units of returns.
+
+    Args:
+        network: The values of bins.
+        bins: The bins.
+        scale: Factor from values in (0, 1) to returns.
+        offset: Return that the value 0 stands for.
+    """
+
+    def __init__(self, network: AutoregressiveCritic, bins: ActionBins, scale: float, offset: float) -> None:
+        super().__init__()
+        self.network, self.bins, self.scale, self.offset = network, bins, scale, offset
+
+    def forward(self, observations: Tensor, actions: Tensor, *, with_entropy: bool = False) -> CriticOutput:
+        """See `Critic.forward`; values (B, 1), and no attention entropy: there is no [VALUE] token."""
+        del with_entropy
+        bins = self.bins(actions)
+        values = self.network(observations, bins).logits[:, -1].sigmoid().gather(-1, bins[:, -1:])
+        return CriticOutput(values * self.scale + self.offset, None)
+
+
+def causal_attention_with_entropy(queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention in which query j sees the keys 0 ... j, and the entropy of every query.
+
+    Args:
+        queries: (B, h, n, e).
+        keys: (B, h, n, e).
+        values: (B, h, n, e).
+
+    Returns:
+        Attended values (B, h, n, e) and entropies in nats, (B, h, n).
+    """
+    scores = (queries @ keys.transpose(-2, -1)).float() / math.sqrt(queries.shape[-1])
+    hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+    log_weights = scores.masked_fill(hidden, -math.inf).log_softmax(dim=-1)
+    weights = log_weights.exp()
+    entropy = -(weights * log_weights.masked_fill(hidden, 0.0)).sum(dim=-1)
+    return weights.to(values.dtype) @ values, entropy
+
+
+def _embedding(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.randn(*shape) * EMBEDDING_STD)
