@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.toy import fit, toy_dataset
 from tql_lightning.algorithms.q_transformer import QTransformer, QTransformerBatch
 from tql_lightning.batch import NoNoise
+from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.data.returns import monte_carlo_returns
 from tql_lightning.nn.autoregressive import AutoregressiveCritic
 from tql_lightning.nn.layer_temperature import LayerTemperature
@@ -213,6 +216,20 @@ def test_the_value_of_a_whole_action_is_that_of_its_last_bin_in_returns() -> Non
     found = model.critic(batch.observations, batch.actions)
     torch.testing.assert_close(found.values.squeeze(-1), unscaled(values), rtol=1e-4, atol=1e-4)
     assert {name.partition(".")[0] for name in model.state_dict()} == {"network", "target_network"}
+
+
+def test_it_trains_on_returns_of_its_own_discount_only(tmp_path: Path) -> None:
+    data = OfflineDataModule(toy_dataset(), discount=DISCOUNT, action_chunk=2)
+    assert len(data.action_range[0]) == len(data.action_range[1]) == data.action_dim == 2
+    critic = partial(AutoregressiveCritic, num_bins=BINS, hidden_dim=16, head_dim=8)
+    settings: dict[str, Any] = {"critic": critic, "reward_range": (-5.0, 5.0), "action_range": data.action_range}
+    model = QTransformer(3, 2, action_chunk=2, discount=DISCOUNT, **settings)
+    before = {name: parameter.clone() for name, parameter in model.network.named_parameters()}
+    fit(tmp_path, model, 5, data={"discount": DISCOUNT, "action_chunk": 2})
+    assert [name for name, parameter in model.network.named_parameters() if torch.equal(parameter, before[name])] == []
+    other = QTransformer(3, 1, discount=0.5, **(settings | {"action_range": None}))
+    with pytest.raises(ValueError, match=r"data.discount: expected the model's discount, 0.5, found 0.9"):
+        fit(tmp_path, other, 5, data={"discount": DISCOUNT})
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from tql_lightning.trust.yaml_text import read_yaml
 
 FLAG = "--model"
 CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
-FROM_DATASET = frozenset({"observation_dim", "action_dim", "reward_range", "final_reward_range"})
+FROM_DATASET = frozenset({"observation_dim", "action_dim", "reward_range", "final_reward_range", "action_range"})
 
 
 class ModelError(ValueError):

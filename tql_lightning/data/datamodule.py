@@ -104,6 +104,12 @@ class OfflineDataModule(LightningDataModule):
         return self.dataset.final_reward_range
 
     @property
+    def action_range(self) -> tuple[list[float], list[float]]:
+        """Smallest and largest action of each dimension of a decision."""
+        low, high = self.dataset.action_range
+        return self.span.action_chunk * low, self.span.action_chunk * high
+
+    @property
     def env_id(self) -> str | None:
         """Gymnasium id of the environment that the data come from, or None if the dataset names none."""
         return self.dataset.env_id
@@ -197,13 +203,14 @@ class OfflineDataModule(LightningDataModule):
 
     def _check_model(self, model: Any) -> None:
         """Refuses a model of other sizes, or one that decides or discounts otherwise than the data are made for."""
-        if self.span.release_windows and "valid" not in getattr(getattr(model, "Batch", None), "_fields", ()):
+        read = getattr(getattr(model, "Batch", None), "_fields", ())
+        if self.span.release_windows and "valid" not in read:
             raise ValueError(
                 f"data.release_windows: expected false with {type(model).__name__}, which learns from windows that "
                 "run over the end of an episode, found true; set it to false, or train QC"
             )
-        names = ("action_chunk", "discount") if self.span.steps > 1 else ("action_chunk",)
-        for name in names:
+        discounts = self.span.steps > 1 or "monte_carlo_returns" in read
+        for name in ("action_chunk", "discount") if discounts else ("action_chunk",):
             ours, theirs = getattr(self.span, name), getattr(model, name, None)
             if theirs is not None and theirs != ours:
                 raise ValueError(
