@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lightning.pytorch import Trainer
 
-from tql_lightning.callbacks.observing import data_of, evaluation_mode, fixed_transitions, require_critic
+from tql_lightning.callbacks.observing import data_of, evaluation_mode, find_critic, fixed_transitions
 from tql_lightning.callbacks.periodic import PeriodicObserver
 from tql_lightning.loggers.media import save_figure
 from tql_lightning.nn.attention_weights import attention_log_weights
@@ -35,7 +35,9 @@ class AttentionMap(PeriodicObserver):
 
     def observe(self, trainer: Trainer, model: Algorithm) -> None:
         """Draws the maps."""
-        critic = require_critic(self, model)
+        critic = find_critic(self, model)
+        if critic is None:
+            return
         with evaluation_mode(critic):
             pairs = fixed_transitions(data_of(self, trainer), self.transitions, model)
             logarithms = attention_log_weights(critic, *pairs)

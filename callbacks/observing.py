@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
 from tql_lightning.data.datamodule import OfflineDataModule
@@ -54,6 +55,15 @@ def require_critic(callback: Callback, pl_module: LightningModule) -> Critic:
             f"{type(callback).__name__}: expected an algorithm with a critic, found {type(pl_module).__name__}, "
             "which has none; leave this callback out"
         )
+    return critic
+
+
+def find_critic(callback: Callback, model: Algorithm) -> Critic | None:
+    """The critic Q(s, a) of an algorithm; None with a note where it has none, as behaviour cloning."""
+    critic = getattr(model, "critic", None)
+    if not isinstance(critic, Critic):
+        rank_zero_info(f"{type(callback).__name__}: {type(model).__name__} has no critic; nothing is drawn")
+        return None
     return critic
 
 

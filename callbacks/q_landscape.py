@@ -11,9 +11,9 @@ from lightning.pytorch import LightningModule, Trainer
 from tql_lightning.callbacks.observing import (
     data_of,
     evaluation_mode,
+    find_critic,
     fixed_transitions,
     require_algorithm,
-    require_critic,
 )
 from tql_lightning.callbacks.periodic import PeriodicObserver
 from tql_lightning.evaluation.landscape import q_around, smoothness, steepest_dimensions
@@ -67,7 +67,6 @@ class QLandscape(PeriodicObserver):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Checks also the dimensions."""
         super().setup(trainer, pl_module, stage)
-        require_critic(self, pl_module)
         size, chosen = require_algorithm(self, pl_module).action_dim, self.dimensions
         if chosen is not None and (len(set(chosen)) != 2 or len(chosen) != 2 or not set(chosen) <= set(range(size))):
             raise ValueError(
@@ -77,7 +76,9 @@ class QLandscape(PeriodicObserver):
     def observe(self, trainer: Trainer, model: Algorithm) -> None:
         """Measures and draws."""
         update = trainer.global_step
-        critic = require_critic(self, model)
+        critic = find_critic(self, model)
+        if critic is None:
+            return
         with evaluation_mode(model), torch.no_grad():
             observations, actions = fixed_transitions(data_of(self, trainer), self.transitions, model)
             slope, roughness = smoothness(critic, observations, actions)

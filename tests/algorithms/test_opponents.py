@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 
 from tests.toy import fit
 from tql_lightning.algorithms.bc import BC, Demonstrations
@@ -16,6 +17,8 @@ from tql_lightning.algorithms.ifql import IFQL
 from tql_lightning.algorithms.iql import IQL
 from tql_lightning.algorithms.qc import QC
 from tql_lightning.algorithms.rebrac import ReBRAC
+from tql_lightning.callbacks.attention_map import AttentionMap
+from tql_lightning.callbacks.q_landscape import QLandscape
 from tql_lightning.nn.critic import MLPCritic, TransformerCritic
 from tql_lightning.nn.gaussian_policy import GaussianPolicy, SquashedGaussianPolicy
 from tql_lightning.nn.policy import BehaviourFlow, FlowPolicy
@@ -203,3 +206,9 @@ def test_iql_explores_with_its_standard_deviation_where_that_is_set() -> None:
     mean = made("iql").actor().act(observations, noise)
     explored = made("iql", acting_temperature=2.0).actor().act(observations, noise)
     torch.testing.assert_close(explored, mean + 0.5)
+
+
+def test_pictures_of_a_critic_are_left_out_where_there_is_none(tmp_path: Path) -> None:
+    callbacks: list[Callback] = [QLandscape(every_n_updates=5), AttentionMap(every_n_updates=5)]
+    fit(tmp_path, BC(3, 1, policy=FLOW), 5, callbacks)
+    assert not (tmp_path / "pictures").exists()
