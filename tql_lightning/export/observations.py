@@ -1,4 +1,4 @@
-"""Observations like those a checkpoint was trained on, for checks: the dataset's, else the environment's."""
+"""Observations to check a policy with: from its dataset, or else from its environment."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ Floats = NDArray[np.float32]
 def sample_observations(
     checkpoint: Path, raw: Mapping[str, Any], rows: int, observation_dim: int
 ) -> tuple[Floats, str]:
-    """Observations for a checkpoint, and where they come from.
+    """Samples observations for a checkpoint: from its dataset, its environment, or a standard normal distribution.
 
     Args:
-        checkpoint: in the folder ``checkpoints`` of a run, whose configuration names the dataset.
-        raw: what the checkpoint holds, with the environment's id.
-        rows: how many.
+        checkpoint: Path of the checkpoint, in the folder ``checkpoints`` of a run with a configuration.
+        raw: Content of the checkpoint, with the id of its environment.
+        rows: Number of observations.
         observation_dim: n_s.
 
     Returns:
-        (rows, n_s), and a phrase for the user.
+        Observations (rows, n_s), and a phrase that names their source.
     """
     rng = np.random.default_rng(0)
     dataset = _dataset(checkpoint.absolute().parent.parent / CONFIG_FILE)
@@ -45,13 +45,13 @@ def sample_observations(
         try:
             check_env_id(env_id)
             return _random_play(env_id, rows, observation_dim), f"random actions in {env_id}"
-        except (EnvError, ValueError):  # not here, or not to be made
+        except (EnvError, ValueError):  # not installed, or not allowed
             pass
     return rng.standard_normal((rows, observation_dim), dtype=np.float32), "standard normal numbers"
 
 
 def _dataset(config: Path) -> TransitionDataset | None:
-    """The dataset of a run's configuration; None where it cannot be loaded from here."""
+    """The dataset of a run's configuration; None if it cannot be loaded."""
     import jsonargparse
 
     jsonargparse.set_parsing_settings(subclasses_enabled=[TransitionDataset])
@@ -68,7 +68,7 @@ def _dataset(config: Path) -> TransitionDataset | None:
 
 
 def _check_dataset(dataset: Any) -> None:
-    """Refuses a loader in a module that a file may not have imported, see `import_if_allowed`."""
+    """Refuses a loader whose module a file must not import; see `import_if_allowed`."""
     path = dataset if isinstance(dataset, str) else dataset["class_path"]
     if "." in path:
         import_if_allowed(path, ("tql_lightning",), holds=returns_dataset)

@@ -1,6 +1,6 @@
-"""Writes a checkpoint's policy for use elsewhere: checkpoint -> one network -> files, compared with the checkpoint.
+"""Exports a checkpoint's policy: checkpoint -> one network -> files, compared with the checkpoint.
 
-`tql_lightning.export.policy_folder` says what the files are, `tql_lightning.export.policy` acts with them.
+`tql_lightning.export.policy_folder` describes the files, `tql_lightning.export.policy` acts with them.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ PACKAGES = ("tql-lightning", "torch", "numpy", "onnx", "onnxscript", "onnxruntim
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written, and how far its actions are from the checkpoint's at most."""
+    """Exported folder and its metadata."""
 
     folder: Path
     metadata: Mapping[str, Any]
 
     @property
     def largest_difference(self) -> float:
-        """In the unit of `TOLERANCE`."""
+        """Largest difference from the checkpoint's actions, in the units of `TOLERANCE`."""
         return float(self.metadata["verification"]["largest_difference"])
 
 
 class _Deterministic(nn.Module):
-    """A policy with zero noise inside."""
+    """A policy with zero noise."""
 
     def __init__(self, policy: ScaledPolicy) -> None:
         super().__init__()
@@ -68,20 +68,20 @@ def export_checkpoint(
 ) -> Exported:
     """Writes a folder that `Policy.load` reads, after comparing its actions with the checkpoint's.
 
-    1,000 observations, with noise and without, in batches of 1 and of 256; every action must be within 1e-5 (of the
-    larger of 1 and the largest bound of the actions). The observations are the dataset's where the run's folder
-    around the checkpoint tells how to load it, else those of random actions in the environment, else normal numbers.
+    The comparison takes 1,000 observations, with and without noise, in batches of 1 and of 256. Actions must agree
+    within 1e-5 times the larger of 1 and the largest bound. Observations come from the dataset if the run's
+    configuration names it, else from random actions in the environment, else from a normal distribution.
 
     Args:
-        checkpoint: that `tql fit` wrote.
-        output: folder to make; it may not exist, or must be empty.
+        checkpoint: Path of a checkpoint that `tql fit` wrote.
+        output: Folder to create; it may exist if it is empty.
         export_format: "onnx" or "torch".
-        extraction: how actions are chosen; None for the model's own setting.
+        extraction: Name of the extraction; None for the model's setting.
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
-        ExportError: the folder is in use, a package is missing, the format cannot hold the network, or the actions
-            are not the checkpoint's. Nothing is left behind.
+        ExportError: the folder is in use, a package is missing, the format cannot hold the network, or actions differ.
+            Nothing is left behind.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ExportError(f"output: {output} exists and is not an empty folder; choose another --output, or remove it")
@@ -120,7 +120,7 @@ def export_checkpoint(
             save_file(network.state_dict(), made / FILES["torch"][0])
         files = {name: hashlib.sha256((made / name).read_bytes()).hexdigest() for name in FILES[export_format]}
         metadata["files"] = files
-        _write_metadata(made, metadata)  # without it the folder cannot be loaded and compared
+        _write_metadata(made, metadata)  # `Policy.load` needs it for the comparison
         metadata["verification"] = compare(model, network, Policy.load(made), checkpoint, raw)
         _write_metadata(made, metadata)
         made.chmod(0o755)
@@ -137,12 +137,12 @@ def _write_metadata(folder: Path, metadata: Mapping[str, Any]) -> None:
 
 def _write_onnx(network: ScaledPolicy, metadata: Mapping[str, Any], folder: Path) -> None:
     try:
-        import onnxscript  # noqa: F401  (what torch's exporter needs)
+        import onnxscript  # noqa: F401  (torch's exporter needs it)
     except ModuleNotFoundError as error:
         raise ExportError(
             f'format onnx: {error}; pip install "tql-lightning[export]", or use --format torch'
         ) from error
-    # The exporter tells of operators of packages that are not installed and not used.
+    # The exporter warns about operators of packages that are neither installed nor used.
     logging.getLogger("torch.onnx._internal.exporter").setLevel(logging.ERROR)
     batch = torch.export.Dim("batch")
     observations = torch.zeros(2, metadata["observation_dim"])
@@ -154,7 +154,7 @@ def _write_onnx(network: ScaledPolicy, metadata: Mapping[str, Any], folder: Path
         strict=True,
     ):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # all of them of torch about its own insides
+            warnings.simplefilter("ignore")  # torch warns about its own internals
             program = torch.onnx.export(
                 module,
                 tuple(inputs[each] for each in names),
@@ -169,10 +169,10 @@ def _write_onnx(network: ScaledPolicy, metadata: Mapping[str, Any], folder: Path
 
 
 def _architecture(model: TQL, extraction: Extraction, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain numbers that `policy.build` makes the networks from.
+    """Plain numbers from which `policy.build` makes the networks.
 
     Raises:
-        ExportError: the networks are of other classes, or have parts that plain numbers do not describe.
+        ExportError: the networks are of other classes, or have parts that plain numbers cannot describe.
     """
     policy = _plain_arguments("policy", model.policy, (FlowPolicy,), hyperparameters["policy"])
     if not EXTRACTIONS[extraction].uses_critic:
@@ -187,7 +187,7 @@ def _plain_arguments(
 ) -> dict[str, Any]:
     kind = type(module)
     if kind not in known or not isinstance(described, Mapping):
-        raise ExportError(f"format torch: holds a plain {known[0].__name__}, found {kind.__name__}; use --format onnx")
+        raise ExportError(f"format torch: expected a {known[0].__name__}, found {kind.__name__}; use --format onnx")
     arguments, parts = {}, []
     for argument, value in described.get("init_args", {}).items():
         if isinstance(value, Mapping):
@@ -197,14 +197,14 @@ def _plain_arguments(
             arguments[argument] = value
     if parts or not _is_json(arguments):
         raise ExportError(
-            f"format torch: holds a plain {kind.__name__}, and model.{name} has parts of its own "
+            f"format torch: expected a {kind.__name__} with default parts, found other parts in model.{name} "
             f"({', '.join(parts) or 'arguments'}); use --format onnx"
         )
     return arguments
 
 
 def _is_default(value: Any, default: Any) -> bool:
-    """Whether a part's class path and arguments are those that a class's default has."""
+    """Whether a part's class path and arguments equal the default's."""
     if not isinstance(value, Mapping) or not isinstance(default, type):
         return bool(value == default)
     parameters = inspect.signature(default).parameters
