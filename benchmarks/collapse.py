@@ -1,7 +1,7 @@
 """Does attention collapse as the critic widens, and does entropy control hold it? Trains, measures, draws, tabulates.
 
     python benchmarks/collapse.py pendulum cube-single --output runs/collapse
-    python benchmarks/collapse.py pendulum --widths 256 --set model.critic_learning_rate=1e-4 model.tau=0.01
+    python benchmarks/collapse.py pendulum --widths 256 --set model.optimisation.learning_rate=1e-4 model.tau=0.01
 
 Each run is `tql fit` in a process of its own; a run that is complete is not trained again, so the command can be
 stopped and repeated, and repeated with more updates where the learning rate is constant. Other settings are another

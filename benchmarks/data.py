@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from benchmarks import harness
 from tql_lightning import TQL, TransitionDataset
-from tql_lightning.batch import Batch, Noise
+from tql_lightning.batch import Batch, at_update
 from tql_lightning.data.counter_random import uniform
 from tql_lightning.data.sampler import TransitionSampler
 from tql_lightning.data.sources.npy_folder import load_npy_folder, save_npy_folder
@@ -80,13 +80,13 @@ def updater(device: str) -> Callable[[], object]:
     """What makes one update of the 0.4m model, on a batch drawn beforehand."""
     model = TQL(OBSERVATION, ACTION, critic=partial(TransformerCritic, hidden_dim=HIDDEN)).to(device)
     optimizer = model.configure_optimizers()["optimizer"]  # type: ignore[index,call-overload]
-    batches, noises = TransitionSampler(dataset_of(1000), BATCH, 0, device).chunk(0, 1)
-    batch, noise = batches.update(0), noises.update(0)
+    batches, noises = TransitionSampler(dataset_of(1000), BATCH, 0, device, spec=model.update_spec).chunk(0, 1)
+    batch, noise = at_update(batches, 0), at_update(noises, 0)
 
     def update() -> None:
         optimizer.zero_grad()
-        model.losses(batch, noise, model.target_entropy, with_metrics=False)[0].backward()
-        model.move_target()
+        model.losses(batch, noise, model.current_inputs(), with_metrics=False).total.backward()
+        model.before_step({})
         optimizer.step()
 
     return update
@@ -105,7 +105,7 @@ def batches(sampler: TransitionSampler, updates: int) -> Callable[[], Batch]:
     return chunk
 
 
-def chunks(sampler: TransitionSampler, updates: int) -> Callable[[], tuple[Batch, Noise]]:
+def chunks(sampler: TransitionSampler, updates: int) -> Callable[[], tuple[Any, Any]]:
     """Chunk after chunk of K batches with their noise."""
     numbers = count()
     return lambda: sampler.chunk(next(numbers) * updates, updates)
@@ -228,7 +228,9 @@ def sample_within(options: argparse.Namespace) -> dict[str, float]:
     start = time.perf_counter()
     dataset = load_npy_folder(options.child, in_memory=options.in_memory)
     loaded = time.perf_counter() - start
-    chunk = chunks(TransitionSampler(dataset, BATCH, 0), options.updates_per_step)
+    chunk = chunks(
+        TransitionSampler(dataset, BATCH, 0, spec=TQL(OBSERVATION, ACTION).update_spec), options.updates_per_step
+    )
     clocks = (time.perf_counter, time.process_time)
     seconds: list[list[float]] = []
     anonymous, resident = 0, 0

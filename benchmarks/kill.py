@@ -35,6 +35,7 @@ from tql_lightning.callbacks.checkpointing import LastCheckpoint
 from tql_lightning.nn.critic import TransformerCritic
 from tql_lightning.nn.policy import FlowPolicy
 from tql_lightning.run.checkpoint_io import LAST, PREVIOUS, CheckpointError, WholeCheckpointIO, read_checkpoint
+from tql_lightning.training.optimisation import Optimisation
 from tql_lightning.training.resuming import newest_whole
 
 INTERVAL = 5  # updates between two checkpoints, and of a chunk
@@ -86,7 +87,7 @@ def train(folder: Path, updates: int, checkpoint: Path | None, plain: bool, reac
     )
     seed_everything(0, verbose=False)
     critic, policy = partial(TransformerCritic, hidden_dim=16, head_dim=8), partial(FlowPolicy, hidden_dims=(128, 128))
-    model = TQL(3, 1, critic, policy, warmup_updates=3, schedule_updates=1000)
+    model = TQL(3, 1, critic, policy, optimisation=Optimisation(1e-4, {"actor": 5e-4}, 0.01, "warmup_cosine", 3, 1000))
     callbacks: list[Callback] = [LastCheckpoint(str(folder), INTERVAL)]
     trainer = Trainer(
         max_steps=updates,

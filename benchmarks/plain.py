@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tql_lightning.algorithms.tql import TQL
-from tql_lightning.batch import Batch, Noise
+from tql_lightning.algorithms.tql import TQL, TQLNoise
+from tql_lightning.batch import Batch
 from tql_lightning.nn.critic import TransformerCritic
 from tql_lightning.nn.temperature import AttentionTemperature
 
@@ -124,7 +124,7 @@ class PlainTQL(nn.Module):
         matrices = [p for n, p in self.critic.named_parameters() if p.ndim > 1 and not n.startswith("tokenizer.")]
         chosen = {id(parameter) for parameter in matrices}
         rest = [p for p in self.critic.parameters() if id(p) not in chosen] + [self.log_temperature]
-        decay, rate = like.weight_decay, like.critic_learning_rate
+        decay, rate = like.optimisation.weight_decay, like.optimisation.peak("critic")
         self.critic_optimizer = torch.optim.AdamW(
             [{"params": matrices, "weight_decay": decay}, {"params": rest, "weight_decay": 0.0}], lr=rate
         )
@@ -132,14 +132,14 @@ class PlainTQL(nn.Module):
         rest = [parameter for parameter in self.policy.parameters() if parameter.ndim == 1]
         self.actor_optimizer = torch.optim.AdamW(
             [{"params": matrices, "weight_decay": decay}, {"params": rest, "weight_decay": 0.0}],
-            lr=like.actor_learning_rate,
+            lr=like.optimisation.peak("actor"),
         )
 
     def load(self, critic: TransformerCritic) -> None:
         """Takes the weights of a critic of ours."""
         self.critic.load_state_dict(separate_qkv(critic.state_dict()))
 
-    def losses(self, batch: Batch, noise: Noise) -> tuple[Tensor, Tensor]:
+    def losses(self, batch: Batch, noise: TQLNoise) -> tuple[Tensor, Tensor]:
         """The critic's and the actor's loss."""
         with torch.no_grad():
             next_actions = self.one_step(batch.next_observations, noise.next_action).clamp(-1, 1)
@@ -181,7 +181,7 @@ class PlainTQL(nn.Module):
         actions: Tensor = self.policy.one_step_policy(torch.cat([observations, noise], dim=-1))
         return actions
 
-    def backward(self, batch: Batch, noise: Noise) -> Tensor:
+    def backward(self, batch: Batch, noise: TQLNoise) -> Tensor:
         """Leaves the gradients of both losses; returns their sum."""
         critic_loss, actor_loss = self.losses(batch, noise)
         self.actor_optimizer.zero_grad()
@@ -190,7 +190,7 @@ class PlainTQL(nn.Module):
         critic_loss.backward()
         return critic_loss.detach() + actor_loss.detach()
 
-    def update(self, batch: Batch, noise: Noise) -> Tensor:
+    def update(self, batch: Batch, noise: TQLNoise) -> Tensor:
         """One update; returns the summed loss."""
         loss = self.backward(batch, noise)
         with torch.no_grad():

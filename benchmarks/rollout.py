@@ -23,6 +23,7 @@ from lightning.pytorch import Trainer
 
 from benchmarks.harness import PEAK, Peak, alternate, count_flops, machine, parser, prepare, show
 from tql_lightning import TQL, OfflineDataModule, TransitionDataset
+from tql_lightning.batch import at_update
 from tql_lightning.data.sampler import TransitionSampler
 from tql_lightning.evaluation.background import BackgroundEvaluator, EvaluationJob
 from tql_lightning.evaluation.rollout import rollout
@@ -47,16 +48,18 @@ def random_dataset(observation_dim: int, action_dim: int, rows: int = 2_000) -> 
 
 def updates_of(model: TQL, dataset: TransitionDataset, batch_size: int, number: int) -> Callable[[], None]:
     """So many updates in a row: losses, gradient, AdamW."""
-    sampler = TransitionSampler(dataset, batch_size, seed=0, device="cpu")
+    sampler = TransitionSampler(dataset, batch_size, seed=0, device="cpu", spec=model.update_spec)
     optimizer = model.configure_optimizers()["optimizer"]  # type: ignore[index, call-overload]
 
     def run() -> None:
         batches, noises = sampler.chunk(0, number)
         for k in range(number):
             optimizer.zero_grad()
-            model.losses(batches.update(k), noises.update(k), model.target_entropy, with_metrics=False)[0].backward()
+            batch, noise = at_update(batches, k), at_update(noises, k)
+            losses = model.losses(batch, noise, model.current_inputs(), with_metrics=False)
+            losses.total.backward()
             optimizer.step()
-            model.move_target()
+            model.before_step({})
 
     return run
 

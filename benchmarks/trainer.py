@@ -34,14 +34,15 @@ from benchmarks.harness import (
     show,
     synchronize,
 )
-from benchmarks.update import Problem, as_counted, precision_context, update_parser
+from benchmarks.update import Problem, as_counted, precision_context, runner_without_trainer, update_parser
 from tql_lightning.algorithms.tql import TQL
-from tql_lightning.batch import Batch
+from tql_lightning.batch import Batch, at_update
 from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.data.sampler import TransitionSampler
 from tql_lightning.data.transitions import TransitionDataset
 from tql_lightning.nn.critic import MLPCritic, TransformerCritic
 from tql_lightning.nn.policy import FlowPolicy
+from tql_lightning.training.execution import Execution, MatmulPrecision
 from tql_lightning.training.update import Losses
 
 
@@ -51,7 +52,7 @@ class TrivialTQL(TQL):
     def losses(self, batch: Batch, *others: Any, **more: Any) -> Losses:
         """A product."""
         del others, more
-        return (next(self.critic.parameters()) * batch.rewards[0]).sum(), None, {}
+        return Losses((next(self.critic.parameters()) * batch.rewards[0]).sum(), {}, {})
 
 
 class AgainstBareLoop(Callback):
@@ -81,11 +82,13 @@ class AgainstBareLoop(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: TQL) -> None:
         """Puts the twin where the model is."""
         self.twin.to(pl_module.device)
-        self.twin._hears_backward = False
-        self.sampler = TransitionSampler(self.data, self.batch, seed=0, device=pl_module.device)
+        self.runner = runner_without_trainer(self.twin)
+        spec = self.twin.update_spec
+        self.sampler = TransitionSampler(self.data, self.batch, seed=0, device=pl_module.device, spec=spec)
         configured: Any = self.twin.configure_optimizers()
         self.optimizer, self.schedule = configured["optimizer"], configured["lr_scheduler"]
-        self.captured = self.twin._new_capture(self.optimizer) if self.twin.cuda_graphs else None
+        replayed = self.twin.execution.cuda_graphs
+        self.graphed = self.runner.record(self.optimizer, list(self.twin.inputs(0))) if replayed else None
         self.updates = 0
         self.start = self.clock()
 
@@ -117,19 +120,12 @@ class AgainstBareLoop(Callback):
         model, optimizer = self.twin, self.optimizer
         batches, noises = self.sampler.chunk(self.updates, self.chunk)
         for k in range(self.chunk):
-            targets = None if model.temperature is None else model.temperature.target_entropy(self.updates)
-            batch, noise, with_metrics = batches.update(k), noises.update(k), k == self.chunk - 1
+            inputs, batch, noise = model.inputs(self.updates), at_update(batches, k), at_update(noises, k)
             with precision_context(self.precision, model.device):
-                if self.captured is not None:
-                    self.captured((*batch, *noise, targets))
+                if self.graphed is not None:
+                    self.graphed((*batch, *noise, *inputs.values()))
                 else:
-                    optimizer.zero_grad()
-                    total, _, _ = model.training_losses(batch, noise, targets, with_metrics)
-                    model.backward_pass(total)
-                    model._gradient_norms = {} if with_metrics else None
-                    model.clip_each_network()
-                    model.move_target()
-                    optimizer.step()
+                    self.runner.step(batch, noise, inputs, optimizer, with_metrics=False)
             self.schedule.step()
             self.updates += 1
 
@@ -180,8 +176,8 @@ def run(options: argparse.Namespace, peak_size: int | None = None) -> dict[str, 
     """Times both; returns the fields that are printed."""
     prepare(options)
     policy: dict[str, Any] = {} if options.policy_dim is None else {"hidden_dims": (options.policy_dim,) * 4}
-    how: dict[str, Any] = {"compile": options.compile, "cuda_graphs": options.cuda_graphs}
-    how["float32_matmul_precision"] = "high" if options.precision == "tf32" else "highest"
+    matmul: MatmulPrecision = "high" if options.precision == "tf32" else "highest"
+    how: dict[str, Any] = {"execution": Execution(options.compile, options.cuda_graphs, matmul)}
     make = partial(
         TQL,
         options.observation_dim,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -30,12 +31,14 @@ from benchmarks.harness import (
     show,
 )
 from benchmarks.plain import PlainTQL, separate_qkv
-from tql_lightning.algorithms.tql import TQL
-from tql_lightning.batch import Batch, Noise
+from tql_lightning.algorithms.tql import OPTIMISATION, TQL, TQLNoise
+from tql_lightning.batch import Batch
 from tql_lightning.nn.attention import EntropyAttention
 from tql_lightning.nn.critic import TransformerCritic
 from tql_lightning.nn.policy import FlowPolicy
 from tql_lightning.nn.transformer import TransformerBlock
+from tql_lightning.training.execution import Execution
+from tql_lightning.training.update import UpdateRunner
 
 TOLERANCE = 1e-4  # of a gradient's largest entry, in float32
 
@@ -61,34 +64,32 @@ class Problem:
             options.action_dim,
             critic=partial(TransformerCritic, **critic),
             policy=partial(FlowPolicy, **policy),
-            lr_schedule="constant",
-            compile=options.compile,
-            cuda_graphs=options.cuda_graphs,
+            optimisation=replace(OPTIMISATION, lr_schedule="constant"),
+            execution=Execution(compile=options.compile, cuda_graphs=options.cuda_graphs),
         ).to(self.device)
-        self.model._hears_backward = False  # there is no trainer
+        self.runner = runner_without_trainer(self.model)
         self.plain = PlainTQL(self.model).to(self.device)
         self.batch, self.noise = random_minibatch(options, self.device)
         configured: Any = self.model.configure_optimizers()
         self.optimizer, self.schedule = configured["optimizer"], configured["lr_scheduler"]
-        self.captured = self.model._new_capture(self.optimizer) if options.cuda_graphs else None
+        self.inputs = self.model.current_inputs()
+        self.graphed = self.runner.record(self.optimizer, list(self.inputs)) if options.cuda_graphs else None
 
     def backward(self, with_metrics: bool = False) -> Tensor:
         """Leaves the gradients of our losses; returns their sum."""
-        model = self.model
         self.optimizer.zero_grad()
         with precision_context(self.precision, self.device):
-            total, _, _ = model.training_losses(self.batch, self.noise, model.temperature.targets, with_metrics)
+            total = self.runner.losses(self.batch, self.noise, self.inputs, with_metrics).total
         total.backward()
         return total.detach()
 
     def ours(self) -> None:
         """One update of ours in a bare loop, without Lightning."""
-        model, targets = self.model, self.model.temperature.targets
         with precision_context(self.precision, self.device):
-            if self.captured is not None:
-                self.captured((*self.batch, *self.noise, targets))
+            if self.graphed is not None:
+                self.graphed((*self.batch, *self.noise, *self.inputs.values()))
             else:
-                model.gradient_step(self.batch, self.noise, targets, self.optimizer, with_metrics=False)
+                self.runner.step(self.batch, self.noise, self.inputs, self.optimizer, with_metrics=False)
         self.schedule.step()
 
     def plain_update(self) -> None:
@@ -124,6 +125,12 @@ class Problem:
         return [(name, ours[name], plain[name]) for name in ours if not name.endswith(".key.bias")]
 
 
+def runner_without_trainer(model: TQL) -> UpdateRunner:
+    """Runs a model's updates in a bare loop."""
+    model.manual_backward = torch.autograd.backward  # type: ignore[method-assign]  # Lightning's asks the trainer
+    return UpdateRunner(model)
+
+
 def precision_context(precision: str, device: torch.device) -> Any:
     """Autocast for bfloat16, as Lightning's: without a cache of cast weights."""
     if precision == "bfloat16":
@@ -131,7 +138,7 @@ def precision_context(precision: str, device: torch.device) -> Any:
     return nullcontext()
 
 
-def random_minibatch(options: argparse.Namespace, device: torch.device) -> tuple[Batch, Noise]:
+def random_minibatch(options: argparse.Namespace, device: torch.device) -> tuple[Batch, TQLNoise]:
     """A batch and its noise of the sizes asked for."""
     size, observation_dim, action_dim = options.batch, options.observation_dim, options.action_dim
     normal: Callable[..., Tensor] = partial(torch.randn, device=device)
@@ -144,7 +151,7 @@ def random_minibatch(options: argparse.Namespace, device: torch.device) -> tuple
         torch.ones_like(actions[:, 0]),
     )
     draws = [normal(size, action_dim) for _ in range(4)]
-    return batch, Noise(draws[0], draws[1], torch.rand(size, 1, device=device), draws[2], draws[3])
+    return batch, TQLNoise(draws[0], draws[1], torch.rand(size, 1, device=device), draws[2], draws[3])
 
 
 def update_parser(description: str | None, **defaults: Any) -> argparse.ArgumentParser:

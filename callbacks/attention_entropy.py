@@ -8,11 +8,17 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from tql_lightning.algorithms.tql import TQL
-from tql_lightning.callbacks.observing import data_of, evaluation_mode, fixed_transitions, require_tql
+from tql_lightning.callbacks.observing import (
+    data_of,
+    evaluation_mode,
+    fixed_transitions,
+    require_algorithm,
+    require_critic,
+)
 from tql_lightning.nn.attention_weights import attention_log_weights, head_entropies
 from tql_lightning.nn.number_types import at_least_float32
 from tql_lightning.nn.temperature import TOKEN_GROUPS
+from tql_lightning.training.algorithm import Algorithm
 from tql_lightning.training.distributed import mean_over_processes
 from tql_lightning.training.sharding import gathered
 
@@ -50,21 +56,22 @@ class AttentionEntropyMonitor(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Writes at the updates at which the module writes its own metrics."""
-        if not outputs["log_now"] or outputs["attention_entropy"] is None:
+        diagnostics = outputs["diagnostics"]
+        if not outputs["log_now"] or "attention_entropy" not in diagnostics:
             return
         tables: dict[str, list[list[float]]] = {}
         for name in ("attention_entropy", "target_entropy", "temperature"):
-            if outputs[name] is not None:
-                tables[name] = mean_over_processes(at_least_float32(outputs[name])).tolist()
+            if name in diagnostics:
+                tables[name] = mean_over_processes(at_least_float32(diagnostics[name])).tolist()
         entropies, targets = tables["attention_entropy"], tables.get("target_entropy")
-        num_tokens = require_tql(self, pl_module).critic.num_tokens
+        num_tokens = require_critic(self, pl_module).num_tokens
         tables["attention_entropy_share"] = [[value / math.log(num_tokens) for value in row] for row in entropies]
         if targets is not None:
             tables["attention_entropy_distance"] = [
                 [value - target for value, target in zip(row, target_row, strict=True)]
                 for row, target_row in zip(entropies, targets, strict=True)
             ]
-        head_entropies = self._head_entropies(trainer, require_tql(self, pl_module))
+        head_entropies = self._head_entropies(trainer, require_algorithm(self, pl_module))
         if not trainer.is_global_zero:
             return
         self._warn_of_collapse(trainer.global_step, num_tokens, entropies, targets)
@@ -78,15 +85,16 @@ class AttentionEntropyMonitor(Callback):
         for logger in trainer.loggers:
             logger.log_metrics(scalars, step=trainer.global_step)
 
-    def _head_entropies(self, trainer: Trainer, model: TQL) -> dict[str, float]:
+    def _head_entropies(self, trainer: Trainer, model: Algorithm) -> dict[str, float]:
         """By the key they are written under; on the first process, but called on all of them."""
         if self.transitions == 0 or not trainer.loggers:
             return {}
-        with gathered(model.critic), evaluation_mode(model.critic):
+        critic = require_critic(self, model)
+        with gathered(critic), evaluation_mode(critic):
             if not trainer.is_global_zero:
                 return {}
             pairs = fixed_transitions(data_of(self, trainer), self.transitions, model)
-            tables = [head_entropies(layer).tolist() for layer in attention_log_weights(model.critic, *pairs)]
+            tables = [head_entropies(layer).tolist() for layer in attention_log_weights(critic, *pairs)]
         return {
             f"train/head_entropy/layer_{layer}/{group}/head_{head}": value
             for layer, table in enumerate(tables)

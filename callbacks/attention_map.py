@@ -6,13 +6,13 @@ from pathlib import Path
 
 from lightning.pytorch import Trainer
 
-from tql_lightning.algorithms.tql import TQL
-from tql_lightning.callbacks.observing import data_of, evaluation_mode, fixed_transitions
+from tql_lightning.callbacks.observing import data_of, evaluation_mode, fixed_transitions, require_critic
 from tql_lightning.callbacks.periodic import PeriodicObserver
 from tql_lightning.loggers.media import save_figure
 from tql_lightning.nn.attention_weights import attention_log_weights
 from tql_lightning.report.pictures import attention_map_figure
 from tql_lightning.run.folder import ATTENTION_MAP, picture_file
+from tql_lightning.training.algorithm import Algorithm
 
 
 class AttentionMap(PeriodicObserver):
@@ -33,11 +33,12 @@ class AttentionMap(PeriodicObserver):
             raise ValueError(f"AttentionMap.transitions: expected at least 1, found {transitions}")
         self.transitions = transitions
 
-    def observe(self, trainer: Trainer, model: TQL) -> None:
+    def observe(self, trainer: Trainer, model: Algorithm) -> None:
         """Draws the maps."""
-        with evaluation_mode(model.critic):
+        critic = require_critic(self, model)
+        with evaluation_mode(critic):
             pairs = fixed_transitions(data_of(self, trainer), self.transitions, model)
-            logarithms = attention_log_weights(model.critic, *pairs)
+            logarithms = attention_log_weights(critic, *pairs)
         if logarithms:
             maps = [layer.exp().mean(dim=(0, 1)).cpu().numpy() for layer in logarithms]
             figure = attention_map_figure(maps, model.observation_dim, trainer.global_step)

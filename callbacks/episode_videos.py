@@ -11,12 +11,11 @@ from lightning.pytorch import LightningModule, Trainer
 
 from tql_lightning.callbacks.background import MOST_PENDING, BackgroundObserver, interrupted
 from tql_lightning.callbacks.intervals import is_due, require_multiple
-from tql_lightning.callbacks.observing import environment_of, require_tql
+from tql_lightning.callbacks.observing import environment_of, require_algorithm
 from tql_lightning.evaluation.background import FilmJob
 from tql_lightning.evaluation.envs import check_sizes
 from tql_lightning.evaluation.videos import missing_packages
 from tql_lightning.loggers.media import log_video
-from tql_lightning.nn.extraction import Extraction
 from tql_lightning.run.folder import VIDEO_FOLDER, pending_files
 
 
@@ -52,7 +51,7 @@ class EpisodeVideos(BackgroundObserver):
         every_n_updates: int = 100_000,
         seed: int = 0,
         env_id: str | None = None,
-        extraction: Extraction | None = None,
+        extraction: str | None = None,
         timeout: float = 300.0,
     ) -> None:
         for name, value in (("episodes", episodes), ("every_n_updates", every_n_updates)):
@@ -63,7 +62,7 @@ class EpisodeVideos(BackgroundObserver):
         self.every_n_updates = every_n_updates
         self.seed = seed
         self.env_id = env_id
-        self.extraction: Extraction | None = extraction
+        self.extraction: str | None = extraction
         self._warned = self._disabled = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -73,7 +72,7 @@ class EpisodeVideos(BackgroundObserver):
         require_multiple(trainer, "EpisodeVideos.every_n_updates", self.every_n_updates)
         self.env_id = environment_of(self, trainer, self.env_id)
         if trainer.is_global_zero:
-            model = require_tql(self, pl_module)
+            model = require_algorithm(self, pl_module)
             check_sizes(self.env_id, model.observation_dim, model.env_action_dim)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

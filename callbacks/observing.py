@@ -9,10 +9,11 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from tql_lightning.algorithms.tql import TQL
 from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.data.storage import store
 from tql_lightning.data.windows import Windows
+from tql_lightning.nn.critic import Critic
+from tql_lightning.training.algorithm import Algorithm
 
 
 @contextmanager
@@ -27,15 +28,33 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
             part.training = training
 
 
-def require_tql(callback: Callback, pl_module: LightningModule) -> TQL:
-    """The model as the TQL that it has to be.
+def require_algorithm(callback: Callback, pl_module: LightningModule) -> Algorithm:
+    """The model as an `Algorithm`.
 
     Raises:
-        ValueError: it is another.
+        ValueError: It is another LightningModule.
     """
-    if not isinstance(pl_module, TQL):
-        raise ValueError(f"{type(callback).__name__}: expected a TQL model, found {type(pl_module).__name__}")
+    if not isinstance(pl_module, Algorithm):
+        raise ValueError(
+            f"{type(callback).__name__}: expected a subclass of tql_lightning.Algorithm, found "
+            f"{type(pl_module).__name__}; leave this callback out"
+        )
     return pl_module
+
+
+def require_critic(callback: Callback, pl_module: LightningModule) -> Critic:
+    """The critic Q(s, a) of an algorithm.
+
+    Raises:
+        ValueError: It has none.
+    """
+    critic = getattr(require_algorithm(callback, pl_module), "critic", None)
+    if not isinstance(critic, Critic):
+        raise ValueError(
+            f"{type(callback).__name__}: expected an algorithm with a critic, found {type(pl_module).__name__}, "
+            "which has none; leave this callback out"
+        )
+    return critic
 
 
 def data_of(callback: Callback, trainer: Trainer) -> OfflineDataModule:
@@ -65,7 +84,7 @@ def environment_of(callback: Callback, trainer: Trainer, env_id: str | None) -> 
     return str(found)
 
 
-def fixed_transitions(data: OfflineDataModule, size: int, model: TQL) -> tuple[Tensor, Tensor]:
+def fixed_transitions(data: OfflineDataModule, size: int, model: LightningModule) -> tuple[Tensor, Tensor]:
     """Evenly spaced rows of what is trained on, the same at every call, as the model computes.
 
     Args:
@@ -78,5 +97,5 @@ def fixed_transitions(data: OfflineDataModule, size: int, model: TQL) -> tuple[T
     """
     windows = Windows(store(data.dataset, "cpu"), data.dataset, data.span)
     batch = windows.batch(torch.linspace(0, len(windows) - 1, min(size, len(windows))).long())
-    dtype = next(model.critic.parameters()).dtype
+    dtype = next(model.parameters()).dtype
     return batch.observations.to(model.device, dtype), batch.actions.to(model.device, dtype)

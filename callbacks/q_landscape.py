@@ -8,14 +8,20 @@ from pathlib import Path
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from tql_lightning.algorithms.tql import TQL
-from tql_lightning.callbacks.observing import data_of, evaluation_mode, fixed_transitions, require_tql
+from tql_lightning.callbacks.observing import (
+    data_of,
+    evaluation_mode,
+    fixed_transitions,
+    require_algorithm,
+    require_critic,
+)
 from tql_lightning.callbacks.periodic import PeriodicObserver
 from tql_lightning.evaluation.landscape import q_around, smoothness, steepest_dimensions
 from tql_lightning.evaluation.rollout import episode_noise
 from tql_lightning.loggers.media import save_figure
 from tql_lightning.report.pictures import q_landscape_figure
 from tql_lightning.run.folder import Q_LANDSCAPE, picture_file
+from tql_lightning.training.algorithm import Algorithm
 
 COLUMNS = 3  # observations in a picture
 
@@ -61,29 +67,28 @@ class QLandscape(PeriodicObserver):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Checks also the dimensions."""
         super().setup(trainer, pl_module, stage)
-        size, chosen = require_tql(self, pl_module).action_dim, self.dimensions
+        require_critic(self, pl_module)
+        size, chosen = require_algorithm(self, pl_module).action_dim, self.dimensions
         if chosen is not None and (len(set(chosen)) != 2 or len(chosen) != 2 or not set(chosen) <= set(range(size))):
             raise ValueError(
                 f"QLandscape.dimensions: expected two different ones of 0 to {size - 1}, found {list(chosen)}"
             )
 
-    def observe(self, trainer: Trainer, model: TQL) -> None:
+    def observe(self, trainer: Trainer, model: Algorithm) -> None:
         """Measures and draws."""
         update = trainer.global_step
+        critic = require_critic(self, model)
         with evaluation_mode(model), torch.no_grad():
             observations, actions = fixed_transitions(data_of(self, trainer), self.transitions, model)
-            slope, roughness = smoothness(model.critic, observations, actions)
-            dimensions = self.dimensions or steepest_dimensions(model.critic, observations, actions)
+            slope, roughness = smoothness(critic, observations, actions)
+            dimensions = self.dimensions or steepest_dimensions(critic, observations, actions)
             shown = torch.linspace(0, len(actions) - 1, COLUMNS).long()
             actor = model.actor()
             noise = episode_noise(0, 0, range(COLUMNS), actor.noise_shape).to(actions)
             at = observations[shown]
             offsets = torch.linspace(-self.radius, self.radius, self.grid)
             values = torch.stack(
-                [
-                    q_around(model.critic, at, around, dimensions, offsets)
-                    for around in (actions[shown], actor.act(at, noise))
-                ]
+                [q_around(critic, at, around, dimensions, offsets) for around in (actions[shown], actor.act(at, noise))]
             )
         for logger in trainer.loggers:
             logger.log_metrics({"train/q_slope": slope, "train/q_roughness": roughness}, step=update)

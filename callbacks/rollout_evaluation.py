@@ -13,13 +13,12 @@ from lightning.pytorch import LightningModule, Trainer
 from tql_lightning.callbacks.background import MOST_PENDING, BackgroundObserver, hears_signal, interrupted
 from tql_lightning.callbacks.best_checkpoint import BestCheckpoint
 from tql_lightning.callbacks.intervals import is_due, require_multiple
-from tql_lightning.callbacks.observing import environment_of, evaluation_mode, require_tql
+from tql_lightning.callbacks.observing import environment_of, evaluation_mode, require_algorithm
 from tql_lightning.evaluation.background import EvaluationJob
 from tql_lightning.evaluation.checkpoint import write_evaluation
 from tql_lightning.evaluation.envs import EnvError, check_sizes
 from tql_lightning.evaluation.rollout import RolloutResult, join_shares, rollout
 from tql_lightning.evaluation.watched_rollout import RolloutStoppedError, watch_rollout
-from tql_lightning.nn.extraction import Extraction
 from tql_lightning.run.folder import evaluation_file, pending_files
 from tql_lightning.system.full_disk import training_goes_on
 from tql_lightning.training.sharding import gathered
@@ -69,7 +68,7 @@ class RolloutEvaluation(BackgroundObserver):
         num_envs: int = 10,
         parallel: bool = False,
         env_id: str | None = None,
-        extraction: Extraction | None = None,
+        extraction: str | None = None,
         background: bool = False,
         timeout: float = 300.0,
     ) -> None:
@@ -83,7 +82,7 @@ class RolloutEvaluation(BackgroundObserver):
         self.num_envs = num_envs
         self.parallel = parallel
         self.env_id = env_id
-        self.extraction: Extraction | None = extraction
+        self.extraction = extraction
         self.background = background
         self.result: RolloutResult | None = None
         self.failures = 0
@@ -103,7 +102,7 @@ class RolloutEvaluation(BackgroundObserver):
         datamodule: Any = getattr(trainer, "datamodule", None)
         self._reference_scores = getattr(getattr(datamodule, "dataset", None), "reference_scores", None)
         if trainer.is_global_zero:
-            model = require_tql(self, pl_module)
+            model = require_algorithm(self, pl_module)
             check_sizes(self.env_id, model.observation_dim, model.env_action_dim)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -175,7 +174,7 @@ class RolloutEvaluation(BackgroundObserver):
 
     def _play(self, trainer: Trainer, pl_module: LightningModule) -> RolloutResult | str | None:
         """Plays now, each process its share: the result, why there is none, or None if a signal ended it."""
-        model = require_tql(self, pl_module)
+        model = require_algorithm(self, pl_module)
         play = partial(
             rollout,
             model.actor(self.extraction),
@@ -189,9 +188,8 @@ class RolloutEvaluation(BackgroundObserver):
             (trainer.global_rank, trainer.world_size),
         )
         own: RolloutResult | str | None
-        chooses = [model.critic] if (self.extraction or model.extraction) == "implicit" else []
         # Processes play different numbers of steps, so that none may wait for another within one.
-        with gathered(model.policy, *chooses), evaluation_mode(model):
+        with gathered(*model.trained_networks()), evaluation_mode(model):
             try:
                 own = watch_rollout(play, self.timeout, partial(hears_signal, trainer))
             except RolloutStoppedError:

@@ -10,10 +10,10 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.flop_counter import FlopCounterMode
 
-from tql_lightning.algorithms.tql import TQL
-from tql_lightning.batch import Batch, Noise
-from tql_lightning.callbacks.observing import evaluation_mode, require_tql
+from tql_lightning.batch import at_update
+from tql_lightning.callbacks.observing import evaluation_mode, require_algorithm
 from tql_lightning.run.provenance import peak_memory_bytes
+from tql_lightning.training.algorithm import Algorithm
 from tql_lightning.training.sharding import is_sharded
 
 ROWS = 2  # of a batch that operations are counted for; their number is proportional to the rows
@@ -65,8 +65,8 @@ class Throughput(Callback):
         self._seconds, self._first_update = 0.0, trainer.global_step
         if not trainer.is_global_zero:
             return
-        model = require_tql(self, pl_module)
-        rows = batch[0].rewards.shape[1]  # of this process
+        model = require_algorithm(self, pl_module)
+        rows = batch[0][0].shape[1]  # of this process
         per_second = updates / seconds
         scalars = {
             "train/updates_per_second": per_second,
@@ -74,7 +74,11 @@ class Throughput(Callback):
             "train/memory_gb": memory_gb(model.device),
         }
         # Of a sharded model the others would have to take part in finding out how many operations an update has.
-        peak = None if is_sharded(model.critic) else device_peak(model.device, str(trainer.precision))
+        peak = (
+            None
+            if any(map(is_sharded, model.trained_networks()))
+            else device_peak(model.device, str(trainer.precision))
+        )
         if peak is not None:
             if self._flops_per_row is None:
                 self._flops_per_row = flops_of_update(model, *batch) / ROWS
@@ -103,7 +107,7 @@ def device_peak(device: torch.device, precision: str) -> float | None:
     return peaks[2] if torch.get_float32_matmul_precision() == "highest" else peaks[1]
 
 
-def flops_of_update(model: TQL, batches: Batch, noises: Noise) -> int:
+def flops_of_update(model: Algorithm, batches: Any, noises: Any) -> int:
     """Floating point operations of the matrix products of an update on `ROWS` transitions, forward and backward.
 
     Nothing of the model changes: gradients are returned, not kept. Kernels that torch cannot see into are not counted.
@@ -113,10 +117,9 @@ def flops_of_update(model: TQL, batches: Batch, noises: Noise) -> int:
         batches: a chunk, leading dimensions (K, B).
         noises: of the same chunk.
     """
-    batch = Batch(*(field[0, :ROWS] for field in batches))
-    noise = Noise(*(field[0, :ROWS] for field in noises))
+    batch, noise = (type(each)(*(field[:ROWS] for field in at_update(each, 0))) for each in (batches, noises))
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with evaluation_mode(model), torch.enable_grad(), FlopCounterMode(display=False) as counter:
-        total, _, _ = model.losses(batch, noise, model.target_entropy, with_metrics=False)
+        total = model.losses(batch, noise, model.current_inputs(), with_metrics=False).total
         torch.autograd.grad(total, parameters, allow_unused=True)
     return int(counter.get_total_flops())

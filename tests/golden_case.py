@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, Trainer
 
-from tql_lightning.algorithms.tql import TQL
-from tql_lightning.batch import Batch, Noise
+from tql_lightning.algorithms.tql import TQL, TQLNoise
+from tql_lightning.batch import Batch
 from tql_lightning.export.release import load_release_params, release_arrays
 from tql_lightning.nn.critic import TransformerCritic
 from tql_lightning.nn.policy import FlowPolicy
 from tql_lightning.nn.temperature import AttentionTemperature
+from tql_lightning.training.optimisation import Optimisation
 
 Arrays = dict[str, np.ndarray]
 
@@ -70,13 +71,15 @@ def build(config: dict[str, Any], observation_dim: int, action_dim: int) -> TQL:
         target_aggregation=config["q_agg"],
         bc_coefficient=config["alpha"],
         normalize_q_loss=config["normalize_q_loss"],
-        critic_learning_rate=config["critic_lr"],
-        actor_learning_rate=config["actor_lr"],
-        weight_decay=config["adamw_weight_decay"] if config["optimizer"] == "adamw" else 0.0,
-        lr_schedule="warmup_cosine" if config["warmup_steps"] else "constant",
-        warmup_updates=config["warmup_steps"],
-        schedule_updates=config["train_steps"],
-        gradient_clip_norm=config["critic_grad_clip"] or None,
+        optimisation=Optimisation(
+            learning_rate=config["critic_lr"],
+            learning_rates={"actor": config["actor_lr"]},
+            weight_decay=config["adamw_weight_decay"] if config["optimizer"] == "adamw" else 0.0,
+            lr_schedule="warmup_cosine" if config["warmup_steps"] else "constant",
+            warmup_updates=config["warmup_steps"],
+            schedule_updates=config["train_steps"],
+            gradient_clip_norm=config["critic_grad_clip"] or None,
+        ),
     )
     if out_of_reach and model.temperature is not None:
         model.temperature.get_buffer("targets").copy_(torch.tensor(targets))
@@ -89,10 +92,10 @@ class RecordedUpdates:
     def __init__(self, case: Case, num_updates: int) -> None:
         self.case, self.num_updates = case, num_updates
 
-    def __iter__(self) -> Iterator[tuple[Batch, Noise]]:
+    def __iter__(self) -> Iterator[tuple[Batch, TQLNoise]]:
         for update in range(self.num_updates):
             batch, noise = self.case.batch(update), self.case.noise(update)
-            yield Batch(*(part[None] for part in batch)), Noise(*(part[None] for part in noise))
+            yield Batch(*(part[None] for part in batch)), TQLNoise(*(part[None] for part in noise))
 
 
 @dataclass
@@ -132,9 +135,9 @@ class Case:
     def batch(self, update: int) -> Batch:
         return Batch(*(torch.from_numpy(self.core[f"u{update}/batch/{name}"]) for name in Batch._fields))
 
-    def noise(self, update: int) -> Noise:
+    def noise(self, update: int) -> TQLNoise:
         names = ("next_action_noise", "flow_x0", "flow_t", "distill_noise", "metric_noise")
-        return Noise(*(torch.from_numpy(self.core[f"u{update}/draw/{name}"]) for name in names))
+        return TQLNoise(*(torch.from_numpy(self.core[f"u{update}/draw/{name}"]) for name in names))
 
     def compare(
         self,
@@ -186,6 +189,7 @@ def run_case(folder: Path, scratch: Path, reached: dict[str, float]) -> Case:
     num_updates = settings["K"]
     trainer = Trainer(
         max_steps=num_updates,
+        log_every_n_steps=1,
         limit_val_batches=0,
         accelerator="cpu",
         devices=1,

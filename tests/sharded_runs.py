@@ -36,7 +36,6 @@ TRANSFORMER: dict[str, Any] = {
     "critic": partial(TransformerCritic, hidden_dim=16, head_dim=8, weight_parametrisation=SigmaReparam),
     "entropy_control": partial(AttentionTemperature, schedule=TargetSchedule(0.1, 10)),
     "extraction": "implicit",
-    "num_samples": 3,
     "gradient_clip_norm": 1.0,
     "normalize_q_loss": True,
     "tau": 0.1,
@@ -98,8 +97,8 @@ def assert_refused(folder: Path) -> None:
     scaled = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu"))
     plain = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
     cases: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
-        (r"model\.compile: expected false with trainer\.strategy=sharded", {"compile": True}, {}),
-        (r"model\.cuda_graphs: expected false with trainer\.strategy=sharded", {"cuda_graphs": True}, {}),
+        (r"model\.execution\.compile: expected false with trainer\.strategy=sharded", {"compile": True}, {}),
+        (r"model\.execution\.cuda_graphs: expected false with trainer\.strategy=sharded", {"cuda_graphs": True}, {}),
         (
             r"trainer\.strategy: expected sharded .* found ModelParallelStrategy",
             {},

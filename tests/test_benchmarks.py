@@ -24,9 +24,11 @@ from benchmarks.attention import main as attention_benchmark
 from benchmarks.collapse import tail
 from benchmarks.harness import Peak, alternate, count_flops, peak_bytes
 from tests.toy import toy_model
+from tql_lightning.batch import at_update
 from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.nn.chunked_attention import BLOCK_ELEMENTS
 from tql_lightning.nn.critic import MLPCritic
+from tql_lightning.training.execution import Execution
 
 
 def test_the_tail_is_the_mean_of_the_last_tenth() -> None:
@@ -187,12 +189,14 @@ def test_the_tables_of_a_gpu_tell_what_failed_what_was_reached_and_every_figure(
 
 def test_the_trivial_update_is_compiled_as_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # generating code takes minutes
-    batches, noises = trainer.TransitionSampler(trainer.random_dataset(1, 1), 4, 0).chunk(0, 1)
     totals = []
     for compiled in (False, True):
         torch.manual_seed(0)
-        model = trainer.TrivialTQL(1, 1, critic=partial(MLPCritic, hidden_dims=(1,)), compile=compiled)
-        totals.append(model.training_losses(batches.update(0), noises.update(0), None)[0])
+        tiny = partial(MLPCritic, hidden_dims=(1,))
+        model = trainer.TrivialTQL(1, 1, critic=tiny, execution=Execution(compile=compiled))
+        sampler = trainer.TransitionSampler(trainer.random_dataset(1, 1), 4, 0, spec=model.update_spec)
+        batch, noise = (at_update(part, 0) for part in sampler.chunk(0, 1))
+        totals.append(update.runner_without_trainer(model).losses(batch, noise, {}, with_metrics=True).total)
     assert torch.equal(*totals)
 
 

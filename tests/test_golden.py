@@ -163,7 +163,7 @@ def test_every_number_that_the_release_logs_is_compared(case: Case) -> None:
 def test_attention_entropies_and_temperatures_of_every_update_equal_the_release(case: Case) -> None:
     for update in case.updates:
         tolerance, kind = (UPDATE_0, "update 0, losses") if update == 0 else (LATER, "later updates")
-        entropy = case.record.outputs[update]["attention_entropy"]
+        entropy = case.record.outputs[update]["diagnostics"]["attention_entropy"]
         case.compare(kind, f"update {update} entropy", entropy, case.core[f"u{update}/entropy"], tolerance)
         for layer, row in enumerate(entropy):
             for group, ours in zip(("cls", "other"), row, strict=True):
@@ -171,11 +171,11 @@ def test_attention_entropies_and_temperatures_of_every_update_equal_the_release(
                 if name in case.core:
                     case.compare(kind, name, ours, case.core[name], tolerance)
     if case.model.temperature is None:
-        assert all(outputs["temperature"] is None for outputs in case.record.outputs)
+        assert all("temperature" not in outputs["diagnostics"] for outputs in case.record.outputs)
         return
-    for update in case.updates[:-1]:  # outputs hold the temperature after the step, the release's before it
-        after = case.record.outputs[update]["temperature"]
-        case.compare("later updates", f"update {update} T", after, case.core[f"u{update + 1}/temperature"], LATER)
+    for update in case.updates:
+        ours = case.record.outputs[update]["diagnostics"]["temperature"]
+        case.compare("later updates", f"update {update} T", ours, case.core[f"u{update}/temperature"], LATER)
 
 
 def test_every_gradient_of_update_0_equals_the_release(case: Case) -> None:
@@ -204,8 +204,11 @@ def test_learning_rates_equal_the_release(case: Case) -> None:
             assert rates[group] == pytest.approx(release, rel=1e-5), f"{group} at update {update}"
             assert rates.get(f"{group}_no_decay", rates[group]) == rates[group]
         assert rates.get("temperature", rates["critic"]) == rates["critic"]
-    for group, peak in (("critic", case.model.critic_learning_rate), ("actor", case.model.actor_learning_rate)):
-        ours = [peak * case.model.learning_rate_factor(u) for u in range(len(case.core[f"lr/{group}"]))]
+    for group, peak in (
+        ("critic", case.model.optimisation.peak("critic")),
+        ("actor", case.model.optimisation.peak("actor")),
+    ):
+        ours = [peak * case.model.optimisation.factor(u) for u in range(len(case.core[f"lr/{group}"]))]
         np.testing.assert_allclose(ours, case.core[f"lr/{group}"], rtol=1e-5)
 
 
@@ -240,7 +243,7 @@ def test_all_parameters_after_updates_equal_the_release(case: Case, after: int) 
         if name.endswith("key/bias"):
             continue
         group = "actor" if name.startswith("actor_") else "critic"
-        tight = FAST_CRITIC if group == "critic" and case.model.critic_learning_rate > 1e-3 else PARAMETERS
+        tight = FAST_CRITIC if group == "critic" and case.model.optimisation.peak("critic") > 1e-3 else PARAMETERS
         # The target follows the critic as it was an update before.
         is_target = name.startswith("target_critic/")
         mask = target[name.removeprefix("target_")] if is_target else online[name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,14 @@ from typing import Any
 import numpy as np
 from lightning.pytorch import Callback, Trainer, seed_everything
 
-from tql_lightning.algorithms.tql import TQL
+from tql_lightning.algorithms.tql import OPTIMISATION, TQL
 from tql_lightning.data.datamodule import OfflineDataModule
+from tql_lightning.data.sampler import TransitionSampler
 from tql_lightning.data.transitions import TransitionDataset
 from tql_lightning.nn.critic import TransformerCritic
 from tql_lightning.nn.policy import FlowPolicy
+from tql_lightning.training.algorithm import Algorithm
+from tql_lightning.training.execution import Execution
 
 
 def toy_dataset(
@@ -37,18 +41,32 @@ def toy_dataset(
     return dataset.hold_out(0.2)
 
 
-def toy_model(**settings: Any) -> TQL:
-    """A small TQL with its weights drawn from seed 0; its actions are Pendulum's, ``action_chunk`` times."""
+def toy_model(kind: type[TQL] = TQL, **settings: Any) -> TQL:
+    """A small TQL with its weights drawn from seed 0; its actions are Pendulum's, ``action_chunk`` times.
+
+    Settings of `Optimisation` and `Execution`, and the policy's ``num_samples``, may stand among the model's own.
+    """
     seed_everything(0, verbose=False)
+    policy = {"hidden_dims": (16,), "flow_steps": 2, "num_samples": settings.pop("num_samples", 16)}
     defaults: dict[str, Any] = {
         "critic": partial(TransformerCritic, hidden_dim=16, head_dim=8),
-        "policy": partial(FlowPolicy, hidden_dims=(16,), flow_steps=2),
+        "policy": partial(FlowPolicy, **policy),
         "warmup_updates": 3,
         "schedule_updates": 40,
-        "critic_learning_rate": 1e-3,
-        "actor_learning_rate": 1e-3,
+        "learning_rate": 1e-3,
+        "learning_rates": {},
     }
-    return TQL(3, settings.get("action_chunk", 1), **(defaults | settings))
+    chosen = defaults | settings
+    groups = {"optimisation": OPTIMISATION, "execution": Execution()}
+    for name, group in groups.items():
+        own = {part.name: chosen.pop(part.name) for part in fields(group) if part.name in chosen}
+        chosen[name] = replace(group, **own)
+    return kind(3, settings.get("action_chunk", 1), **chosen)
+
+
+def toy_chunk(model: Algorithm, updates: int = 1, batch_size: int = 16) -> tuple[Any, Any]:
+    """Batches and noise of a model's first updates on the toy dataset, leading dimensions (K, B)."""
+    return TransitionSampler(toy_dataset(), batch_size, seed=0, spec=model.update_spec).chunk(0, updates)
 
 
 def fit(

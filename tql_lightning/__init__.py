@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tql_lightning.algorithms.tql import TQL
-    from tql_lightning.batch import Batch, Noise
+    from tql_lightning.batch import Batch, Draw
     from tql_lightning.data.datamodule import OfflineDataModule
     from tql_lightning.data.named import load_dataset
     from tql_lightning.data.transitions import DatasetError, TransitionDataset
@@ -19,9 +19,13 @@ if TYPE_CHECKING:
     from tql_lightning.nn.critic import Critic, CriticOutput, MLPCritic, TransformerCritic
     from tql_lightning.nn.policy import Actor, FlowPolicy
     from tql_lightning.nn.temperature import AttentionTemperature
+    from tql_lightning.training.algorithm import Algorithm
+    from tql_lightning.training.execution import Execution
+    from tql_lightning.training.optimisation import Optimisation, ParameterGroup
+    from tql_lightning.training.update import Losses
 
 _HOMES = {
-    "batch": ("Batch", "Noise"),
+    "batch": ("Batch", "Draw"),
     "data.datamodule": ("OfflineDataModule",),
     "data.named": ("load_dataset",),
     "data.transitions": ("DatasetError", "TransitionDataset"),
@@ -31,21 +35,30 @@ _HOMES = {
     "export.policy": ("Policy",),
     "evaluation.rollout": ("RolloutResult",),
     "algorithms.tql": ("TQL",),
+    "training.algorithm": ("Algorithm",),
+    "training.execution": ("Execution",),
+    "training.optimisation": ("Optimisation", "ParameterGroup"),
+    "training.update": ("Losses",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "TQL",
     "Actor",
+    "Algorithm",
     "AttentionTemperature",
     "Batch",
     "Critic",
     "CriticOutput",
     "DatasetError",
+    "Draw",
+    "Execution",
     "FlowPolicy",
+    "Losses",
     "MLPCritic",
-    "Noise",
     "OfflineDataModule",
+    "Optimisation",
+    "ParameterGroup",
     "Policy",
     "RolloutResult",
     "TransformerCritic",

@@ -11,9 +11,13 @@ Shape legend
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from torch import Tensor
+
+Fields = TypeVar("Fields", bound=tuple[Any, ...])  # a NamedTuple of tensors
 
 
 class Batch(NamedTuple):
@@ -33,28 +37,49 @@ class Batch(NamedTuple):
     next_observations: Tensor
     masks: Tensor
 
-    def update(self, k: int) -> Batch:
-        """The batch of the k-th update of a chunk."""
-        return Batch(*(field[k] for field in self))
+
+class NoNoise(NamedTuple):
+    """The noise of an algorithm whose update draws nothing."""
 
 
-class Noise(NamedTuple):
-    """Every random number that one update uses, so that the losses are pure functions.
+@dataclass(frozen=True)
+class Draw:
+    """Random numbers that one row of an update uses.
 
-    Attributes:
-        next_action: z' ~ N(0, I) of the one-step policy at s', (..., B, n_a).
-        flow_x0: x_0 ~ N(0, I), start of the behaviour flow, (..., B, n_a).
-        flow_t: t ~ U[0, 1), time of the behaviour flow, (..., B, 1).
-        distillation: z ~ N(0, I), shared by student, teacher and the Q term, (..., B, n_a).
-        metric: z ~ N(0, I) of the logged action error, no influence on training, (..., B, n_a).
+    Args:
+        distribution: "normal" for N(0, 1), "uniform" for [0, 1).
+        shape: Shape for one row, so that the tensor is (B, *shape).
     """
 
-    next_action: Tensor
-    flow_x0: Tensor
-    flow_t: Tensor
-    distillation: Tensor
-    metric: Tensor
+    distribution: Literal["normal", "uniform"]
+    shape: tuple[int, ...]
 
-    def update(self, k: int) -> Noise:
-        """The noise of the k-th update of a chunk."""
-        return Noise(*(field[k] for field in self))
+
+@dataclass(frozen=True)
+class UpdateSpec:
+    """What one update of an algorithm reads: nothing else is gathered or drawn.
+
+    Args:
+        batch: NamedTuple class whose fields are gathered from the dataset by name.
+        noise: NamedTuple class whose fields are drawn.
+        draws: One `Draw` for each field of ``noise``.
+
+    Raises:
+        ValueError: The fields of ``noise`` and ``draws`` differ.
+    """
+
+    batch: type[Any] = Batch
+    noise: type[Any] = NoNoise
+    draws: Mapping[str, Draw] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if list(self.noise._fields) != list(self.draws):
+            raise ValueError(
+                f"{self.noise.__name__}: expected one draw for each of its fields {', '.join(self.noise._fields)}, "
+                f"in this order, found {', '.join(self.draws) or 'none'}"
+            )
+
+
+def at_update(fields: Fields, k: int) -> Fields:
+    """The fields of the k-th update of a chunk: a NamedTuple of (K, B, ...) to one of (B, ...)."""
+    return type(fields)(*(each[k] for each in fields))

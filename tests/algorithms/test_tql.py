@@ -91,7 +91,7 @@ def test_a_run_continued_from_a_checkpoint_equals_the_uninterrupted_one(tmp_path
 
 
 def test_a_run_that_diverges_stops_and_names_what_is_not_finite(tmp_path: Path) -> None:
-    model = toy_model(critic_learning_rate=1e30, lr_schedule="constant")
+    model = toy_model(learning_rate=1e30, lr_schedule="constant")
     with pytest.raises(TrainingDivergedError, match=r"training diverged: after update \d+ .*train/td_loss"):
         fit(tmp_path, model, updates=20, log_every_n_steps=5)
 
@@ -149,7 +149,7 @@ def test_targets_move_with_the_updates_of_the_run(tmp_path: Path) -> None:
     control = partial(AttentionTemperature, targets=[(1.0, 1.0), (0.5, 0.5)], schedule=TargetSchedule(0.2, 10))
     model, outputs = toy_model(entropy_control=control), KeepOutputs()
     fit(tmp_path, model, updates=12, updates_per_step=1, callbacks=[outputs])
-    first = [float(output["target_entropy"][0, 0]) for output in outputs.kept]
+    first = [float(output["diagnostics"]["target_entropy"][0, 0]) for output in outputs.kept]
     assert first == pytest.approx([1.0 + 0.2 * max(0.0, 1 - update / 10) for update in range(12)])
 
 
@@ -161,7 +161,7 @@ def test_held_out_losses_of_a_checkpoint_have_the_targets_of_its_update(tmp_path
     data = OfflineDataModule(toy_dataset(), batch_size=16)
     settings: dict[str, Any] = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False}
     expected = trainer.validate(model, data, verbose=False)[0]
-    torch.testing.assert_close(model.target_entropy, torch.tensor([[1.1, 1.1], [0.6, 0.6]]))
+    torch.testing.assert_close(model.current_inputs()["target_entropy"], torch.tensor([[1.1, 1.1], [0.6, 0.6]]))
     fresh = toy_model(entropy_control=control)
     found = Trainer(**settings).validate(fresh, data, tmp_path / "model.ckpt", verbose=False, weights_only=True)[0]
     assert found == expected
@@ -179,7 +179,8 @@ def test_the_q_term_gives_the_critic_no_gradient() -> None:
 
 
 def test_implicit_extraction_takes_the_candidate_with_the_highest_smallest_head() -> None:
-    model = toy_model(extraction="implicit", num_samples=6)
+    policy = partial(FlowPolicy, hidden_dims=(16,), flow_steps=2, num_samples=6)
+    model = toy_model(extraction="implicit", policy=policy)
     observations, noise = torch.randn(4, 3), torch.randn(4, 6, 1)
     assert model.actor().noise_shape == (6, 1)
     chosen = model(observations, noise)
@@ -234,7 +235,7 @@ def test_entropy_control_moves_the_entropy_towards_its_target(tmp_path: Path) ->
     measured = []
     for target, initial in ((0.4, -1.0), (1.4, 1.0)):
         control = partial(AttentionTemperature, targets=[(target, target)] * 2, form="sign", initial=initial)
-        model = toy_model(entropy_control=control, critic_learning_rate=1e-2, lr_schedule="constant")
+        model = toy_model(entropy_control=control, learning_rate=1e-2, lr_schedule="constant")
         fit(tmp_path, model, updates=200)
         generator = torch.Generator().manual_seed(0)
         observations = torch.randn(64, 3, generator=generator)
@@ -246,17 +247,17 @@ def test_entropy_control_moves_the_entropy_towards_its_target(tmp_path: Path) ->
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"discount": 1.5}, "model.discount: expected between 0 and 1, found 1.5"),
     ({"tau": 0.0}, "model.tau"),
-    ({"num_samples": 0}, "model.num_samples"),
+    ({"policy": partial(FlowPolicy, num_samples=0)}, "policy.num_samples: expected at least 1, found 0"),
     ({"target_aggregation": "max"}, "model.target_aggregation: expected mean or min, found max"),
-    ({"gradient_clip_norm": 0.0}, "model.gradient_clip_norm"),
+    ({"gradient_clip_norm": 0.0}, "model.optimisation.gradient_clip_norm"),
     ({"extraction": "max"}, "model.extraction: expected fql or implicit or behaviour_flow, found max"),
-    ({"lr_schedule": "cosin"}, "model.lr_schedule: expected warmup_cosine or constant, found cosin"),
-    ({"critic_learning_rate": -1.0}, "model.critic_learning_rate: expected a finite number of at least 0, found -1.0"),
-    ({"temperature_learning_rate": math.inf}, "model.temperature_learning_rate: .*found inf"),
-    ({"actor_learning_rate": math.nan}, "model.actor_learning_rate: .*found nan"),
-    ({"weight_decay": -1.0}, "model.weight_decay"),
+    ({"lr_schedule": "cosin"}, "optimisation.lr_schedule: expected warmup_cosine or constant, found cosin"),
+    ({"learning_rate": -1.0}, "optimisation.learning_rate: expected a finite number of at least 0, found -1.0"),
+    ({"learning_rates": {"temperature": math.inf}}, "optimisation.learning_rates.temperature: .*found inf"),
+    ({"learning_rates": {"actor": math.nan}}, "optimisation.learning_rates.actor: .*found nan"),
+    ({"weight_decay": -1.0}, "model.optimisation.weight_decay"),
     ({"bc_coefficient": math.inf}, "model.bc_coefficient"),
-    ({"schedule_updates": 0}, "model.schedule_updates"),
+    ({"schedule_updates": 0}, "model.optimisation.schedule_updates"),
     ({"policy": partial(FlowPolicy, flow_steps=0)}, "policy.flow_steps"),
 ]
 

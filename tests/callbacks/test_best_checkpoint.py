@@ -39,7 +39,7 @@ def test_what_a_killed_run_had_come_to_is_no_part_of_the_run_that_goes_on_from_b
     best_file, last_file = tmp_path / "best" / "best.ckpt", tmp_path / "last.ckpt"
     for updates, rate in ((5, 1e-3), (10, 1e-3), (8, 1e-2)):
         best, last = BestCheckpoint(str(best_file.parent)), LastCheckpoint(str(tmp_path), every_n_updates=5)
-        model, evaluation = toy_model(critic_learning_rate=rate), RolloutEvaluation(2, 5, env_id=SWING)
+        model, evaluation = toy_model(learning_rate=rate), RolloutEvaluation(2, 5, env_id=SWING)
         continued = last_file if last_file.exists() else None
         fit(tmp_path, model, updates, [evaluation, best, last], ckpt_path=continued, plugins=WholeCheckpointIO())
         if updates == 10:  # as if update 10 had been the best, and the run killed before it saved

@@ -53,8 +53,8 @@ MISTAKES = {
         ["trainer.precision", "bf16-mixed"],
     ),
     "compiled shares of weights": (
-        ["fit", TOY, *TINY, "--trainer.strategy=sharded", "--trainer.devices=2", "--model.compile=true"],
-        ["model.compile", "trainer.strategy=sharded", "ddp"],
+        ["fit", TOY, *TINY, "--trainer.strategy=sharded", "--trainer.devices=2", "--model.execution.compile=true"],
+        ["model.execution.compile", "trainer.strategy=sharded", "ddp"],
     ),
     "validate without checkpoint": (["validate", TOY, *TINY], ["ckpt_path", "--ckpt_path=last"]),
     "unknown environment": (["collect", "Pendulm-v1", "--output=x.npz"], ["Pendulm", "Pendulum"]),
@@ -107,7 +107,7 @@ def test_a_trainer_that_cannot_train_is_refused_before_a_run_is_begun(command_fo
     [
         ("--trainer.callbacks+=RolloutEvaluation",),  # by a callback: the toy names no environment
         ("--data.updates_per_step=3",),  # by a callback that comes after all others
-        ("--model.cuda_graphs=true",),  # by the model
+        ("--model.execution.cuda_graphs=true",),  # by the model
     ],
 )
 def test_a_start_that_is_refused_leaves_nothing_and_changes_no_run(

@@ -18,7 +18,7 @@ from tql_lightning.cli.configs import resolve_configs
 ROOT = Path(__file__).parents[2]
 TOY = "--data.dataset=tests.toy.toy_dataset"
 FILES = {
-    "misplaced.yaml": "critic_learning_rate: 3e-4\n",
+    "misplaced.yaml": "bc_coefficient: 3.0\n",
     "unknown.yaml": "trainer:\n  max_updates: 100\n",
     "whole.yaml": "fit:\n  trainer:\n    max_steps: 20\n",
     "type.yaml": "trainer:\n  max_steps: many\n",
@@ -45,7 +45,7 @@ MISTAKES = {
     "a class": (["fit", TOY, "--model.critic=tql_lightning.nn.critic.MLPCritc"], ["did you mean MLPCritic"]),
     "a misplaced key": (
         ["fit", TOY, "--config=misplaced.yaml"],
-        ["did you mean model.critic_learning_rate?", "it stands in misplaced.yaml"],
+        ["did you mean model.bc_coefficient?", "it stands in misplaced.yaml"],
     ),
     "an unknown key": (["fit", TOY, "--config", "unknown.yaml"], ["trainer.max_steps", "it stands in unknown.yaml"]),
     "a command's file": (["fit", TOY, "--config", "whole.yaml"], ["did you mean trainer.max_steps?", "whole.yaml"]),
@@ -64,7 +64,7 @@ MISTAKES = {
     "no updates": (["fit", TOY, "--trainer.max_steps=0"], ["schedule_updates", "trainer.max_steps", "found 0"]),
     "lightning's clipping": (
         ["fit", TOY, "--trainer.gradient_clip_val=1", "--trainer.callbacks=null"],
-        ["trainer.gradient_clip_val", "model.gradient_clip_norm"],
+        ["trainer.gradient_clip_val", "model.optimisation.gradient_clip_norm"],
     ),
     "lightning's accumulation": (
         ["fit", TOY, "--trainer.accumulate_grad_batches=2", "--trainer.callbacks=null"],

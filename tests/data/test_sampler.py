@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
-from tql_lightning.batch import Batch, Noise
+from tql_lightning.algorithms.tql import TQLNoise
+from tql_lightning.batch import Batch, Draw, UpdateSpec, at_update
 from tql_lightning.data.counter_random import normal, uniform
 from tql_lightning.data.sampler import TrainingStream, TransitionSampler, ValidationPass
 from tql_lightning.data.transitions import TransitionDataset
 from tql_lightning.data.windows import Span
+
+NORMAL = Draw("normal", (1,))
+DRAWS = dict.fromkeys(("next_action", "flow_x0", "flow_t", "distillation", "metric"), NORMAL)
+SPEC = UpdateSpec(Batch, TQLNoise, DRAWS | {"flow_t": Draw("uniform", (1,))})
 
 
 def dataset(size: int = 50) -> TransitionDataset:
@@ -23,21 +30,26 @@ def dataset(size: int = 50) -> TransitionDataset:
     )
 
 
-def equal(left: tuple[Batch, Noise], right: tuple[Batch, Noise]) -> bool:
+def sampler_of(data: TransitionDataset, batch_size: int, seed: int, **settings: Any) -> TransitionSampler:
+    """A sampler of what TQL reads."""
+    return TransitionSampler(data, batch_size, seed, spec=SPEC, **settings)
+
+
+def equal(left: tuple[Batch, TQLNoise], right: tuple[Batch, TQLNoise]) -> bool:
     pairs = zip((*left[0], *left[1]), (*right[0], *right[1]), strict=True)
     return all(torch.equal(one, other) for one, other in pairs)
 
 
 def test_an_update_draws_the_same_in_any_chunk() -> None:
-    sampler = TransitionSampler(dataset(), batch_size=8, seed=3)
+    sampler = sampler_of(dataset(), batch_size=8, seed=3)
     batches, noises = sampler.chunk(0, 10)
     alone = sampler.chunk(7, 1)
-    assert equal((batches.update(7), noises.update(7)), (alone[0].update(0), alone[1].update(0)))
+    assert equal((at_update(batches, 7), at_update(noises, 7)), (at_update(alone[0], 0), at_update(alone[1], 0)))
 
 
 def test_two_ranks_draw_the_halves_of_one_process() -> None:
-    whole = TransitionSampler(dataset(), batch_size=8, seed=3).chunk(5, 2)
-    halves = [TransitionSampler(dataset(), 8, 3, rank=rank, world_size=2).chunk(5, 2) for rank in (0, 1)]
+    whole = sampler_of(dataset(), batch_size=8, seed=3).chunk(5, 2)
+    halves = [sampler_of(dataset(), 8, 3, rank=rank, world_size=2).chunk(5, 2) for rank in (0, 1)]
     for part in range(2):
         for name, tensor in whole[part]._asdict().items():
             joined = torch.cat([getattr(half[part], name) for half in halves], dim=1)
@@ -45,13 +57,13 @@ def test_two_ranks_draw_the_halves_of_one_process() -> None:
 
 
 def test_seeds_and_updates_differ() -> None:
-    first, second = TransitionSampler(dataset(), 64, 0), TransitionSampler(dataset(), 64, 1)
+    first, second = sampler_of(dataset(), 64, 0), sampler_of(dataset(), 64, 1)
     assert not equal(first.chunk(0, 1), second.chunk(0, 1))
     assert not equal(first.chunk(0, 1), first.chunk(1, 1))
 
 
 def test_a_row_is_one_transition() -> None:
-    batch, _ = TransitionSampler(dataset(), 256, 0).chunk(0, 3)
+    batch, _ = sampler_of(dataset(), 256, 0).chunk(0, 3)
     assert torch.equal(batch.next_observations[..., 0], batch.observations[..., 0] + 1)
     assert torch.equal(batch.rewards, batch.observations[..., 0])
     assert torch.equal(batch.masks == 0, batch.rewards == 49)
@@ -60,13 +72,13 @@ def test_a_row_is_one_transition() -> None:
 @pytest.mark.parametrize("span", [Span(), Span(n_step=3), Span(n_step=2, action_chunk=2)])
 def test_an_updates_tensors_have_no_gaps_so_that_one_launch_takes_all_of_them_over(span: Span) -> None:
     """On CUDA ``torch._foreach_copy_`` copies one by one as soon as a single one lies otherwise than its copy."""
-    batches, noises = TransitionSampler(dataset(), 8, 0, span=span).chunk(0, 3)
-    for name, tensor in (batches.update(1)._asdict() | noises.update(1)._asdict()).items():
+    batches, noises = sampler_of(dataset(), 8, 0, span=span).chunk(0, 3)
+    for name, tensor in (at_update(batches, 1)._asdict() | at_update(noises, 1)._asdict()).items():
         assert tensor.stride() == tensor.clone().stride(), name
 
 
 def test_indices_are_uniform_and_noise_is_standard_normal() -> None:
-    batch, noise = TransitionSampler(dataset(), 1000, 0).chunk(0, 50)
+    batch, noise = sampler_of(dataset(), 1000, 0).chunk(0, 50)
     counts = torch.bincount(batch.rewards.long().flatten(), minlength=50).numpy()
     assert stats.chisquare(counts).pvalue > 1e-3
     for name, tensor in noise._asdict().items():
@@ -104,16 +116,16 @@ def test_splitmix_finaliser_matches_the_published_sequence() -> None:
 
 @pytest.mark.parametrize(("start", "sizes"), [(0, [4, 4, 2]), (3, [1, 4, 2]), (8, [2]), (10, [])])
 def test_the_stream_ends_chunks_on_multiples_and_at_the_last_update(start: int, sizes: list[int]) -> None:
-    stream = TrainingStream(TransitionSampler(dataset(), 2, 0), lambda: start, 4, last_update=10)
+    stream = TrainingStream(sampler_of(dataset(), 2, 0), lambda: start, 4, last_update=10)
     assert [len(batch.rewards) for batch, _ in stream] == sizes
 
 
 def test_a_stream_continued_anywhere_equals_the_uninterrupted_one() -> None:
-    sampler = TransitionSampler(dataset(), 4, 0)
+    sampler = sampler_of(dataset(), 4, 0)
 
-    def updates(start: int) -> list[tuple[Batch, Noise]]:
+    def updates(start: int) -> list[tuple[Batch, TQLNoise]]:
         stream = TrainingStream(sampler, lambda: start, 4, last_update=12)
-        return [(b.update(k), n.update(k)) for b, n in stream for k in range(len(b.rewards))]
+        return [(at_update(b, k), at_update(n, k)) for b, n in stream for k in range(len(b.rewards))]
 
     whole, rest = updates(0), updates(5)
     assert all(equal(one, other) for one, other in zip(whole[5:], rest, strict=True))
@@ -121,21 +133,21 @@ def test_a_stream_continued_anywhere_equals_the_uninterrupted_one() -> None:
 
 def test_a_batch_that_ranks_cannot_share_is_refused() -> None:
     with pytest.raises(ValueError, match="expected a positive multiple of 3, found 8; set it to 6 or 9, or change"):
-        TransitionSampler(dataset(), 8, 0, rank=0, world_size=3)
+        sampler_of(dataset(), 8, 0, rank=0, world_size=3)
 
 
 def test_a_pass_is_dealt_out_to_ranks_by_batches_and_none_is_left_without() -> None:
-    whole = list(ValidationPass(dataset(), batch_size=8, seed=0))
-    dealt = [list(ValidationPass(dataset(), 8, 0, rank=rank, world_size=3)) for rank in range(3)]
+    whole = list(ValidationPass(dataset(), batch_size=8, seed=0, spec=SPEC))
+    dealt = [list(ValidationPass(dataset(), 8, 0, rank=rank, world_size=3, spec=SPEC)) for rank in range(3)]
     assert [len(part) for part in dealt] == [3, 2, 2]
     for number, expected in enumerate(whole):
         assert equal(dealt[number % 3][number // 3], expected)
-    few = [list(ValidationPass(dataset(), 25, 0, rank=rank, world_size=3)) for rank in range(3)]
+    few = [list(ValidationPass(dataset(), 25, 0, rank=rank, world_size=3, spec=SPEC)) for rank in range(3)]
     assert [len(part) for part in few] == [2, 2, 2]
 
 
 def test_validation_passes_over_every_transition_once_with_the_same_noise() -> None:
-    passes = ValidationPass(dataset(), batch_size=8, seed=0)
+    passes = ValidationPass(dataset(), batch_size=8, seed=0, spec=SPEC)
     first, second = list(passes), list(passes)
     assert len(first) == len(passes) == 7
     assert torch.cat([batch.rewards for batch, _ in first]).tolist() == list(range(50))

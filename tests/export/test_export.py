@@ -16,8 +16,8 @@ from tql_lightning import Policy
 from tql_lightning.export.comparison import ExportError
 from tql_lightning.export.writer import export_checkpoint
 from tql_lightning.nn.critic import TransformerCritic
-from tql_lightning.nn.extraction import Extraction
 from tql_lightning.nn.policy import FlowPolicy
+from tql_lightning.nn.policy_extraction import Extraction
 from tql_lightning.nn.value_loss import HLGauss
 from tql_lightning.run.checkpoint_io import CheckpointError
 
@@ -38,7 +38,8 @@ def test_every_extraction_leaves(extraction: Extraction, checkpoint: Path, tmp_p
 
 def test_implicit_leaves_as_onnx_with_any_parts_of_the_critic(tmp_path: Path) -> None:
     critic = partial(TransformerCritic, hidden_dim=16, head_dim=8, num_layers=1, norm=torch.nn.RMSNorm)
-    settings = {"critic": critic, "extraction": "implicit", "num_samples": 3}
+    policy = partial(FlowPolicy, hidden_dims=(16,), flow_steps=2, num_samples=3)
+    settings: dict[str, Any] = {"critic": critic, "extraction": "implicit", "policy": policy}
     settings |= {"value_loss": partial(HLGauss, num_bins=11), "reward_range": (-1.0, 1.0)}
     path = trained(tmp_path / "run", **settings)
     exported = export_checkpoint(path, tmp_path / "policy")
@@ -102,19 +103,19 @@ FOREIGN = {
     "weights alone": (lambda raw: raw["state_dict"], "expected one that tql fit wrote"),
     "of another model": (
         lambda raw: raw | {"state_dict": {"layer.weight": torch.zeros(2)}},
-        "does not fit a TQL model",
+        "does not fit its model",
     ),
-    "without sizes": (lambda raw: raw | {"hyper_parameters": {}}, "does not fit a TQL model"),
-    "hyperparameters of no kind": (lambda raw: raw | {"hyper_parameters": 3}, "does not fit a TQL model"),
-    "an unknown setting": (lambda raw: _hyperparameters(raw, taau=1.0), "does not fit a TQL model"),
-    "another size": (lambda raw: _hyperparameters(raw, observation_dim=4), "does not fit a TQL model"),
+    "without sizes": (lambda raw: raw | {"hyper_parameters": {}}, "does not fit its model"),
+    "hyperparameters of no kind": (lambda raw: raw | {"hyper_parameters": 3}, "does not fit its model"),
+    "an unknown setting": (lambda raw: _hyperparameters(raw, taau=1.0), "does not fit its model"),
+    "another size": (lambda raw: _hyperparameters(raw, observation_dim=4), "does not fit its model"),
     "a class that is not there": (
         lambda raw: _hyperparameters(raw, critic={"class_path": "nowhere.Critic"}),
-        "does not fit a TQL model",
+        "does not fit its model",
     ),
     "a class that is no critic": (
         lambda raw: _hyperparameters(raw, critic={"class_path": "os.system", "init_args": {"command": "true"}}),
-        "does not fit a TQL model",
+        "does not fit its model",
     ),
     "weights that are not numbers": (
         lambda raw: raw | {"state_dict": {name: each * torch.nan for name, each in raw["state_dict"].items()}},

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from tests.toy import fit, toy_model
-from tql_lightning.algorithms.tql import TQL
-from tql_lightning.batch import Batch, Noise
+from tql_lightning.algorithms.tql import TQL, TQLNoise
+from tql_lightning.batch import Batch
 from tql_lightning.nn.critic import Critic, CriticOutput, MLPCritic, TransformerCritic
 from tql_lightning.nn.value_loss import HLGauss, SquaredError, gaussian_bins, return_range
 
@@ -144,8 +144,8 @@ def test_the_td_loss_of_bins_is_the_cross_entropy_to_the_td_target() -> None:
     batch = Batch(
         torch.randn(6, 3), torch.rand(6, 1), -3.0 * torch.rand(6), torch.randn(6, 3), (torch.arange(6) % 3 > 0).float()
     )
-    noise = Noise(torch.randn(6, 1), torch.randn(6, 1), torch.rand(6, 1), torch.randn(6, 1), torch.randn(6, 1))
-    _, _, metrics = model.losses(batch, noise, model.target_entropy)
+    noise = TQLNoise(torch.randn(6, 1), torch.randn(6, 1), torch.rand(6, 1), torch.randn(6, 1), torch.randn(6, 1))
+    metrics = model.losses(batch, noise, model.current_inputs()).metrics
 
     width = 40.0 / (25 - 6)  # returns from -30 to 10, three bins beyond each end
     edges = [-30.0 + width * (index - 3) for index in range(26)]

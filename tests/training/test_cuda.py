@@ -65,7 +65,7 @@ def test_replayed_training_is_the_training_itself_and_never_waits(
 @pytest.mark.parametrize("storage", ["trainer", "cpu"])
 @pytest.mark.parametrize("span", [Span(), Span(n_step=2, action_chunk=2)])
 def test_drawing_minibatches_never_waits(storage: StorageChoice, span: Span) -> None:
-    sampler = TransitionSampler(toy_dataset(), 16, 0, "cuda", span=span, storage=storage)
+    sampler = TransitionSampler(toy_dataset(), 16, 0, "cuda", span=span, storage=storage, spec=toy_model().update_spec)
     first = sampler.chunk(0, 5)  # allocates
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -74,7 +74,7 @@ def test_drawing_minibatches_never_waits(storage: StorageChoice, span: Span) -> 
         torch.cuda.set_sync_debug_mode("default")
     for one, other in zip((*first[0], *first[1]), (*second[0], *second[1]), strict=True):
         assert torch.equal(one, other)
-    on_cpu = TransitionSampler(toy_dataset(), 16, 0, span=span).chunk(0, 5)
+    on_cpu = TransitionSampler(toy_dataset(), 16, 0, span=span, spec=toy_model().update_spec).chunk(0, 5)
     for one, other in zip((*first[0], *first[1]), (*on_cpu[0], *on_cpu[1]), strict=True):
         torch.testing.assert_close(one.cpu(), other)
 

@@ -17,17 +17,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from tests.algorithms.test_tql import KeepOutputs
-from tests.toy import fit, toy_dataset, toy_model
+from tests.toy import fit, toy_chunk, toy_dataset, toy_model
 from tql_lightning.algorithms.tql import TQL
+from tql_lightning.batch import at_update
 from tql_lightning.data.sampler import TransitionSampler
 from tql_lightning.data.windows import Span
 from tql_lightning.nn.critic import MLPCritic, TransformerCritic
 from tql_lightning.nn.sigma_reparam import SigmaReparam
 from tql_lightning.nn.temperature import AttentionTemperature, SingleTemperature, TargetSchedule
 from tql_lightning.nn.value_loss import HLGauss
-from tql_lightning.training import update as update_step
+from tql_lightning.training import optimisation, trainer_checks, update
 from tql_lightning.training.cuda_graph import ReplayedAdamW, unchanged
-from tql_lightning.training.update import Losses
+from tql_lightning.training.update import Losses, UpdateRunner
 
 
 class Rerun:
@@ -62,10 +63,10 @@ def recorders(monkeypatch: pytest.MonkeyPatch) -> list[Rerun]:
         made.append(Rerun())
         return made[-1]
 
-    monkeypatch.setattr(update_step, "can_record", lambda _: True)
-    monkeypatch.setattr(update_step, "new_recorder", make)
+    monkeypatch.setattr(trainer_checks, "can_record", lambda _: True)
+    monkeypatch.setattr(update, "new_recorder", make)
     # Replayed or not, learning rates are rounded to float32.
-    monkeypatch.setattr(TQL, "learning_rate", lambda _, value: torch.tensor(value))
+    monkeypatch.setattr(optimisation, "learning_rate", lambda value, *_: torch.tensor(value))
     return made
 
 
@@ -120,8 +121,10 @@ def test_what_callbacks_are_given_outlives_the_next_replay(tmp_path: Path) -> No
         assert plain["metrics"].keys() == replayed["metrics"].keys()
         for name, value in plain["metrics"].items():
             assert torch.equal(value, replayed["metrics"][name]), name
-        for name in ("loss", "attention_entropy", "temperature", "target_entropy"):
-            assert torch.equal(plain[name], replayed[name]), name
+        assert torch.equal(plain["loss"], replayed["loss"])
+        assert plain["diagnostics"].keys() == {"attention_entropy", "temperature", "target_entropy"}
+        for name, value in plain["diagnostics"].items():
+            assert torch.equal(value, replayed["diagnostics"][name]), name
 
 
 class Addresses(Callback):
@@ -161,10 +164,11 @@ def test_nothing_of_an_updates_graph_of_autograd_outlives_it(monkeypatch: pytest
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     critic = partial(TransformerCritic, hidden_dim=16, head_dim=8, weight_parametrisation=SigmaReparam)
     trained = toy_model(critic=critic, gradient_clip_norm=1.0, normalize_q_loss=True, compile=compiled)
-    trained._hears_backward = False
+    monkeypatch.setattr(trained, "manual_backward", torch.autograd.backward)  # Lightning's without a trainer
+    runner = UpdateRunner(trained)
     optimizer = trained.configure_optimizers()["optimizer"]  # type: ignore[index,call-overload]
-    batches, noises = TransitionSampler(toy_dataset(), 16, 0).chunk(0, 1)
-    losses = trained.training_losses
+    batch, noise = (at_update(part, 0) for part in toy_chunk(trained))
+    losses = runner.losses
 
     def marked(*arguments: Any) -> Losses:
         outputs = losses(*arguments)
@@ -173,11 +177,11 @@ def test_nothing_of_an_updates_graph_of_autograd_outlives_it(monkeypatch: pytest
         assert all(node.metadata for node in accumulators(trained))
         return outputs
 
-    monkeypatch.setattr(trained, "training_losses", marked)
+    monkeypatch.setattr(runner, "losses", marked)
     gc.collect()
     gc.disable()  # what only the collector finds is there when the recording begins
     try:
-        trained.gradient_step(batches.update(0), noises.update(0), trained.target_entropy, optimizer)
+        runner.step(batch, noise, trained.current_inputs(), optimizer, with_metrics=True)
         assert not any(node.metadata for node in accumulators(trained))
     finally:
         gc.enable()
@@ -210,22 +214,25 @@ VARIANTS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.usefixtures("recorders")
-def test_an_update_neither_reads_from_its_device_nor_copies_to_it(variant: str, autocast: bool) -> None:
+def test_an_update_neither_reads_from_its_device_nor_copies_to_it(
+    monkeypatch: pytest.MonkeyPatch, variant: str, autocast: bool
+) -> None:
     """A CPU's stand-in for what a recording refuses; a tensor made without a device would be on another."""
     trained = toy_model(gradient_clip_norm=1.0, cuda_graphs=True, **VARIANTS[variant])
-    trained._hears_backward = False
+    monkeypatch.setattr(trained, "manual_backward", torch.autograd.backward)  # Lightning's without a trainer
+    runner = UpdateRunner(trained)
     optimizer = trained.configure_optimizers()["optimizer"]  # type: ignore[index,call-overload]
-    batches, noises = TransitionSampler(toy_dataset(), 16, 0).chunk(0, 1)
-    target_entropy = trained.target_entropy
+    batch, noise = (at_update(part, 0) for part in toy_chunk(trained))
+    inputs = trained.current_inputs()
     for _ in range(2):  # the first makes the optimizer's state
         with torch.device("meta"), OnTheDevice(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            total, _, metrics = trained.gradient_step(batches.update(0), noises.update(0), target_entropy, optimizer)
-    assert {tensor.device.type for tensor in (total, *metrics.values())} == {"cpu"}
+            losses = runner.step(batch, noise, inputs, optimizer, with_metrics=True)
+    assert {tensor.device.type for tensor in (losses.total, *losses.metrics.values())} == {"cpu"}
 
 
 @pytest.mark.parametrize("span", [Span(), Span(n_step=2, action_chunk=2)])
 def test_minibatches_are_drawn_without_reading_from_their_device_or_copying_to_it(span: Span) -> None:
-    sampler = TransitionSampler(toy_dataset(), 16, 0, span=span, storage="trainer")
+    sampler = TransitionSampler(toy_dataset(), 16, 0, span=span, storage="trainer", spec=toy_model().update_spec)
     with torch.device("meta"), OnTheDevice():
         batches, noises = sampler.chunk(0, 3)
     assert {tensor.device.type for tensor in (*batches, *noises)} == {"cpu"}
@@ -239,7 +246,7 @@ def test_beside_a_gpu_a_training_on_the_cpu_passes_without_lightnings_advice(mon
 
 def test_cuda_graphs_are_refused_on_the_cpu(tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"model\.cuda_graphs: expected one process on a CUDA device .* found 1 on cpu"
+        ValueError, match=r"model\.execution\.cuda_graphs: expected one process on a CUDA device .* found 1 on cpu"
     ):
         run(tmp_path, True, updates=1)
 

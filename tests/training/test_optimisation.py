@@ -28,14 +28,14 @@ def test_only_matrices_decay_and_every_parameter_has_one_group() -> None:
 
 def test_temperatures_learn_at_the_critics_rate_or_their_own() -> None:
     for own, expected in ((None, 1e-3), (5e-2, 5e-2)):
-        model = toy_model(critic_learning_rate=1e-3, temperature_learning_rate=own)
-        rates = {group["name"]: group["lr"] for group in model.parameter_groups()}
+        model = toy_model(learning_rate=1e-3, learning_rates={} if own is None else {"temperature": own})
+        rates = {group.name: model.optimisation.peak(group.name) for group in model.parameter_groups()}
         assert (rates["critic"], rates["temperature"]) == (1e-3, expected)
 
 
 def test_learning_rates_warm_up_fall_and_end_before_the_run_does() -> None:
     model = toy_model(warmup_updates=10, schedule_updates=100)
-    factor = model.learning_rate_factor
+    factor = model.optimisation.factor
     assert factor(0) == pytest.approx(0.01)
     assert factor(5) == pytest.approx(0.505)
     assert factor(10) == pytest.approx(1.0)
@@ -46,8 +46,8 @@ def test_learning_rates_warm_up_fall_and_end_before_the_run_does() -> None:
 
 def test_a_run_shorter_than_the_warm_up_only_warms_up() -> None:
     model = toy_model(warmup_updates=10_000, schedule_updates=50)
-    assert model.learning_rate_factor(49) == pytest.approx(0.01 + 0.99 * 49 / 10_000)
-    assert model.learning_rate_factor(10_000) == pytest.approx(0.1)
+    assert model.optimisation.factor(49) == pytest.approx(0.01 + 0.99 * 49 / 10_000)
+    assert model.optimisation.factor(10_000) == pytest.approx(0.1)
 
 
 def test_gradients_of_each_network_are_clipped_on_their_own(tmp_path: Path) -> None:
@@ -69,18 +69,18 @@ def test_gradients_of_each_network_are_clipped_on_their_own(tmp_path: Path) -> N
             )
 
     reference = toy_model()
-    model = Clipped(3, 1, critic=partial(type(reference.critic), hidden_dim=32), gradient_clip_norm=0.01)
+    model = toy_model(Clipped, critic=partial(type(reference.critic), hidden_dim=32), gradient_clip_norm=0.01)
     fit(tmp_path, model, updates=2, updates_per_step=1)
     assert all(value == pytest.approx(0.01, rel=1e-3) for row in norms for value in row.values())
 
 
 def test_a_continued_run_follows_its_own_learning_rates_and_weight_decay(tmp_path: Path) -> None:
     fit(tmp_path, toy_model(), updates=5).save_checkpoint(tmp_path / "stop.ckpt")
-    changed = toy_model(critic_learning_rate=1e-5, actor_learning_rate=2e-5, weight_decay=0.5)
+    changed = toy_model(learning_rate=1e-5, learning_rates={"actor": 2e-5}, weight_decay=0.5)
     before = torch.load(tmp_path / "stop.ckpt", weights_only=True)["state_dict"]
     trainer = fit(tmp_path, changed, updates=6, ckpt_path=tmp_path / "stop.ckpt")
     groups = {group["name"]: group for group in trainer.optimizers[0].param_groups}
-    factor = changed.learning_rate_factor(6)
+    factor = changed.optimisation.factor(6)
     assert groups["critic"]["lr"] == pytest.approx(1e-5 * factor)
     assert groups["actor_no_decay"]["lr"] == pytest.approx(2e-5 * factor)
     assert (groups["critic"]["weight_decay"], groups["critic_no_decay"]["weight_decay"]) == (0.5, 0.0)

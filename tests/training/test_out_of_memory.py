@@ -37,7 +37,13 @@ def test_an_update_that_memory_does_not_suffice_for_names_its_sizes(tmp_path: Pa
 def test_only_what_applies_is_advised() -> None:
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     recorded = "\n".join(remedies_for(gpu, cuda_graphs=True))
-    for remedy in ("more devices", "--data.storage=cpu", "--model.cuda_graphs=false", "bf16-mixed", "chunked"):
+    for remedy in (
+        "more devices",
+        "--data.storage=cpu",
+        "--model.execution.cuda_graphs=false",
+        "bf16-mixed",
+        "chunked",
+    ):
         assert remedy in recorded
     assert "cuda_graphs" not in "\n".join(remedies_for(gpu))
     plain = "\n".join(remedies_for(cpu, attends=False))

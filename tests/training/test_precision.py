@@ -11,9 +11,9 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.plugins.precision import MixedPrecision
 
-from tests.toy import fit, toy_dataset, toy_model
+from tests.toy import fit, toy_chunk, toy_model
 from tql_lightning.algorithms import losses
-from tql_lightning.data.sampler import TransitionSampler
+from tql_lightning.batch import at_update
 from tql_lightning.nn import value_loss
 from tql_lightning.nn.critic import TransformerCritic
 from tql_lightning.nn.policy import FlowPolicy
@@ -21,8 +21,7 @@ from tql_lightning.nn.policy import FlowPolicy
 
 def test_losses_targets_entropies_and_temperatures_are_float32_under_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     model = toy_model()
-    chunk = TransitionSampler(toy_dataset(), batch_size=16, seed=0).chunk(0, 1)
-    batch, noise = (part.update(0) for part in chunk)
+    batch, noise = (at_update(part, 0) for part in toy_chunk(model))
     given: list[torch.dtype] = []
     td_loss, entropy_loss = value_loss.td_loss, losses.entropy_loss
 
@@ -36,14 +35,16 @@ def test_losses_targets_entropies_and_temperatures_are_float32_under_bfloat16(mo
 
     monkeypatch.setattr(value_loss, "td_loss", seen_td_loss)
     monkeypatch.setattr(losses, "entropy_loss", seen_entropy_loss)
-    exact, exact_entropy, _ = model.losses(batch, noise, model.temperature.targets)
+    exact = model.losses(batch, noise, model.current_inputs())
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        total, entropy, metrics = model.losses(batch, noise, model.temperature.targets)
+        rounded = model.losses(batch, noise, model.current_inputs())
     assert given == [torch.float32] * 8
-    assert {total.dtype, entropy.dtype, *(value.dtype for value in metrics.values())} == {torch.float32}
-    torch.testing.assert_close(total, exact, rtol=0.02, atol=0.02)
-    torch.testing.assert_close(entropy, exact_entropy, rtol=0.02, atol=0.02)
-    assert not torch.equal(total, exact)
+    numbers = [rounded.total, *rounded.metrics.values(), *rounded.diagnostics.values()]
+    assert {number.dtype for number in numbers} == {torch.float32}
+    torch.testing.assert_close(rounded.total, exact.total, rtol=0.02, atol=0.02)
+    entropies = [each.diagnostics["attention_entropy"] for each in (rounded, exact)]
+    torch.testing.assert_close(*entropies, rtol=0.02, atol=0.02)
+    assert not torch.equal(rounded.total, exact.total)
 
 
 class KeepGradients(Callback):
@@ -60,9 +61,9 @@ def test_a_trainers_backward_pass_rounds_no_more_than_the_forward_pass(tmp_path:
     keep = KeepGradients()
     fit(tmp_path, toy_model(), updates=1, callbacks=[keep], precision="bf16-mixed")
     model = toy_model()
-    batch, noise = (part.update(0) for part in keep.chunk)
+    batch, noise = (at_update(part, 0) for part in keep.chunk)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        total, _, _ = model.losses(batch, noise, model.temperature.targets)
+        total = model.losses(batch, noise, model.current_inputs()).total
     total.backward()  # outside autocast
     expected = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
     for (name, gradient), found in zip(expected.items(), keep.gradients, strict=True):
@@ -87,7 +88,7 @@ class KeepMetrics(Callback):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any) -> None:
         self.metrics.append({name: float(value) for name, value in outputs["metrics"].items()})
         state = [entry[name] for entry in trainer.optimizers[0].state.values() for name in ("exp_avg", "exp_avg_sq")]
-        looked_at = [outputs[name] for name in ("loss", "attention_entropy", "temperature", "target_entropy")]
+        looked_at = [outputs["loss"], *outputs["diagnostics"].values()]
         self.dtypes |= {tensor.dtype for tensor in (*looked_at, *state, *pl_module.parameters())}
 
     def mean(self, name: str) -> float:
@@ -101,7 +102,7 @@ BOUNDS = {"td_loss": 0.05, "behaviour_flow_loss": 0.01, "distillation_loss": 0.0
 def metrics_of_a_run(folder: Path, updates: int, **settings: Any) -> KeepMetrics:
     keep = KeepMetrics()
     model = toy_model(schedule_updates=200, gradient_clip_norm=10.0)
-    fit(folder, model, updates, [keep], updates_per_step=1, **settings)
+    fit(folder, model, updates, [keep], updates_per_step=1, log_every_n_steps=1, **settings)
     return keep
 
 
@@ -142,12 +143,12 @@ def test_weights_too_narrow_for_small_steps_are_not_trained(precision: Any, tmp_
 
 def test_steps_of_tau_vanish_in_bfloat16() -> None:
     """Why narrow weights are refused: of the paper's tau and learning rate little arrives."""
-    model = toy_model(critic_learning_rate=1e-4).bfloat16()
+    model = toy_model(learning_rate=1e-4).bfloat16()
     with torch.no_grad():
         for parameter in model.critic.parameters():
             parameter.mul_(1.1)
     before = [parameter.clone() for parameter in model.target_critic.parameters()]
-    model.move_target()
+    model.before_step({})
     pairs = zip(before, model.target_critic.parameters(), strict=True)
     moved = sum(int((old != new).sum()) for old, new in pairs)
     assert moved == 0
@@ -199,6 +200,6 @@ def test_the_precision_of_matrix_products_is_set_for_a_run_and_put_back(tmp_path
 
 def test_a_precision_that_torch_does_not_know_is_refused_by_name() -> None:
     with pytest.raises(
-        ValueError, match=r"model\.float32_matmul_precision: expected highest, high or medium, found tf32"
+        ValueError, match=r"model\.execution\.float32_matmul_precision: expected highest, high or medium, found tf32"
     ):
         toy_model(float32_matmul_precision="tf32")

@@ -49,6 +49,16 @@ def claiming(shape: list[int], offsets: list[int]) -> bytes:
     return len(header).to_bytes(8, "little") + header + bytes(4)
 
 
+def padded(**arguments: Any) -> Forge:
+    """Other arguments of the network, and a million numbers besides its weights."""
+
+    def forge(folder: Path, metadata: dict[str, Any]) -> None:
+        weights(lambda given: save(given | {"x": torch.ones(10**6)}))(folder, metadata)
+        built(**arguments)(folder, metadata)
+
+    return forge
+
+
 def external(location: str) -> Forge:
     """A model whose first weights lie in another file."""
 
@@ -79,7 +89,17 @@ TORCH: dict[str, tuple[Forge, str]] = {
     "huge chunks": (told(action_chunk=10**12), "sizes, noise_shape"),
     "huge chunks of many actions": (told(action_chunk=1 << 23, action_dim=9, action_low=[0] * 9), "sizes, noise_shape"),
     "a huge noise": (told(noise_shape=[10**6, 10**6]), "sizes, noise_shape"),
-    "a huge layer": (built(hidden_dims=[10**9, 10**9]), "1000000000 in a network"),
+    "a huge layer": (built(hidden_dims=[10**9]), "1000000000 in a network"),
+    "two huge layers": (built(hidden_dims=[10**9, 10**9]), "2000000000 in a network"),
+    "a number of 400 digits": (built(flow_steps=10**400), "a number of 1329 bits in a network"),
+    "60,000 layers": (built(hidden_dims=[1] * 60_000), "60000 in a network"),
+    "hundreds of layers": (padded(hidden_dims=[4] * 900), "of more tensors than its weights have"),
+    "layers of layers": (built(hidden_dims=[[[8] * 60] * 60] * 60), "more than 1,000 numbers of a network"),
+    "wide layers": (padded(hidden_dims=[4000, 4000, 4000]), "of more numbers than its weights have"),
+    "noise of many dimensions": (told(noise_shape=[1] * 100_000), "sizes, noise_shape"),
+    "noise of 400 digits": (told(noise_shape=[10**400]), "sizes, noise_shape"),
+    "chunks of 400 digits": (told(action_chunk=10**400), "found sizes 3, 1, a number of 1329 bits"),
+    "a dataset of megabytes": (told(env_id="x" * (5 << 20)), "larger than 4 MiB"),
     "other layers": (built(hidden_dims=[64, 64]), "other names or shapes"),
     "endless steps": (built(flow_steps=10**12), "1000000000000 in a network"),
     "infinite bounds": (told(action_low=[-1e400]), "sizes, noise_shape"),

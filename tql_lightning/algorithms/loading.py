@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from argparse import ArgumentError
+from contextlib import suppress
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,16 @@ from lightning.pytorch.cli import instantiate_module
 from tql_lightning.algorithms.tql import TQL
 from tql_lightning.data.environment import check_env_id
 from tql_lightning.run.checkpoint_io import CheckpointError, read_checkpoint
-from tql_lightning.training.hyperparameters import INSTANTIATOR
-from tql_lightning.trust.class_paths import check_class_paths
+from tql_lightning.training.algorithm import Algorithm
+from tql_lightning.training.hyperparameters import ALGORITHM, INSTANTIATOR
+from tql_lightning.trust.building import building_no_more_than
+from tql_lightning.trust.class_paths import IMPORTABLE, check_class_paths
+from tql_lightning.trust.imports import import_if_allowed
 
 LONGEST_REASON = 200  # characters of what a library says
 
 
-def load_checkpoint(path: Path | str, trusted: bool = False, plays: bool = True) -> tuple[TQL, dict[str, Any]]:
+def load_checkpoint(path: Path | str, trusted: bool = False, plays: bool = True) -> tuple[Algorithm, dict[str, Any]]:
     """A model in evaluation mode and the raw checkpoint it came from, loaded without pickle.
 
     The classes that the checkpoint names are checked before anything is made of them; see `check_class_paths`.
@@ -31,24 +35,29 @@ def load_checkpoint(path: Path | str, trusted: bool = False, plays: bool = True)
         plays: whether the environment that it names is going to be made.
 
     Raises:
-        CheckpointError: no such file, damaged, or not a checkpoint of TQL.
+        CheckpointError: no such file, damaged, or not a checkpoint of an algorithm.
     """
     raw = read_checkpoint(path)
-    check_contents(path, raw, trusted, plays)
+    kind = check_contents(path, raw, trusted, plays)
     try:
-        model = _make_model(raw)
+        model = _make_model(kind, raw)
     except (KeyError, TypeError, RuntimeError, ValueError, ImportError, AttributeError, ArgumentError) as error:
         reason = " ".join(str(error).split())[:LONGEST_REASON] or type(error).__name__
-        raise CheckpointError(f"checkpoint {path}: does not fit a TQL model ({reason})") from error
+        raise CheckpointError(f"checkpoint {path}: does not fit its model ({reason})") from error
     return model.eval(), raw
 
 
-def _make_model(raw: dict[str, Any]) -> TQL:
+def _make_model(kind: type[Algorithm], raw: dict[str, Any]) -> Algorithm:
     """Makes the model from the checked settings alone; Lightning would read further keys, and the file again."""
-    model: TQL = instantiate_module(TQL, checked_settings(raw))
+    weights = raw["state_dict"]
+    with building_no_more_than(weights.values()), suppress(Exception), torch.device("meta"):
+        # Takes no memory. Fails where a part of a user's needs numbers; then that is made below, and refused there.
+        instantiate_module(kind, checked_settings(raw))
+    with building_no_more_than(weights.values()):
+        model: Algorithm = instantiate_module(kind, checked_settings(raw))
     model.configure_model()
     model.on_load_checkpoint({name: raw[name] for name in ("global_step", "validated_update") if name in raw})
-    model.load_state_dict(raw["state_dict"])
+    model.load_state_dict(weights)
     return model
 
 
@@ -57,10 +66,31 @@ def checked_settings(raw: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in raw["hyper_parameters"].items() if name != "_instantiator"}
 
 
-def check_contents(path: Path | str, raw: dict[str, Any], trusted: bool = False, plays: bool = True) -> None:
-    """Refuses what Lightning would pass over, or act on before it looks.
+def algorithm_of(path: Path | str, raw: dict[str, Any], trusted: bool = False) -> type[Algorithm]:
+    """The class of a checkpoint's algorithm; TQL for a checkpoint that names none.
 
-    That is settings that are not TQL's, classes that are none of its parts, and weights that cannot act.
+    Args:
+        path: Path of the checkpoint, for messages.
+        raw: Contents of the checkpoint.
+        trusted: Import any module that it names.
+
+    Raises:
+        CheckpointError: The name is no algorithm, or in a module that may not be imported.
+    """
+    named = raw.get(ALGORITHM, f"{TQL.__module__}.{TQL.__qualname__}")
+    try:
+        found = import_if_allowed(named, IMPORTABLE, trusted) if isinstance(named, str) else named
+    except ValueError as error:
+        raise CheckpointError(f"checkpoint {path}: its algorithm cannot be loaded ({error})") from error
+    if not (isinstance(found, type) and issubclass(found, Algorithm)):
+        raise CheckpointError(f"checkpoint {path}: expected an algorithm's class, found {named!r:.80}")
+    return found
+
+
+def check_contents(path: Path | str, raw: dict[str, Any], trusted: bool = False, plays: bool = True) -> type[Algorithm]:
+    """Refuses what Lightning would pass over, or act on before it looks; gives the class of the algorithm.
+
+    That is settings that are not the algorithm's, classes that are none of its parts, and weights that cannot act.
 
     Args:
         path: of the checkpoint, for messages.
@@ -75,24 +105,25 @@ def check_contents(path: Path | str, raw: dict[str, Any], trusted: bool = False,
     if settings is None:
         raise CheckpointError(f"checkpoint {path}: expected one that tql fit wrote, found one without settings")
     if not isinstance(settings, dict) or not isinstance(weights, dict):
-        raise CheckpointError(f"checkpoint {path}: does not fit a TQL model (expected settings and weights by name)")
+        raise CheckpointError(f"checkpoint {path}: does not fit its model (expected settings and weights by name)")
+    kind = algorithm_of(path, raw, trusted)
     own = checked_settings(raw)
-    unknown = [str(name) for name in own if name not in signature(TQL).parameters]
+    unknown = [str(name) for name in own if name not in signature(kind).parameters]
     if unknown:
-        raise CheckpointError(f"checkpoint {path}: does not fit a TQL model (unknown settings {', '.join(unknown)})")
+        raise CheckpointError(f"checkpoint {path}: does not fit its model (unknown settings {', '.join(unknown)})")
     if settings.get("_instantiator", INSTANTIATOR) != INSTANTIATOR:
         raise CheckpointError(
-            f"checkpoint {path}: does not fit a TQL model (to be made by {settings['_instantiator']!r:.80})"
+            f"checkpoint {path}: does not fit its model (to be made by {settings['_instantiator']!r:.80})"
         )
     try:
-        check_class_paths(own, TQL, trusted)
+        check_class_paths(own, kind, trusted)
     except ValueError as error:
-        raise CheckpointError(f"checkpoint {path}: does not fit a TQL model ({error})") from error
+        raise CheckpointError(f"checkpoint {path}: does not fit its model ({error})") from error
     _check_data(path, raw, plays and not trusted)
     strange = [name for name, each in weights.items() if not _is_real_tensor(each)]
     if strange:
         raise CheckpointError(
-            f"checkpoint {path}: does not fit a TQL model "
+            f"checkpoint {path}: does not fit its model "
             f"({strange[0]} is no tensor of real numbers, or claims more than it holds)"
         )
     broken = [name for name, each in weights.items() if not torch.isfinite(each).all()]
@@ -101,6 +132,7 @@ def check_contents(path: Path | str, raw: dict[str, Any], trusted: bool = False,
             f"checkpoint {path}: {len(broken)} of its weights hold NaN or infinite numbers, first {broken[0]}; "
             "training diverged: use an earlier checkpoint"
         )
+    return kind
 
 
 def _check_data(path: Path | str, raw: dict[str, Any], with_environment: bool) -> None:

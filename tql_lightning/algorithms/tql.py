@@ -1,9 +1,8 @@
 """Transformer Q-Learning (TQL, arXiv 2602.01439): the algorithm, read from top to bottom.
 
-`TQL.update` is one update in the order of the paper's release; `TQL.losses` is everything it minimises,
-equation by equation; the functions it calls stand in `tql_lightning.algorithms.losses`. All losses are taken at the old
-parameters and summed, one gradient step is made, and the target critic moves towards the critic as it was
-BEFORE that step.
+`TQL.losses` is everything it minimises, equation by equation; the functions it calls stand in `algorithms.losses` and
+`algorithms.critics`. All losses are taken at the old parameters and summed, one gradient step is made, and the target
+critic moves towards the critic as it was BEFORE that step.
 
 Deviations from paper and release, and why:
 
@@ -37,72 +36,92 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from functools import partial
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from tql_lightning.algorithms import losses
-from tql_lightning.batch import Batch, Noise
-from tql_lightning.nn.critic import Critic, CriticOutput, TransformerCritic, make_critic
-from tql_lightning.nn.extraction import Extraction
+from tql_lightning.algorithms.critics import (
+    CriticFit,
+    critic_groups,
+    entropy_inputs,
+    fit_critic,
+    frozen_values,
+    make_temperature,
+    move_target,
+)
+from tql_lightning.batch import Batch, Draw
+from tql_lightning.nn.critic import Critic, TransformerCritic, make_critic
 from tql_lightning.nn.policy import Actor, FlowPolicy
-from tql_lightning.nn.policy_extraction import EXTRACTIONS
+from tql_lightning.nn.policy_extraction import EXTRACTIONS, Extraction, flow_actor
 from tql_lightning.nn.temperature import AttentionTemperature, EntropyControl
 from tql_lightning.nn.value_loss import SquaredError, ValueLoss, return_range
+from tql_lightning.training.algorithm import Algorithm
 from tql_lightning.training.distributed import identity
+from tql_lightning.training.execution import Execution
 from tql_lightning.training.hyperparameters import require
-from tql_lightning.training.optimisation import OptimisedLoop
-from tql_lightning.training.sharding import call_with_frozen_parameters, own_shares
-from tql_lightning.training.update import Losses, MatmulPrecision
+from tql_lightning.training.optimisation import Optimisation, ParameterGroup
+from tql_lightning.training.update import Inputs, Losses
+
+OPTIMISATION = Optimisation(
+    learning_rate=1e-4,
+    learning_rates={"actor": 5e-4},
+    weight_decay=0.01,
+    lr_schedule="warmup_cosine",
+    warmup_updates=10_000,
+)
 
 
-class TQL(OptimisedLoop):
+class TQLNoise(NamedTuple):
+    """Every random number that one update uses, so that the losses are pure functions.
+
+    Attributes:
+        next_action: z' ~ N(0, I) of the one-step policy at s', (..., B, n_a).
+        flow_x0: x_0 ~ N(0, I), start of the behaviour flow, (..., B, n_a).
+        flow_t: t ~ U[0, 1), time of the behaviour flow, (..., B, 1).
+        distillation: z ~ N(0, I), shared by student, teacher and the Q term, (..., B, n_a).
+        metric: z ~ N(0, I) of the logged action error, no influence on training, (..., B, n_a).
+    """
+
+    next_action: Tensor
+    flow_x0: Tensor
+    flow_t: Tensor
+    distillation: Tensor
+    metric: Tensor
+
+
+class TQL(Algorithm):
     """Transformer Q-Learning: flow actor, transformer critic, attention entropy held near a target.
 
     Args:
         observation_dim: n_s (taken from the dataset by the CLI).
         action_dim: n_a of one decision (taken from the dataset by the CLI): ``action_chunk`` times the environment's.
-        critic: what makes the critic from (observation_dim, action_dim).
-        policy: what makes the flow policy from (observation_dim, action_dim).
-        entropy_control: what makes the attention temperatures from (num_layers, num_tokens) of the critic:
-            ``AttentionTemperature`` (TQL), ``SingleTemperature`` or ``FixedPenalty``; null leaves the entropy
-            alone. Without effect for a critic that has no attention.
-        value_loss: what makes the TD loss from the range of discounted returns: ``SquaredError`` (TQL) or
-            ``HLGauss``.
-        reward_range: smallest and largest reward of transitions that continue (taken from the dataset by the CLI).
-        final_reward_range: the same of transitions that terminate; null if none does.
-        action_chunk: h, steps of the environment that one decision is made of (taken from the data by the CLI).
+        critic: Makes the critic from (observation_dim, action_dim).
+        policy: Makes the flow policy from (observation_dim, action_dim).
+        entropy_control: Makes the attention temperatures from (num_layers, num_tokens) of the critic:
+            ``AttentionTemperature`` (TQL), ``SingleTemperature`` or ``FixedPenalty``; null leaves the entropy alone.
+            Without effect for a critic that has no attention.
+        value_loss: Makes the TD loss from the range of discounted returns: ``SquaredError`` (TQL) or ``HLGauss``.
+        reward_range: Smallest and largest reward of transitions that continue (taken from the dataset by the CLI).
+        final_reward_range: The same of transitions that terminate; null if none does.
+        action_chunk: h, environment steps that one decision is made of (taken from the data by the CLI).
         discount: gamma.
-        tau: share of the critic that moves into the target critic at each update.
-        target_aggregation: over the heads of the target critic, in the TD target.
-        bc_coefficient: weight of the distillation loss (alpha_BC, the release's ``alpha``).
-        normalize_q_loss: divide the policy's Q loss by the mean |Q|.
-        extraction: how actions are chosen: "fql" one-step policy, "implicit" best of ``num_samples``
-            behaviour actions by the smallest head, "behaviour_flow" plain cloning.
-        num_samples: behaviour actions that "implicit" chooses from.
-        critic_learning_rate: peak learning rate of the critic.
-        temperature_learning_rate: peak learning rate of the attention temperatures; null for the critic's, as in
-            the release. Above the critic's, the temperatures answer before a fast critic has collapsed.
-        actor_learning_rate: peak learning rate of both policy networks.
-        weight_decay: of AdamW, on weight matrices only.
-        lr_schedule: "warmup_cosine" or "constant".
-        warmup_updates: updates of linear warm-up from 0.01 of the peak.
-        schedule_updates: updates of the whole run, on which the cosine is laid out.
-        gradient_clip_norm: largest 2-norm of the gradient of critic and temperatures, and on its own of
-            both policy networks; null for no clipping.
-        compile: compile the losses of an update (``torch.compile``, one graph). Pays on GPUs; the first update then
-            takes minutes.
-        cuda_graphs: record an update once as a CUDA graph, from loss to optimizer, and replay it. On one CUDA device.
-            Callbacks then see gradients of the update before in ``on_before_optimizer_step``, and nobody is called at
-            backward passes.
-        float32_matmul_precision: of matrix products in float32 while a trainer runs: "highest" float32, "high" TF32
-            on NVIDIA GPUs, "medium" bfloat16. Entropy, softmax, TD targets and temperatures stay float32.
+        tau: Share of the critic that moves into the target critic at each update.
+        target_aggregation: Over the heads of the target critic, in the TD target.
+        bc_coefficient: Weight of the distillation loss (alpha_BC, the release's ``alpha``).
+        normalize_q_loss: Divide the policy's Q loss by the mean |Q|.
+        extraction: How actions are chosen: "fql" one-step policy, "implicit" best of ``policy.num_samples`` behaviour
+            actions by the smallest head, "behaviour_flow" plain cloning.
+        optimisation: Learning rates of critic, temperature and actor, schedule, weight decay and clipping. A
+            temperature's rate above the critic's lets it answer before a fast critic has collapsed.
+        execution: Compilation, CUDA graphs and the precision of matrix products.
 
     Raises:
-        ValueError: a setting is out of its range; the message names it.
+        ValueError: A setting is out of its range; the message names it.
     """
+
+    Noise = TQLNoise
 
     def __init__(
         self,
@@ -121,37 +140,14 @@ class TQL(OptimisedLoop):
         bc_coefficient: float = 300.0,
         normalize_q_loss: bool = False,
         extraction: Extraction = "fql",
-        num_samples: int = 16,
-        critic_learning_rate: float = 1e-4,
-        temperature_learning_rate: float | None = None,
-        actor_learning_rate: float = 5e-4,
-        weight_decay: float = 0.01,
-        lr_schedule: Literal["warmup_cosine", "constant"] = "warmup_cosine",
-        warmup_updates: int = 10_000,
-        schedule_updates: int = 1_000_000,
-        gradient_clip_norm: float | None = None,
-        compile: bool = False,  # noqa: A002
-        cuda_graphs: bool = False,
-        float32_matmul_precision: MatmulPrecision = "highest",
+        optimisation: Optimisation = OPTIMISATION,
+        execution: Execution = Execution(),  # noqa: B008  (never changed)
     ) -> None:
         super().__init__(
-            critic_learning_rate=critic_learning_rate,
-            temperature_learning_rate=temperature_learning_rate,
-            actor_learning_rate=actor_learning_rate,
-            weight_decay=weight_decay,
-            lr_schedule=lr_schedule,
-            warmup_updates=warmup_updates,
-            schedule_updates=schedule_updates,
-            gradient_clip_norm=gradient_clip_norm,
-            compile=compile,
-            cuda_graphs=cuda_graphs,
-            float32_matmul_precision=float32_matmul_precision,
+            observation_dim, action_dim, action_chunk=action_chunk, optimisation=optimisation, execution=execution
         )
-        divides = action_chunk >= 1 and action_dim % action_chunk == 0
-        require("action_chunk", divides, f"a divisor of action_dim={action_dim}", action_chunk)
         require("discount", 0.0 <= discount <= 1.0, "between 0 and 1", discount)
         require("tau", 0.0 < tau <= 1.0, "above 0 and at most 1", tau)
-        require("num_samples", num_samples >= 1, "at least 1", num_samples)
         require("bc_coefficient", 0.0 <= bc_coefficient < math.inf, "a finite number of at least 0", bc_coefficient)
         require("target_aggregation", target_aggregation in ("mean", "min"), "mean or min", target_aggregation)
         require("extraction", extraction in EXTRACTIONS, " or ".join(EXTRACTIONS), extraction)
@@ -161,95 +157,66 @@ class TQL(OptimisedLoop):
         self.critic = make_critic(critic, observation_dim, action_dim, self.value_loss)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.policy = policy(observation_dim, action_dim)
-        self.temperature: EntropyControl | None = None
-        if entropy_control is not None and self.critic.num_layers > 0:
-            self.temperature = entropy_control(self.critic.num_layers, self.critic.num_tokens)
+        self.temperature = make_temperature(entropy_control, self.critic)
 
-        self.observation_dim, self.action_dim, self.action_chunk = observation_dim, action_dim, action_chunk
         self.discount, self.tau = discount, tau
         self.target_aggregation: Literal["mean", "min"] = target_aggregation
         self.bc_coefficient, self.normalize_q_loss = bc_coefficient, normalize_q_loss
         self.extraction: Extraction = extraction
-        self.num_samples = num_samples
+
+    def noise_draws(self) -> dict[str, Draw]:
+        """See `TQLNoise`."""
+        normal = Draw("normal", (self.action_dim,))
+        time = Draw("uniform", (1,))
+        return {"next_action": normal, "flow_x0": normal, "flow_t": time, "distillation": normal, "metric": normal}
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Critic, temperatures, and both policy networks."""
+        return [*critic_groups(self.critic, self.temperature), ParameterGroup("actor", self.policy)]
+
+    def inputs(self, update: int) -> Inputs:
+        """Entropy targets at the update."""
+        return entropy_inputs(self.temperature, update)
 
     # ------------------------------------------------------------------ one update (section 6 of docs/algorithm.md)
-
-    def update(self, batch: Batch, noise: Noise, with_metrics: bool = True) -> dict[str, Any]:
-        """One update: losses at the old parameters, target critic, one gradient step.
-
-        Args:
-            batch: transitions, leading dimension (B,).
-            noise: every random number of this update.
-            with_metrics: whether to compute what is only logged.
-
-        Returns:
-            What callbacks are given of it; see `UpdateLoop.training_step`.
-        """
-        schedule: Any = self.lr_schedulers()
-        target_entropy = self.target_entropy
-        total, entropy, metrics = self.step(batch, noise, target_entropy, with_metrics)  # `gradient_step`, or a replay
-        schedule.step()
-        return {
-            "loss": total,
-            "metrics": metrics,
-            "attention_entropy": entropy,
-            "temperature": None if self.temperature is None else self.temperature().detach(),
-            "target_entropy": target_entropy,
-        }
-
-    def gradient_step(
-        self, batch: Batch, noise: Noise, target_entropy: Tensor | None, optimizer: Any, with_metrics: bool = True
-    ) -> Losses:
-        """What changes parameters in an update: gradient, target critic, optimizer's step; see `losses`."""
-        optimizer.zero_grad()
-        total, entropy, metrics = self.training_losses(batch, noise, target_entropy, with_metrics)
-        self.backward_pass(total)
-        with self.signal_guard:  # no signal comes between the two
-            self.move_target()
-            metrics |= self.clip_and_step(optimizer, with_norms=with_metrics)
-        return total.detach(), None if entropy is None else entropy.detach(), metrics
 
     def losses(
         self,
         batch: Batch,
-        noise: Noise,
-        target_entropy: Tensor | None,
+        noise: TQLNoise,
+        inputs: Inputs,
         with_metrics: bool = True,
         whole_mean: Callable[[Tensor], Tensor] = identity,
     ) -> Losses:
-        """Everything TQL minimises, as a function of parameters and arguments.
+        """Everything TQL minimises; see `Algorithm.losses`.
 
         One side effect: where sigma-Reparam is used, each of the critic's two passes moves its buffers in training.
-
-        Args:
-            batch: transitions, leading dimension (B,).
-            noise: every random number of this update.
-            target_entropy: entropy targets (L, 2), or None.
-            with_metrics: whether to compute what is only logged.
-            whole_mean: turns a mean over these rows into that over the whole batch, of which other processes have
-                the rest. Every other loss is a mean over rows itself, so that averaged gradients are the whole batch's.
-
-        Returns:
-            The total loss, the attention entropy (L, 2) or None, and detached scalars to log.
         """
-        # TD target: a' = clip(mu(s', z')), y = r + discount * mask * aggregate Q_target(s', a')
+        fit = self.critic_loss(batch, noise, inputs, with_metrics)
+        actor_loss, actor_metrics = self.actor_loss(batch, noise, whole_mean)
+        total = fit.loss + actor_loss
+        if not with_metrics:
+            return Losses(total, {}, fit.diagnostics)
+        with torch.no_grad():
+            sampled = self.one_step_actions(batch.observations, noise.metric)
+            action_error = (sampled - batch.actions).square().mean()
+        metrics = fit.metrics | actor_metrics | {"action_error": action_error}
+        return Losses(total, {name: value.detach() for name, value in metrics.items()}, fit.diagnostics)
+
+    def critic_loss(self, batch: Batch, noise: TQLNoise, inputs: Inputs, with_metrics: bool) -> CriticFit:
+        """TD, entropy and temperature loss; a' = clip(mu(s', z')), y = r + discount * mask * aggregate Q_target."""
         with torch.no_grad():
             next_actions = self.one_step_actions(batch.next_observations, noise.next_action)
             next_values = self.target_critic(batch.next_observations, next_actions).at_least_float32().values
             target = losses.td_target(batch.rewards, batch.masks, next_values, self.discount, self.target_aggregation)
-
-        # Critic: TD loss, entropy loss (moves the critic), temperature loss (moves alpha)
         with_entropy = self.temperature is not None or with_metrics
         output = self.critic(batch.observations, batch.actions, with_entropy=with_entropy)
-        values, entropy, logits = output.at_least_float32()
-        td_loss = self.value_loss(values, logits, target)
-        entropy_loss = temperature_loss = torch.zeros_like(td_loss)
-        if self.temperature is not None:
-            entropy_loss = losses.entropy_loss(entropy, self.temperature.entropy_weight())
-            if target_entropy is not None:
-                temperature_loss = losses.temperature_loss(entropy, self.temperature(), target_entropy)
-        critic_loss = td_loss + entropy_loss + temperature_loss
+        return fit_critic(output, target, self.value_loss, self.temperature, inputs)
 
+    def actor_loss(
+        self, batch: Batch, noise: TQLNoise, whole_mean: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Behaviour flow + bc_coefficient * distillation + Q term, and what is logged of them."""
         # Behaviour flow: v(s, x_t, t) regresses onto x_1 - x_0
         x_t = losses.flow_interpolation(noise.flow_x0, batch.actions, noise.flow_t)
         velocity = self.policy.velocity(batch.observations, x_t, noise.flow_t)
@@ -265,81 +232,33 @@ class TQL(OptimisedLoop):
         policy_values = self.frozen_critic_values(batch.observations, student.clamp(-1.0, 1.0))
         q_scale = whole_mean(losses.q_scale(policy_values)) if self.normalize_q_loss else None
         q_loss = losses.q_loss(policy_values, q_scale)
-        actor_loss = behaviour_flow_loss + self.bc_coefficient * distillation_loss + q_loss
 
-        total = critic_loss + actor_loss
-        if not with_metrics:
-            return total, entropy, {}
-        with torch.no_grad():
-            sampled = self.one_step_actions(batch.observations, noise.metric)
-            metrics = {
-                "critic_loss": critic_loss,
-                "td_loss": td_loss,
-                "entropy_loss": entropy_loss,
-                "temperature_loss": temperature_loss,
-                "q_mean": values.mean(),
-                "q_min": values.min(),
-                "q_max": values.max(),
-                "target_q_mean": target.mean(),
-                "actor_loss": actor_loss,
-                "behaviour_flow_loss": behaviour_flow_loss,
-                "distillation_loss": distillation_loss,
-                "q_loss": q_loss,
-                "policy_q_mean": policy_values.mean(),
-                "action_error": (sampled - batch.actions).square().mean(),
-            }
-        return total, entropy, {name: value.detach() for name, value in metrics.items()}
+        actor_loss = behaviour_flow_loss + self.bc_coefficient * distillation_loss + q_loss
+        return actor_loss, {
+            "actor_loss": actor_loss,
+            "behaviour_flow_loss": behaviour_flow_loss,
+            "distillation_loss": distillation_loss,
+            "q_loss": q_loss,
+            "policy_q_mean": policy_values.mean(),
+        }
 
     def frozen_critic_values(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Online critic's values (B, E) whose gradient reaches the actions and not the critic."""
-        output: CriticOutput = call_with_frozen_parameters(self.critic, observations, actions)
-        return output.at_least_float32().values
+        return frozen_values(self.critic, observations, actions)
 
-    @property
-    def target_entropy(self) -> Tensor | None:
-        """Entropy targets at the current update, (L, 2); None without control or for control without a target."""
-        return None if self.temperature is None else self.temperature.target_entropy(self.current_update)
-
-    @torch.no_grad()
-    def move_target(self) -> None:
-        """Target <- tau * critic + (1 - tau) * target, called before the critic's gradient step.
-
-        Buffers (sigma-Reparam's singular vectors) are taken over whole: their mean is none.
-        """
-        target, critic = own_shares(self.target_critic.parameters()), own_shares(self.critic.parameters())
-        torch._foreach_lerp_(target, critic, self.tau)
-        for target_buffer, buffer in zip(self.target_critic.buffers(), self.critic.buffers(), strict=True):
-            target_buffer.copy_(buffer)
+    def before_step(self, inputs: Inputs) -> None:
+        """Target <- tau * critic + (1 - tau) * target, with the critic as it is before its gradient step."""
+        move_target(self.target_critic, self.critic, self.tau)
 
     # ------------------------------------------------------------------ acting (section 5 of docs/algorithm.md)
 
-    @property
-    def env_action_dim(self) -> int:
-        """Size of one action of the environment; a decision of the policy is ``action_chunk`` of them."""
-        return self.action_dim // self.action_chunk
-
-    def actor(self, extraction: Extraction | None = None) -> Actor:
-        """The policy as a pure function of observations and noise.
-
-        Args:
-            extraction: how to choose actions; None for the model's own setting.
-
-        Raises:
-            ValueError: there is no such way.
-        """
-        name = extraction or self.extraction
-        require("extraction", name in EXTRACTIONS, " or ".join(EXTRACTIONS), name)
-        chosen = EXTRACTIONS[name]
-        shape = chosen.noise_shape(self.action_dim, self.num_samples)
-        return Actor(shape, partial(chosen.act, self.policy, self.critic), self.action_chunk)
+    def actor(self, extraction: str | None = None) -> Actor:
+        """The policy as a pure function of observations and noise; see `Algorithm.actor`."""
+        return flow_actor(extraction or self.extraction, self.policy, self.critic, self.action_chunk)
 
     def one_step_actions(self, observations: Tensor, noise: Tensor) -> Tensor:
         """clip(mu(s, z), -1, 1): (B, n_s), (B, n_a) -> (B, n_a)."""
         return self.policy.one_step_actions(observations, noise).clamp(-1.0, 1.0)
-
-    def forward(self, observations: Tensor, noise: Tensor) -> Tensor:
-        """Acts with the model's own extraction; see `actor` for the shape of the noise."""
-        return self.actor().act(observations, noise)
 
     def train(self, mode: bool = True) -> TQL:
         """Switches to training or evaluation; the target critic never drops out."""

@@ -11,7 +11,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning_utilities.core.rank_zero import rank_zero_info
 
-from tql_lightning.batch import Batch, Noise
+from tql_lightning.batch import UpdateSpec
 from tql_lightning.data.environment import check_environment
 from tql_lightning.data.sampler import (
     TrainingStream,
@@ -31,8 +31,8 @@ class OfflineDataModule(LightningDataModule):
         dataset: the transitions. On the command line: the class path of a function or class that gives a
             ``TransitionDataset``, with its arguments (``--data.dataset.task=3``).
         batch_size: transitions in one update, over all processes together; each takes an equal part of them.
-        updates_per_step: K, updates in one step of the trainer; larger is faster, and what runs every N
-            updates (evaluation, checkpoints) needs a multiple of K.
+        updates_per_step: K, updates in one step of the trainer. Callbacks are called once a step. Above 1 it saves
+            Lightning's time around small updates, and every interval in updates has to be a multiple of K.
         seed: seed of the minibatches and of the noise in the losses.
         n_step: decisions whose rewards are summed before the value of the next is added; never across an
             episode's end or a termination.
@@ -51,7 +51,7 @@ class OfflineDataModule(LightningDataModule):
         self,
         dataset: TransitionDataset,
         batch_size: int = 256,
-        updates_per_step: int = 10,
+        updates_per_step: int = 1,
         seed: int = 0,
         n_step: int = 1,
         action_chunk: int = 1,
@@ -124,15 +124,16 @@ class OfflineDataModule(LightningDataModule):
             world_size=trainer.world_size,
             span=self.span,
             storage=self.storage,
+            spec=_spec_of(trainer),
         )
         last_update = None if trainer.max_steps < 0 else trainer.max_steps
         return TrainingStream(sampler, lambda: trainer.global_step, self.updates_per_step, last_update)
 
-    def val_dataloader(self) -> Iterable[tuple[Batch, Noise]]:
+    def val_dataloader(self) -> Iterable[tuple[Any, Any]]:
         """The held-out transitions in order; empty where the dataset holds none out."""
         return self._held_out()
 
-    def test_dataloader(self) -> Iterable[tuple[Batch, Noise]]:
+    def test_dataloader(self) -> Iterable[tuple[Any, Any]]:
         """The same held-out transitions as for validation."""
         return self._held_out()
 
@@ -140,7 +141,7 @@ class OfflineDataModule(LightningDataModule):
         """The batch as it is: it was drawn on the trainer's device."""
         return batch
 
-    def _held_out(self) -> Iterable[tuple[Batch, Noise]]:
+    def _held_out(self) -> Iterable[tuple[Any, Any]]:
         validation = self.dataset.validation
         if validation is None:
             return []
@@ -156,6 +157,7 @@ class OfflineDataModule(LightningDataModule):
             world_size=1 if sharded else trainer.world_size,
             span=self.span,
             storage=self.storage,
+            spec=_spec_of(trainer),
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -211,3 +213,9 @@ class OfflineDataModule(LightningDataModule):
         if self.trainer is None:
             raise RuntimeError("OfflineDataModule samples on the trainer's device; pass it to a Trainer's fit")
         return self.trainer
+
+
+def _spec_of(trainer: Any) -> UpdateSpec:
+    """What an update of the trainer's model reads; a module that does not say gets transitions without noise."""
+    spec: UpdateSpec = getattr(trainer.lightning_module, "update_spec", UpdateSpec())
+    return spec

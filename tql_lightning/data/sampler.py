@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from tql_lightning.batch import Batch, Noise
+from tql_lightning.batch import UpdateSpec
 from tql_lightning.data.counter_random import normal, uniform
 from tql_lightning.data.storage import StorageChoice, store
 from tql_lightning.data.transitions import TransitionDataset
@@ -50,6 +52,7 @@ class TransitionSampler:
         world_size: number of processes that share the global batch.
         span: steps that one row spans: n-step returns and action chunks.
         storage: where to hold the transitions; see `storage.store`.
+        spec: What an update reads.
 
     Raises:
         ValueError: ``batch_size`` is no multiple of ``world_size``.
@@ -66,24 +69,25 @@ class TransitionSampler:
         world_size: int = 1,
         span: Span = Span(),  # noqa: B008  (frozen)
         storage: StorageChoice = "auto",
+        spec: UpdateSpec = UpdateSpec(),  # noqa: B008  (frozen)
     ) -> None:
         per_rank = rows_per_process(batch_size, world_size)
         self.windows = Windows(store(dataset, device, storage), dataset, span)
         self.windows.tabulate()
-        self.seed = seed
+        self.seed, self.spec = seed, spec
         self.rows = torch.arange(rank * per_rank, (rank + 1) * per_rank, device=device)
         self._stored_rows = torch.arange(rank * per_rank, (rank + 1) * per_rank, device=self.windows.storage.device)
 
-    def chunk(self, first_update: int, num_updates: int) -> tuple[Batch, Noise]:
+    def chunk(self, first_update: int, num_updates: int) -> tuple[Any, Any]:
         """Batches and noise of updates first_update ... first_update + K - 1, leading dimensions (K, B)."""
         updates = range(first_update, first_update + num_updates)
-        numbers = self._uniform(updates, self.rows, 2 + 4 * self.windows.action_dim)
+        numbers = self._uniform(updates, self.rows, 1 + _columns(self.spec))
         first = numbers[..., 0]
         if self._stored_rows.device != self.rows.device:  # the same, drawn there: to fetch them would wait for the GPU
             first = self._uniform(updates, self._stored_rows, 1)[..., 0]
         size = len(self.windows)
-        batch = self.windows.batch((first * size).long().clamp_(max=size - 1))
-        return batch, _noise(numbers[..., 1:], batch.rewards.dtype)
+        batch = self.windows.batch((first * size).long().clamp_(max=size - 1), self.spec.batch)
+        return batch, _noise(self.spec, numbers[..., 1:], batch[0].dtype)
 
     def _uniform(self, updates: range, rows: Tensor, columns: int) -> Tensor:
         return uniform(self.seed, torch.arange(updates.start, updates.stop, device=rows.device), rows, columns)
@@ -111,7 +115,7 @@ class TrainingStream:
         self.updates_per_step = updates_per_step
         self.last_update = last_update
 
-    def __iter__(self) -> Iterator[tuple[Batch, Noise]]:
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
         """Yields (batch, noise) with leading dimensions (K, B); the first and last chunk may be shorter."""
         update = self.first_update()
         while self.last_update is None or update < self.last_update:
@@ -137,6 +141,7 @@ class ValidationPass:
         world_size: number of processes that share the pass.
         span: steps that one row spans.
         storage: where to hold the transitions; see `storage.store`.
+        spec: What an update reads.
     """
 
     def __init__(
@@ -149,34 +154,52 @@ class ValidationPass:
         world_size: int = 1,
         span: Span = Span(),  # noqa: B008  (frozen)
         storage: StorageChoice = "auto",
+        spec: UpdateSpec = UpdateSpec(),  # noqa: B008  (frozen)
     ) -> None:
         self.windows = Windows(store(dataset, device, storage), dataset, span)
         starts = range(0, len(self.windows), batch_size)
         self.starts = starts[rank::world_size] if len(starts) >= world_size else starts
         self.batch_size = batch_size
-        self.seed = seed
+        self.seed, self.spec = seed, spec
         self.device = torch.device(device)
 
     def __len__(self) -> int:
         """Batches that this process takes."""
         return len(self.starts)
 
-    def __iter__(self) -> Iterator[tuple[Batch, Noise]]:
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
         """Yields (batch, noise) with leading dimension (B,)."""
         update = torch.zeros(1, dtype=torch.long, device=self.device)
-        columns = 1 + 4 * self.windows.action_dim
+        columns = _columns(self.spec)
         for start in self.starts:
             rows = torch.arange(start, min(start + self.batch_size, len(self.windows)), device=self.device)
             numbers = uniform(self.seed, update, rows, columns)
-            batch = self.windows.batch(rows.to(self.windows.storage.device))
-            yield batch, _noise(numbers[0], batch.rewards.dtype)
+            batch = self.windows.batch(rows.to(self.windows.storage.device), self.spec.batch)
+            yield batch, _noise(self.spec, numbers[0], batch[0].dtype)
 
 
-def _noise(numbers: Tensor, dtype: torch.dtype) -> Noise:
-    """Uniform columns (..., 1 + 4 n_a) -> the noise of an update: column 0 is the flow's time."""
-    drawn = normal(numbers[..., 1:]).to(dtype).view(*numbers.shape[:-1], 4, -1)
-    # Each on its own, without gaps: a recorded update takes all of its inputs over in one launch.
-    next_action, flow_x0, distillation, metric = drawn.movedim(-2, 0).contiguous().unbind(0)
-    # Rounding to float32 could make a time of exactly 1, which the flow never sees.
-    flow_t = numbers[..., :1].to(dtype).clamp(max=1.0 - torch.finfo(dtype).eps)
-    return Noise(next_action, flow_x0, flow_t, distillation, metric)
+def _columns(spec: UpdateSpec) -> int:
+    """Uniform numbers that the noise of one row is made of; normal ones are made in pairs."""
+    uniform_count, normal_count = (_count(spec, kind) for kind in ("uniform", "normal"))
+    return uniform_count + normal_count + normal_count % 2
+
+
+def _count(spec: UpdateSpec, distribution: str) -> int:
+    return sum(math.prod(draw.shape) for draw in spec.draws.values() if draw.distribution == distribution)
+
+
+def _noise(spec: UpdateSpec, numbers: Tensor, dtype: torch.dtype) -> Any:
+    """Uniform columns (..., C) -> the noise of an update; uniform fields take the first columns, in their order."""
+    split = _count(spec, "uniform")
+    # Rounding to float32 could make a time of exactly 1, which lies outside [0, 1).
+    uniforms = numbers[..., :split].to(dtype).clamp(max=1.0 - torch.finfo(dtype).eps)
+    columns = {"uniform": uniforms, "normal": normal(numbers[..., split:]).to(dtype)}
+    position = {"uniform": 0, "normal": 0}
+    fields: list[Tensor] = []
+    for draw in spec.draws.values():
+        start, size = position[draw.distribution], math.prod(draw.shape)
+        position[draw.distribution] = start + size
+        drawn = columns[draw.distribution][..., start : start + size]
+        # Contiguous: a recorded update copies all of its inputs in one launch.
+        fields.append(drawn.reshape(*numbers.shape[:-1], *draw.shape).contiguous())
+    return spec.noise(*fields)

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tql_lightning.batch import Batch
+from tql_lightning.batch import Batch, Fields
 from tql_lightning.data.mapped import RowReader, can_be_read, mapping_of
 from tql_lightning.data.transitions import TransitionDataset
 
@@ -57,12 +57,12 @@ class Storage(ABC):
         steps = rows.unsqueeze(-1) + torch.arange(length, device=rows.device)
         return self.take(field, steps.clamp_(max=len(self.fields[field]) - 1))
 
-    def deliver(self, batch: Batch) -> Batch:
+    def deliver(self, batch: Fields) -> Fields:
         """A batch on the device that trains; a copy to a GPU does not wait for what the GPU is doing."""
         if self.device == self.target:
             return batch
         fields = (field.pin_memory() if self.pinned and not field.is_pinned() else field for field in batch)
-        return Batch(*(field.to(self.target, non_blocking=True) for field in fields))
+        return type(batch)(*(field.to(self.target, non_blocking=True) for field in fields))
 
 
 class TensorStorage(Storage):

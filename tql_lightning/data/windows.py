@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -48,6 +49,7 @@ class Span:
         return self.n_step * self.action_chunk
 
 
+FIELDS = Batch._fields  # that a batch may be made of
 BLOCK = 1 << 18  # steps that are looked at in one go where a table is made
 
 
@@ -137,28 +139,36 @@ class Windows:
         if self.span.action_chunk == 1:
             del self._table["first"]  # a window starts at every transition
 
-    def batch(self, positions: Tensor) -> Batch:
+    def batch(self, positions: Tensor, kind: type[Any] = Batch) -> Any:
         """The rows of windows, on the device that trains.
 
         Args:
-            positions: of windows among all, 0 <= position < len(self), (..., B), on the storage's device.
+            positions: Windows among all, 0 <= position < len(self), (..., B), on the storage's device.
+            kind: NamedTuple class whose fields are gathered.
 
         Returns:
-            Leading dimensions (..., B).
+            A ``kind`` with leading dimensions (..., B).
+
+        Raises:
+            DatasetError: No transition has one of the fields.
         """
+        unknown = [name for name in kind._fields if name not in FIELDS]
+        if unknown:
+            raise DatasetError(
+                f"{kind.__name__}: expected fields among {', '.join(FIELDS)}, found {', '.join(unknown)}"
+            )
         take = self.storage.take
         if self.span.steps == 1:
-            return self.storage.deliver(Batch(*(take(field, positions) for field in Batch._fields)))
+            return self.storage.deliver(kind(*(take(name, positions) for name in kind._fields)))
         reach = self._look_up(positions) if self._table else self._reach(positions)
-        return self.storage.deliver(
-            Batch(
-                observations=take("observations", reach.first),
-                actions=self._actions(reach),
-                rewards=reach.rewards,
-                next_observations=take("next_observations", reach.final),
-                masks=reach.masks,
-            )
-        )
+        fields: dict[str, Callable[[], Tensor]] = {
+            "observations": lambda: take("observations", reach.first),
+            "actions": lambda: self._actions(reach),
+            "rewards": lambda: reach.rewards,
+            "next_observations": lambda: take("next_observations", reach.final),
+            "masks": lambda: reach.masks,
+        }
+        return self.storage.deliver(kind(*(fields[name]() for name in kind._fields)))
 
     def _actions(self, reach: Reach) -> Tensor:
         chunk = self.span.action_chunk

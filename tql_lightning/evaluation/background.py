@@ -21,7 +21,6 @@ from tql_lightning.algorithms.loading import load_checkpoint
 from tql_lightning.evaluation.rollout import RolloutResult, rollout
 from tql_lightning.evaluation.videos import film_episodes, require_video
 from tql_lightning.evaluation.watched_rollout import hang_error
-from tql_lightning.nn.extraction import Extraction
 from tql_lightning.run.folder import update_name
 from tql_lightning.system.child_processes import end_with_parent, one_thread_in_new_processes, sigint_blocked
 
@@ -46,7 +45,7 @@ class EvaluationJob:
     seed: int
     num_envs: int
     parallel: bool
-    extraction: Extraction | None
+    extraction: str | None
 
     def work(self, beat: Callable[[], None]) -> RolloutResult:
         """Plays the episodes; calls ``beat`` before every step."""
@@ -70,7 +69,7 @@ class FilmJob:
     env_id: str
     episodes: int
     seed: int
-    extraction: Extraction | None
+    extraction: str | None
     folder: str
 
     def work(self, beat: Callable[[], None]) -> list[Path]:

@@ -7,7 +7,6 @@ import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +14,9 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from tql_lightning.algorithms.tql import TQL
 from tql_lightning.export.observations import sample_observations
 from tql_lightning.export.policy import Policy
-from tql_lightning.nn.scaled_policy import ScaledPolicy
+from tql_lightning.nn.policy import Actor
 
 TOLERANCE = 1e-5  # largest difference of actions, in units of the larger of 1 and the largest bound
 BATCH_SIZES = (1, 256)
@@ -31,30 +29,36 @@ class ExportError(ValueError):
 
 
 def compare(
-    model: TQL, network: ScaledPolicy, policy: Policy, checkpoint: Path, raw: Mapping[str, Any]
+    actor: Actor,
+    bounds: tuple[list[float], list[float]],
+    policy: Policy,
+    raw: Mapping[str, Any],
+    dataset: str | None = None,
 ) -> dict[str, Any]:
     """Compares actions on 1,000 observations, with and without noise, in batches of 1 and of 256.
 
     Args:
-        model: Model of the checkpoint.
-        network: Network that was exported.
+        actor: Actor of the checkpoint's model.
+        bounds: Lower and upper bounds of the actions, (n_a,) each.
         policy: Policy loaded from the exported folder.
-        checkpoint: Path of the checkpoint.
         raw: Content of the checkpoint.
+        dataset: See `sample_observations`.
 
     Returns:
         The entry ``verification`` of metadata.json.
 
     Raises:
         ExportError: an action differs by more than the tolerance.
+        DatasetError: see `sample_observations`.
     """
-    observations, source = sample_observations(checkpoint, raw, OBSERVATIONS, model.observation_dim)
-    drawn = np.random.default_rng(0).standard_normal((OBSERVATIONS, *policy.noise_shape), dtype=np.float32)
-    zeros = np.zeros((OBSERVATIONS, model.action_dim), dtype=np.float32)
-    unit = max(1.0, float(network.action_low.abs().max()), float(network.action_high.abs().max()))
+    size = int(policy.metadata["observation_dim"])
+    observations, source = sample_observations(raw, OBSERVATIONS, size, dataset)
+    shape = (OBSERVATIONS, *policy.noise_shape)
+    drawn = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    unit = max(1.0, *(abs(bound) for side in bounds for bound in side))
     largest = 0.0
-    for deterministic, acting, given in ((False, network, drawn), (True, network.with_zero_noise(), zeros)):
-        expected = _acceptable_actions(model, acting, observations, given)
+    for deterministic, given in ((False, drawn), (True, np.zeros(shape, dtype=np.float32))):
+        expected = _acceptable_actions(actor, bounds, observations, given)
         for batch_size in BATCH_SIZES:
             found = _act_in_batches(policy, observations, None if deterministic else given, batch_size)
             differences = np.abs(expected - found.reshape(OBSERVATIONS, 1, -1)).max(axis=-1)
@@ -95,7 +99,10 @@ def _act_in_batches(
 
 @torch.inference_mode()
 def _acceptable_actions(
-    model: TQL, network: ScaledPolicy, observations: NDArray[np.float32], noise: NDArray[np.float32]
+    actor: Actor,
+    bounds: tuple[list[float], list[float]],
+    observations: NDArray[np.float32],
+    noise: NDArray[np.float32],
 ) -> NDArray[np.float64]:
     """The checkpoint's actions in the environment's units, (rows, S, n_a).
 
@@ -106,11 +113,14 @@ def _acceptable_actions(
     for start in range(0, len(observations), at_once):
         given = torch.from_numpy(observations[start : start + at_once])
         drawn = torch.from_numpy(noise[start : start + at_once])
-        actions, scores = network.extraction.candidates(model.policy, model.critic, given, drawn)
-        best = scores.amax(dim=1, keepdim=True)
-        worse = scores < best - TOLERANCE * best.abs().clamp(min=1.0)
-        actions = actions.masked_fill(worse.unsqueeze(-1), torch.nan)
+        if actor.candidates is None:
+            actions = actor.act(given, drawn).unsqueeze(1)
+        else:
+            actions, scores = actor.candidates(given, drawn)
+            best = scores.amax(dim=1, keepdim=True)
+            worse = scores < best - TOLERANCE * best.abs().clamp(min=1.0)
+            actions = actions.masked_fill(worse.unsqueeze(-1), torch.nan)
         parts.append(actions.double())
-    low, high = network.action_low.double(), network.action_high.double()
+    low, high = (torch.tensor(bound, dtype=torch.float64) for bound in bounds)
     expected: NDArray[np.float64] = (low + (torch.cat(parts) + 1.0) * (high - low) / 2.0).numpy()
     return expected

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tql_lightning.export.policy_folder import FILES, PolicyError, read_metadata
+from tql_lightning.trust.text import shown
 
 if TYPE_CHECKING:
     from tql_lightning.nn.scaled_policy import ScaledPolicy
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float32]
 Act = Callable[[Floats, Floats], Floats]
 
+MAX_ARCHITECTURE_VALUES = 1_000  # numbers and names that describe a network
 _UNFIT = (  # raised by torch and the networks for a stranger's weights and arguments
     *(OSError, RuntimeError, MemoryError, ArithmeticError, LookupError),
     *(TypeError, ValueError, AttributeError, AssertionError),
@@ -123,10 +125,10 @@ class Policy:
 
 
 def _numbers(name: str, given: ArrayLike) -> Floats:
-    """As float32; too large a number becomes infinite.
+    """Converts to float32; numbers that are too large become infinite.
 
     Raises:
-        PolicyError: it is no array of real numbers.
+        PolicyError: ``given`` is not an array of real numbers.
     """
     try:
         array = np.asarray(given)
@@ -167,11 +169,13 @@ def _torch(folder: Path, metadata: Mapping[str, Any]) -> tuple[Act, Act]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    from tql_lightning.trust.building import building_no_more_than
+
     file = folder / FILES["torch"][0]
     try:
         weights = load_file(file)
         _check_architecture(metadata["architecture"], file.stat().st_size)
-        with torch.device("meta"):  # allocates no memory, whatever the sizes
+        with building_no_more_than(weights.values()), torch.device("meta"):  # allocates no memory, whatever the sizes
             expected = {name: tuple(each.shape) for name, each in build(metadata).state_dict().items()}
         if expected != {name: tuple(each.shape) for name, each in weights.items()}:
             raise ValueError("other names or shapes")
@@ -198,18 +202,26 @@ def _torch(folder: Path, metadata: Mapping[str, Any]) -> tuple[Act, Act]:
 
 
 def _check_architecture(architecture: object, file_size: int) -> None:
-    """Rejects layer sizes that exceed the weight file's size, before building the network.
+    """Rejects layer sizes that exceed the size of the weights' file, before building the network.
 
     Raises:
-        ValueError: a number is too large.
+        ValueError: a number, or the sum of a list's numbers, is larger; or there are too many numbers.
     """
     left = [architecture]
-    while left:
+    for _ in range(MAX_ARCHITECTURE_VALUES):
+        if not left:
+            return
         part = left.pop()
-        if isinstance(part, dict | list):
-            left += part.values() if isinstance(part, dict) else part
-        elif isinstance(part, int | float) and not -file_size <= part <= file_size:
-            raise ValueError(f"{part} in a network with {file_size} bytes of weights")
+        if isinstance(part, dict):
+            left += part.values()
+        elif isinstance(part, list):
+            left += part
+            part = sum(each for each in part if isinstance(each, int | float))
+        if isinstance(part, int | float) and not -file_size <= part <= file_size:
+            raise ValueError(f"{shown(part)} in a network with {file_size} bytes of weights")
+        if len(left) > MAX_ARCHITECTURE_VALUES:
+            break
+    raise ValueError(f"more than {MAX_ARCHITECTURE_VALUES:,} numbers of a network")
 
 
 def build(metadata: Mapping[str, Any]) -> ScaledPolicy:

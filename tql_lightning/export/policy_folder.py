@@ -18,17 +18,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from tql_lightning.trust.text import shown
+
 ExportFormat = Literal["onnx", "torch"]
 
 METADATA_FILE = "metadata.json"
 FORMAT_VERSION = 1
+MAX_METADATA_BYTES = 4 << 20
+MAX_DIMENSIONS = 8  # of the noise of one observation
 MAX_SIZE = 1 << 24  # of dimensions, of the noise of one observation, and of bounds
 FILES = {"onnx": ("policy.onnx", "policy_deterministic.onnx"), "torch": ("policy.safetensors",)}
 METADATA_KEYS = {
     "format_version": "version of this layout",
     "format": "onnx or torch",
     "files": "SHA-256 of every other file, by name",
-    "extraction": "name of the policy extraction",
+    "extraction": "name of the policy extraction, or null if the algorithm has only one",
     "observation_dim": "n_s; observations are flat float32 vectors, as in the dataset",
     "action_dim": "n_a of one step of the environment",
     "action_chunk": "h, number of steps per decision; the files return h * n_a numbers, step by step",
@@ -62,6 +66,8 @@ def read_metadata(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise PolicyError(f"policy {folder}: expected a folder that tql export wrote, found no {METADATA_FILE} in it")
     try:
+        if path.stat().st_size > MAX_METADATA_BYTES:
+            raise ValueError(f"larger than {MAX_METADATA_BYTES >> 20} MiB")
         metadata: dict[str, Any] = json.loads(path.read_text())
     except (ValueError, OSError, RecursionError) as error:
         raise PolicyError(f"policy {folder}: {METADATA_FILE} is damaged ({error}); export again") from error
@@ -69,14 +75,16 @@ def read_metadata(folder: Path) -> dict[str, Any]:
     if missing:
         raise PolicyError(f"policy {folder}: {METADATA_FILE} lacks {', '.join(missing)}; tql export did not write it")
     if metadata["format_version"] != FORMAT_VERSION or metadata["format"] not in list(FILES):
-        found = f"{metadata['format_version']} ({metadata['format']})"
+        found = f"{shown(metadata['format_version'])} ({shown(metadata['format'])})"
         raise PolicyError(f"policy {folder}: expected format version {FORMAT_VERSION} (onnx or torch), found {found}")
     _check_numbers(folder, metadata)
     for name in FILES[metadata["format"]]:
         file = folder / name
         if not file.is_file():
             raise PolicyError(f"policy {folder}: {name} is missing; copy the whole folder, or export again")
-        if hashlib.sha256(file.read_bytes()).hexdigest() != metadata["files"].get(name):
+        with file.open("rb") as opened:
+            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        if digest != metadata["files"].get(name):
             raise PolicyError(f"policy {folder}: {name} does not match its checksum; copy or export it again")
     return metadata
 
@@ -88,7 +96,8 @@ def _check_numbers(folder: Path, metadata: Mapping[str, Any]) -> None:
     sane = (
         all(type(size) is int and 1 <= size <= MAX_SIZE for size in sizes)
         and isinstance(shape, list)
-        and all(type(size) is int and size >= 1 for size in shape)
+        and len(shape) <= MAX_DIMENSIONS
+        and all(type(size) is int and 1 <= size <= MAX_SIZE for size in shape)
         and math.prod(shape) <= MAX_SIZE
         and sizes[1] * sizes[2] <= MAX_SIZE
         and isinstance(metadata["files"], dict)
@@ -98,5 +107,5 @@ def _check_numbers(folder: Path, metadata: Mapping[str, Any]) -> None:
     if not sane:
         raise PolicyError(
             f"policy {folder}: {METADATA_FILE}: sizes, noise_shape, files or action bounds are not what tql export "
-            f"writes: found sizes {sizes}, noise_shape {shape}, bounds {bounds}"[:1000]
+            f"writes: found sizes {', '.join(map(shown, sizes))}, noise_shape {shown(shape)}"
         )

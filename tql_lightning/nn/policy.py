@@ -14,18 +14,31 @@ from tql_lightning.nn.mlp import MLP
 
 @dataclass(frozen=True)
 class Actor:
-    """A policy as whoever acts sees it: a pure function of observations and noise.
+    """How a policy acts: a pure function of observations and noise.
 
     Attributes:
-        noise_shape: shape of the standard normal noise one observation needs.
-        act: maps (B, n_s) observations and (B, *noise_shape) noise to (B, n_a) actions in [-1, 1].
+        noise_shape: Shape of the standard normal noise that one observation needs.
+        act: Maps (B, n_s) observations and (B, *noise_shape) noise to (B, n_a) actions in [-1, 1].
         action_chunk: h, steps of the environment that one action of ``act`` is made of, one after the other; they
             are taken without looking again. The environment's actions have n_a / h columns.
+        act_without_noise: Maps (B, n_s) observations to what ``act`` does with zero noise, at less cost; None where
+            there is no shorter way.
+        candidates: Maps what ``act`` takes to the (B, S, n_a) actions that it chooses among and their (B, S) scores, of
+            which it takes the highest; None where it does not choose. A comparison accepts any candidate whose score
+            is the highest but for rounding.
     """
 
     noise_shape: tuple[int, ...]
     act: Callable[[Tensor, Tensor], Tensor]
     action_chunk: int = 1
+    act_without_noise: Callable[[Tensor], Tensor] | None = None
+    candidates: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+
+    def deterministic(self, observations: Tensor) -> Tensor:
+        """Acts with zero noise: (B, n_s) -> (B, n_a)."""
+        if self.act_without_noise is not None:
+            return self.act_without_noise(observations)
+        return self.act(observations, observations.new_zeros(observations.shape[0], *self.noise_shape))
 
 
 class FlowPolicy(nn.Module):
@@ -37,9 +50,10 @@ class FlowPolicy(nn.Module):
         hidden_dims: sizes of the hidden layers of both networks.
         flow_steps: Euler steps from noise to a behaviour action.
         layer_norm: whether hidden layers end in a LayerNorm.
+        num_samples: Behaviour actions that the extraction "implicit" chooses from.
 
     Raises:
-        ValueError: there is no hidden layer, or a size of one or ``flow_steps`` is below 1.
+        ValueError: there is no hidden layer, or a size of one, ``flow_steps`` or ``num_samples`` is below 1.
     """
 
     def __init__(
@@ -49,10 +63,13 @@ class FlowPolicy(nn.Module):
         hidden_dims: Sequence[int] = (512, 512, 512, 512),
         flow_steps: int = 10,
         layer_norm: bool = True,
+        num_samples: int = 16,
     ) -> None:
         super().__init__()
-        if flow_steps < 1:
-            raise ValueError(f"policy.flow_steps: expected at least 1, found {flow_steps}")
+        for name, value in {"flow_steps": flow_steps, "num_samples": num_samples}.items():
+            if value < 1:
+                raise ValueError(f"policy.{name}: expected at least 1, found {value}")
+        self.num_samples = num_samples
         self.action_dim = action_dim
         self.flow_steps = flow_steps
         self.behaviour_flow = MLP(observation_dim + action_dim + 1, hidden_dims, action_dim, layer_norm)

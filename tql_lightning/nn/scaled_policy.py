@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from tql_lightning.nn.critic import Critic
-from tql_lightning.nn.extraction import Extraction
 from tql_lightning.nn.policy import FlowPolicy
 from tql_lightning.nn.policy_extraction import EXTRACTIONS
 
@@ -34,7 +33,7 @@ class ScaledPolicy(nn.Module):
         self,
         policy: FlowPolicy,
         critic: Critic | None,
-        extraction: Extraction,
+        extraction: str,
         action_low: Sequence[float],
         action_high: Sequence[float],
     ) -> None:

@@ -22,6 +22,7 @@ from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 
 from tql_lightning.system.files import remove_leftovers, write_whole
 from tql_lightning.system.full_disk import unwritten
+from tql_lightning.trust.archive import blocks, is_intact, read_archive
 from tql_lightning.trust.torch_file import check_torch_file
 
 SUFFIX = ".ckpt"
@@ -29,10 +30,8 @@ LAST = f"last{SUFFIX}"
 PREVIOUS = f"previous{SUFFIX}"  # the checkpoint before the last
 
 _MARK = b"tql-sha256:"
-_COMMENT = re.compile(_MARK + rb"[0-9a-f]{64}")
 _COMMENT_LENGTH = len(_MARK) + 64
 _LENGTH_FIELD = 2  # bytes: the comment's length, which stands right before it
-_BLOCK = 1 << 20
 _OLD_KEYS = ("hparams", "module_arguments", "hparams_type")  # Lightning merges them into the checked settings
 _UNREADABLE = (  # raised by torch.load for bytes that are no checkpoint
     *(pickle.UnpicklingError, zipfile.BadZipFile, struct.error, EOFError, OSError, RuntimeError, MemoryError),
@@ -140,8 +139,8 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu", mmap: bool = Fa
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path}: no such file")
     try:
+        check_torch_file(path, _allowed_by_the_user())
         intact = _is_intact(path)
-        check_torch_file(path)
         raw = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap) if intact else None
     except (pickle.UnpicklingError, zipfile.BadZipFile) as error:
         # torch's message advises to load with pickle; only the name that it found is of use.
@@ -194,22 +193,23 @@ class _HashingWriter:
 
 def _is_intact(path: Path) -> bool:
     """Whether a file's content matches its checksum; without one, whether its parts match their CRC-32."""
-    size = path.stat().st_size
     with path.open("rb") as file:
-        file.seek(max(size - _COMMENT_LENGTH - _LENGTH_FIELD, 0))
-        length, comment = file.read(_LENGTH_FIELD), file.read()
-        if not _COMMENT.fullmatch(comment):
-            with zipfile.ZipFile(path) as archive:
-                return not archive.comment and archive.testzip() is None
+        archive = read_archive(file)
+        if not archive.comment:
+            return is_intact(file, archive)
+        digest = hashlib.sha256()
+        left = file.seek(0, 2) - len(archive.comment) - _LENGTH_FIELD
         file.seek(0)
-        digest, left = hashlib.sha256(), size - _COMMENT_LENGTH - _LENGTH_FIELD
-        while left > 0:
-            block = file.read(min(left, _BLOCK))
+        for block in blocks(file, left):
             digest.update(block)
-            left -= len(block)
-    digest.update(bytes(_LENGTH_FIELD))
-    right = (_COMMENT_LENGTH.to_bytes(_LENGTH_FIELD, "little"), _MARK + digest.hexdigest().encode())
-    return (length, comment) == right
+        digest.update(bytes(_LENGTH_FIELD))
+        return archive.comment == _MARK + digest.hexdigest().encode()
+
+
+def _allowed_by_the_user() -> list[str]:
+    """Dotted names that ``torch.serialization.add_safe_globals`` was called with."""
+    given = [each if isinstance(each, tuple) else (each, None) for each in torch.serialization.get_safe_globals()]
+    return [name or f"{each.__module__}.{each.__qualname__}" for each, name in given]
 
 
 def _is_address(path: str | Path) -> bool:

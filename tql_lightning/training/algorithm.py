@@ -1,198 +1,363 @@
-"""What Lightning's loops ask of the algorithm: chunks of updates, logging, held-out losses, loadable checkpoints."""
+"""The class between LightningModule and every algorithm: an algorithm fills in a form, this runs it."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
 
-from tql_lightning.batch import Batch, Noise
+from tql_lightning.batch import Batch, Draw, NoNoise, UpdateSpec, at_update
 from tql_lightning.data.counter_random import seed_generators
-from tql_lightning.nn.critic import Critic
+from tql_lightning.nn.policy import Actor
 from tql_lightning.run.superseded import take_back
-from tql_lightning.training.chunks import chunk_size, restore_progress, skip_validation_of_a_stop, validation_follows
-from tql_lightning.training.distributed import over_processes
+from tql_lightning.training.chunks import (
+    chunk_size,
+    restore_progress,
+    skip_validation_of_a_stop,
+    validation_follows,
+)
+from tql_lightning.training.distributed import identity, over_processes, prefer_static_graph
 from tql_lightning.training.divergence import DivergenceWatch, broken_metrics, count_broken, diverged, require_sound
+from tql_lightning.training.execution import Execution
 from tql_lightning.training.held_out import HeldOutMeans
-from tql_lightning.training.hyperparameters import loadable
+from tql_lightning.training.hyperparameters import ALGORITHM, class_path, loadable, require
+from tql_lightning.training.optimisation import NO_DECAY, Optimisation, ParameterGroup
 from tql_lightning.training.out_of_memory import explained_memory
-from tql_lightning.training.update import MatmulPrecision, UpdateStep
+from tql_lightning.training.sharding import ShardedStrategy, shard
+from tql_lightning.training.trainer_checks import check_trainer
+from tql_lightning.training.update import Inputs, Losses, UpdateRunner
 
 BROKEN = "broken_tensors"
 
 
-class UpdateLoop(UpdateStep):
-    """An `UpdateStep` as Lightning trains and validates it: K updates a step of the trainer's loop.
+class Algorithm(LightningModule, ABC):
+    """An offline-RL algorithm: subclasses say what one update computes, this class runs it.
+
+    A subclass declares what an update reads (`Batch`, `Noise`, `noise_draws`), which networks it trains
+    (`parameter_groups`), what it minimises (`losses`), how target networks move (`before_step`, `after_step`) and how
+    it acts (`actor`). Training, resume, several processes, compilation, evaluation and export then work for it.
+
+    All losses of an update are taken at the old parameters and summed, and one AdamW makes one step for all networks.
 
     Args:
-        compile: see `UpdateStep`.
-        cuda_graphs: see `UpdateStep`.
-        float32_matmul_precision: see `UpdateStep`.
+        observation_dim: n_s (taken from the dataset by the CLI).
+        action_dim: n_a of one decision (taken from the dataset by the CLI): ``action_chunk`` times the environment's.
+        action_chunk: h, environment steps that one decision is made of (taken from the data by the CLI).
+        optimisation: Learning rates, their schedule, weight decay and clipping.
+        execution: Compilation, CUDA graphs and the precision of matrix products.
 
     Raises:
-        ValueError: there is no such precision.
+        ValueError: A setting is out of its range; the message names it.
+
+    Attributes:
+        Batch: NamedTuple class of the fields that an update reads from the dataset.
+        Noise: NamedTuple class of the random numbers that an update uses.
+        extraction: How the model chooses actions, where its `actor` knows several ways; None where there is one.
+        fixed_settings: Names of settings that a continued run must not change, since the weights are their values.
     """
 
-    critic: Critic
+    Batch: ClassVar[type[Any]] = Batch
+    Noise: ClassVar[type[Any]] = NoNoise
+    extraction: str | None = None
+    fixed_settings: ClassVar[tuple[str, ...]] = (
+        *("observation_dim", "action_dim", "critic", "policy", "value", "entropy_control", "value_loss"),
+        *("action_chunk", "discount", "target_aggregation", "reward_range", "final_reward_range"),
+    )
 
     def __init__(
         self,
-        compile: bool,  # noqa: A002
-        cuda_graphs: bool,
-        float32_matmul_precision: MatmulPrecision,
+        observation_dim: int,
+        action_dim: int,
+        *,
+        action_chunk: int = 1,
+        optimisation: Optimisation = Optimisation(),  # noqa: B008  (never changed)
+        execution: Execution = Execution(),  # noqa: B008  (never changed)
     ) -> None:
-        super().__init__(compile, cuda_graphs, float32_matmul_precision)
+        super().__init__()
+        divides = action_chunk >= 1 and action_dim % action_chunk == 0
+        require("action_chunk", divides, f"a divisor of action_dim={action_dim}", action_chunk)
+        self.automatic_optimization = False
+        self.observation_dim, self.action_dim, self.action_chunk = observation_dim, action_dim, action_chunk
+        self.optimisation, self.execution = optimisation, execution
+        self._runner: UpdateRunner | None = None
         self._watch = DivergenceWatch()
-        self._seen_updates = 0  # by the weights, while no trainer trains them
-        self._validated = -1  # the update of the last validation
         self._held_out = HeldOutMeans()
+        self._seen_updates = 0  # updates of the weights, while no trainer trains them
+        self._validated = -1  # update of the last validation
+        self._precision_before = torch.get_float32_matmul_precision()
+
+    # ------------------------------------------------------------------ what a subclass says
+
+    def noise_draws(self) -> dict[str, Draw]:
+        """One `Draw` for each field of `Noise`, in the same order."""
+        return {}
 
     @abstractmethod
-    def update(self, batch: Batch, noise: Noise, with_metrics: bool = True) -> dict[str, Any]:
-        """One update, with one call of `step`; returns what callbacks are given, see `training_step`."""
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Networks that are trained; every trainable parameter belongs to exactly one group."""
 
-    @property
+    def inputs(self, update: int) -> Inputs:
+        """Tensors that the losses need and that depend on the update, counted from 0."""
+        return {}
+
     @abstractmethod
-    def target_entropy(self) -> Tensor | None:
-        """Entropy targets at the current update, (L, 2), or None."""
-
-    # ------------------------------------------------------------------ training
-
-    def on_fit_start(self) -> None:
-        """Watches a new fit from its beginning; see `UpdateStep` for the rest."""
-        self._watch = DivergenceWatch()
-        super().on_fit_start()
-
-    def on_train_start(self) -> None:
-        """Takes back what a continued run made past the update that it goes on from."""
-        super().on_train_start()
-        if self.global_step > 0:
-            take_back(self.trainer, self.global_step)
-
-    def training_step(self, chunk: tuple[Batch, Noise], batch_idx: int) -> dict[str, Any]:
-        """K updates on a chunk of K minibatches; stops between two of them when the trainer is to stop.
+    def losses(
+        self,
+        batch: Any,
+        noise: Any,
+        inputs: Inputs,
+        with_metrics: bool = True,
+        whole_mean: Callable[[Tensor], Tensor] = identity,
+    ) -> Losses:
+        """What the algorithm minimises, as a function of parameters and arguments alone.
 
         Args:
-            chunk: batches and noise with leading dimensions (K, B).
-            batch_idx: number of the chunk.
+            batch: A `Batch`, leading dimension (B,).
+            noise: A `Noise`, leading dimension (B,).
+            inputs: Result of `inputs`.
+            with_metrics: Whether to compute what is only logged.
+            whole_mean: Turns a mean over these rows into that over the whole batch, of which other processes have the
+                rest. Only a loss that divides by a statistic of the batch needs it: gradients are averaged anyway.
+        """
 
-        Returns:
-            For callbacks, of the last update and without gradient: "loss", "metrics" (name -> scalar; empty
-            if the chunk was cut short), "attention_entropy", "temperature", "target_entropy" (L, 2), or None
-            where there is no such thing, and "log_now", whether this update's metrics are written.
+    def before_step(self, inputs: Inputs) -> None:
+        """Moves target networks that follow the weights as they are before the optimizer's step."""
+
+    def after_step(self, inputs: Inputs) -> None:
+        """Moves target networks that follow the weights as they are after the optimizer's step."""
+
+    @abstractmethod
+    def actor(self, extraction: str | None = None) -> Actor:
+        """The policy as a pure function of observations and noise.
+
+        Args:
+            extraction: How to choose actions, where there are several ways; None for the model's own.
 
         Raises:
-            TooLittleMemoryError: an update needs more memory than there is.
-            TrainingDivergedError: see `write_metrics`.
+            ValueError: There is no such way.
         """
-        batches, noises = chunk
-        num_updates = len(batches.rewards)
-        begun = self.global_step - self.global_step % chunk_size(self.trainer)  # also if a stop cut the chunk in two
-        seed = getattr(self.trainer.datamodule, "seed", None)  # type: ignore[attr-defined]
-        first, rank = self.global_step, self.global_rank
-        with explained_memory(self.critic, batches.rewards.shape[1], self.device, self.cuda_graphs):
-            for k in range(num_updates):
-                if seed is not None:  # what is drawn from torch's own generators, as by dropout
-                    seed_generators(self.device, seed, first + k, rank)
-                last = k == num_updates - 1
-                outputs = self.update(batches.update(k), noises.update(k), with_metrics=last)
-                if last or not self.cuda_graphs:  # the next replay writes over what one without metrics gave
-                    self._watch.keep(first + k, outputs["loss"])
-                if self.trainer.should_stop:
-                    break
-        outputs["log_now"] = bool(outputs["metrics"]) and self.crosses_log_interval(begun)
-        if outputs["log_now"]:
-            self.write_metrics(outputs["metrics"])
-        return outputs
 
-    def crosses_log_interval(self, first_update: int) -> bool:
-        """Whether a multiple of the trainer's ``log_every_n_steps``, counted in updates, was passed."""
-        interval: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        return interval > 0 and self.global_step // interval > first_update // interval
+    # ------------------------------------------------------------------ what others ask of it
 
-    def write_metrics(self, metrics: dict[str, Tensor]) -> None:
-        """Writes an update's metrics, of the whole batch over all processes, and learning rates to the loggers.
+    @property
+    def update_spec(self) -> UpdateSpec:
+        """What one update reads; the data gather and draw nothing else."""
+        return UpdateSpec(self.Batch, self.Noise, self.noise_draws())
 
-        Raises:
-            TrainingDivergedError: a metric, a parameter or the optimizer's state is NaN or infinite.
-        """
-        averaged = over_processes(metrics | {BROKEN: count_broken(self, self.trainer)})
-        broken_tensors = averaged.pop(BROKEN)
-        scalars = {f"train/{name}": value for name, value in averaged.items()}
-        for group in self.optimizers().optimizer.param_groups:  # type: ignore[union-attr]
-            if not group["name"].endswith("no_decay"):
-                scalars[f"train/learning_rate/{group['name']}"] = float(group["lr"])
-        for logger in self.loggers:
-            logger.log_metrics(scalars, step=self.global_step)
-        broken = broken_metrics(scalars, self.trainer)
-        if broken or broken_tensors:
-            raise diverged(self, self.trainer, self._watch, broken)
-        self._watch.passed(self.global_step)
+    @property
+    def env_action_dim(self) -> int:
+        """Size of one action of the environment; a decision is ``action_chunk`` of them."""
+        return self.action_dim // self.action_chunk
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """A stop brings about no validation; after the callbacks, which may have asked for it."""
-        skip_validation_of_a_stop(self.trainer)
-
-    def on_train_end(self) -> None:
-        """Keeps how many updates the weights have seen, and looks at them once more.
-
-        Raises:
-            TrainingDivergedError: they hold NaN or infinity.
-        """
-        self._seen_updates = self.global_step
-        require_sound(self, self.trainer, self._watch)
-
-    # ------------------------------------------------------------------ held-out transitions
-
-    def validation_step(self, batch_and_noise: tuple[Batch, Noise], batch_idx: int) -> None:
-        """Losses on held-out transitions; leading dimension (B,)."""
-        self._add_held_out(*batch_and_noise, first=batch_idx == 0)
-
-    def test_step(self, batch_and_noise: tuple[Batch, Noise], batch_idx: int) -> None:
-        """Losses on held-out transitions; leading dimension (B,)."""
-        self._add_held_out(*batch_and_noise, first=batch_idx == 0)
-
-    def on_validation_epoch_end(self) -> None:
-        """Logs their means over transitions as ``val/...``, but for a pass that only a stop has brought about."""
-        fits = self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking
-        if fits and not validation_follows(self.trainer):  # a signal came too late for `on_train_batch_end`
-            return
-        self._log_held_out("val")
-        if fits:
-            self._validated = self.global_step
-
-    def on_test_epoch_end(self) -> None:
-        """Logs their means over transitions as ``test/...``."""
-        self._log_held_out("test")
-
-    def _add_held_out(self, batch: Batch, noise: Noise, first: bool) -> None:
-        if first:  # the pass before may have been broken off
-            self._held_out = HeldOutMeans()
-        _, entropy, metrics = self.losses(batch, noise, self.target_entropy)
-        self._held_out.add(len(batch.rewards), metrics, entropy)
-
-    def _log_held_out(self, stage: str) -> None:
-        taken = self._held_out.take()
-        if not taken:
-            return
-        scalars: dict[str, Any] = {f"{stage}/{name}": value for name, value in taken.items()}
-        fits = self.trainer.state.fn == TrainerFn.FITTING
-        if not fits:  # Lightning writes and prints them, at this step
-            scalars["step"] = torch.tensor(self.current_update, dtype=torch.float64)
-        self.log_dict(scalars, logger=False if fits else None, sync_dist=True)
-        for logger in self.loggers if fits and not self.trainer.sanity_checking else ():  # Lightning's counts chunks
-            logger.log_metrics({name: float(value) for name, value in scalars.items()}, step=self.global_step)
-
-    # ------------------------------------------------------------------ checkpoints
+    def trained_networks(self) -> list[nn.Module]:
+        """The networks of `parameter_groups`, each once."""
+        return list({id(group.module): group.module for group in self.parameter_groups()}.values())
 
     @property
     def current_update(self) -> int:
         """Updates that the weights have seen: also for a trainer that only validates or tests, which counts none."""
         trains = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
         return self.global_step if trains else self._seen_updates
+
+    def current_inputs(self) -> Inputs:
+        """`inputs` of the current update."""
+        return self.inputs(self.current_update)
+
+    def forward(self, observations: Tensor, noise: Tensor) -> Tensor:
+        """Acts with the model's own extraction: (B, n_s) and (B, *actor().noise_shape) -> (B, n_a)."""
+        return self.actor().act(observations, noise)
+
+    # ------------------------------------------------------------------ set-up
+
+    def configure_model(self) -> None:
+        """Takes on the trainer's number type, and where the strategy is "sharded" only its share of the networks."""
+        if self._trainer is None:
+            return
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self.check_trainer(self.trainer)
+        # Before a checkpoint is loaded; Lightning would do so afterwards, and its float64 would have been rounded.
+        self.trainer.precision_plugin.convert_module(self)
+        if isinstance(self.trainer.strategy, ShardedStrategy):
+            shard(self, self.trainer.strategy.device_mesh)
+
+    def check_trainer(self, trainer: Trainer) -> None:
+        """Refuses a trainer that cannot train this algorithm; see `trainer_checks.check_trainer`."""
+        self.optimisation.for_run(trainer.max_steps)
+        check_trainer(trainer, self, self.execution)
+
+    def setup(self, stage: str) -> None:
+        """Sets the precision of float32 matrix products while a trainer runs, and DDP's graph."""
+        if stage == "fit":
+            self.optimisation.check_groups(self, self.parameter_groups())
+        prefer_static_graph(self.trainer.strategy)
+        self._precision_before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision(self.execution.float32_matmul_precision)
+
+    def teardown(self, stage: str) -> None:
+        """Restores the precision of matrix products and the signal handlers, and frees what was recorded."""
+        torch.set_float32_matmul_precision(self._precision_before)
+        if self._runner is not None:
+            self._runner.guard.give_back()
+            self._runner = None
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """One AdamW over all networks, and the one schedule of their learning rates."""
+        scaled = self._trainer is not None and getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        optimizer, schedule = self._optimisation_of_run().optimizer(
+            self.parameter_groups(), self.execution.cuda_graphs, self.device, scaled
+        )
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def _optimisation_of_run(self) -> Optimisation:
+        return self.optimisation if self._trainer is None else self.optimisation.for_run(self.trainer.max_steps)
+
+    # ------------------------------------------------------------------ training
+
+    def on_fit_start(self) -> None:
+        """Begins to watch for divergence."""
+        self._watch = DivergenceWatch()
+        self._runner = UpdateRunner(self)
+
+    def on_train_start(self) -> None:
+        """Takes over signal handlers; a continued run gets its own rates and forgets what came after its update."""
+        assert self._runner is not None
+        self._runner.guard.take_over()
+        if self.global_step > 0:
+            take_back(self.trainer, self.global_step)
+        optimizer: torch.optim.Optimizer = self.optimizers().optimizer  # type: ignore[union-attr]
+        self._optimisation_of_run().restore(
+            optimizer,
+            self.lr_schedulers(),
+            self.parameter_groups(),
+            self.global_step,
+            self.execution.cuda_graphs,
+            self.device,
+        )
+
+    def training_step(self, chunk: tuple[Any, Any], batch_idx: int) -> dict[str, Any]:
+        """K updates on a chunk of K minibatches; stops between two of them when the trainer is to stop.
+
+        Args:
+            chunk: Batches and noise with leading dimensions (K, B).
+            batch_idx: Number of the chunk.
+
+        Returns:
+            For callbacks, of the last update and without gradient: "loss", "log_now", whether its metrics are logged,
+            "metrics" (name -> scalar; empty where they are not) and "diagnostics" (name -> tensor).
+
+        Raises:
+            TooLittleMemoryError: An update needs more memory than there is.
+            TrainingDivergedError: See `log_metrics`.
+        """
+        assert self._runner is not None
+        batches, noises = chunk
+        num_updates, rows = batches[0].shape[:2]
+        begun = self.global_step - self.global_step % chunk_size(self.trainer)  # also if a stop cut the chunk in two
+        seed = getattr(self.trainer.datamodule, "seed", None)  # type: ignore[attr-defined]
+        first, rank = self.global_step, self.global_rank
+        schedule: Any = self.lr_schedulers()
+        log_now = self._crosses_log_interval(begun, first + num_updates)
+        with explained_memory(self, rows, self.device, self.execution.cuda_graphs):
+            for k in range(num_updates):
+                if seed is not None:  # what is drawn from torch's own generators, as by dropout
+                    seed_generators(self.device, seed, first + k, rank)
+                last = k == num_updates - 1
+                inputs, measured = self.inputs(first + k), last and log_now
+                losses = self._runner.run(at_update(batches, k), at_update(noises, k), inputs, measured, kept=last)
+                schedule.step()
+                if last or not self.execution.cuda_graphs:  # the next replay overwrites what has no metrics
+                    self._watch.keep(first + k, losses.total)
+                if self.trainer.should_stop:
+                    break
+        log_now = bool(losses.metrics)
+        if log_now:
+            self.log_metrics(losses.metrics)
+        return {
+            "loss": losses.total,
+            "metrics": losses.metrics,
+            "diagnostics": losses.diagnostics,
+            "log_now": log_now,
+        }
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Measures and clips gradients after any unscaling; a recorded step does so itself."""
+        if self._runner is not None and not self.execution.cuda_graphs:
+            self._runner.clip()
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Leaves out the validation that only a stop would cause; after the callbacks, which may have asked for it."""
+        skip_validation_of_a_stop(self.trainer)
+
+    def on_train_end(self) -> None:
+        """Keeps how many updates the weights have seen, and checks them once more.
+
+        Raises:
+            TrainingDivergedError: They hold NaN or infinity.
+        """
+        self._seen_updates = self.global_step
+        require_sound(self, self.trainer, self._watch)
+
+    def log_metrics(self, metrics: dict[str, Tensor]) -> None:
+        """Logs an update's metrics, of the whole batch over all processes, and learning rates, as ``train/NAME``.
+
+        Raises:
+            TrainingDivergedError: A metric, a parameter or the optimizer's state is NaN or infinite.
+        """
+        averaged = over_processes(metrics | {BROKEN: count_broken(self, self.trainer)})
+        broken_tensors = averaged.pop(BROKEN)
+        scalars = {f"train/{name}": value for name, value in averaged.items()}
+        for index, group in enumerate(self.optimizers().optimizer.param_groups):  # type: ignore[union-attr]
+            name = group.get("name", f"group_{index}")
+            if not name.endswith(NO_DECAY):
+                scalars[f"train/learning_rate/{name}"] = float(group["lr"])
+        for logger in self.loggers:
+            logger.log_metrics(scalars, step=self.global_step)
+        self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in scalars.items()})
+        broken = broken_metrics(scalars, self.trainer)
+        if broken or broken_tensors:
+            raise diverged(self, self.trainer, self._watch, broken)
+        self._watch.passed(self.global_step)
+
+    def _crosses_log_interval(self, first_update: int, last_update: int) -> bool:
+        interval: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return interval > 0 and last_update // interval > first_update // interval
+
+    # ------------------------------------------------------------------ held-out transitions
+
+    def validation_step(self, batch_and_noise: tuple[Any, Any], batch_idx: int) -> None:
+        """Losses on held-out transitions; leading dimension (B,)."""
+        self._add_held_out(*batch_and_noise, first=batch_idx == 0)
+
+    def test_step(self, batch_and_noise: tuple[Any, Any], batch_idx: int) -> None:
+        """Losses on held-out transitions; leading dimension (B,)."""
+        self._add_held_out(*batch_and_noise, first=batch_idx == 0)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs their means over transitions as ``val/...``, but for a pass that only a stop has caused."""
+        fits = self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking
+        if fits and not validation_follows(self.trainer):  # a signal came too late for `on_train_batch_end`
+            return
+        self._held_out.log(self, "val")
+        if fits:
+            self._validated = self.global_step
+
+    def on_test_epoch_end(self) -> None:
+        """Logs their means over transitions as ``test/...``."""
+        self._held_out.log(self, "test")
+
+    def _add_held_out(self, batch: Any, noise: Any, first: bool) -> None:
+        if first:  # the pass before may have been broken off
+            self._held_out = HeldOutMeans()
+        losses = self.losses(batch, noise, self.current_inputs())
+        self._held_out.add(len(batch[0]), losses.metrics, losses.diagnostics)
+
+    # ------------------------------------------------------------------ checkpoints
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes over how many updates the checkpoint's weights have seen, and how far the loops were with them."""
@@ -202,16 +367,16 @@ class UpdateLoop(UpdateStep):
             restore_progress(self.trainer, checkpoint, self._validated == self._seen_updates)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Writes how critic, policy and entropy control are made as class path and arguments.
+        """Writes the class and its settings, with parts as class path and arguments, so that loading needs no pickle.
 
-        Then ``TQL.load_from_checkpoint(path)`` needs no arguments and no pickle, however the model was made; a
-        factory that is neither a class nor a ``functools.partial`` of one has to be given again on loading.
+        A factory that is neither a class nor a ``functools.partial`` of one has to be given again on loading.
 
         Raises:
-            TrainingDivergedError: what is to be saved holds NaN or infinity; nothing is written.
+            TrainingDivergedError: What is to be saved holds NaN or infinity; nothing is written.
         """
         trainer = self._trainer  # None where a model is saved that never trained
         if trainer is not None and trainer.state.fn == TrainerFn.FITTING:
             require_sound(self, trainer, self._watch)
+        checkpoint[ALGORITHM] = class_path(type(self))
         checkpoint["hyper_parameters"] = loadable(checkpoint["hyper_parameters"])
         checkpoint["validated_update"] = self._validated

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from tql_lightning.batch import Batch, Noise
+from tql_lightning.batch import UpdateSpec
 from tql_lightning.data.sampler import TrainingStream
 from tql_lightning.run.checkpoint_io import CheckpointError, read_checkpoint
 from tql_lightning.run.folder import CONFIG_FILE, divergence_file
@@ -30,6 +31,7 @@ MOST_SHOWN = 3
 MOST_UPDATES = 256  # whose minibatches are written
 MOST_LOSSES = 4096  # references kept between two looks, one an update
 GRADIENT_NORM = "gradient_norm/"
+NOISE = "noise_"  # begins the names of noise in a file of minibatches
 NO_STEP_SCALE = 2.0**-40  # float16's gradients overflow at no scale below this: none of them is finite
 
 Named = Iterator[tuple[str, Tensor]]
@@ -165,7 +167,7 @@ def diverged(
     kept = _write_minibatches(trainer, folder, suspects, minibatches)
     head = f"training diverged: after update {update} not finite: "
     tail = [f"it began in {began} (counted from 0); {kept}"]
-    good, remedy = last_good(trainer), "lower the learning rates or set model.gradient_clip_norm"
+    good, remedy = last_good(trainer), "lower the learning rates or set model.optimisation.gradient_clip_norm"
     if good is None:
         tail.append(f"no checkpoint had been written yet; {remedy}, and start again")
     else:
@@ -199,22 +201,23 @@ def _from_here(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def read_minibatches(path: Path | str) -> tuple[int, Batch, Noise]:
+def read_minibatches(path: Path | str, spec: UpdateSpec) -> tuple[int, Any, Any]:
     """What was kept of a training that diverged; nothing in it is executed.
 
     Args:
         path: ``divergence/update_<N>.npz`` in the run's folder.
+        spec: What an update of the algorithm reads (its ``update_spec``).
 
     Returns:
         The first update, counted from 0, and batches and noise of this and the following ones, (K, B, ...).
     """
     with np.load(path, allow_pickle=False) as arrays:
-        batch = Batch(*(torch.from_numpy(arrays[name]) for name in Batch._fields))
-        noise = Noise(*(torch.from_numpy(arrays[f"noise_{name}"]) for name in Noise._fields))
+        batch = spec.batch(*(torch.from_numpy(arrays[name]) for name in spec.batch._fields))
+        noise = spec.noise(*(torch.from_numpy(arrays[NOISE + name]) for name in spec.noise._fields))
         return int(arrays["update"]), batch, noise
 
 
-def _draw(trainer: Trainer, updates: range) -> tuple[Batch, Noise] | None:
+def _draw(trainer: Trainer, updates: range) -> tuple[Any, Any] | None:
     """The minibatches of some updates, drawn again; None if they are too many, or come not from our stream."""
     stream = trainer.train_dataloader
     if not isinstance(stream, TrainingStream) or not 0 < len(updates) <= MOST_UPDATES:
@@ -222,7 +225,7 @@ def _draw(trainer: Trainer, updates: range) -> tuple[Batch, Noise] | None:
     return stream.sampler.chunk(updates.start, len(updates))
 
 
-def _write_minibatches(trainer: Trainer, folder: Path, updates: range, minibatches: tuple[Batch, Noise] | None) -> str:
+def _write_minibatches(trainer: Trainer, folder: Path, updates: range, minibatches: tuple[Any, Any] | None) -> str:
     """Writes minibatches, each process its own rows; says where they are."""
     if minibatches is None:
         return f"minibatches are kept of at most {MOST_UPDATES} updates, drawn by OfflineDataModule"
@@ -243,9 +246,9 @@ def _write_text(trainer: Trainer, folder: Path, updates: range, text: str) -> No
             write_text_whole(divergence_file(folder, updates.start, trainer.global_rank).with_suffix(".txt"), text)
 
 
-def _named_fields(batch: Batch, noise: Noise) -> Named:
-    yield from zip(Batch._fields, batch, strict=True)
-    yield from zip((f"noise_{name}" for name in Noise._fields), noise, strict=True)
+def _named_fields(batch: Any, noise: Any) -> Named:
+    yield from zip(batch._fields, batch, strict=True)
+    yield from zip((f"{NOISE}{name}" for name in noise._fields), noise, strict=True)
 
 
 def _weights(model: LightningModule) -> Named:

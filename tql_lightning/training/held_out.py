@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from tql_lightning.nn.number_types import at_least_float32
@@ -18,15 +21,15 @@ class HeldOutMeans:
         self._sums: dict[str, Tensor] = {}
         self._extremes: dict[str, Tensor] = {}
 
-    def add(self, transitions: int, metrics: dict[str, Tensor], entropy: Tensor | None) -> None:
+    def add(self, transitions: int, metrics: dict[str, Tensor], diagnostics: dict[str, Tensor]) -> None:
         """Adds a batch.
 
         Args:
-            transitions: in the batch.
-            metrics: means over it, smallest and largest values.
-            entropy: mean attention entropies (L, 2), or None.
+            transitions: Number of transitions in the batch.
+            metrics: Means over it, smallest and largest values.
+            diagnostics: Further tensors of the losses; of these attention_entropy (L, 2) is taken.
         """
-        values = dict(metrics)
+        values, entropy = dict(metrics), diagnostics.get("attention_entropy")
         for layer, row in enumerate(() if entropy is None else entropy):
             for group, value in zip(TOKEN_GROUPS, row, strict=True):
                 values[f"attention_entropy/layer_{layer}/{group}"] = value
@@ -48,3 +51,22 @@ class HeldOutMeans:
         totals = sum_over_processes(torch.stack([*sums.values(), torch.as_tensor(transitions).to(some)]))
         means = (totals[:-1] / totals[-1]).tolist()
         return dict(zip(sums, means, strict=True)) | over_processes(extremes)
+
+    def log(self, module: Any, stage: str) -> None:
+        """Logs the metrics of the pass as ``STAGE/NAME``, at the update that the weights have seen.
+
+        Args:
+            module: Algorithm that made the pass, with its trainer.
+            stage: "val" or "test".
+        """
+        taken = self.take()
+        if not taken:
+            return
+        trainer = module.trainer
+        scalars: dict[str, Any] = {f"{stage}/{name}": value for name, value in taken.items()}
+        fits = trainer.state.fn == TrainerFn.FITTING
+        if not fits:  # Lightning writes and prints them, at this step
+            scalars["step"] = torch.tensor(module.current_update, dtype=torch.float64)
+        module.log_dict(scalars, logger=False if fits else None, sync_dist=True)
+        for logger in module.loggers if fits and not trainer.sanity_checking else ():  # Lightning's step counts chunks
+            logger.log_metrics({name: float(value) for name, value in scalars.items()}, step=module.global_step)

@@ -6,6 +6,7 @@ from dataclasses import fields, is_dataclass
 from functools import partial
 from typing import Any
 
+ALGORITHM = "algorithm"  # key of a checkpoint under which its class stands
 INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"  # what makes a model from its settings
 
 
@@ -27,7 +28,12 @@ def describe(value: Any) -> Any:
     if not isinstance(factory, type):
         return value
     described = {name: describe(argument) for name, argument in arguments.items()}
-    return {"class_path": f"{factory.__module__}.{factory.__qualname__}", "init_args": described}
+    return {"class_path": class_path(factory), "init_args": described}
+
+
+def class_path(kind: type) -> str:
+    """The dotted name that a class is imported by."""
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def require(name: str, condition: bool, expected: str, found: object) -> None:

@@ -1,183 +1,250 @@
-"""How an update's gradients change parameters (docs/algorithm.md, section 6): groups, AdamW, schedule, clipping."""
+"""How gradients change parameters: groups, AdamW, learning rates, clipping (docs/algorithm.md, section 6)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
 
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from tql_lightning.nn.policy import FlowPolicy
-from tql_lightning.nn.temperature import EntropyControl
-from tql_lightning.training.algorithm import UpdateLoop
 from tql_lightning.training.cuda_graph import ReplayedAdamW
 from tql_lightning.training.hyperparameters import require
 from tql_lightning.training.sharding import whole
-from tql_lightning.training.update import MatmulPrecision
+
+Schedule = Literal["warmup_cosine", "constant"]
+Decays = Callable[[str, nn.Parameter], bool]
+NO_DECAY = "_no_decay"  # end of the name of the part of a group that has no weight decay
 
 
-class OptimisedLoop(UpdateLoop):
-    """An `UpdateLoop` over critic, temperatures and policy, with one AdamW and one schedule for all of them.
+def matrices(_: str, parameter: nn.Parameter) -> bool:
+    """Weight decay for matrices only: not for biases, norms and other vectors."""
+    return parameter.ndim > 1
+
+
+def nothing(_: str, __: nn.Parameter) -> bool:
+    """No weight decay."""
+    return False
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """A network that shares a learning rate.
 
     Args:
-        critic_learning_rate: peak learning rate of the critic.
-        temperature_learning_rate: peak learning rate of the temperatures; None for the critic's.
-        actor_learning_rate: peak learning rate of the policy.
-        weight_decay: on weight matrices only.
-        lr_schedule: see `learning_rate_factor`.
-        warmup_updates: updates of linear warm-up.
-        schedule_updates: updates of the whole run.
-        gradient_clip_norm: see `clip_each_network`; None for no clipping.
-        compile: see `UpdateStep`.
-        cuda_graphs: see `UpdateStep`.
-        float32_matmul_precision: see `UpdateStep`.
-
-    Raises:
-        ValueError: a setting is out of its range; the message names it.
+        name: Name of the group, as in ``optimisation.learning_rates`` and ``train/learning_rate/NAME``.
+        module: Network whose parameters the group holds; those that need no gradient are left out.
+        decays: Says by name and parameter whether it has weight decay.
+        clipped_with: Group whose gradient norm this one is a part of; None for its own.
     """
 
-    policy: FlowPolicy
-    temperature: EntropyControl | None
+    name: str
+    module: nn.Module
+    decays: Decays = matrices
+    clipped_with: str | None = None
 
-    def __init__(
-        self,
-        *,
-        critic_learning_rate: float,
-        temperature_learning_rate: float | None,
-        actor_learning_rate: float,
-        weight_decay: float,
-        lr_schedule: Literal["warmup_cosine", "constant"],
-        warmup_updates: int,
-        schedule_updates: int,
-        gradient_clip_norm: float | None,
-        compile: bool,  # noqa: A002
-        cuda_graphs: bool,
-        float32_matmul_precision: MatmulPrecision,
-    ) -> None:
-        super().__init__(compile, cuda_graphs, float32_matmul_precision)
-        if temperature_learning_rate is None:
-            temperature_learning_rate = critic_learning_rate
-        for name, value in {
-            "critic_learning_rate": critic_learning_rate,
-            "temperature_learning_rate": temperature_learning_rate,
-            "actor_learning_rate": actor_learning_rate,
-            "weight_decay": weight_decay,
-        }.items():
-            require(name, 0.0 <= value < math.inf, "a finite number of at least 0", value)
-        schedules = ("warmup_cosine", "constant")
-        require("lr_schedule", lr_schedule in schedules, " or ".join(schedules), lr_schedule)
-        require("warmup_updates", warmup_updates >= 0, "at least 0", warmup_updates)
-        require(
-            "schedule_updates", schedule_updates >= 1, "at least 1 (trainer.max_steps, if not set)", schedule_updates
-        )
-        require("gradient_clip_norm", gradient_clip_norm is None or gradient_clip_norm > 0, "> 0", gradient_clip_norm)
-        self.critic_learning_rate, self.actor_learning_rate = critic_learning_rate, actor_learning_rate
-        self.temperature_learning_rate = temperature_learning_rate
-        self.weight_decay = weight_decay
-        self.lr_schedule = lr_schedule
-        self.warmup_updates, self.schedule_updates = warmup_updates, schedule_updates
-        self.gradient_clip_norm = gradient_clip_norm
-        self._gradient_norms: dict[str, Tensor] | None = None
+    def parameters(self) -> list[nn.Parameter]:
+        """The parameters that are trained."""
+        return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """Parameters with their peak learning rate and weight decay, which only weight matrices have."""
-        critic_lr, actor_lr = self.critic_learning_rate, self.actor_learning_rate
-        decaying, plain = _split(self.critic, self.critic.decays)
-        policy_decaying, policy_plain = _split(self.policy, lambda _, parameter: parameter.ndim > 1)
-        temperatures = [] if self.temperature is None else list(self.temperature.parameters())
-        groups = [
-            {"name": "critic", "params": decaying, "lr": critic_lr, "weight_decay": self.weight_decay},
-            {"name": "critic_no_decay", "params": plain, "lr": critic_lr, "weight_decay": 0.0},
-            {"name": "temperature", "params": temperatures, "lr": self.temperature_learning_rate, "weight_decay": 0.0},
-            {"name": "actor", "params": policy_decaying, "lr": actor_lr, "weight_decay": self.weight_decay},
-            {"name": "actor_no_decay", "params": policy_plain, "lr": actor_lr, "weight_decay": 0.0},
-        ]
-        return [group for group in groups if group["params"]]
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """One AdamW over critic, temperatures and actor, and the one schedule of their learning rates."""
-        # The fused step unscales float16 gradients itself, too late for measuring and clipping them.
-        scaled = self._trainer is not None and getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        # The schedule multiplies peaks that are numbers also where learning rates are tensors: fewer launches.
-        peaks = [group | {"initial_lr": group["lr"]} for group in self.parameter_groups()]
-        groups = [group | {"lr": self.learning_rate(group["lr"])} for group in peaks]
-        capturable = self.cuda_graphs and self.device.type == "cuda"
-        optimizer = ReplayedAdamW(groups, fused=not scaled, capturable=capturable)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.learning_rate_factor)
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
+@dataclass  # not frozen: Lightning copies settings field by field
+class Optimisation:
+    """One AdamW over all networks, the schedule of its learning rates, weight decay and clipping.
 
-    def learning_rate_factor(self, update: int) -> float:
-        """Share of the peak learning rate at an update, counted from 0.
+    Args:
+        learning_rate: Peak learning rate of every network without one of its own.
+        learning_rates: Peak learning rates by network, such as ``{actor: 5.0e-4}``.
+        weight_decay: Weight decay of AdamW, on weight matrices only.
+        lr_schedule: "constant", or "warmup_cosine": linear from 0.01 of the peak over ``warmup_updates``, then a cosine
+            to 0.1 of it. As in the release of TQL the cosine ends ``warmup_updates`` before the run does.
+        warmup_updates: Updates of linear warm-up.
+        schedule_updates: Updates of the whole run, on which the cosine is laid out; null for ``trainer.max_steps``.
+        gradient_clip_norm: Largest 2-norm of each network's gradient; null for no clipping.
 
-        Linear from 0.01 over ``warmup_updates``, then a cosine to 0.1. As in the release the cosine ends
-        ``warmup_updates`` before the run does, and the rest stays at 0.1.
+    Raises:
+        ValueError: A setting is out of its range; the message names it.
+    """
+
+    learning_rate: float = 3e-4
+    learning_rates: dict[str, float] = field(default_factory=dict)
+    weight_decay: float = 0.0
+    lr_schedule: Schedule = "constant"
+    warmup_updates: int = 0
+    schedule_updates: int | None = None
+    gradient_clip_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        rates = {f"learning_rates.{name}": value for name, value in self.learning_rates.items()}
+        for name, value in {"learning_rate": self.learning_rate, "weight_decay": self.weight_decay, **rates}.items():
+            require(f"optimisation.{name}", 0.0 <= value < math.inf, "a finite number of at least 0", value)
+        schedules, clip = get_args(Schedule), self.gradient_clip_norm
+        require("optimisation.lr_schedule", self.lr_schedule in schedules, " or ".join(schedules), self.lr_schedule)
+        require("optimisation.warmup_updates", self.warmup_updates >= 0, "at least 0", self.warmup_updates)
+        expected, updates = "at least 1 (trainer.max_steps, if not set)", self.schedule_updates
+        require("optimisation.schedule_updates", updates is None or updates >= 1, expected, updates)
+        require("optimisation.gradient_clip_norm", clip is None or clip > 0, "above 0", clip)
+
+    def for_run(self, max_steps: int) -> Optimisation:
+        """The same for a run of so many updates, on which the schedule is laid out where it names no number itself.
+
+        Raises:
+            ValueError: The schedule needs a number, and the run has no end.
         """
+        if self.schedule_updates is not None:
+            return self
+        if max_steps < 0 and self.lr_schedule == "constant":
+            return self
+        if max_steps < 0:
+            raise ValueError(
+                "model.optimisation.schedule_updates: expected a number where trainer.max_steps sets no end, found "
+                "null; set either"
+            )
+        return replace(self, schedule_updates=max_steps)
+
+    def peak(self, group: str) -> float:
+        """Peak learning rate of a group."""
+        return self.learning_rates.get(group, self.learning_rate)
+
+    def factor(self, update: int) -> float:
+        """Share of the peak learning rate at an update, counted from 0; see ``lr_schedule``."""
         if self.lr_schedule == "constant":
             return 1.0
         if update < self.warmup_updates:
             return 0.01 + 0.99 * update / self.warmup_updates
+        if self.schedule_updates is None:
+            raise ValueError("model.optimisation.schedule_updates: expected a number outside a trainer, found null")
         length = self.schedule_updates - 2 * self.warmup_updates
         progress = min((update - self.warmup_updates) / length, 1.0) if length > 0 else 1.0
         return 0.9 * (1.0 + math.cos(math.pi * progress)) / 2.0 + 0.1
 
-    def learning_rate(self, value: float) -> float | Tensor:
-        """A learning rate as the optimizer takes it: where updates are replayed it is a tensor that can change."""
-        return torch.tensor(value, device=self.device) if self.cuda_graphs else value
+    def torch_groups(self, groups: Sequence[ParameterGroup]) -> list[dict[str, Any]]:
+        """Groups as torch's optimizers take them: with peak learning rates, each split by weight decay."""
+        split = []
+        for group in groups:
+            named = [(name, each) for name, each in group.module.named_parameters() if each.requires_grad]
+            decaying = [each for name, each in named if group.decays(name, each)]
+            plain = [each for name, each in named if not group.decays(name, each)]
+            plain_name = group.name + NO_DECAY if decaying else group.name
+            for name, parameters, decay in ((group.name, decaying, self.weight_decay), (plain_name, plain, 0.0)):
+                if parameters:
+                    split.append(
+                        {"name": name, "params": parameters, "lr": self.peak(group.name), "weight_decay": decay}
+                    )
+        return split
 
-    def clip_and_step(self, optimizer: Any, with_norms: bool) -> dict[str, Tensor]:
-        """The optimizer's step, with clipped gradients where that is set.
+    def check_groups(self, model: nn.Module, groups: Sequence[ParameterGroup]) -> None:
+        """Refuses parameters that no group or several groups would train, and learning rates of no group.
 
         Args:
-            optimizer: as Lightning gives it; where updates are recorded, torch's own.
-            with_norms: whether to measure the gradients before they are clipped.
+            model: Algorithm that is to be trained.
+            groups: Its `parameter_groups`.
 
-        Returns:
-            ``gradient_norm/critic`` and ``gradient_norm/actor``, scalars; empty where they are not wanted.
+        Raises:
+            ValueError: The message names the parameter or the learning rate.
         """
-        self._gradient_norms = {} if with_norms else None
-        if self.cuda_graphs:  # else the step begins with it
-            self.clip_each_network()
-        optimizer.step()
-        return self._gradient_norms or {}
+        names = [group.name for group in groups]
+        stray = [name for name in self.learning_rates if name not in names]
+        if stray:
+            raise ValueError(
+                f"model.optimisation.learning_rates.{stray[0]}: expected a network of {type(model).__name__}, one of "
+                f"{', '.join(names)}, found none of this name; leave it out"
+            )
+        holders: dict[nn.Parameter, list[str]] = {}
+        for group in groups:
+            for parameter in group.parameters():
+                holders.setdefault(parameter, []).append(group.name)
+        for name, parameter in model.named_parameters():
+            found = holders.get(parameter, [])
+            if parameter.requires_grad and len(found) != 1:
+                held = f"in {' and '.join(found)}" if found else "in none, so that it would never move"
+                raise ValueError(
+                    f"{type(model).__name__}.parameter_groups: expected every trainable parameter in one group, found "
+                    f"{name} {held}; return a ParameterGroup that holds it, or call requires_grad_(False) on what is "
+                    "not trained"
+                )
 
-    def clip_each_network(self) -> None:
-        """Measures and clips the gradient of each network on its own, where wanted."""
-        if self._gradient_norms is None and self.gradient_clip_norm is None:
-            return
-        critic_side = [*self.critic.parameters(), *(self.temperature.parameters() if self.temperature else ())]
-        for name, parameters in {"critic": critic_side, "actor": list(self.policy.parameters())}.items():
-            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-            norm = whole(nn.utils.get_total_norm(gradients))
-            if self._gradient_norms is not None:
-                self._gradient_norms[f"gradient_norm/{name}"] = norm
-            if self.gradient_clip_norm is not None:
-                nn.utils.clip_grads_with_norm_(parameters, self.gradient_clip_norm, norm)
+    def optimizer(
+        self, groups: Sequence[ParameterGroup], replayed: bool, device: torch.device, scaled: bool
+    ) -> tuple[ReplayedAdamW, torch.optim.lr_scheduler.LambdaLR]:
+        """The optimizer and the schedule of its learning rates.
 
-    def on_train_start(self) -> None:
+        Args:
+            groups: Networks to train.
+            replayed: Whether updates are replayed as a CUDA graph; learning rates are tensors then, which can change.
+            device: Device of the parameters.
+            scaled: Whether gradients are scaled (float16). The fused step would unscale them itself, too late for
+                measuring and clipping them.
+        """
+        # The schedule multiplies peaks that are numbers also where learning rates are tensors: fewer launches.
+        split = [group | {"initial_lr": group["lr"]} for group in self.torch_groups(groups)]
+        split = [group | {"lr": learning_rate(group["lr"], replayed, device)} for group in split]
+        optimizer = ReplayedAdamW(split, fused=not scaled, capturable=replayed and device.type == "cuda")
+        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, self.factor)
+
+    def restore(
+        self,
+        optimizer: torch.optim.Optimizer,
+        schedule: Any,
+        groups: Sequence[ParameterGroup],
+        update: int,
+        replayed: bool,
+        device: torch.device,
+    ) -> None:
         """Gives a continued run its own learning rates and weight decay, where the checkpoint's were restored.
 
         The schedule goes on at the update, also where it had been saved a step behind the optimizer.
+
+        Args:
+            optimizer: Made by `optimizer`.
+            schedule: Made by `optimizer`.
+            groups: Networks to train.
+            update: Update that the run goes on from.
+            replayed: See `optimizer`.
+            device: See `optimizer`.
         """
-        super().on_train_start()
-        optimizer: torch.optim.Optimizer = self.optimizers().optimizer  # type: ignore[union-attr]
-        schedule: Any = self.lr_schedulers()
-        factor = self.learning_rate_factor(self.global_step)
-        own: dict[str, dict[str, float]] = {group["name"]: group for group in self.parameter_groups()}
+        own = {group["name"]: group for group in self.torch_groups(groups)}
         for index, group in enumerate(optimizer.param_groups):
+            if group.get("name") not in own or not isinstance(schedule, torch.optim.lr_scheduler.LambdaLR):
+                return  # an optimizer or schedule that a subclass made
             peak, decay = own[group["name"]]["lr"], own[group["name"]]["weight_decay"]
-            group |= {"initial_lr": peak, "lr": self.learning_rate(peak * factor), "weight_decay": decay}
-            group["capturable"] = self.cuda_graphs and self.device.type == "cuda"
+            rate = learning_rate(peak * schedule.lr_lambdas[index](update), replayed, device)
+            group |= {"initial_lr": peak, "lr": rate, "weight_decay": decay}
+            group["capturable"] = replayed and device.type == "cuda"
             schedule.base_lrs[index] = peak
-        schedule.last_epoch = self.global_step
+        schedule.last_epoch = update
+
+    def clip(self, groups: Sequence[ParameterGroup], measure: bool) -> dict[str, Tensor]:
+        """Clips the gradient of each network, where that is set.
+
+        Args:
+            groups: Networks that are trained.
+            measure: Whether to measure gradients also where nothing is clipped.
+
+        Returns:
+            2-norms before clipping, ``gradient_norm/NAME`` to a scalar; empty where nothing was measured.
+        """
+        if not measure and self.gradient_clip_norm is None:
+            return {}
+        norms = {}
+        for name, parameters in _clipped_together(groups).items():
+            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+            norms[f"gradient_norm/{name}"] = norm = whole(nn.utils.get_total_norm(gradients))
+            if self.gradient_clip_norm is not None:
+                nn.utils.clip_grads_with_norm_(parameters, self.gradient_clip_norm, norm)
+        return norms
 
 
-def _split(
-    module: nn.Module, decays: Callable[[str, nn.Parameter], bool]
-) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """A module's parameters with and without weight decay."""
-    decaying = [parameter for name, parameter in module.named_parameters() if decays(name, parameter)]
-    plain = [parameter for name, parameter in module.named_parameters() if not decays(name, parameter)]
-    return decaying, plain
+def learning_rate(value: float, replayed: bool, device: torch.device) -> float | Tensor:
+    """A learning rate as the optimizer takes it."""
+    return torch.tensor(value, device=device) if replayed else value
+
+
+def _clipped_together(groups: Sequence[ParameterGroup]) -> Mapping[str, list[nn.Parameter]]:
+    """Parameters by the name that their common norm is logged under."""
+    together: dict[str, list[nn.Parameter]] = {}
+    for group in groups:
+        together.setdefault(group.clipped_with or group.name, []).extend(group.parameters())
+    return together

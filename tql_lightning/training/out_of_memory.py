@@ -6,8 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-
-from tql_lightning.nn.critic import Critic
+from torch import nn
 
 LONGEST_REASON = 200  # characters of what an allocator says
 SIGNS = (  # of allocators that raise a RuntimeError
@@ -28,12 +27,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def explained_memory(
-    critic: Critic, batch_size: int, device: torch.device, cuda_graphs: bool = False
+    model: nn.Module, batch_size: int, device: torch.device, cuda_graphs: bool = False
 ) -> Iterator[None]:
     """Where the block needs more memory than there is, says what for.
 
     Args:
-        critic: that is trained.
+        model: Algorithm to train; its ``critic``, where it has one, tells tokens and sizes.
         batch_size: transitions that this process takes at once.
         device: that computes.
         cuda_graphs: whether updates are recorded.
@@ -48,14 +47,16 @@ def explained_memory(
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        hidden = getattr(critic, "hidden_dim", None)
-        sizes = [f"batch {batch_size:,} (of this process)", f"{critic.num_tokens} tokens"]
-        sizes += [] if hidden is None else [f"hidden size {hidden}"]
-        sizes.append(
-            f"{sum(parameter.numel() for parameter in critic.parameters()) / 1e6:.1f} M parameters in the critic"
-        )
+        critic = getattr(model, "critic", None)
+        named = {"tokens": getattr(critic, "num_tokens", 0), "hidden size": getattr(critic, "hidden_dim", 0)}
+        sizes = [f"batch {batch_size:,} (of this process)"]
+        sizes += [f"{named['tokens']} tokens"] if named["tokens"] else []
+        sizes += [f"hidden size {named['hidden size']}"] if named["hidden size"] else []
+        counted, whose = (model, "model") if critic is None else (critic, "critic")
+        count = sum(parameter.numel() for parameter in counted.parameters()) / 1e6
+        sizes.append(f"{count:.1f} M parameters in the {whose}")
         what = f"{device} is out of memory with {', '.join(sizes)}"
-        remedies = remedies_for(device, critic.num_layers > 0, cuda_graphs)
+        remedies = remedies_for(device, getattr(critic, "num_layers", 0) > 0, cuda_graphs)
         raise TooLittleMemoryError(advice(error, what, remedies)) from error
 
 
@@ -71,7 +72,7 @@ def remedies_for(device: torch.device, attends: bool = True, cuda_graphs: bool =
     if device.type != "cpu":
         exact += ["more devices (each takes its share of the batch)", "--data.storage=cpu"]
     if cuda_graphs:
-        exact.append("--model.cuda_graphs=false")
+        exact.append("--model.execution.cuda_graphs=false")
     if attends:
         near.append("attention with implementation chunked (docs/attention.md)")
     sizes = "hidden_dim or num_layers" if attends else "hidden_dims"

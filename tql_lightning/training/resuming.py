@@ -11,15 +11,8 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.run.checkpoint_io import SUFFIX, CheckpointError, read_checkpoint
-from tql_lightning.training.hyperparameters import loadable
+from tql_lightning.training.hyperparameters import ALGORITHM, class_path, loadable
 
-# What the checkpoint's weights are, or are the values of. Every other setting of the model is applied: it says how
-# weights move from now on (learning rates and their schedule, tau, weights of losses, clipping), how actions are
-# chosen, or how fast the same numbers are computed.
-FIXED = (
-    *("observation_dim", "action_dim", "critic", "policy", "entropy_control", "value_loss", "action_chunk"),
-    *("discount", "target_aggregation", "reward_range", "final_reward_range"),
-)
 MOST_SHOWN = 5
 
 
@@ -85,9 +78,11 @@ def refuse_foreign_checkpoint(path: Path, folder: Path, kept: Sequence[Path]) ->
 
 
 def refuse_changes(path: Path, raw: Mapping[str, Any], model: LightningModule, data: OfflineDataModule) -> None:
-    """Refuses to continue with settings that a run cannot change.
+    """Refuses to continue with another algorithm, or with settings that a run cannot change.
 
-    A setting is compared where both sides have it: a checkpoint of an earlier version may lack some.
+    Those are the model's ``fixed_settings``. Every other setting of the model is applied: it says how weights move
+    from now on (learning rates, tau, weights of losses), how actions are chosen, or how fast the same numbers are
+    computed. A setting is compared where both sides have it: a checkpoint of an earlier version may lack some.
 
     Args:
         path: the checkpoint.
@@ -102,10 +97,12 @@ def refuse_changes(path: Path, raw: Mapping[str, Any], model: LightningModule, d
     before = raw.get("hyper_parameters", {})
     changes = [
         change
-        for name in FIXED
+        for name in getattr(model, "fixed_settings", ())
         if name in before and name in now
         for change in _differences(f"model.{name}", before[name], now[name])
     ]
+    was, is_now = raw.get(ALGORITHM), class_path(type(model))
+    changes += [("model", was, is_now)] if was is not None and was != is_now else []
     stream = raw.get("OfflineDataModule", {}).get("stream", {})
     changes += _differences("data", stream, data.stream_settings)
     if changes:

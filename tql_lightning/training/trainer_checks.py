@@ -12,9 +12,43 @@ from lightning.pytorch.plugins.precision import HalfPrecision
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
+from tql_lightning.training.cuda_graph import can_record
+from tql_lightning.training.execution import Execution
 from tql_lightning.training.sharding import NAME, ShardedStrategy
 
 NARROW = (torch.bfloat16, torch.float16)
+
+
+def check_trainer(trainer: Trainer, model: LightningModule, execution: Execution) -> None:
+    """Refuses a trainer that cannot train an algorithm.
+
+    Args:
+        trainer: Trainer of a fit.
+        model: Algorithm to train.
+        execution: Its execution settings.
+
+    Raises:
+        ValueError: It clips or accumulates gradients itself; ``cuda_graphs`` without a CUDA device, with several
+            processes or with float16; or see `refuse_narrow_weights` and `refuse_strategy`.
+    """
+    if trainer.gradient_clip_val:
+        raise ValueError(
+            f"trainer.gradient_clip_val: expected none, found {trainer.gradient_clip_val}; set "
+            "model.optimisation.gradient_clip_norm, which clips each network on its own"
+        )
+    if trainer.accumulate_grad_batches != 1:
+        raise ValueError(
+            f"trainer.accumulate_grad_batches: expected 1, found {trainer.accumulate_grad_batches}; set "
+            "data.batch_size, which is the whole batch of an update"
+        )
+    refuse_narrow_weights(model, trainer)
+    refuse_strategy(trainer, {"compile": execution.compile, "cuda_graphs": execution.cuda_graphs})
+    device, scaled = trainer.strategy.root_device, getattr(trainer.precision_plugin, "scaler", None) is not None
+    if execution.cuda_graphs and (not can_record(device) or trainer.world_size > 1 or scaled):
+        raise ValueError(
+            "model.execution.cuda_graphs: expected one process on a CUDA device and no float16, found "
+            f"{trainer.world_size} on {device.type} with precision {trainer.precision}; set it to false"
+        )
 
 
 def refuse_narrow_weights(model: LightningModule, trainer: Trainer) -> None:
@@ -82,8 +116,8 @@ def refuse_strategy(trainer: Trainer, graphs: Mapping[str, bool]) -> None:
     for name, on in graphs.items():
         if on:
             raise ValueError(
-                f"model.{name}: expected false with trainer.strategy={NAME}, whose weights come and go during an "
-                "update, found true; set it to false, or use ddp"
+                f"model.execution.{name}: expected false with trainer.strategy={NAME}, whose weights come and go "
+                "during an update, found true; set it to false, or use ddp"
             )
     if getattr(trainer.precision_plugin, "scaler", None) is not None:
         raise ValueError(

@@ -1,0 +1,117 @@
+"""What algorithms share that learn Q(s, a) from TD targets: fitting a critic, entropy control, target networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tql_lightning.algorithms import losses
+from tql_lightning.nn.critic import Critic, CriticOutput
+from tql_lightning.nn.temperature import EntropyControl
+from tql_lightning.nn.value_loss import ValueLoss
+from tql_lightning.training.optimisation import ParameterGroup, nothing
+from tql_lightning.training.sharding import call_with_frozen_parameters, own_shares
+from tql_lightning.training.update import Inputs
+
+
+class CriticFit(NamedTuple):
+    """What fitting a critic to TD targets gives.
+
+    Attributes:
+        loss: TD loss, plus entropy loss and temperature loss under entropy control; a scalar.
+        values: Q_k(s, a), (B, E).
+        metrics: Scalars to log.
+        diagnostics: attention_entropy, temperature and target_entropy, (L, 2) each, as far as there are any.
+    """
+
+    loss: Tensor
+    values: Tensor
+    metrics: dict[str, Tensor]
+    diagnostics: dict[str, Tensor]
+
+
+def make_temperature(
+    entropy_control: Callable[[int, int], EntropyControl] | None, critic: Critic
+) -> EntropyControl | None:
+    """The attention temperatures of a critic; None without entropy control or without attention."""
+    if entropy_control is None or critic.num_layers == 0:
+        return None
+    return entropy_control(critic.num_layers, critic.num_tokens)
+
+
+def critic_groups(critic: Critic, temperature: EntropyControl | None) -> list[ParameterGroup]:
+    """Parameter groups of a critic and its temperatures, whose gradients are clipped together."""
+    groups = [ParameterGroup("critic", critic, critic.decays)]
+    if temperature is not None and any(True for _ in temperature.parameters()):
+        groups.append(ParameterGroup("temperature", temperature, nothing, clipped_with="critic"))
+    return groups
+
+
+def entropy_inputs(temperature: EntropyControl | None, update: int) -> Inputs:
+    """Entropy targets (L, 2) at an update, as ``target_entropy``; none without control or without a target."""
+    target = None if temperature is None else temperature.target_entropy(update)
+    return {} if target is None else {"target_entropy": target}
+
+
+def fit_critic(
+    output: CriticOutput,
+    target: Tensor,
+    value_loss: ValueLoss,
+    temperature: EntropyControl | None,
+    inputs: Inputs,
+) -> CriticFit:
+    """TD loss (moves the critic), entropy loss (moves the critic) and temperature loss (moves the temperatures).
+
+    Args:
+        output: The online critic's at (s, a), with entropy if there are temperatures.
+        target: TD target y, (B,), without gradient.
+        value_loss: TD loss.
+        temperature: Attention temperatures, or None.
+        inputs: Result of `entropy_inputs`.
+    """
+    values, entropy, logits = output.at_least_float32()
+    td_loss = value_loss(values, logits, target)
+    entropy_loss = temperature_loss = torch.zeros_like(td_loss)
+    diagnostics = {} if entropy is None else {"attention_entropy": entropy}
+    if temperature is not None and entropy is not None:
+        diagnostics["temperature"] = temperature()
+        entropy_loss = losses.entropy_loss(entropy, temperature.entropy_weight())
+        if "target_entropy" in inputs:
+            diagnostics["target_entropy"] = inputs["target_entropy"]
+            temperature_loss = losses.temperature_loss(entropy, temperature(), inputs["target_entropy"])
+    loss = td_loss + entropy_loss + temperature_loss
+    metrics = {
+        "critic_loss": loss,
+        "td_loss": td_loss,
+        "entropy_loss": entropy_loss,
+        "temperature_loss": temperature_loss,
+        "q_mean": values.mean(),
+        "q_min": values.min(),
+        "q_max": values.max(),
+        "target_q_mean": target.mean(),
+    }
+    return CriticFit(loss, values, metrics, diagnostics)
+
+
+def frozen_values(critic: Critic, observations: Tensor, actions: Tensor) -> Tensor:
+    """A critic's values (B, E) whose gradient reaches the actions and not the critic."""
+    output: CriticOutput = call_with_frozen_parameters(critic, observations, actions)
+    return output.at_least_float32().values
+
+
+@torch.no_grad()
+def move_target(target: nn.Module, source: nn.Module, share: float | Tensor) -> None:
+    """Target <- share * source + (1 - share) * target; buffers (sigma-Reparam's singular vectors) are copied.
+
+    Args:
+        target: Network that follows.
+        source: Network of the same kind.
+        share: Number, or scalar tensor; at 0 nothing moves, buffers neither.
+    """
+    own, other = own_shares(target.parameters()), own_shares(source.parameters())
+    torch._foreach_lerp_(own, other, [share] * len(own) if isinstance(share, Tensor) else share)
+    for target_buffer, buffer in zip(target.buffers(), source.buffers(), strict=True):
+        target_buffer.copy_(torch.where(share > 0, buffer, target_buffer) if isinstance(share, Tensor) else buffer)
