@@ -135,7 +135,7 @@ def test_chunks_of_actions_leave_as_steps_to_take_one_after_the_other(
         (np.zeros(3), {"noise": np.zeros((2, 1))}, "noise: expected"),
         (np.zeros((2, 3)), {"noise": np.zeros(1)}, r"noise: expected finite numbers of shape \(2, 1\)"),
         ([1e300, 0.0, 0.0], {}, "expected finite numbers"),
-        ([1e30, 0.0, 0.0], {}, r"expected such as the policy was trained on, found numbers up to 1e\+30"),
+        ([1e30, 0.0, 0.0], {}, r"expected some like those in training, found numbers up to 1e\+30"),
         (["1", "0", "0"], {}, "observations: expected real numbers, found dtype <U1"),
         ([1j, 0, 0], {}, "found dtype complex128"),
         ([None, 0, 0], {}, "found dtype object"),

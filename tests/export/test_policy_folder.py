@@ -38,7 +38,7 @@ DAMAGES = {
     "another version": (lambda folder: _metadata(folder, format_version=2), r"expected format version 1 .* found 2"),
     "another format": (lambda folder: _metadata(folder, format="pickle"), "found 1 .pickle"),
     "weights missing": (lambda folder: (folder / WEIGHTS).unlink(), f"{WEIGHTS} is missing"),
-    "a byte changed": (lambda folder: (folder / WEIGHTS).write_bytes(b"x"), "not the file that was exported"),
+    "a byte changed": (lambda folder: (folder / WEIGHTS).write_bytes(b"x"), "does not match its checksum"),
 }
 
 

@@ -137,7 +137,7 @@ def with_parts(**parts: Any) -> dict[str, Any]:
 
 CAPPED = partial(TransformerBlock, attention=partial(EntropyAttention, score_transform=SoftCap()))
 VARIANTS: list[tuple[dict[str, Any], str]] = [
-    ({"critic": partial(MLPCritic, hidden_dims=(8,))}, "expected TransformerCritic, found .*MLPCritic"),
+    ({"critic": partial(MLPCritic, hidden_dims=(8,))}, "expected a TransformerCritic, .* found MLPCritic"),
     (with_parts(weight_parametrisation=SigmaReparam), "SigmaReparam"),
     (with_parts(block=partial(TransformerBlock, feedforward=SwiGLU)), "SwiGLU"),
     (with_parts(norm=torch.nn.RMSNorm), "RMSNorm"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.report.runs import make_run
-from tql_lightning.report.charts import MOST_POINTS, sections
+from tql_lightning.report.charts import MAX_POINTS, sections
 from tql_lightning.report.media import collect_media
 from tql_lightning.report.methods import choose_score, comparisons, group_methods, results
 from tql_lightning.report.page import number, write_report
@@ -17,6 +17,7 @@ from tql_lightning.run.folder import (
     ATTENTION_MAP,
     ENVIRONMENT_FILE,
     METRICS_FILE,
+    Q_LANDSCAPE,
     VIDEO_FOLDER,
     evaluation_file,
     picture_file,
@@ -93,7 +94,7 @@ def test_long_curves_are_thinned_and_keep_their_ends(tmp_path: Path) -> None:
     (run / METRICS_FILE).write_text(f"step,train/td_loss\n{rows}\n")
     ((_, (chart,)),) = sections(group_methods(read_runs([run])), ["Pendulum-v1"])
     updates = chart["lines"][0]["x"]
-    assert len(updates) == MOST_POINTS
+    assert len(updates) == MAX_POINTS
     assert (updates[0], updates[-1]) == (1, 5000)
 
 
@@ -159,7 +160,7 @@ def test_a_run_of_metrics_alone_is_reported(tmp_path: Path) -> None:
 def test_runs_that_ended_apart_are_marked(two_methods: Path) -> None:
     metrics = two_methods / "plain" / "seed_0" / METRICS_FILE
     metrics.write_text("\n".join(metrics.read_text().splitlines()[:-1]) + "\n")
-    assert "last evaluations are of different updates, from 100 to 200" in page_of(two_methods)
+    assert "last evaluations were made at different updates, from 100 to 200" in page_of(two_methods)
 
 
 def test_one_run_shows_the_interval_of_its_episodes(tmp_path: Path) -> None:
@@ -178,7 +179,11 @@ def test_media_beyond_the_limit_are_named_and_the_last_pictures_come_first(tmp_p
     (videos / "long.mp4").write_bytes(b"x" * 3000)
     runs = read_runs([run])
     whole = collect_media(runs, 10**6)
-    assert [len(items["run"] if "run" in items else next(iter(items.values()))) for items in whole.pictures.values()]
+    assert list(whole.pictures) == [ATTENTION_MAP, Q_LANDSCAPE]
+    for kind in whole.pictures:
+        ((_, shown),) = whole.pictures[kind].items()
+        assert [item.update for item in shown] == [0, 100, 200]
+    assert [item.path.name for items in whole.videos.values() for item in items] == ["long.mp4"]
     assert whole.left_out == []
     one = sum(
         len(item.uri) - len("data:image/png;base64,") for item in next(iter(whole.pictures["attention_map"].values()))
@@ -188,7 +193,7 @@ def test_media_beyond_the_limit_are_named_and_the_last_pictures_come_first(tmp_p
     assert kept == [200, 200]
     assert {path.name for path in tight.left_out} >= {"long.mp4", "update_000000000.png"}
     page = write_report([run], tmp_path / "page.html", media_mb=0.0).read_text()
-    assert "left no room for" in page
+    assert "left out by --media_mb" in page
 
 
 def test_films_over_training_have_a_slider_and_other_videos_their_names(tmp_path: Path) -> None:
@@ -221,7 +226,7 @@ def test_films_over_training_have_a_slider_and_other_videos_their_names(tmp_path
         ("config.yaml", "model: [", "config.yaml: expected the configuration"),
         ("config.yaml", "- a\n", "config.yaml: expected settings by name, found list"),
         (str(evaluation_file(Path(), 100)), "{", "update_000000100.json: expected an evaluation"),
-        (str(evaluation_file(Path(), 100)), "[1]", "expected env_id"),
+        (str(evaluation_file(Path(), 100)), "[1]", "expected an evaluation with env_id"),
     ],
 )
 def test_a_damaged_file_is_named(file: str, content: str | bytes, message: str, tmp_path: Path) -> None:
@@ -240,7 +245,7 @@ def test_nothing_outside_a_runs_folder_is_shown(file: Path, target: str, tmp_pat
     (run / file).unlink(missing_ok=True)
     (run / file).parent.mkdir(parents=True, exist_ok=True)
     (run / file).symlink_to(tmp_path / target)
-    with pytest.raises(ReportError, match="expected a file of the run's folder, found a link out of it"):
+    with pytest.raises(ReportError, match="expected a file in the run's folder, found a link out of it"):
         write_report([run], tmp_path / "page.html")
 
 

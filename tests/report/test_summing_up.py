@@ -8,7 +8,7 @@ import pytest
 
 from tests.report.runs import make_run
 from tql_lightning.report.charts import sections
-from tql_lightning.report.methods import MOST_COMPARED, comparisons, group_methods, results
+from tql_lightning.report.methods import MAX_COMPARED, comparisons, group_methods, results
 from tql_lightning.report.page import write_report
 from tql_lightning.report.runs import read_runs
 from tql_lightning.run.folder import METRICS_FILE
@@ -73,7 +73,7 @@ def test_one_run_of_each_task_has_no_interval_over_runs(runs: Path) -> None:
     page = page_of(runs)
     assert "IQM of 3 runs<" in page
     assert "0.3 to 0.3" not in page
-    assert "interval without width" not in page
+    assert "interval of width 0" not in page
 
 
 def test_runs_that_were_never_evaluated_are_named_and_make_no_interval(runs: Path) -> None:
@@ -83,7 +83,7 @@ def test_runs_that_were_never_evaluated_are_named_and_make_no_interval(runs: Pat
     write_metrics(unevaluated, "train/td_loss", {200: 1.0})
     (pair,) = comparisons(group_methods(read_runs([runs])), [TASK], "success_rate")
     assert (pair.estimate, pair.over_runs) == ((1.0, 1.0, 1.0), False)
-    assert "Runs that were never evaluated count for no score: 1 of plain." in page_of(runs)
+    assert "Runs without an evaluation, which no score includes: 1 of plain." in page_of(runs)
 
 
 def test_runs_that_have_not_come_to_their_end_are_named(runs: Path) -> None:
@@ -126,7 +126,7 @@ def test_an_interval_without_width_is_explained(runs: Path) -> None:
     for seed in (0, 1, 2):
         make_run(runs / f"seed_{seed}", seed, 0.0)
     page = page_of(runs)
-    assert "An interval without width" in page
+    assert "An interval of width 0" in page
     assert page.count('<span class="dot c0" style="left:0.0%">') == 1  # on a scale from 0 to 1
 
 
@@ -134,18 +134,18 @@ def test_a_certain_improvement_of_the_runs_at_hand_is_explained(runs: Path) -> N
     for seed in (0, 1):
         make_run(runs / "tql" / f"seed_{seed}", seed, 0.5 + 0.1 * seed)
         make_run(runs / "plain" / f"seed_{seed}", seed, 0.1 + 0.1 * seed, discount=0.9)
-    assert "An interval without width" in page_of(runs)
+    assert "An interval of width 0" in page_of(runs)
 
 
 def test_many_methods_are_compared_with_the_best_alone(runs: Path) -> None:
-    number = MOST_COMPARED + 1
+    number = MAX_COMPARED + 1
     for method in range(number):
         make_run(runs / f"method_{method}" / "seed_0", 0, 0.1 * (method + 1), discount=0.9 + 0.01 * method)
     methods = group_methods(read_runs([runs]))
-    assert len(comparisons(methods[1:], [TASK], "success_rate")) == MOST_COMPARED * (MOST_COMPARED - 1) / 2
+    assert len(comparisons(methods[1:], [TASK], "success_rate")) == MAX_COMPARED * (MAX_COMPARED - 1) / 2
     pairs = comparisons(methods, [TASK], "success_rate")
     assert [pair.method.label for pair in pairs] == [f"method_{number - 1}/seed_0"] * (number - 1)
-    assert f"Of {number} methods only the pairs" in page_of(runs)
+    assert f"With {number} methods, only pairs with" in page_of(runs)
 
 
 def test_runs_come_in_the_order_of_their_numbers(runs: Path) -> None:

@@ -130,7 +130,7 @@ ONNX: dict[str, tuple[Forge, str]] = {
     "a list for metadata": (lambda folder, _: (folder / "metadata.json").write_text("[]") and None, "lacks"),
     "files by another name": (
         lambda _, metadata: metadata.update(files={"../secret.bin": "0"}),
-        "is not the file that was exported",
+        "does not match its checksum",
     ),
     "huge observations": (told(observation_dim=10**12), "sizes, noise_shape"),
     "sizes as text": (told(observation_dim="3"), "sizes, noise_shape"),

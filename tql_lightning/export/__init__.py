@@ -1,1 +1,1 @@
-"""Policies that leave the project; the release's weights in and out."""
+"""Exported policies, and conversion of parameters from and to the authors' release."""

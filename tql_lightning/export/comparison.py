@@ -1,4 +1,4 @@
-"""An exported policy compared with its checkpoint: the same actions to rounding, or an error."""
+"""Compares an exported policy with its checkpoint: equal actions up to rounding, or an error."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from tql_lightning.export.policy import Policy
 from tql_lightning.nn.policy import Actor
 from tql_lightning.trust.text import FileError
 
-TOLERANCE = 1e-5  # of an action, per unit of the largest bound where that is above 1
+TOLERANCE = 1e-5  # largest difference of actions, in units of the larger of 1 and the largest bound
 BATCH_SIZES = (1, 256)
 OBSERVATIONS = 1_000
-ROWS_AT_ONCE = 256  # of the checkpoint's networks: what they compute for more does not fit into a core's cache
+MAX_ROWS = 256  # batch of the checkpoint's networks; the activations of more do not fit into a core's cache
 
 
 class ExportError(FileError):
-    """A policy cannot be exported, or what was written does not act as the checkpoint; the message says why."""
+    """A policy cannot be exported, or the exported one acts differently; the message says why."""
 
 
 def compare(
@@ -36,17 +36,17 @@ def compare(
     raw: Mapping[str, Any],
     dataset: str | None = None,
 ) -> dict[str, Any]:
-    """Compares every action on 1,000 observations, with noise and without, in batches of 1 and of 256.
+    """Compares actions on 1,000 observations, with and without noise, in batches of 1 and of 256.
 
     Args:
-        actor: How the checkpoint's model acts.
+        actor: Actor of the checkpoint's model.
         bounds: Lower and upper bounds of the actions, (n_a,) each.
-        policy: The exported folder, loaded.
-        raw: Contents of the checkpoint.
+        policy: Policy loaded from the exported folder.
+        raw: Content of the checkpoint.
         dataset: See `sample_observations`.
 
     Returns:
-        What metadata.json says of the comparison.
+        The entry ``verification`` of metadata.json.
 
     Raises:
         ExportError: an action differs by more than the tolerance.
@@ -84,7 +84,7 @@ def compare(
 def _act_in_batches(
     policy: Policy, observations: NDArray[np.float32], noise: NDArray[np.float32] | None, batch_size: int
 ) -> NDArray[np.float32]:
-    """What the exported policy does, (rows, ...); without noise deterministically. Cores share the batches."""
+    """Actions (rows, ...) of the exported policy, deterministic without noise. All cores share the batches."""
 
     def act(start: int) -> NDArray[np.float32]:
         rows = slice(start, start + batch_size)
@@ -105,12 +105,12 @@ def _acceptable_actions(
     observations: NDArray[np.float32],
     noise: NDArray[np.float32],
 ) -> NDArray[np.float64]:
-    """The checkpoint's actions in the environment's units, (rows, A, n_a); NaN where there are fewer than A.
+    """The checkpoint's actions in the environment's units, (rows, S, n_a).
 
-    Where the actor chooses, they are all candidates whose score equals the best but for rounding.
+    Candidates whose score equals the best up to rounding are all acceptable; the others are NaN.
     """
     parts = []
-    at_once = max(1, ROWS_AT_ONCE // math.prod(noise.shape[1:-1]))
+    at_once = max(1, MAX_ROWS // math.prod(noise.shape[1:-1]))
     for start in range(0, len(observations), at_once):
         given = torch.from_numpy(observations[start : start + at_once])
         drawn = torch.from_numpy(noise[start : start + at_once])

@@ -1,4 +1,4 @@
-"""Observations like those a checkpoint was trained on, for checks: the environment's, or a dataset's."""
+"""Observations to check a policy with: from its environment, or from a dataset."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ Floats = NDArray[np.float32]
 def sample_observations(
     raw: Mapping[str, Any], rows: int, observation_dim: int, dataset: str | None = None
 ) -> tuple[Floats, str]:
-    """Observations for a checkpoint, and where they come from.
+    """Samples observations for a checkpoint.
 
-    Nothing beside the checkpoint is read: a stranger's configuration could name any loader of data.
+    No file beside the checkpoint is read, since a stranger's configuration could name any loader of data.
 
     Args:
-        raw: what the checkpoint holds, with the environment's id.
-        rows: how many.
+        raw: Content of the checkpoint, with the id of its environment.
+        rows: Number of observations.
         observation_dim: n_s.
-        dataset: Name or path of a dataset to take them from, see `load_dataset`; None for those of random actions in
-            the environment, or else normal numbers.
+        dataset: Name or path of a dataset to sample, see `load_dataset`; None for observations of random actions in the
+            environment, or else standard normal numbers.
 
     Returns:
-        (rows, n_s), and a phrase for the user.
+        Observations (rows, n_s), and a phrase that names their source.
 
     Raises:
         DatasetError: the dataset cannot be loaded, or holds other observations.
@@ -51,7 +51,7 @@ def sample_observations(
         try:
             check_env_id(env_id)
             return _random_play(env_id, rows, observation_dim), f"random actions in {env_id}"
-        except (EnvError, ValueError):  # not here, or not to be made
+        except (EnvError, ValueError):  # not installed, or not allowed
             pass
     return rng.standard_normal((rows, observation_dim), dtype=np.float32), "standard normal numbers"
 

@@ -1,4 +1,4 @@
-"""Any algorithm's policy as the two networks of the ONNX format."""
+"""Writes the policy of any algorithm as the two networks of the ONNX format."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from tql_lightning.export.comparison import ExportError
 from tql_lightning.export.policy_folder import FILES
 from tql_lightning.nn.policy import Actor
 
-LONGEST_REASON = 300  # characters of what torch says
+MAX_REASON = 300  # characters of torch's message
 
 
 class ActingNetwork(nn.Module):
     """An actor as a network whose actions are in the environment's units.
 
     Args:
-        model: Module that holds the networks that the actor uses.
-        actor: How it acts.
+        model: Module that holds the actor's networks.
+        actor: Actor of the module.
         action_low: Lower bounds of the actions, (n_a,).
         action_high: Upper bounds of the actions, (n_a,).
     """
@@ -44,12 +44,12 @@ class ActingNetwork(nn.Module):
         return self.scaled(self.actor.act(observations, noise))
 
     def scaled(self, actions: Tensor) -> Tensor:
-        """From [-1, 1] to the environment's units."""
+        """Scales actions from [-1, 1] to the environment's units."""
         return self.action_low + (actions + 1.0) * ((self.action_high - self.action_low) / 2.0)
 
 
 class DeterministicNetwork(nn.Module):
-    """An acting network with zero noise inside."""
+    """An acting network with zero noise."""
 
     def __init__(self, network: ActingNetwork) -> None:
         super().__init__()
@@ -65,17 +65,17 @@ def write_onnx(network: ActingNetwork, metadata: Mapping[str, Any], folder: Path
 
     Args:
         network: Network to write, in evaluation mode.
-        metadata: What metadata.json is going to hold; gives the sizes.
+        metadata: Content of metadata.json, for the sizes.
         folder: Folder to write into.
 
     Raises:
         ExportError: A package is missing, or torch cannot write the network.
     """
     try:
-        import onnxscript  # noqa: F401  (what torch's exporter needs)
+        import onnxscript  # noqa: F401  (torch's exporter needs it)
     except ModuleNotFoundError as error:
         raise ExportError(f'format onnx: {error}; pip install "tql-lightning[export]"') from error
-    # The exporter warns of operators of packages that are neither installed nor used.
+    # The exporter warns about operators of packages that are neither installed nor used.
     logging.getLogger("torch.onnx._internal.exporter").setLevel(logging.ERROR)
     batch = torch.export.Dim("batch")
     observations = torch.zeros(2, metadata["observation_dim"])
@@ -83,7 +83,7 @@ def write_onnx(network: ActingNetwork, metadata: Mapping[str, Any], folder: Path
     modules = {network: ("observations", "noise"), DeterministicNetwork(network).eval(): ("observations",)}
     for name, (module, names) in zip(FILES["onnx"], modules.items(), strict=True):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # all are torch's, about its own code
+            warnings.simplefilter("ignore")  # torch warns about its own code
             try:
                 program = torch.onnx.export(
                     module,
@@ -95,10 +95,10 @@ def write_onnx(network: ActingNetwork, metadata: Mapping[str, Any], folder: Path
                     verbose=False,
                 )
             except torch.onnx.OnnxExporterError as error:
-                reason = " ".join(str(error.__cause__ or error).split())[:LONGEST_REASON]
+                reason = " ".join(str(error.__cause__ or error).split())[:MAX_REASON]
                 raise ExportError(
-                    "format onnx: expected an actor that is made of torch's operations and takes batches of any size, "
-                    f"found one that torch.onnx cannot export ({reason})"
+                    "format onnx: expected an actor of torch operations that takes batches of any size, found one that "
+                    f"torch.onnx cannot export ({reason})"
                 ) from error
         assert program is not None
         program.save(folder / name)

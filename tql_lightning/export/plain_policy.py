@@ -1,4 +1,4 @@
-"""Policies that this package can build again from plain numbers: what the format "torch" holds."""
+"""Policies that plain numbers and weights describe, for the format "torch"."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from tql_lightning.training.algorithm import Algorithm
 def plain_policy(
     model: Algorithm, actor: Actor, settings: Mapping[str, Any], low: list[float], high: list[float]
 ) -> tuple[ScaledPolicy, dict[str, Any]]:
-    """The network whose weights are saved, and the plain numbers that `policy.build` makes it from.
+    """The network whose weights are saved, and the plain numbers from which `policy.build` makes it.
 
     Args:
-        model: Algorithm that acts.
-        actor: How it acts.
-        settings: The model's settings, as its checkpoint has them.
+        model: Algorithm of the checkpoint.
+        actor: Actor of the algorithm.
+        settings: Settings of the algorithm, from its checkpoint.
         low: Lower bounds of the actions.
         high: Upper bounds of the actions.
 
     Raises:
-        ExportError: The actor or its networks are of other classes, or have parts that plain numbers do not describe.
+        ExportError: The actor or its networks are of other classes, or have parts that plain numbers cannot describe.
     """
     if not isinstance(actor, FlowActor):
         raise ExportError(
@@ -52,12 +52,12 @@ def plain_policy(
 def _plain_arguments(
     module: nn.Module, known: tuple[type[nn.Module], ...], model: Algorithm, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Arguments of a network without its sizes, from the setting of the model that it was made by."""
+    """Arguments of a network without its sizes, from the algorithm's setting for it."""
     kind = type(module)
     setting = next((name for name in settings if getattr(model, name, None) is module), "")
     described = settings.get(setting)
     if kind not in known or not isinstance(described, Mapping):
-        raise ExportError(f"format torch: holds a plain {known[0].__name__}, found {kind.__name__}; use --format onnx")
+        raise ExportError(f"format torch: expected a {known[0].__name__}, found {kind.__name__}; use --format onnx")
     arguments, parts = {}, []
     for argument, value in described.get("init_args", {}).items():
         if isinstance(value, Mapping):
@@ -67,14 +67,14 @@ def _plain_arguments(
             arguments[argument] = value
     if parts or not _is_json(arguments):
         raise ExportError(
-            f"format torch: holds a plain {kind.__name__}, and model.{setting} has parts of its own "
+            f"format torch: expected a {kind.__name__} with default parts, found other parts in model.{setting} "
             f"({', '.join(parts) or 'arguments'}); use --format onnx"
         )
     return arguments
 
 
 def _is_default(value: Any, default: Any) -> bool:
-    """Whether a part's class path and arguments are those that a class's default has."""
+    """Whether a part's class path and arguments equal the default's."""
     if not isinstance(value, Mapping) or not isinstance(default, type):
         return bool(value == default)
     parameters = inspect.signature(default).parameters

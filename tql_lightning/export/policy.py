@@ -1,10 +1,10 @@
-"""A policy that has left the lab: what `tql export` wrote acts on NumPy observations, without Lightning.
+"""Acts with a policy that `tql export` wrote, on NumPy observations and without Lightning.
 
     from tql_lightning import Policy
     policy = Policy.load("exported")
     action = policy.act(observation)
 
-`tql_lightning.export.policy_folder` says what the folder holds. Loading runs no code that the folder brings along.
+`tql_lightning.export.policy_folder` describes the folder. Loading executes no code from it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float32]
 Act = Callable[[Floats, Floats], Floats]
 
-MOST_ARCHITECTURE_VALUES = 1_000  # numbers and names that describe a network
+MAX_ARCHITECTURE_VALUES = 1_000  # numbers and names that describe a network
 _UNFIT = (  # raised by torch and the networks for a stranger's weights and arguments
     *(OSError, RuntimeError, MemoryError, ArithmeticError, LookupError),
     *(TypeError, ValueError, AttributeError, AssertionError),
@@ -33,10 +33,10 @@ _UNFIT = (  # raised by torch and the networks for a stranger's weights and argu
 
 
 class Policy:
-    """Acts in the environment's units on NumPy observations; made by `Policy.load`.
+    """Policy on NumPy observations with actions in the environment's units, made by `Policy.load`.
 
     Attributes:
-        metadata: what metadata.json holds.
+        metadata: Content of metadata.json.
     """
 
     def __init__(self, metadata: Mapping[str, Any], act: Act, act_deterministic: Act, seed: int = 0) -> None:
@@ -46,14 +46,15 @@ class Policy:
 
     @classmethod
     def load(cls, path: Path | str, seed: int = 0) -> Policy:
-        """Reads what `tql export` wrote.
+        """Loads an exported policy.
 
         Args:
-            path: the folder.
-            seed: of the noise that `act` draws.
+            path: Folder that `tql export` wrote.
+            seed: Seed of the noise that `act` draws.
 
         Raises:
-            PolicyError: it is no such folder, a file is missing, damaged or changed, or a package is missing.
+            PolicyError: the folder is none of `tql export`, a file is missing, damaged or changed, or a package is
+                missing.
         """
         folder = Path(path)
         metadata = read_metadata(folder)
@@ -65,29 +66,29 @@ class Policy:
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
-        """Shape of the standard normal noise that one observation needs."""
+        """Shape of the standard normal noise of one observation."""
         return tuple(self.metadata["noise_shape"])
 
     def act(
         self, observations: ArrayLike, *, noise: ArrayLike | None = None, deterministic: bool = False
     ) -> NDArray[np.float32]:
-        """Actions for one observation or a batch of them.
+        """Chooses actions for one observation or a batch.
 
-        A policy that was trained with action chunks (metadata's ``action_chunk``, h, above 1) decides on h steps at
-        once; they are to be taken one after the other before it is asked again.
+        A policy that was trained with action chunks of h steps (``action_chunk`` of the metadata, above 1) returns h
+        actions, to be taken in order before the next call.
 
         Args:
-            observations: (n_s,) or (B, n_s), finite.
-            noise: (*noise_shape) or (B, *noise_shape), standard normal; None to draw it from the policy's own
-                generator, which was seeded on loading.
-            deterministic: act with zero noise instead.
+            observations: Finite observations (n_s,) or (B, n_s).
+            noise: Standard normal noise (*noise_shape) or (B, *noise_shape); None to draw it from the policy's own
+                generator, seeded on loading.
+            deterministic: Whether to act with zero noise.
 
         Returns:
-            (n_a,) or (B, n_a) float32 between the environment's bounds; (h, n_a) or (B, h, n_a) where h is above 1.
+            Actions (n_a,) or (B, n_a) float32 within the environment's bounds; (h, n_a) or (B, h, n_a) if h is above 1.
 
         Raises:
-            PolicyError: observations or noise have another shape, or are not finite numbers; or the actions are not,
-                which such observations as no dataset has lead to.
+            PolicyError: observations or noise have another shape or are not finite; or actions are not finite, because
+                observations are far from those in training.
         """
         given = _numbers("observations", observations)
         batch = np.ascontiguousarray(np.atleast_2d(given))
@@ -97,12 +98,12 @@ class Policy:
         if not np.isfinite(batch).all():
             raise PolicyError("observations: expected finite numbers, found NaN or infinity")
         if deterministic and noise is not None:
-            raise PolicyError("deterministic: acts with zero noise, so give no noise")
+            raise PolicyError("deterministic: expected no noise, since it acts with zero noise, found some")
         drawn = self._noise(noise, given.ndim == 1, len(batch), deterministic)
         actions = (self._act_deterministic if deterministic else self._act)(batch, drawn)
         if not np.isfinite(actions).all():
             found = f"numbers up to {np.abs(batch).max():.3g}"
-            raise PolicyError(f"observations: expected such as the policy was trained on, found {found}")
+            raise PolicyError(f"observations: expected some like those in training, found {found}")
         if self.metadata["action_chunk"] > 1:
             actions = actions.reshape(len(batch), self.metadata["action_chunk"], -1)
         return actions[0] if given.ndim == 1 else actions
@@ -124,10 +125,10 @@ class Policy:
 
 
 def _numbers(name: str, given: ArrayLike) -> Floats:
-    """As float32; too large a number becomes infinite.
+    """Converts to float32; numbers that are too large become infinite.
 
     Raises:
-        PolicyError: it is no array of real numbers.
+        PolicyError: ``given`` is not an array of real numbers.
     """
     try:
         array = np.asarray(given)
@@ -143,7 +144,7 @@ def _onnx(folder: Path) -> tuple[Act, Act]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1  # a small network gains nothing from more, and idle threads spin
+    options.intra_op_num_threads = 1  # more do not speed up a small network, and idle threads spin
     sessions = []
     for name in FILES["onnx"]:
         try:
@@ -200,18 +201,14 @@ def _torch(folder: Path, metadata: Mapping[str, Any]) -> tuple[Act, Act]:
     return act, act_deterministic
 
 
-def _check_architecture(architecture: object, most: int) -> None:
-    """Rejects layer sizes that do not match the weights, before a network is built.
-
-    Args:
-        architecture: from metadata.json.
-        most: bytes of the weights.
+def _check_architecture(architecture: object, file_size: int) -> None:
+    """Rejects layer sizes that exceed the size of the weights' file, before building the network.
 
     Raises:
-        ValueError: a number, or the sum of a list's numbers, is larger than that; or there are too many numbers.
+        ValueError: a number, or the sum of a list's numbers, is larger; or there are too many numbers.
     """
     left = [architecture]
-    for _ in range(MOST_ARCHITECTURE_VALUES):
+    for _ in range(MAX_ARCHITECTURE_VALUES):
         if not left:
             return
         part = left.pop()
@@ -220,22 +217,22 @@ def _check_architecture(architecture: object, most: int) -> None:
         elif isinstance(part, list):
             left += part
             part = sum(each for each in part if isinstance(each, int | float))
-        if isinstance(part, int | float) and not -most <= part <= most:
-            raise ValueError(f"{shown(part)} in a network with {most} bytes of weights")
-        if len(left) > MOST_ARCHITECTURE_VALUES:
+        if isinstance(part, int | float) and not -file_size <= part <= file_size:
+            raise ValueError(f"{shown(part)} in a network with {file_size} bytes of weights")
+        if len(left) > MAX_ARCHITECTURE_VALUES:
             break
-    raise ValueError(f"more than {MOST_ARCHITECTURE_VALUES:,} numbers of a network")
+    raise ValueError(f"more than {MAX_ARCHITECTURE_VALUES:,} numbers of a network")
 
 
 def build(metadata: Mapping[str, Any]) -> ScaledPolicy:
-    """The network of an exported folder's metadata, with fresh weights.
+    """Builds the network that the metadata describe, with new weights.
 
     Args:
-        metadata: as in metadata.json; ``architecture`` is {"policy": arguments of `FlowPolicy`, "critic": null or
+        metadata: Content of metadata.json; ``architecture`` is {"policy": arguments of `FlowPolicy`, "critic": null or
             {"class": "TransformerCritic" or "MLPCritic", "arguments": ...}}.
 
     Raises:
-        KeyError, TypeError, ValueError: the arguments are not those of the networks.
+        KeyError, TypeError, ValueError: the arguments do not fit the networks.
     """
     from tql_lightning.nn.critic import Critic, MLPCritic, TransformerCritic
     from tql_lightning.nn.policy import FlowPolicy

@@ -1,8 +1,7 @@
-"""Parameters of the authors' JAX release in and out, by their names and layouts.
+"""Converts parameters from and to the names and layouts of the authors' JAX release.
 
-The release's names are paths in its parameter tree ("critic/transformer_block_0/query/kernel"); kernels are
-(in, out) where torch's are (out, in), and query, key and value are separate (H, h, e) arrays where ours are
-one matrix.
+The release's names are paths in its parameter tree ("critic/transformer_block_0/query/kernel"). Its kernels are
+(in, out) where torch's are (out, in). Its query, key and value are separate (H, h, e) arrays where ours are one matrix.
 """
 
 from __future__ import annotations
@@ -31,18 +30,18 @@ Read = Callable[[Tensor], Tensor | None]
 
 
 def release_arrays(model: TQL, read: Read = lambda parameter: parameter.detach()) -> Arrays:
-    """A model's parameters under the release's names and in its layouts.
+    """Converts a model's parameters to the release's names and layouts.
 
     Args:
-        model: with a `TransformerCritic`.
-        read: what to take of each parameter, e.g. ``lambda parameter: parameter.grad``; parameters of which
-            it takes None are left out.
+        model: Model with a `TransformerCritic`.
+        read: Function that gives the tensor of a parameter, e.g. ``lambda parameter: parameter.grad``; parameters for
+            which it gives None are left out.
 
     Returns:
         float32 arrays by name.
 
     Raises:
-        ValueError: critic or entropy control have parts that the release has not.
+        ValueError: critic or entropy control have parts that the release lacks.
     """
     arrays: Arrays = {}
     for name, parameter, to_release, _ in _entries(model):
@@ -55,18 +54,17 @@ def release_arrays(model: TQL, read: Read = lambda parameter: parameter.detach()
 def load_release_params(
     model: TQL, source: Path | str | Mapping[str, ArrayLike], *, ignore_temperature: bool = False
 ) -> None:
-    """Sets every parameter of a model to the release's, target critic and temperatures included.
+    """Sets all parameters of a model to the release's, including target critic and temperatures.
 
     Args:
-        model: with a `TransformerCritic` of the sizes that the arrays have.
-        source: an npz file of arrays by the release's names, or a mapping to anything that NumPy takes for an array
-            of real numbers.
-        ignore_temperature: leave the release's temperature out for a model without entropy control. The release has
-            one also where nothing uses it.
+        model: Model with a `TransformerCritic` of the arrays' sizes.
+        source: npz file of arrays by the release's names, or a mapping to array-likes of real numbers.
+        ignore_temperature: Whether to skip the release's temperature for a model without entropy control. The release
+            stores an unused one.
 
     Raises:
-        ValueError: the model has parts that the release has not, the file is no npz file, or an array is missing, left
-            over, of another type or shape, or not finite; the message names it. The model is then as it was.
+        ValueError: the model has parts that the release lacks, the file is no npz file, or an array is missing, left
+            over, not finite, or of another type or shape; the message names it. The model is unchanged.
         FileNotFoundError: there is no such file.
     """
     arrays = (
@@ -93,7 +91,7 @@ def load_release_params(
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise ValueError(
             f"parameters of the release do not fit this model: {'; '.join(problems[:5])}{more}; "
-            "build the model with the sizes that the release was run with"
+            "build the model with the release's sizes"
             + (", or, without entropy control, set ignore_temperature" if model.temperature is None else "")
         )
     with torch.no_grad():
@@ -104,7 +102,7 @@ def load_release_params(
 def save_release_params(model: TQL, path: Path | str) -> None:
     """Writes a model's parameters to an npz file that `load_release_params` reads back exactly.
 
-    A model without entropy control has no temperature; the release's own parameters have one nevertheless.
+    The file of a model without entropy control has no temperature, unlike the release's.
 
     Raises:
         ValueError: see `release_arrays`.
@@ -116,7 +114,7 @@ def save_release_params(model: TQL, path: Path | str) -> None:
 
 def _read(path: Path) -> Arrays:
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file of parameters")
+        raise FileNotFoundError(f"{path}: no such file")
     with open_npz(path) as file:
         return {name: file[name] for name in file.files}
 
@@ -125,7 +123,7 @@ Entry = tuple[str, Tensor, Callable[[Tensor], Tensor], Callable[[Tensor, Tensor]
 
 
 def _entries(model: TQL) -> Iterator[Entry]:
-    """(release name, our parameter, ours -> release layout, write release layout into ours)."""
+    """Yields (release name, our parameter, ours -> release layout, write release layout into ours)."""
     yield from _critic("critic", model.critic)
     yield from _critic("target_critic", model.target_critic)
     yield from _mlp("actor_bc_flow/mlp", model.policy.behaviour_flow)
@@ -133,7 +131,7 @@ def _entries(model: TQL) -> Iterator[Entry]:
     if model.temperature is not None:
         if type(model.temperature) is not AttentionTemperature:
             raise ValueError(
-                "the release's temperatures are one per layer and token group; expected AttentionTemperature or none, "
+                "entropy_control: expected AttentionTemperature or none, as the release has, "
                 f"found {type(model.temperature).__name__}"
             )
         leaf = "log_value" if model.temperature.form == "exp" else "raw"
@@ -142,7 +140,7 @@ def _entries(model: TQL) -> Iterator[Entry]:
 
 def _critic(prefix: str, critic: Critic) -> Iterator[Entry]:
     if not isinstance(critic, TransformerCritic):
-        raise ValueError(f"the release has a transformer critic; expected TransformerCritic, found {type(critic)}")
+        raise ValueError(f"critic: expected a TransformerCritic, as the release has, found {type(critic).__name__}")
     _require_plain(critic)
     tokenizer = critic.tokenizer
     yield from _linear(f"{prefix}/obs_projection", tokenizer.observation_projection)
@@ -162,7 +160,7 @@ def _critic(prefix: str, critic: Critic) -> Iterator[Entry]:
 
 
 def _require_plain(critic: TransformerCritic) -> None:
-    """Refuses parts that the release does not have, whose weights it could not hold."""
+    """Refuses parts whose weights the release cannot hold."""
     plain = TransformerCritic(1, 1, hidden_dim=32, num_layers=1)
     known = {type(module) for module in plain.modules()}
     parts: list[object] = [module for module in critic.modules() if type(module) not in known]
@@ -173,7 +171,7 @@ def _require_plain(critic: TransformerCritic) -> None:
         parts.append(critic.bins)
     if parts:
         found = ", ".join(sorted({type(part).__name__ for part in parts}))
-        raise ValueError(f"the release has a plain transformer critic of values; expected no other part, found {found}")
+        raise ValueError(f"critic: expected the parts of the release's transformer critic, found {found}")
 
 
 def _block(prefix: str, block: Any) -> Iterator[Entry]:
@@ -209,7 +207,7 @@ def _norm(prefix: str, norm: Any) -> Iterator[Entry]:
 
 
 def _projection(prefix: str, qkv: nn.Linear, part: int, num_heads: int) -> Iterator[Entry]:
-    """Third ``part`` of the fused projection: (3H, H) rows <-> the release's (H, h, e)."""
+    """Third ``part`` of the fused projection: rows of (3H, H) <-> the release's (H, h, e)."""
     size = qkv.in_features
     rows = slice(part * size, (part + 1) * size)
     yield (

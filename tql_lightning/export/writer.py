@@ -1,6 +1,6 @@
-"""Writes a checkpoint's policy for use elsewhere: checkpoint -> one network -> files, compared with the checkpoint.
+"""Exports a checkpoint's policy: checkpoint -> one network -> files, compared with the checkpoint.
 
-`tql_lightning.export.policy_folder` says what the files are, `tql_lightning.export.policy` acts with them.
+`tql_lightning.export.policy_folder` describes the files, `tql_lightning.export.policy` acts with them.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ PACKAGES = ("tql-lightning", "torch", "numpy", "onnx", "onnxscript", "onnxruntim
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written, and how far its actions are from the checkpoint's at most."""
+    """Exported folder and its metadata."""
 
     folder: Path
     metadata: Mapping[str, Any]
 
     @property
     def largest_difference(self) -> float:
-        """In the unit of `TOLERANCE`."""
+        """Largest difference from the checkpoint's actions, in the units of `TOLERANCE`."""
         return float(self.metadata["verification"]["largest_difference"])
 
 
@@ -50,23 +50,23 @@ def export_checkpoint(
 ) -> Exported:
     """Writes a folder that `Policy.load` reads, after comparing its actions with the checkpoint's.
 
-    1,000 observations, with noise and without, in batches of 1 and of 256; every action must be within 1e-5 (of the
-    larger of 1 and the largest bound of the actions). The observations are those of random actions in the checkpoint's
-    environment, or else normal numbers, unless a dataset is named.
+    The comparison takes 1,000 observations, with and without noise, in batches of 1 and of 256. Actions must agree
+    within 1e-5 times the larger of 1 and the largest bound. Observations come from ``dataset``, or else from random
+    actions in the checkpoint's environment, or else from a normal distribution.
 
     Args:
-        checkpoint: that `tql fit` wrote.
-        output: folder to make; it may not exist, or must be empty.
+        checkpoint: Path of a checkpoint that `tql fit` wrote.
+        output: Folder to create; it may exist if it is empty.
         export_format: "onnx" or "torch".
-        extraction: how actions are chosen; None for the model's own setting.
-        dataset: Name or path of a dataset whose observations to compare at, see `load_dataset`.
+        extraction: Name of the extraction; None for the model's setting.
+        dataset: Name or path of a dataset for the comparison, see `load_dataset`; None for none.
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
-        ValueError: the model knows no such extraction.
+        ValueError: the model has no such extraction.
         DatasetError: the dataset cannot be loaded, or holds other observations.
-        ExportError: the folder is in use, a package is missing, the format cannot hold the network, or the actions
-            are not the checkpoint's. Nothing is left behind.
+        ExportError: the folder is in use, a package is missing, the format cannot hold the network, or actions differ.
+            Nothing is left behind.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ExportError(f"output: {output} exists and is not an empty folder; choose another --output, or remove it")
@@ -107,7 +107,7 @@ def export_checkpoint(
             save_file(network.state_dict(), made / FILES["torch"][0])
         files = {name: hashlib.sha256((made / name).read_bytes()).hexdigest() for name in FILES[export_format]}
         metadata["files"] = files
-        _write_metadata(made, metadata)  # without it the folder cannot be loaded and compared
+        _write_metadata(made, metadata)  # `Policy.load` needs it for the comparison
         metadata["verification"] = compare(actor, bounds, Policy.load(made), raw, dataset)
         _write_metadata(made, metadata)
         made.chmod(0o755)

@@ -1,1 +1,1 @@
-"""`tql report`: one self-contained page about one or more runs."""
+"""The page of `tql report`, plots and statistics of runs."""

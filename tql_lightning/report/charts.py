@@ -1,4 +1,4 @@
-"""What the page's charts show: a method's runs over training, as plain data for charts.js."""
+"""Data of the page's charts for charts.js: each method's runs over training."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from tql_lightning.report.methods import Method
 from tql_lightning.report.runs import Run
 from tql_lightning.report.statistics import interquartile_mean
 
-MOST_POINTS = 200  # of a line; longer ones are thinned
-RESAMPLES = 200  # a point of a curve
+MAX_POINTS = 200  # of a line; longer ones are thinned
+RESAMPLES = 200  # per point of a curve
 Chart = dict[str, Any]
 
 # Sections of the page in order: title, pattern of the keys in them.
@@ -24,7 +24,7 @@ SECTIONS = (
     ("Losses", r"train/\w*_loss"),
 )
 REST = ("Everything else that was logged", r"(?!.*_(stderr|low|high)$)(?!train/target_entropy/).*")
-# What an axis reaches in any case: 0 is collapse, and a rate lies between 0 and 1.
+# Values that an axis always includes: entropy 0 is collapse, and a rate lies between 0 and 1.
 BOUNDS = {
     "train/attention_entropy/": (0.0, None),
     "eval/success_rate": (0.0, 1.0),
@@ -36,7 +36,7 @@ TITLES = {"success_rate": "success rate", "normalized_score": "normalised score"
 
 
 def sections(methods: Sequence[Method], tasks: Sequence[str]) -> list[tuple[str, list[Chart]]]:
-    """Charts by section; sections without any are left out. The last holds what no other does."""
+    """Charts by section, without empty sections. The last section holds the keys of no other."""
     keys = sorted({key for method in methods for run in method.runs for key in run.series}, key=_order)
     found = []
     for title, pattern in (*SECTIONS, REST):
@@ -50,7 +50,7 @@ def sections(methods: Sequence[Method], tasks: Sequence[str]) -> list[tuple[str,
 
 
 def _order(key: str) -> tuple[int, str]:
-    """Scores by preference, then by name; the [VALUE] query before the others."""
+    """Sort key: scores by preference, then names; the [VALUE] query before the others."""
     names = ["eval/success_rate", "eval/normalized_score", "eval/return", "eval/length"]
     return names.index(key) if key in names else len(names), key.replace("/others", "/value others")
 
@@ -74,7 +74,7 @@ def _chart(key: str, task: str, methods: Sequence[Method], several_tasks: bool) 
 
 
 def _title(key: str) -> str:
-    """docs/metrics.md's key in words."""
+    """A metric key in words."""
     stage, _, name = key.partition("/")
     entropy = re.fullmatch(r"(attention_entropy|temperature)/layer_(\d+)/(\w+)", name)
     if entropy:
@@ -87,7 +87,7 @@ def _title(key: str) -> str:
 
 
 def _curve(runs: Sequence[Run], key: str) -> dict[str, Any]:
-    """Interquartile mean of the runs at the updates that most have, its interval, and each run's own values."""
+    """Interquartile mean of the runs with its interval, at the updates that most runs share; and each run's values."""
     values = [dict(zip(*run.series[key], strict=True)) for run in runs]
     updates = _thin(_shared(values))
     counts: list[int] = []
@@ -117,7 +117,7 @@ def _curve(runs: Sequence[Run], key: str) -> dict[str, Any]:
 
 
 def _episodes_interval(run: Run, key: str, updates: Sequence[int]) -> dict[str, Any] | None:
-    """Of a single run's evaluations, the intervals over their episodes."""
+    """Intervals over the episodes of a single run's evaluations."""
     ends = {}
     for end in ("low", "high"):
         if f"{key}_{end}" not in run.series:
@@ -128,23 +128,23 @@ def _episodes_interval(run: Run, key: str, updates: Sequence[int]) -> dict[str, 
 
 
 def _shared(runs: Sequence[Mapping[int, float]]) -> list[int]:
-    """Updates at which most of the runs that were under way have a value, in order.
+    """Updates, in order, at which most of the runs in progress have a value.
 
-    Where runs log at intervals of their own, a line through all their updates would jump from some to others.
+    A line through all updates would jump between groups of runs that log at different intervals.
     """
     every = sorted({update for run in runs for update in run})
     spans = [(run, min(run), max(run)) for run in runs]
-    under_way = {update: [update in run for run, low, high in spans if low <= update <= high] for update in every}
-    shared = [update for update, there in under_way.items() if 2 * sum(there) > len(there)]
+    logged = {update: [update in run for run, low, high in spans if low <= update <= high] for update in every}
+    shared = [update for update, runs_at in logged.items() if 2 * sum(runs_at) > len(runs_at)]
     return every if len(shared) < min(3, *map(len, runs)) else shared
 
 
 def _thin(updates: list[int]) -> list[int]:
-    """At most `MOST_POINTS` of them, evenly, with the first and the last."""
-    if len(updates) <= MOST_POINTS:
+    """At most `MAX_POINTS` updates, evenly spaced, with the first and the last."""
+    if len(updates) <= MAX_POINTS:
         return updates
     last = len(updates) - 1
-    return [updates[round(index * last / (MOST_POINTS - 1))] for index in range(MOST_POINTS)]
+    return [updates[round(index * last / (MAX_POINTS - 1))] for index in range(MAX_POINTS)]
 
 
 def _finite(value: float | None) -> float | None:
@@ -152,5 +152,5 @@ def _finite(value: float | None) -> float | None:
 
 
 def _rounded(values: Sequence[float | None]) -> list[float | None]:
-    """Six significant digits: the page shows fewer."""
+    """Rounds to six significant digits; the page shows fewer."""
     return [None if value is None else float(f"{value:.6g}") for value in values]

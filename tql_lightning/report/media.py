@@ -1,4 +1,4 @@
-"""Pictures and videos inside the page, as data URIs, up to a limit."""
+"""Pictures and videos of the page, as data URIs up to a total size."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ KINDS = {
     ),
     Q_LANDSCAPE: (
         "Q landscapes",
-        "Q around an action of the dataset (above) and of the policy (below); the scale is a column's.",
+        "Q around an action of the dataset (above) and of the policy (below); each column has its own scale.",
     ),
-    VIDEO_FOLDER: ("Videos", "The same episodes at every update, as evaluations play them."),
+    VIDEO_FOLDER: ("Videos", "Evaluation episodes, the same ones at every update."),
 }
 TYPES = {".png": "image/png", ".mp4": "video/mp4"}
 
@@ -43,12 +43,12 @@ class Item:
 
 @dataclass
 class Media:
-    """What a page shows besides charts.
+    """Pictures and videos of a page.
 
     Attributes:
-        pictures: kind -> run's name -> pictures by update; of the kind `VIDEO_FOLDER`, run and episode -> videos.
-        videos: run's name -> videos whose names do not tell their update.
-        left_out: files that the limit left no room for.
+        pictures: Kind -> name of the run -> pictures by update. For `VIDEO_FOLDER` the names hold the episode, too.
+        videos: Name of the run -> videos whose file names give no update.
+        left_out: Files for which the limit left no room.
     """
 
     pictures: dict[str, dict[str, list[Item]]] = field(default_factory=dict)
@@ -56,30 +56,30 @@ class Media:
     left_out: list[Path] = field(default_factory=list)
 
     def updates(self, kind: str) -> list[int]:
-        """Updates of all runs' pictures of a kind."""
+        """Updates of a kind's pictures in all runs."""
         return sorted({item.update for items in self.pictures[kind].values() for item in items})
 
 
 def collect_media(runs: Sequence[Run], limit: int) -> Media:
-    """Reads the runs' pictures and videos.
+    """Reads pictures and videos of runs.
 
-    Where they do not all fit, the ends of training come first, pictures before videos, then what lies between, halving
-    the gaps; of further episodes later.
+    If they do not all fit, the last and the first update take precedence, then the middles of the remaining gaps.
+    Pictures come before videos, and first episodes before others.
 
     Args:
-        runs: whose.
-        limit: bytes that the page may spend on them, encoded.
+        runs: Runs of the report.
+        limit: Most bytes of all files, encoded.
 
     Raises:
-        ReportError: one is a link out of its run's folder, or no file.
+        ReportError: a file is a link out of its run's folder, or not a file.
     """
     wanted: list[tuple[float, str, str, int, Path]] = []  # (rank, kind, run, update, file)
     for run in runs:
-        for kind, name, later, files in _series(run):
+        for kind, name, first_rank, files in _series(run):
             for _, path in files:
                 require_own(run.folder, path)
             ranks = _halving_ranks(len(files))
-            wanted += [(later + rank, kind, name, *file) for rank, file in zip(ranks, files, strict=True)]
+            wanted += [(first_rank + rank, kind, name, *file) for rank, file in zip(ranks, files, strict=True)]
         others = [path for path in video_files(run.folder) if update_and_episode(path) is None]
         for path in others:
             require_own(run.folder, path)
@@ -104,7 +104,7 @@ def collect_media(runs: Sequence[Run], limit: int) -> Media:
 
 
 def _series(run: Run) -> Iterator[tuple[str, str, float, list[tuple[int, Path]]]]:
-    """What a run has over training: kind, name, what its ranks start from, files by update."""
+    """Yields a run's series over training: kind, name, first rank, files by update."""
     for kind in (ATTENTION_MAP, Q_LANDSCAPE):
         yield kind, run.name, 0.0, list(picture_files(run.folder, kind).items())
     episodes: dict[int, list[tuple[int, Path]]] = {}
@@ -116,7 +116,7 @@ def _series(run: Run) -> Iterator[tuple[str, str, float, list[tuple[int, Path]]]
 
 
 def _halving_ranks(count: int) -> list[float]:
-    """Rank of each of ``count`` items in a row: the last 0, the first 1, the middle 2, the quarters 3, ..."""
+    """Rank of each of ``count`` items in a row: 0 the last, 1 the first, 2 the middle, 3 the quarters, ..."""
     ranks = [0.0] * count
     if count > 1:
         ranks[0] = 1.0

@@ -11,7 +11,7 @@ from typing import Any
 from tql_lightning.report.charts import sections
 from tql_lightning.report.media import KINDS, Media, collect_media
 from tql_lightning.report.methods import (
-    MOST_COMPARED,
+    MAX_COMPARED,
     SCORES,
     Comparison,
     Method,
@@ -28,17 +28,17 @@ from tql_lightning.system.files import require_writable, write_text_whole
 
 MAIN_PACKAGES = ("tql-lightning", "torch", "lightning", "numpy", "gymnasium", "ogbench", "minari", "mujoco")
 MEGABYTE = 10**6
-COLORS = 8  # that the style sheet has
-MOST_LISTED = 5  # names in a note
+COLORS = 8  # in the style sheet
+MAX_LISTED = 5  # names in a note
 
 
 def write_report(folders: Sequence[Path], output: Path, media_mb: float = 30.0) -> Path:
     """Writes a self-contained page about runs.
 
     Args:
-        folders: of runs, or folders that hold runs.
-        output: the HTML file.
-        media_mb: megabytes that pictures and videos may take, encoded; what does not fit is named on the page.
+        folders: Folders of runs, or folders that hold runs.
+        output: Path of the HTML file.
+        media_mb: Most megabytes of pictures and videos, encoded. The page names files that do not fit.
 
     Returns:
         ``output``.
@@ -56,7 +56,7 @@ def write_report(folders: Sequence[Path], output: Path, media_mb: float = 30.0) 
 
 
 def render(runs: Sequence[Run], media: Media) -> str:
-    """The page about runs as text."""
+    """The page as HTML text."""
     import jinja2
 
     here = files("tql_lightning.report")
@@ -82,7 +82,7 @@ def render(runs: Sequence[Run], media: Media) -> str:
         result_groups=_result_groups(found, score),
         comparisons=[_track(pair, pair.estimate, 0.0, 1.0) for pair in pairs],
         notes=_notes(runs, found, pairs, media),
-        most_compared=MOST_COMPARED,
+        most_compared=MAX_COMPARED,
         sections=[(title, [(next(numbered), chart) for chart in inside]) for title, inside in chart_sections],
         charts=charts,
         media=media,
@@ -95,7 +95,7 @@ def render(runs: Sequence[Run], media: Media) -> str:
 
 
 def number(value: float | None) -> str:
-    """A number as a reader wants it: four digits, thousands apart, a true minus."""
+    """Formats a number with three or four digits, thousands separators and a true minus."""
     if value is None or not math.isfinite(value):
         return "–"
     size = abs(value)
@@ -104,7 +104,7 @@ def number(value: float | None) -> str:
 
 
 def _cards(found: Sequence[Result], runs: Sequence[Run], score: str | None) -> list[dict[str, str]]:
-    """Headline figures: label, figure, remark."""
+    """The headline figures, each with label, figure and remark."""
     cards = []
     ranked = [result for result in found if result.estimate is not None and result.task == found[0].task]
     if ranked and score is not None:
@@ -145,7 +145,7 @@ def _interval(result: Result) -> str:
 
 
 def _lowest_entropy(runs: Sequence[Run]) -> dict[str, str] | None:
-    """The layer and token group whose entropy is the least share of its maximum at the end of a run."""
+    """Headline figure: the lowest share of its maximum that a layer's entropy has at the end of a run."""
     prefix = "train/attention_entropy_share/"
     shares = [
         (values[-1], key.removeprefix(prefix), run)
@@ -168,7 +168,7 @@ def _lowest_entropy(runs: Sequence[Run]) -> dict[str, str] | None:
 
 
 def _result_groups(found: Sequence[Result], score: str | None) -> list[dict[str, Any]]:
-    """Results of a task together, with where interval and value lie on a common scale."""
+    """Results grouped by task, with the positions of value and interval on a common scale."""
     groups = []
     for task in dict.fromkeys(result.task for result in found):
         inside = [result for result in found if result.task == task]
@@ -182,7 +182,7 @@ def _result_groups(found: Sequence[Result], score: str | None) -> list[dict[str,
 
 
 def _track(item: Result | Comparison, estimate: Estimate, low: float, high: float) -> dict[str, Any]:
-    """An estimate's place on a scale, in per cent of its width."""
+    """Positions of an estimate on a scale, in per cent of its width."""
 
     def place(value: float) -> float:
         return round(100 * (value - low) / (high - low), 2)
@@ -192,12 +192,10 @@ def _track(item: Result | Comparison, estimate: Estimate, low: float, high: floa
 
 
 def _notes(runs: Sequence[Run], found: Sequence[Result], pairs: Sequence[Comparison], media: Media) -> list[str]:
-    """What the reader must know before comparing."""
+    """Notes that a reader needs before comparing scores."""
     notes = []
     if short := [f"{run.name} ({number(run.updates)} of {number(run.planned)})" for run in runs if run.is_short]:
-        notes.append(
-            f"Not at their last update, because they still train, or were stopped or failed: {_listed(short)}."
-        )
+        notes.append(f"Not at their last update, because they are running, were stopped or failed: {_listed(short)}.")
     counted = [result for result in found if result.estimate is not None]
     absent = [
         f"{missing} of {result.method.label}"
@@ -205,38 +203,38 @@ def _notes(runs: Sequence[Run], found: Sequence[Result], pairs: Sequence[Compari
         if result.task is not None and (missing := len(result.method.on(result.task)) - result.runs)
     ]
     if absent and counted:
-        notes.append(f"Runs that were never evaluated count for no score: {_listed(absent)}.")
+        notes.append(f"Runs without an evaluation, which no score includes: {_listed(absent)}.")
     ends = {end for result in counted for end in result.updates}
     if len(ends) > 1:
         notes.append(
-            f"The last evaluations are of different updates, from {number(min(ends))} to {number(max(ends))}: "
-            "compare the curves, not the last figures."
+            f"The last evaluations were made at different updates, from {number(min(ends))} to {number(max(ends))}: "
+            "compare the curves, not the scores."
         )
     if any(result.runs < 3 for result in counted if result.task is not None):
-        notes.append("Some methods have fewer than three runs on a task; other seeds may well differ more than shown.")
+        notes.append("Some methods have fewer than three runs on a task; other seeds may differ more than shown.")
     drawn = [each.estimate for each in found if each.over_runs] + [each.estimate for each in pairs if each.over_runs]
     if any(estimate is not None and estimate.low == estimate.high for estimate in drawn):
         notes.append(
-            "An interval without width: however these runs are drawn anew, the result is the same. Others may differ."
+            "An interval of width 0: every resample of these runs gives the same value. Other runs may differ."
         )
     if media.left_out:
         names = [f"{path.parent.name}/{path.name}" for path in media.left_out]
-        notes.append(f"Pictures and videos that --media_mb left no room for: {_listed(names)}.")
+        notes.append(f"Pictures and videos left out by --media_mb: {_listed(names)}.")
     return notes
 
 
 def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
-    return ", ".join(names[:MOST_LISTED]) + more
+    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    return ", ".join(names[:MAX_LISTED]) + more
 
 
 def _differences(methods: Sequence[Method]) -> dict[str, list[str]]:
-    """Settings that the methods do not share. Runs of a method differ in nothing that changes an update."""
+    """Settings that differ between methods; runs of one method share all that change an update."""
     return differences([dict(method.runs[0].method_key) for method in methods])
 
 
 def _environment(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, list[str]]]]]:
-    """Property -> (value, names of the runs that had it) for what the runs recorded when they were last started."""
+    """Property -> values with the names of their runs, as recorded at each run's last start."""
     rows: dict[str, dict[str, list[str]]] = {}
     for run in runs:
         for start in run.starts[-1:]:
@@ -256,7 +254,7 @@ def _environment(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, list[st
 
 
 def _packages(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """Every different set of installed packages as a constraints file, with the runs that had it."""
+    """Each distinct set of installed packages as a constraints file, with the names of its runs."""
     found: dict[str, list[str]] = {}
     for run in runs:
         for start in run.starts[-1:]:

@@ -1,4 +1,4 @@
-"""Pictures of a critic: where it attends, and how its Q lies over the actions."""
+"""Pictures of a critic: attention maps and Q landscapes."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float32]
 
 WEIGHT_TICKS = (0.0, 0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
-MOST_NAMED_TOKENS = 24  # beyond, only the groups of tokens are named
+MAX_NAMED_TOKENS = 24  # with more, only the groups of tokens are named
 ROW_LABELS = ("dataset action", "policy action")
 
 
 def attention_map_figure(maps: Sequence[Floats], observation_dim: int, update: int) -> Figure:
-    """Mean attention maps side by side, axes by token: [VALUE], observation, action.
+    """Draws the mean attention map of each layer, with axes by token: [VALUE], observation, action.
 
-    A weight has the same colour in every picture, so that layers, updates and runs can be compared; the scale is that
-    of square roots, since weights of many tokens are small until attention collapses.
+    A weight has the same colour in every picture, so that layers, updates and runs can be compared. The scale is of
+    square roots, since weights of many tokens are small until attention collapses.
 
     Args:
-        maps: one (n, n) per layer, rows being queries and summing to 1.
+        maps: Attention weights (n, n) per layer; rows are queries and sum to 1.
         observation_dim: n_s.
-        update: for the title.
+        update: Update for the title.
     """
     from matplotlib.colors import PowerNorm
 
@@ -54,7 +54,7 @@ def _label_tokens(axis: Axes, tokens: int, observation_dim: int) -> None:
     for end in ends:
         axis.axhline(end, color="white", linewidth=0.7)
         axis.axvline(end, color="white", linewidth=0.7)
-    if tokens <= MOST_NAMED_TOKENS:
+    if tokens <= MAX_NAMED_TOKENS:
         places: list[float] = list(range(tokens))
         names = [f"observation {i}" for i in range(observation_dim)] + [f"action {i}" for i in range(action_dim)]
     else:
@@ -67,14 +67,16 @@ def _label_tokens(axis: Axes, tokens: int, observation_dim: int) -> None:
 def q_landscape_figure(
     values: Floats, offsets: Floats, dimensions: Sequence[int], update: int, roughness: float
 ) -> Figure:
-    """Q around an action of the dataset (upper row) and one of the policy (lower row); a column, and scale, a state.
+    """Draws Q around an action of the dataset (upper row) and of the policy (lower row), with one column per state.
+
+    Each column has its own scale.
 
     Args:
-        values: (2, P, m) for one action dimension, (2, P, m, m) for two; NaN where there is no action.
-        offsets: (m,).
-        dimensions: that were moved.
-        update: for the title.
-        roughness: for the title; see `landscape.smoothness`.
+        values: Q (2, P, m) for one action dimension, (2, P, m, m) for two; NaN outside the bounds of actions.
+        offsets: Offsets (m,) along each dimension.
+        dimensions: Action dimensions of the grid.
+        update: Update for the title.
+        roughness: Roughness for the title; see `landscape.smoothness`.
     """
     columns = values.shape[1]
     figure = _figure(3.3 * columns, 6.0)
@@ -93,8 +95,8 @@ def q_landscape_figure(
             axis.set_ylabel(f"offset in action {dimensions[0]}")
             figure.colorbar(mesh, ax=axis, shrink=0.8, label="Q")
         axes[1, column].set_xlabel(f"offset in action {dimensions[-1]}")
-    explained = "dot: the action itself; grey: beyond the bounds"
-    figure.suptitle(f"Q at update {update:,}; roughness {roughness:.4f}\n{explained}")
+    legend = "dot: the action; grey: outside the bounds"
+    figure.suptitle(f"Q at update {update:,}; roughness {roughness:.4f}\n{legend}")
     return figure
 
 

@@ -1,4 +1,4 @@
-"""Pictures of runs, drawn from their metrics.csv, and of datasets."""
+"""Plots of runs, from their metrics.csv, and of datasets."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ LOSSES = ("td_loss", "entropy_loss", "temperature_loss", "behaviour_flow_loss", 
 
 
 def plot_run(folder: Path) -> list[Path]:
-    """Draws a run's curves from its metrics.csv; returns the pictures, which lie beside it."""
+    """Draws a run's curves into its folder; returns the pictures."""
     return plot_runs({folder.name: folder}, folder)
 
 
 def plot_runs(runs: Mapping[str, Path], output: Path) -> list[Path]:
-    """Draws the curves of several runs, one line style a run.
+    """Draws the curves of several runs, with one colour per run.
 
     Args:
-        runs: folders with a metrics.csv, by the name that the legend gives them.
-        output: folder for return.png, attention_entropy.png and losses.png.
+        runs: Folders with a metrics.csv, by name in the legend.
+        output: Folder for return.png, attention_entropy.png and losses.png.
 
     Returns:
-        The pictures that there were metrics for.
+        Paths of the pictures; pictures without metrics are not drawn.
     """
     import matplotlib as mpl
 
@@ -45,12 +45,12 @@ def plot_runs(runs: Mapping[str, Path], output: Path) -> list[Path]:
 
 
 def plot_dataset(title: str, figures: Mapping[str, Any], path: Path) -> Path:
-    """Draws a histogram of each of a dataset's figures.
+    """Draws a histogram of each quantity of a dataset.
 
     Args:
-        title: of the picture.
-        figures: values by what they are: "return", "episode length", "reward".
-        path: the picture.
+        title: Title of the picture.
+        figures: Values by name: "return", "episode length", "reward".
+        path: Path of the picture.
     """
     import matplotlib as mpl
 
@@ -110,7 +110,7 @@ def _entropies(runs: Mapping[str, Series], path: Path) -> Path | None:
             target = run.get(f"train/target_entropy/{key}")
             if target:
                 axis.plot(*target, "k--", linewidth=1, label="target" if index == len(runs) - 1 else None)
-        axis.set_ylim(bottom=0.0)  # which is collapse
+        axis.set_ylim(bottom=0.0)  # 0 is collapse
         axis.set_title(f"attention entropy, {key.replace('/', ', ').replace('_', ' ')} (nats)")
         axis.legend()
     return _save(figure, path)

@@ -1,4 +1,4 @@
-"""Runs as a report reads them from their folders; whatever a run did not write is empty."""
+"""Reads runs from their folders; parts that a run did not write are empty."""
 
 from __future__ import annotations
 
@@ -18,19 +18,17 @@ from tql_lightning.run.provenance import read_starts
 from tql_lightning.trust.text import FileError, shown
 from tql_lightning.trust.yaml_text import read_yaml
 
-MOST_DIGITS = 15  # of a number of updates
-DEEPEST = 3  # folders under a given one in which runs are looked for
+MAX_DIGITS = 15  # digits of a number of updates
+MAX_DEPTH = 3  # levels of folders searched for runs
 FOLDER_KEY = "trainer.default_root_dir"
 SEED_KEYS = ("seed_everything", "data.seed")
 DATASET_PREFIX = "data.dataset"
 OBSERVERS = ("trainer.callbacks", "trainer.logger", "trainer.log_every_n_steps", "trainer.enable_")  # change no update
-
-
-CONTINUING = ("ckpt_path",)  # how a run was continued makes it no other method
+CONTINUING = ("ckpt_path",)  # does not make another method
 
 
 class ReportError(FileError):
-    """There is nothing to report on, or a run's files are damaged; the message names the file."""
+    """A folder holds no run, or a run's file is damaged; the message names it."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +36,14 @@ class Run:
     """One run.
 
     Attributes:
-        name: its folder, without what all runs of the report have in front.
-        folder: where it lies.
-        config: its resolved configuration by dotted key, without seed and folder.
-        config_text: the file.
-        seed: of the run, or None.
-        series: its metrics.csv.
-        evaluations: update -> what an evaluation wrote.
-        starts: how it was started and continued; see `provenance`.
+        name: Path of the folder, without the start that all runs of the report share.
+        folder: Folder of the run.
+        config: Resolved configuration by dotted key, without seed and folder.
+        config_text: Text of config.yaml.
+        seed: Seed of the run, or None.
+        series: Columns of metrics.csv.
+        evaluations: Contents of evaluation files, by update.
+        starts: Starts and continuations; see `run.provenance`.
     """
 
     name: str
@@ -59,29 +57,29 @@ class Run:
 
     @property
     def updates(self) -> int:
-        """The last update that anything was logged at."""
+        """Last update in metrics.csv."""
         return max((updates[-1] for updates, _ in self.series.values()), default=0)
 
     @property
     def planned(self) -> int | None:
-        """Updates that it was to make, or None."""
+        """Planned number of updates, or None."""
         return _whole_number(self.config.get("trainer.max_steps", ""))
 
     @property
     def is_short(self) -> bool:
-        """Whether it has not come to where its last metrics are logged."""
+        """Whether metrics end before the planned last log call."""
         unlogged = max(_whole_number(self.config.get("trainer.log_every_n_steps", "")) or 1, 1)
         return self.planned is not None and self.planned - self.updates >= unlogged
 
     @property
     def method_key(self) -> tuple[tuple[str, str], ...]:
-        """The configuration apart from seed, folder, dataset and what only observes."""
+        """Configuration without seed, folder, dataset and observers; equal for runs of one method."""
         apart = (DATASET_PREFIX, *OBSERVERS, *CONTINUING)
         return tuple((key, value) for key, value in self.config.items() if not key.startswith(apart))
 
     @property
     def task(self) -> str:
-        """What it is evaluated on, or else its dataset."""
+        """Environment of its evaluations, or else its dataset."""
         for evaluation in self.evaluations.values():
             return str(evaluation["env_id"])
         values = [value for key, value in self.config.items() if key.startswith(f"{DATASET_PREFIX}.init_args")]
@@ -90,17 +88,17 @@ class Run:
 
 def _whole_number(text: str) -> int | None:
     """The number that a setting is; None where it is another kind, or of more digits than updates have."""
-    return int(text) if text.isdecimal() and len(text) <= MOST_DIGITS else None
+    return int(text) if text.isdecimal() and len(text) <= MAX_DIGITS else None
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """Every run in the given folders, in their order.
+    """Reads every run in the given folders, in order.
 
     Args:
-        folders: of runs, or folders that hold runs.
+        folders: Folders of runs, or folders that hold runs.
 
     Raises:
-        ReportError: a folder is missing or holds no run, two are the same, or a file is damaged.
+        ReportError: a folder is missing or holds no run, or a file is damaged.
     """
     found: list[Path] = []
     for folder in folders:
@@ -118,14 +116,14 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 def _runs_in(folder: Path, depth: int = 0) -> Iterator[Path]:
     if (folder / METRICS_FILE).is_file():
         yield folder
-    elif folder.is_dir() and depth < DEEPEST:
-        for inside in sorted(folder.iterdir(), key=lambda path: _in_order(path.name)):
+    elif folder.is_dir() and depth < MAX_DEPTH:
+        for inside in sorted(folder.iterdir(), key=lambda path: _natural_order(path.name)):
             if inside.is_dir():
                 yield from _runs_in(inside, depth + 1)
 
 
-def _in_order(name: str) -> list[tuple[int, str]]:
-    """Sorts seed_2 before seed_10."""
+def _natural_order(name: str) -> list[tuple[int, str]]:
+    """Sort key that puts seed_2 before seed_10."""
     return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", name)]
 
 
@@ -160,14 +158,14 @@ def _read_run(name: str, folder: Path) -> Run:
 
 
 def require_own(folder: Path, path: Path) -> None:
-    """Refuses what is no file of a run's folder: a page would show whatever a link leads to.
+    """Refuses links out of a run's folder, since the page would show their targets.
 
     Raises:
-        ReportError: it is a link out of the folder, or no file.
+        ReportError: the path is a link out of the folder, or not a file.
     """
     if not path.is_file() or not path.resolve().is_relative_to(folder.resolve()):
         raise ReportError(
-            f"report {path}: expected a file of the run's folder, found a link out of it, or no file; copy its target "
+            f"report {path}: expected a file in the run's folder, found a link out of it, or no file; copy its target "
             "(cp -L), or remove it"
         )
 
@@ -187,7 +185,7 @@ def _read_config(path: Path) -> tuple[str, dict[str, str]]:
 
 
 def _flat(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
-    """Leaves of a configuration by dotted key, as YAML shows them."""
+    """Leaves of a configuration by dotted key, as text."""
     if isinstance(value, dict) and value:
         for name, inside in value.items():
             yield from _flat(f"{prefix}.{name}" if prefix else str(name), inside)
@@ -204,5 +202,5 @@ def _read_evaluation(path: Path) -> dict[str, Any]:
     except (ValueError, OSError, RecursionError) as error:
         raise ReportError(f"report {path}: expected an evaluation in JSON, found {error}") from error
     if not isinstance(evaluation, dict) or not {"env_id", "summary", "returns"} <= evaluation.keys():
-        raise ReportError(f"report {path}: expected env_id, returns and summary, as an evaluation has, found neither")
+        raise ReportError(f"report {path}: expected an evaluation with env_id, returns and summary, found one without")
     return evaluation

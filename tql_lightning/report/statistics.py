@@ -1,7 +1,6 @@
-"""Several runs summed up as reliably as few runs allow (Agarwal et al. 2021, arXiv 2108.13264).
+"""Statistics of few runs (Agarwal et al. 2021, arXiv 2108.13264).
 
-Scores are one number a run, grouped by task: ``[[task 1's runs], [task 2's runs], ...]``. Pure functions of finished
-runs; what is measured while training lies in `metrics`.
+Scores are one number per run, grouped by task: ``[[task 1's runs], [task 2's runs], ...]``.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from scipy import stats
 Floats = NDArray[np.float64]
 Scores = Sequence[Sequence[float] | Floats]
 
-TRIMMED = 0.25  # share of the runs left out at each end
+TRIMMED = 0.25  # share of the scores left out at each end
 RESAMPLES = 2_000
 LEVEL = 0.95
 
@@ -30,13 +29,13 @@ class Estimate(NamedTuple):
 
 
 def interquartile_mean(scores: Scores, resamples: int = RESAMPLES) -> Estimate:
-    """Mean of the middle half of all runs of all tasks, with its stratified bootstrap interval.
+    """Mean of the middle half of all scores, with its bootstrap interval, stratified by task.
 
-    Of n scores the floor(n / 4) smallest and largest are left out; with fewer than four it is the mean.
+    The floor(n / 4) smallest and largest of n scores are left out. With fewer than four it is the mean.
 
     Args:
-        scores: by task, at least one run each.
-        resamples: how often every task's runs are drawn anew, with replacement; the same draws at every call.
+        scores: Scores by task, at least one run each.
+        resamples: Number of resamples of each task's runs. Every call draws the same ones.
 
     Raises:
         ValueError: a task has no run.
@@ -45,14 +44,14 @@ def interquartile_mean(scores: Scores, resamples: int = RESAMPLES) -> Estimate:
 
 
 def probability_of_improvement(scores: Scores, others: Scores, resamples: int = RESAMPLES) -> Estimate:
-    """Probability that a run of one method beats a run of another on the same task, averaged over the tasks.
+    """Probability that a run of one method beats a run of another on the same task, averaged over tasks.
 
-    Of every task, the share of pairs (x, y) with x > y, where a tie counts one half: the Mann-Whitney statistic.
+    On each task it is the share of pairs (x, y) with x > y, with one half per tie: the Mann-Whitney statistic.
 
     Args:
-        scores: of the first method, by task.
-        others: of the second method, by the same tasks.
-        resamples: as for `interquartile_mean`.
+        scores: Scores of the first method by task.
+        others: Scores of the second method by task.
+        resamples: See `interquartile_mean`.
 
     Raises:
         ValueError: a task has no run, or the methods have different numbers of tasks.
@@ -63,13 +62,13 @@ def probability_of_improvement(scores: Scores, others: Scores, resamples: int = 
 
 
 def _interquartile_mean(tasks: list[Floats]) -> Floats:
-    """Resampled runs of every task, (R, n) each -> (R,)."""
+    """Resampled scores of each task, (R, n) -> (R,)."""
     mean: Floats = stats.trim_mean(np.concatenate(tasks, axis=1), TRIMMED, axis=1)
     return mean
 
 
 def _probability_of_improvement(tasks: list[Floats], others: list[Floats]) -> Floats:
-    """Resampled runs of every task of both methods, (R, n) each -> (R,)."""
+    """Resampled scores of each task of both methods, (R, n) -> (R,)."""
     shares = []
     for own, other in zip(tasks, others, strict=True):
         x, y = own[:, :, None], other[:, None, :]
@@ -81,7 +80,7 @@ def _with_interval(statistic: Callable[..., Floats], methods: Sequence[Scores], 
     arrays = [[np.asarray(task, dtype=np.float64)[None] for task in scores] for scores in methods]
     if any(not tasks or any(task.shape[1] == 0 for task in tasks) for tasks in arrays):
         raise ValueError("expected at least one task and one run of every task, found none")
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(0)  # not scipy.stats.bootstrap, which refuses tasks with one run
     drawn = [
         [task[0, rng.integers(task.shape[1], size=(resamples, task.shape[1]))] for task in tasks] for tasks in arrays
     ]
