@@ -28,8 +28,8 @@ from benchmarks.harness import Peak, alternate, count_flops, machine, parser, pr
 from tql_lightning import TQL, Policy
 from tql_lightning.export.writer import export_checkpoint
 from tql_lightning.nn.critic import TransformerCritic
-from tql_lightning.nn.extraction import Extraction
 from tql_lightning.nn.policy import FlowPolicy
+from tql_lightning.nn.policy_extraction import Extraction
 
 EAGER = "eager"
 

@@ -75,7 +75,7 @@ def test_n_step_returns_and_action_chunks_train_and_act_from_one_setting_each(ru
 
 @pytest.mark.usefixtures("command_folder")
 @pytest.mark.parametrize(
-    "command", ["fit", "validate", "test", "collect", "evaluate", "export", "quickstart", "report"]
+    "command", ["fit", "validate", "test", "certify", "collect", "evaluate", "export", "quickstart", "report"]
 )
 def test_help_describes_every_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
@@ -95,7 +95,7 @@ def test_export_and_report_write_what_they_say(run_folder: Path, capsys: pytest.
     assert main(["export", str(checkpoint), "--format", "torch", "--output", "policy"]) == 0
     assert main(["report", str(run_folder / "run"), "--output", "page.html"]) == 0
     printed = capsys.readouterr().out
-    assert "wrote policy: metadata.json, policy.pt" in printed
+    assert "wrote policy: metadata.json, policy.safetensors" in printed
     assert "on 1,000 observations" in printed
     assert "wrote page.html" in printed
     assert "--config tiny.yaml" in Path("page.html").read_text()

@@ -16,8 +16,8 @@ from tql_lightning import Policy
 from tql_lightning.export.comparison import ExportError
 from tql_lightning.export.writer import export_checkpoint
 from tql_lightning.nn.critic import TransformerCritic
-from tql_lightning.nn.extraction import Extraction
 from tql_lightning.nn.policy import FlowPolicy
+from tql_lightning.nn.policy_extraction import Extraction
 from tql_lightning.nn.value_loss import HLGauss
 from tql_lightning.run.checkpoint_io import CheckpointError
 
@@ -38,7 +38,8 @@ def test_every_extraction_leaves(extraction: Extraction, checkpoint: Path, tmp_p
 
 def test_implicit_leaves_as_onnx_with_any_parts_of_the_critic(tmp_path: Path) -> None:
     critic = partial(TransformerCritic, hidden_dim=16, head_dim=8, num_layers=1, norm=torch.nn.RMSNorm)
-    settings = {"critic": critic, "extraction": "implicit", "num_samples": 3}
+    policy = partial(FlowPolicy, hidden_dims=(16,), flow_steps=2, num_samples=3)
+    settings: dict[str, Any] = {"critic": critic, "extraction": "implicit", "policy": policy}
     settings |= {"value_loss": partial(HLGauss, num_bins=11), "reward_range": (-1.0, 1.0)}
     path = trained(tmp_path / "run", **settings)
     exported = export_checkpoint(path, tmp_path / "policy")

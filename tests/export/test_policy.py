@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,13 +20,15 @@ from tql_lightning.algorithms.loading import load_checkpoint
 from tql_lightning.callbacks.checkpointing import LastCheckpoint
 from tql_lightning.export.policy_folder import FILES, METADATA_KEYS, ExportFormat, PolicyError
 from tql_lightning.export.writer import export_checkpoint
+from tql_lightning.nn.policy import FlowPolicy
 
 OBSERVATIONS = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
 
 
 def trained(folder: Path, data: dict[str, Any] | None = None, **settings: Any) -> Path:
     """A checkpoint after one step; its data name Pendulum and bounds of -2 and 2."""
-    model = toy_model(**({"num_samples": 4} | settings))
+    policy = partial(FlowPolicy, hidden_dims=(16,), flow_steps=2, num_samples=4)
+    model = toy_model(**({"policy": policy} | settings))
     fit(folder, model, 5, [LastCheckpoint(str(folder / "checkpoints"), 5)], env_id="Pendulum-v1", data=data)
     path = folder / "checkpoints" / "last.ckpt"
     raw = torch.load(path, weights_only=True)

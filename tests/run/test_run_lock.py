@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -75,6 +77,16 @@ def test_a_lock_that_somebody_wrote_over_is_still_one(tmp_path: Path) -> None:
         (tmp_path / LOCK_FILE).write_bytes(b"\xff{")
         with pytest.raises(RunLockedError, match="process unknown"), only_run_in(tmp_path):
             pass
+
+
+def test_a_file_system_without_locks_is_told_of_and_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.warns(UserWarning, match=r"no locks \(No locks available\); start no second"), only_run_in(tmp_path):
+        assert (tmp_path / LOCK_FILE).read_text()
+    assert not (tmp_path / LOCK_FILE).exists()
 
 
 def test_a_folder_that_cannot_be_made_is_named_with_the_setting_and_the_reason(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,8 +53,8 @@ from tql_lightning.algorithms.critics import (
 )
 from tql_lightning.batch import Batch, Draw
 from tql_lightning.nn.critic import Critic, TransformerCritic, make_critic
-from tql_lightning.nn.extraction import Extraction
 from tql_lightning.nn.policy import Actor, FlowPolicy
+from tql_lightning.nn.policy_extraction import EXTRACTIONS, Extraction, flow_actor
 from tql_lightning.nn.temperature import AttentionTemperature, EntropyControl
 from tql_lightning.nn.value_loss import SquaredError, ValueLoss, return_range
 from tql_lightning.training.algorithm import Algorithm
@@ -150,7 +150,7 @@ class TQL(Algorithm):
         require("tau", 0.0 < tau <= 1.0, "above 0 and at most 1", tau)
         require("bc_coefficient", 0.0 <= bc_coefficient < math.inf, "a finite number of at least 0", bc_coefficient)
         require("target_aggregation", target_aggregation in ("mean", "min"), "mean or min", target_aggregation)
-        require("extraction", extraction in get_args(Extraction), " or ".join(get_args(Extraction)), extraction)
+        require("extraction", extraction in EXTRACTIONS, " or ".join(EXTRACTIONS), extraction)
         self.save_hyperparameters()
 
         self.value_loss = value_loss(return_range(reward_range, final_reward_range, discount))
@@ -254,23 +254,11 @@ class TQL(Algorithm):
 
     def actor(self, extraction: str | None = None) -> Actor:
         """The policy as a pure function of observations and noise; see `Algorithm.actor`."""
-        match extraction or self.extraction:
-            case "fql":
-                return Actor((self.action_dim,), self.one_step_actions, self.action_chunk)
-            case "implicit":
-                return Actor((self.policy.num_samples, self.action_dim), self.implicit_actions, self.action_chunk)
-            case "behaviour_flow":
-                return Actor((self.action_dim,), self.policy.flow_actions, self.action_chunk)
-            case unknown:
-                raise ValueError(f"extraction: expected {' or '.join(get_args(Extraction))}, found {unknown}")
+        return flow_actor(extraction or self.extraction, self.policy, self.critic, self.action_chunk)
 
     def one_step_actions(self, observations: Tensor, noise: Tensor) -> Tensor:
         """clip(mu(s, z), -1, 1): (B, n_s), (B, n_a) -> (B, n_a)."""
         return self.policy.one_step_actions(observations, noise).clamp(-1.0, 1.0)
-
-    def implicit_actions(self, observations: Tensor, noise: Tensor) -> Tensor:
-        """Of S behaviour actions the one with the highest smallest-head Q: (B, n_s), (B, S, n_a) -> (B, n_a)."""
-        return self.policy.best_flow_actions(self.critic, observations, noise)
 
     def train(self, mode: bool = True) -> TQL:
         """Switches to training or evaluation; the target critic never drops out."""

@@ -87,7 +87,7 @@ def import_model(path: str, place: str) -> type[Algorithm]:
         remedy = f"did you mean {' or '.join(f'{name}.{each}' for each in close)}?" if close else "define it there"
         raise ModelError(f"{place}: expected a subclass of Algorithm at {path}, found {what}; {remedy}")
     if inspect.isabstract(found):
-        missing = ", ".join(sorted(found.__abstractmethods__))
+        missing = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
         raise ModelError(f"{place}: {path} lacks what every algorithm defines; add {missing}")
     return found
 

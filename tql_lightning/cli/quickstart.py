@@ -257,7 +257,7 @@ def _film(run: Run) -> None:
 
 
 def _mean(returns: NDArray[np.float64]) -> dict[str, float]:
-    from tql_lightning.evaluation.rollout import mean_with_error
+    from tql_lightning.evaluation.metrics import mean_with_error
 
     return dict(zip(("mean_return", "stderr"), mean_with_error(returns), strict=True))
 

@@ -7,7 +7,6 @@ import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +14,9 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from tql_lightning.algorithms.tql import TQL
 from tql_lightning.export.observations import sample_observations
 from tql_lightning.export.policy import Policy
-from tql_lightning.nn.policy import ScaledPolicy
+from tql_lightning.nn.policy import Actor
 
 TOLERANCE = 1e-5  # of an action, per unit of the largest bound where that is above 1
 BATCH_SIZES = (1, 256)
@@ -31,30 +29,36 @@ class ExportError(ValueError):
 
 
 def compare(
-    model: TQL, network: ScaledPolicy, policy: Policy, checkpoint: Path, raw: Mapping[str, Any]
+    actor: Actor,
+    bounds: tuple[list[float], list[float]],
+    policy: Policy,
+    raw: Mapping[str, Any],
+    dataset: str | None = None,
 ) -> dict[str, Any]:
     """Compares every action on 1,000 observations, with noise and without, in batches of 1 and of 256.
 
     Args:
-        model: of the checkpoint.
-        network: of it, that was exported.
-        policy: the exported folder, loaded.
-        checkpoint: where it lies.
-        raw: what it holds.
+        actor: How the checkpoint's model acts.
+        bounds: Lower and upper bounds of the actions, (n_a,) each.
+        policy: The exported folder, loaded.
+        raw: Contents of the checkpoint.
+        dataset: See `sample_observations`.
 
     Returns:
         What metadata.json says of the comparison.
 
     Raises:
         ExportError: an action differs by more than the tolerance.
+        DatasetError: see `sample_observations`.
     """
-    observations, source = sample_observations(checkpoint, raw, OBSERVATIONS, model.observation_dim)
-    rng = np.random.default_rng(0)
-    noise = rng.standard_normal((OBSERVATIONS, *policy.noise_shape), dtype=np.float32)
-    unit = max(1.0, float(network.action_low.abs().max()), float(network.action_high.abs().max()))
+    size = int(policy.metadata["observation_dim"])
+    observations, source = sample_observations(raw, OBSERVATIONS, size, dataset)
+    shape = (OBSERVATIONS, *policy.noise_shape)
+    drawn = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    unit = max(1.0, *(abs(bound) for side in bounds for bound in side))
     largest = 0.0
-    for given, deterministic in ((noise, False), (np.zeros_like(noise), True)):
-        expected = _acceptable_actions(model, network, observations, given)
+    for deterministic, given in ((False, drawn), (True, np.zeros(shape, dtype=np.float32))):
+        expected = _acceptable_actions(actor, bounds, observations, given)
         for batch_size in BATCH_SIZES:
             found = _act_in_batches(policy, observations, None if deterministic else given, batch_size)
             differences = np.abs(expected - found.reshape(OBSERVATIONS, 1, -1)).max(axis=-1)
@@ -95,31 +99,28 @@ def _act_in_batches(
 
 @torch.inference_mode()
 def _acceptable_actions(
-    model: TQL, network: ScaledPolicy, observations: NDArray[np.float32], noise: NDArray[np.float32]
+    actor: Actor,
+    bounds: tuple[list[float], list[float]],
+    observations: NDArray[np.float32],
+    noise: NDArray[np.float32],
 ) -> NDArray[np.float64]:
     """The checkpoint's actions in the environment's units, (rows, A, n_a); NaN where there are fewer than A.
 
-    A is 1, but for "implicit": of the candidates it chooses from, all that are worth the same as the best to rounding.
-    With zero noise they are all one.
+    Where the actor chooses, they are all candidates whose score equals the best but for rounding.
     """
     parts = []
     at_once = max(1, ROWS_AT_ONCE // math.prod(noise.shape[1:-1]))
     for start in range(0, len(observations), at_once):
         given = torch.from_numpy(observations[start : start + at_once])
         drawn = torch.from_numpy(noise[start : start + at_once])
-        if network.extraction != "implicit":
-            actions = model.actor(network.extraction).act(given, drawn).unsqueeze(1)
-        elif not drawn.any():
-            actions = model.policy.flow_actions(given, drawn[:, 0]).unsqueeze(1)
+        if actor.candidates is None:
+            actions = actor.act(given, drawn).unsqueeze(1)
         else:
-            repeated = given.unsqueeze(1).expand(-1, drawn.shape[1], -1)
-            candidates = model.policy.flow_actions(repeated, drawn)
-            values = model.critic(repeated.flatten(0, 1), candidates.flatten(0, 1)).values.amin(dim=-1)
-            values = values.view(candidates.shape[:2])
-            best = values.amax(dim=1, keepdim=True)
-            worse = values < best - TOLERANCE * best.abs().clamp(min=1.0)
-            actions = candidates.masked_fill(worse.unsqueeze(-1), torch.nan)
+            actions, scores = actor.candidates(given, drawn)
+            best = scores.amax(dim=1, keepdim=True)
+            worse = scores < best - TOLERANCE * best.abs().clamp(min=1.0)
+            actions = actions.masked_fill(worse.unsqueeze(-1), torch.nan)
         parts.append(actions.double())
-    low, high = network.action_low.double(), network.action_high.double()
+    low, high = (torch.tensor(bound, dtype=torch.float64) for bound in bounds)
     expected: NDArray[np.float64] = (low + (torch.cat(parts) + 1.0) * (high - low) / 2.0).numpy()
     return expected

@@ -9,24 +9,36 @@ import torch
 from torch import Tensor, nn
 
 from tql_lightning.nn.critic import Critic
-from tql_lightning.nn.extraction import Extraction
 from tql_lightning.nn.mlp import MLP
 
 
 @dataclass(frozen=True)
 class Actor:
-    """A policy as whoever acts sees it: a pure function of observations and noise.
+    """How a policy acts: a pure function of observations and noise.
 
     Attributes:
-        noise_shape: shape of the standard normal noise one observation needs.
-        act: maps (B, n_s) observations and (B, *noise_shape) noise to (B, n_a) actions in [-1, 1].
+        noise_shape: Shape of the standard normal noise that one observation needs.
+        act: Maps (B, n_s) observations and (B, *noise_shape) noise to (B, n_a) actions in [-1, 1].
         action_chunk: h, steps of the environment that one action of ``act`` is made of, one after the other; they
             are taken without looking again. The environment's actions have n_a / h columns.
+        act_without_noise: Maps (B, n_s) observations to what ``act`` does with zero noise, at less cost; None where
+            there is no shorter way.
+        candidates: Maps what ``act`` takes to the (B, S, n_a) actions that it chooses among and their (B, S) scores, of
+            which it takes the highest; None where it does not choose. A comparison accepts any candidate whose score
+            is the highest but for rounding.
     """
 
     noise_shape: tuple[int, ...]
     act: Callable[[Tensor, Tensor], Tensor]
     action_chunk: int = 1
+    act_without_noise: Callable[[Tensor], Tensor] | None = None
+    candidates: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+
+    def deterministic(self, observations: Tensor) -> Tensor:
+        """Acts with zero noise: (B, n_s) -> (B, n_a)."""
+        if self.act_without_noise is not None:
+            return self.act_without_noise(observations)
+        return self.act(observations, observations.new_zeros(observations.shape[0], *self.noise_shape))
 
 
 class FlowPolicy(nn.Module):
@@ -96,56 +108,3 @@ class FlowPolicy(nn.Module):
         values = critic(repeated.flatten(0, 1), candidates.flatten(0, 1)).values.amin(dim=-1)
         best = values.view(noise.shape[:2]).argmax(dim=1, keepdim=True)
         return candidates.gather(1, best.unsqueeze(-1).expand(-1, 1, self.action_dim)).squeeze(1)
-
-
-class ScaledPolicy(nn.Module):
-    """A way of acting as one network whose actions are in the environment's units.
-
-    Args:
-        policy: the flow policy.
-        critic: chooses among actions for the extraction "implicit"; None for the others.
-        extraction: how actions are chosen.
-        action_low: the environment's lower bounds, (n_a,), which -1 becomes.
-        action_high: the environment's upper bounds, (n_a,), which 1 becomes.
-
-    Raises:
-        ValueError: "implicit" without a critic.
-    """
-
-    action_low: Tensor
-    action_high: Tensor
-
-    def __init__(
-        self,
-        policy: FlowPolicy,
-        critic: Critic | None,
-        extraction: Extraction,
-        action_low: Sequence[float],
-        action_high: Sequence[float],
-    ) -> None:
-        super().__init__()
-        if extraction == "implicit" and critic is None:
-            raise ValueError('extraction "implicit" chooses by a critic, found none')
-        self.policy = policy
-        self.critic = critic
-        self.extraction = extraction
-        self.register_buffer("action_low", torch.tensor(action_low, dtype=torch.float32))
-        self.register_buffer("action_high", torch.tensor(action_high, dtype=torch.float32))
-
-    def forward(self, observations: Tensor, noise: Tensor) -> Tensor:
-        """(B, n_s) and (B, *noise_shape) -> (B, n_a) between ``action_low`` and ``action_high``."""
-        if self.extraction == "fql":
-            actions = self.policy.one_step_actions(observations, noise).clamp(-1.0, 1.0)
-        elif self.extraction == "behaviour_flow" or self.critic is None:
-            actions = self.policy.flow_actions(observations, noise)
-        else:
-            actions = self.policy.best_flow_actions(self.critic, observations, noise)
-        return self.action_low + (actions + 1.0) * ((self.action_high - self.action_low) / 2.0)
-
-    def of_zero_noise(self) -> ScaledPolicy:
-        """What acts as this one does with zero noise, (B, n_s) and zeros (B, n_a) -> (B, n_a), without a critic.
-
-        For "implicit" all candidates are then one, the behaviour flow's.
-        """
-        extraction: Extraction = "behaviour_flow" if self.extraction == "implicit" else self.extraction
-        return ScaledPolicy(self.policy, None, extraction, self.action_low.tolist(), self.action_high.tolist())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import json
 import os
 import socket
@@ -11,7 +11,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from tql_lightning.run.folder import LOCK_FILE
+from tql_lightning.run.links import refuse_links
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # the file system has none
 
 
 class RunLockedError(ValueError):
@@ -20,75 +25,56 @@ class RunLockedError(ValueError):
 
 @contextmanager
 def only_run_in(folder: Path) -> Iterator[None]:
-    """Holds a run's folder for the time of the block.
+    """Locks a run's folder while the block runs.
 
-    The kernel holds the lock (flock) for as long as the process lives, so that what kill -9 leaves is no obstacle; the
-    file says who has it, and is removed at the end. Network file systems pass it on to other machines if they support
-    flock (NFS since version 4 does); where a file system cannot, a warning says so.
+    The lock is flock's: the kernel releases it when the process ends, also by kill -9. Other machines see it where the
+    network file system supports flock (NFS does since version 4). Where a file system has no locks, a warning says so.
+    The lock file names the process that holds it.
 
     Args:
-        folder: the run's; made if need be, and removed again if the block leaves it empty.
+        folder: Folder of the run. It is made if needed, and removed at the end if it is empty.
 
     Raises:
-        RunLockedError: another run holds it.
+        RunLockedError: another run holds the lock.
+        ValueError: files of the run are links, see `refuse_links`.
         OSError: the folder cannot be made or written to.
     """
     path = folder / LOCK_FILE
+    lock = FileLock(path, timeout=0, fallback_to_soft=False)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = _open_locked(path)
+        refuse_links(folder)
+        if path.exists() and path.stat().st_nlink > 1:
+            raise ValueError(f"{path}: expected a file of this run alone, found another file's name; remove it")
+        lock.acquire()
+    except Timeout:
+        raise RunLockedError(
+            f"trainer.default_root_dir: {folder} is in use by another run ({_holder(path)}); wait until it ends, or "
+            "choose another folder with --trainer.default_root_dir"
+        ) from None
     except OSError as error:
-        raise OSError(
-            f"trainer.default_root_dir: {folder} cannot be written to ({error.strerror}); make it writable, or choose "
-            "another folder with --trainer.default_root_dir"
-        ) from error
+        if error.errno not in NO_LOCKS:
+            raise OSError(
+                f"trainer.default_root_dir: {folder} cannot be written to ({error.strerror}); make it writable, or "
+                "choose another folder with --trainer.default_root_dir"
+            ) from error
+        warnings.warn(
+            f"{folder}: its file system has no locks ({error.strerror}); start no second run there", stacklevel=3
+        )
     try:
-        holder = {"process": os.getpid(), "host": socket.gethostname()}
-        os.ftruncate(descriptor, 0)
-        with suppress(OSError):  # a full disk: the lock is held all the same
-            os.write(descriptor, json.dumps(holder).encode())
+        with suppress(OSError):  # on a full disk the lock still holds
+            path.write_text(json.dumps({"process": os.getpid(), "host": socket.gethostname()}))
         yield
     finally:
-        path.unlink(missing_ok=True)  # before the lock is let go: whoever waits for this file looks again
-        os.close(descriptor)
+        path.unlink(missing_ok=True)  # while locked: a process that waits for this file sees that it is gone
+        lock.release()
         with suppress(OSError):
             folder.rmdir()
 
 
-def _open_locked(path: Path) -> int:
-    """An open file that this process alone has locked, and that is still the one at ``path``."""
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = _holder(descriptor)
-            os.close(descriptor)
-            raise RunLockedError(
-                f"trainer.default_root_dir: {path.parent} is in use by another run ({holder}); wait for its end, or "
-                "choose another folder with --trainer.default_root_dir"
-            ) from None
-        except OSError as error:
-            warnings.warn(
-                f"{path.parent}: its file system has no locks ({error.strerror}); start no second run there",
-                stacklevel=4,
-            )
-            return descriptor
-        if _is_at(descriptor, path):
-            return descriptor
-        os.close(descriptor)  # its holder has just ended, and removed it
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
+def _holder(path: Path) -> str:
     try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _holder(descriptor: int) -> str:
-    try:
-        held = json.loads(os.pread(descriptor, 1000, 0))
+        held = json.loads(path.read_bytes()[:1000])
         return f"process {int(held['process'])} on {str(held['host'])[:100]}"
     except (ValueError, TypeError, KeyError, OSError):
         return "process unknown"

@@ -58,11 +58,13 @@ class Algorithm(LightningModule, ABC):
     Attributes:
         Batch: NamedTuple class of the fields that an update reads from the dataset.
         Noise: NamedTuple class of the random numbers that an update uses.
+        extraction: How the model chooses actions, where its `actor` knows several ways; None where there is one.
         fixed_settings: Names of settings that a continued run must not change, since the weights are their values.
     """
 
     Batch: ClassVar[type[Any]] = Batch
     Noise: ClassVar[type[Any]] = NoNoise
+    extraction: str | None = None
     fixed_settings: ClassVar[tuple[str, ...]] = (
         *("observation_dim", "action_dim", "critic", "policy", "value", "entropy_control", "value_loss"),
         *("action_chunk", "discount", "target_aggregation", "reward_range", "final_reward_range"),
