@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from json import dumps
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from tql_lightning.cli.parsers import Command
+from tql_lightning.cli.parsers import CertifiedOutput, Command
 from tql_lightning.export.policy_folder import ExportFormat
 
-CertifiedOutput = Literal["action", "q"]
 COLUMNS = ("return", "success_rate", "normalized_score", "length")  # of the table that `evaluate` prints
 
 
