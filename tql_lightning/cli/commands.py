@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from json import dumps
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tql_lightning.cli.parsers import Command
 from tql_lightning.export.policy_folder import ExportFormat
@@ -235,7 +235,7 @@ def certify(
     sigma: list[float] | None = None,
     epsilon: list[float] | None = None,
     states: int = 20,
-    output: Literal["action", "q"] = "action",
+    output: Literal[action, q] = "action",
     extraction: str | None = None,
     data: str | None = None,
     samples: int = 5_000,

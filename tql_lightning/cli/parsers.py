@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import jsonargparse
 
 Command = Callable[..., object]
+CertifiedOutput = Literal["action", "q"]  # choices of an option of `tql certify`
 
 
 def command_parser(
