@@ -228,7 +228,9 @@ def sample_within(options: argparse.Namespace) -> dict[str, float]:
     start = time.perf_counter()
     dataset = load_npy_folder(options.child, in_memory=options.in_memory)
     loaded = time.perf_counter() - start
-    chunk = chunks(TransitionSampler(dataset, BATCH, 0, spec=TQL(OBSERVATION, ACTION).update_spec), options.updates_per_step)
+    chunk = chunks(
+        TransitionSampler(dataset, BATCH, 0, spec=TQL(OBSERVATION, ACTION).update_spec), options.updates_per_step
+    )
     clocks = (time.perf_counter, time.process_time)
     seconds: list[list[float]] = []
     anonymous, resident = 0, 0

@@ -20,6 +20,7 @@ from tests.toy import fit, toy_model
 from tql_lightning.nn.attention import EntropyAttention
 from tql_lightning.nn.critic import TransformerCritic
 from tql_lightning.run.metrics_csv import read_metrics
+from tql_lightning.training.optimisation import Optimisation
 
 DOCS = Path(__file__).parents[1] / "docs"
 CALLBACKS = (DOCS / "callbacks.md").read_text()
@@ -106,7 +107,7 @@ def test_the_example_of_an_optimizer_trains_with_it(tmp_path: Path) -> None:
     namespace: dict[str, Any] = {}
     exec(text, namespace)  # the document's own code
     parts = {"critic": partial(TransformerCritic, hidden_dim=16, head_dim=8)}
-    trainer = fit(tmp_path, namespace["HalvedNAdam"](3, 1, **parts, learning_rate=1e-3), 5)
+    trainer = fit(tmp_path, namespace["HalvedNAdam"](3, 1, **parts, optimisation=Optimisation(learning_rate=1e-3)), 5)
     (optimizer,) = trainer.optimizers
     assert isinstance(optimizer, torch.optim.NAdam)
     assert optimizer.param_groups[0]["lr"] == 5e-4

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import runpy
+import sys
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +70,33 @@ def test_the_lock_holds_what_the_project_asks_for() -> None:
         assert str(packages[name].specifier).removeprefix("==") in specifier, name
     for name, specifier in wanted(groups["tools"]).items():
         assert str(locked(FILES[1])[name][0].specifier).removeprefix("==") in specifier, name
+
+
+def imported_packages(file: Path) -> set[str]:
+    """Top-level names that a file imports anywhere, but for the standard library's and the project's own."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {each.name for each in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module is not None and node.level == 0:
+            names.add(node.module)
+    return {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"benchmarks", "tests"}
+
+
+def test_every_package_that_is_imported_is_declared() -> None:
+    declared = wanted(PROJECT["project"]["dependencies"])
+    for extra in PROJECT["project"]["optional-dependencies"].values():
+        declared |= wanted(extra)
+    declared |= {"tql-lightning": SpecifierSet(), "trackio": SpecifierSet()}  # its logger says how to install trackio
+    distributions = packages_distributions()
+    folders = [ROOT / name for name in ("tql_lightning", "callbacks", "tests", "benchmarks")]
+    imported = {name for folder in folders for file in folder.rglob("*.py") for name in imported_packages(file)}
+    assert {"numpy", "yaml"} <= imported
+    assert [
+        name
+        for name in sorted(imported)
+        if not {canonicalize_name(each) for each in distributions.get(name, [name])} & declared.keys()
+    ] == []
 
 
 def test_torch_alone_is_left_to_the_constraint_file() -> None:

@@ -44,12 +44,13 @@ def toy_dataset(
 def toy_model(kind: type[TQL] = TQL, **settings: Any) -> TQL:
     """A small TQL with its weights drawn from seed 0; its actions are Pendulum's, ``action_chunk`` times.
 
-    Settings of `Optimisation` and `Execution` may stand among the model's own.
+    Settings of `Optimisation` and `Execution`, and the policy's ``num_samples``, may stand among the model's own.
     """
     seed_everything(0, verbose=False)
+    policy = {"hidden_dims": (16,), "flow_steps": 2, "num_samples": settings.pop("num_samples", 16)}
     defaults: dict[str, Any] = {
         "critic": partial(TransformerCritic, hidden_dim=16, head_dim=8),
-        "policy": partial(FlowPolicy, hidden_dims=(16,), flow_steps=2),
+        "policy": partial(FlowPolicy, **policy),
         "warmup_updates": 3,
         "schedule_updates": 40,
         "learning_rate": 1e-3,

@@ -161,7 +161,8 @@ def run_command(folder: Path, callback: str) -> int:
     folder.mkdir(exist_ok=True)
     (folder / "tiny.yaml").write_text(TINY)
     os.chdir(folder)
-    fixed = ("--config", "tiny.yaml", "--data.dataset=tests.toy.toy_dataset", "--trainer.logger=false")
+    fixed = ("--config", "tiny.yaml", "--data.dataset=tests.toy.toy_dataset", "--data.updates_per_step=10")
+    fixed += ("--trainer.logger=false",)
     return main(["fit", *fixed, "--trainer.devices=2", f"--trainer.callbacks+=tests.two_processes.{callback}"])
 
 

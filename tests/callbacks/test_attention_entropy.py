@@ -30,13 +30,15 @@ def test_every_layer_and_token_group_has_entropy_target_and_temperature(tmp_path
     control = partial(AttentionTemperature, targets=[(1.0, 1.1), (0.8, 0.9)])
     model = toy_model(entropy_control=control)
     series = written(tmp_path, model)
+    before = toy_model(entropy_control=control)  # the last update logs the temperatures that it began with
+    fit(tmp_path / "before", before, 9)
     for layer, targets in enumerate([(1.0, 1.1), (0.8, 0.9)]):
         for group, target in zip(("value", "others"), targets, strict=True):
             key = f"layer_{layer}/{group}"
             assert series[f"train/attention_entropy/{key}"][0] == [5, 10]
             assert all(0.0 < value < 1.61 for value in series[f"train/attention_entropy/{key}"][1])
             assert series[f"train/target_entropy/{key}"][1] == pytest.approx([target, target])
-            expected = model.temperature()[layer, ("value", "others").index(group)].item()  # type: ignore[misc]
+            expected = before.temperature()[layer, ("value", "others").index(group)].item()  # type: ignore[misc]
             assert series[f"train/temperature/{key}"][1][-1] == pytest.approx(expected)
             entropy = series[f"train/attention_entropy/{key}"][1][-1]
             assert series[f"train/attention_entropy_distance/{key}"][1][-1] == pytest.approx(entropy - target, abs=1e-6)

@@ -92,6 +92,7 @@ def test_a_run_that_goes_on_from_before_its_last_checkpoint_never_goes_on_from_t
         run(30, path, Killed())
     with pytest.warns(UserWarning, match=r"last\.ckpt: no such file"):
         assert newest_whole([last])[0] == path
-    assert f"{last}: made after update {5 if named == 'best' else 10}, from which the run goes on; moved" in caplog.text
+    update = 5 if named == "best" else 10
+    assert f"{last}: made after update {update}, which the run continues from; moved" in caplog.text
     found = {each.name: read_checkpoint(each)["global_step"] for each in (tmp_path / "superseded").iterdir()}
     assert found == {"last.ckpt": 20} | ({"previous.ckpt": 10} if named == "best" else {})

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.toy import fit, toy_dataset, toy_model
+from tests.toy import fit, toy_chunk, toy_dataset, toy_model
 from tql_lightning.callbacks import throughput
 from tql_lightning.callbacks.attention_entropy import AttentionEntropyMonitor
 from tql_lightning.callbacks.attention_map import AttentionMap
@@ -21,7 +21,7 @@ from tql_lightning.callbacks.observing import fixed_transitions
 from tql_lightning.callbacks.q_landscape import QLandscape
 from tql_lightning.callbacks.throughput import ROWS, Throughput, device_peak, flops_of_update
 from tql_lightning.data.datamodule import OfflineDataModule
-from tql_lightning.data.sampler import TransitionSampler, ValidationPass
+from tql_lightning.data.sampler import ValidationPass
 from tql_lightning.evaluation.landscape import smoothness
 from tql_lightning.loggers.csv_logger import ContinuedCSVLogger
 from tql_lightning.loggers.media import read_picture
@@ -113,7 +113,7 @@ def test_throughput_is_that_of_the_updates_alone(tmp_path: Path, monkeypatch: py
 
 def test_operations_of_an_update_are_counted_and_leave_no_gradient() -> None:
     model = toy_model(critic=partial(MLPCritic, hidden_dims=(8,)))
-    batches, noises = TransitionSampler(toy_dataset(), batch_size=4, seed=0, device="cpu").chunk(0, 2)
+    batches, noises = toy_chunk(model, updates=2, batch_size=4)
     flops = flops_of_update(model, batches, noises)
     critic, policy = 2 * (4 * 8 + 8) * 2, (4 * 16 + 16) * 2  # of one pass over one transition
     flow = (5 * 16 + 16) * 2

@@ -195,7 +195,7 @@ def test_a_process_that_dies_costs_its_own_evaluation_and_another_takes_over(tmp
     evaluator.close()
     died, lived = outcomes
     assert died.result is None
-    assert "ended unasked (exit code 3)" in str(died.error)
+    assert "ended unexpectedly (exit code 3)" in str(died.error)
     assert lived.result is not None
     assert lived.result.successes is not None
     assert evaluator.next_outcome() is None

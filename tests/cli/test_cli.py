@@ -75,7 +75,7 @@ def test_n_step_returns_and_action_chunks_train_and_act_from_one_setting_each(ru
 
 @pytest.mark.usefixtures("command_folder")
 @pytest.mark.parametrize(
-    "command", ["fit", "validate", "test", "collect", "evaluate", "export", "quickstart", "report"]
+    "command", ["fit", "validate", "test", "certify", "collect", "evaluate", "export", "quickstart", "report"]
 )
 def test_help_describes_every_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
@@ -95,7 +95,7 @@ def test_export_and_report_write_what_they_say(run_folder: Path, capsys: pytest.
     assert main(["export", str(checkpoint), "--format", "torch", "--output", "policy"]) == 0
     assert main(["report", str(run_folder / "run"), "--output", "page.html"]) == 0
     printed = capsys.readouterr().out
-    assert "wrote policy: metadata.json, policy.pt" in printed
+    assert "wrote policy: metadata.json, policy.safetensors" in printed
     assert "on 1,000 observations" in printed
     assert "wrote page.html" in printed
     assert "--config tiny.yaml" in Path("page.html").read_text()
@@ -106,7 +106,7 @@ def test_help_of_fit_explains_each_of_the_models_settings(capsys: pytest.Capture
     with pytest.raises(SystemExit, match="0"):
         main(["fit", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    for explained in ("--model.tau TAU share of the critic", "--data.batch_size BATCH_SIZE transitions in one update"):
+    for explained in ("--model.tau TAU Share of the critic", "--data.batch_size BATCH_SIZE transitions in one update"):
         assert explained in text
 
 

@@ -64,7 +64,9 @@ class CriticLossFile(Callback):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         with self.file.open("a") as lines:
-            print(trainer.global_step, float(outputs["metrics"]["critic_loss"]), file=lines)
+            assert outputs["log_now"] == (trainer.global_step % trainer.log_every_n_steps == 0)
+            if outputs["log_now"]:
+                print(trainer.global_step, float(outputs["metrics"]["critic_loss"]), file=lines)
 '''
 
 

@@ -16,7 +16,6 @@ from tql_lightning.cli.quickstart import (
     ENVIRONMENT,
     EPISODES,
     EVALUATION_SEED,
-    PROGRESS,
     QuickstartError,
     Run,
     _train,
@@ -26,14 +25,14 @@ from tql_lightning.data.collecting.collect import collect
 from tql_lightning.evaluation.checkpoint import evaluate_checkpoint
 
 
-def test_a_runs_progress_is_read_from_its_bar() -> None:
-    line = "Training:  60%|######    | 750/1250 [00:20<00:13, 36.77 updates/s, return=-1.2e+03]"
-    found = PROGRESS.search(line)
-    assert found is not None
-    assert found.groups() == ("750", "1250", "-1.2e+03")
-    started = PROGRESS.search("Training:   0%|          | 0/1250 [00:00<?, ? updates/s]")
-    assert started is not None
-    assert started.groups() == ("0", "1250", None)
+def test_a_runs_progress_is_read_from_its_metrics(tmp_path: Path) -> None:
+    run = Run(0, tmp_path)
+    assert (run.progress(), run.trains()) == ((0, ""), False)
+    (tmp_path / "config.yaml").touch()
+    (tmp_path / "metrics.csv").write_text("step,train/td_loss,eval/return\n50,1.0,\n100,,-1200.4\n150,0.5,\n")
+    assert (run.progress(), run.trains()) == ((150, "-1200"), True)
+    (tmp_path / "metrics.csv").write_text("")
+    assert run.progress() == (0, "")
 
 
 def test_a_run_that_fails_ends_the_quickstart_with_the_end_of_its_log(

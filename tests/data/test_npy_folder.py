@@ -122,7 +122,7 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
         (folder / "half.npy").write_bytes(None)  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "toy").mkdir()
-    with pytest.raises(FileExistsError, match="toy: expected nothing there"):
+    with pytest.raises(FileExistsError, match="toy: expected a new folder"):
         save_npy_folder(tmp_path / "toy", TransitionDataset.from_arrays(**arrays()))
 
 

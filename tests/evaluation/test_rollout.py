@@ -162,7 +162,7 @@ def test_processes_of_environments_that_are_killed_are_an_error_with_its_cause()
             for process in multiprocessing.active_children():
                 os.kill(process.pid or 0, signal.SIGKILL)
 
-    with pytest.raises(EnvError, match=r"Toy-v0 failed: its process ended unasked \(exit code -9\)"):
+    with pytest.raises(EnvError, match=r"Toy-v0 failed: its process ended unexpectedly \(exit code -9\)"):
         rollout(flow_actor(), "tests.environments:Toy-v0", 2, 0, 2, parallel=True, before_step=kill)
     assert multiprocessing.active_children() == []
 

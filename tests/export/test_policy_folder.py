@@ -30,14 +30,15 @@ def _without(folder: Path, key: str) -> None:
     path.write_text(json.dumps({name: value for name, value in json.loads(path.read_text()).items() if name != key}))
 
 
+WEIGHTS = "policy.safetensors"
 DAMAGES = {
     "no metadata": (lambda folder: (folder / "metadata.json").unlink(), "found no metadata.json"),
     "no JSON": (lambda folder: (folder / "metadata.json").write_text("{"), "metadata.json is damaged"),
     "a key missing": (lambda folder: _without(folder, "noise_shape"), "lacks noise_shape"),
     "another version": (lambda folder: _metadata(folder, format_version=2), r"expected format version 1 .* found 2"),
     "another format": (lambda folder: _metadata(folder, format="pickle"), "found 1 .pickle"),
-    "weights missing": (lambda folder: (folder / "policy.pt").unlink(), "policy.pt is missing"),
-    "a byte changed": (lambda folder: (folder / "policy.pt").write_bytes(b"x"), "not the file that was exported"),
+    "weights missing": (lambda folder: (folder / WEIGHTS).unlink(), f"{WEIGHTS} is missing"),
+    "a byte changed": (lambda folder: (folder / WEIGHTS).write_bytes(b"x"), "not the file that was exported"),
 }
 
 

@@ -95,3 +95,11 @@ def test_tensorboard_keeps_what_was_logged_before_a_run_continues_within_the_sam
     continued.finalize("success")
     shown = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [event.step for event in shown.Scalars("loss")] == [5, 10, 20]
+
+
+def test_tensorboard_leaves_no_file_of_a_run_that_failed_before_it_logged(tmp_path: Path) -> None:
+    logger = ContinuedTensorBoardLogger(str(tmp_path))
+    logger.experiment.flush()
+    assert list((tmp_path / "tensorboard").iterdir())
+    logger.finalize("failed")
+    assert list(tmp_path.iterdir()) == []

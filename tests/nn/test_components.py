@@ -14,7 +14,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from tests.toy import toy_model
 from tql_lightning.nn.attention import EntropyAttention
-from tql_lightning.nn.attention_components import ClippedSoftmax, HeadGate, SoftCap
+from tql_lightning.nn.attention_components import ClippedSoftmax, HeadGate, SliceGate, SliceMLPGate, SoftCap
 from tql_lightning.nn.critic import TransformerCritic
 from tql_lightning.nn.feedforward import FeedForward, SwiGLU
 from tql_lightning.nn.initialisation import LayerNorm, RMSNorm, StackedLinear
@@ -118,6 +118,74 @@ def test_gates_scale_each_heads_output_by_a_sigmoid_of_the_asking_token(tokens: 
     logits = array(tokens) @ array(attention.gate.logits.weight).T + array(attention.gate.logits.bias)
     gates = 1.0 / (1.0 + np.exp(-logits))
     assert_attention(attention, tokens, output(attention, weights @ value * gates.swapaxes(1, 2)[..., None]), weights)
+
+
+def slices(tokens: Tensor) -> np.ndarray:
+    """(B, n, H) -> (h, B, n, e): the part of a token that belongs to each head."""
+    return array(tokens).reshape(4, TOKENS, HEADS, HIDDEN // HEADS).transpose(2, 0, 1, 3)
+
+
+def test_a_slice_gate_reads_the_heads_own_features(tokens: Tensor) -> None:
+    attention = make_attention(gate=SliceGate)
+    gate = attention.gate
+    assert isinstance(gate, SliceGate)
+    np.testing.assert_allclose(array(gate(torch.zeros(1, 1, HIDDEN))), 0.25, rtol=1e-6)
+    query, key, value = projections(attention, tokens)
+    weights = softmax(query @ key.swapaxes(-1, -2) / math.sqrt(HIDDEN // HEADS))
+    logits = [x @ w + b for x, w, b in zip(slices(tokens), array(gate.weight), array(gate.bias), strict=True)]
+    gates = 1.0 / (1.0 + np.exp(-np.stack(logits, axis=1)))
+    assert_attention(attention, tokens, output(attention, weights @ value * gates[..., None]), weights)
+
+
+def test_a_slice_mlp_gate_has_a_hidden_layer_for_each_head(tokens: Tensor) -> None:
+    attention = make_attention(gate=SliceMLPGate)
+    gate = attention.gate
+    assert isinstance(gate, SliceMLPGate)
+    np.testing.assert_allclose(array(gate(torch.zeros(1, 1, HIDDEN))), 0.5, rtol=1e-6)
+    with torch.no_grad():
+        gate.inner_bias.uniform_(-1.0, 1.0)
+    query, key, value = projections(attention, tokens)
+    weights = softmax(query @ key.swapaxes(-1, -2) / math.sqrt(HIDDEN // HEADS))
+    logits = [
+        np.maximum(x @ array(gate.inner_weight[head]).T + array(gate.inner_bias[head]), 0.0) @ array(gate.weight[head])
+        + array(gate.bias[head])
+        for head, x in enumerate(slices(tokens))
+    ]
+    gates = 1.0 / (1.0 + np.exp(-np.stack(logits, axis=1)))
+    assert_attention(attention, tokens, output(attention, weights @ value * gates[..., None]), weights)
+
+
+@pytest.mark.parametrize(("gate", "count"), [(HeadGate, 516), (SliceGate, 132), (SliceMLPGate, 1092)])
+def test_gates_have_the_authors_number_of_weights(gate: type[nn.Module], count: int) -> None:
+    assert sum(parameter.numel() for parameter in gate(128, 4).parameters()) == count
+
+
+@pytest.mark.parametrize(
+    ("gate", "mean", "spread"),
+    [
+        (HeadGate, 0.50, 0.21),
+        (partial(HeadGate, weights="torch"), 0.50, 0.14),
+        (SliceGate, 0.26, 0.11),
+        (partial(SliceGate, initial=0.5, weights="lecun"), 0.50, 0.21),
+    ],
+)
+def test_gates_start_as_far_open_and_as_spread_as_their_weights_make_them(
+    gate: type[nn.Module], mean: float, spread: float
+) -> None:
+    """For tokens of unit variance."""
+    generator = torch.manual_seed(0)
+    gates = gate(2048, 64)(torch.randn(4, 64, 2048, generator=generator)).detach()
+    assert float(gates.mean()) == pytest.approx(mean, abs=0.01)
+    assert float(gates.std()) == pytest.approx(spread, abs=0.01)
+
+
+def test_biases_of_gates_do_not_decay() -> None:
+    attention = partial(EntropyAttention, gate=SliceMLPGate)
+    critic = TransformerCritic(3, 1, hidden_dim=16, head_dim=8, block=partial(TransformerBlock, attention=attention))
+    gates = [
+        name for name, parameter in critic.named_parameters() if ".gate." in name and critic.decays(name, parameter)
+    ]
+    assert {name.rpartition(".")[2] for name in gates} == {"weight", "inner_weight"}
 
 
 def test_swiglu_is_a_gated_product_with_as_many_weights_as_the_plain_layer(tokens: Tensor) -> None:
@@ -282,7 +350,8 @@ def test_the_target_critic_follows_the_singular_vectors() -> None:
         (partial(ClippedSoftmax, zeta=math.inf), r"ClippedSoftmax.zeta: expected at least 1 and finite, found inf"),
         (partial(ClippedSoftmax, alpha=-1.0), r"ClippedSoftmax.alpha: expected at least 0"),
         (partial(ClippedSoftmax, zeta=0.9), r"ClippedSoftmax.zeta: expected at least 1"),
-        (partial(HeadGate, 8, 2, initial=1.0), r"HeadGate.initial: expected between 0 and 1"),
+        (partial(HeadGate, 8, 2, initial=1.0), r"gate.initial: expected between 0 and 1"),
+        (partial(SliceGate, 8, 2, weights="zeros"), r"gate.weights: expected lecun or torch, found zeros"),
         (partial(TransformerBlock, 8, 3, 8, 0.0), r"num_heads: expected a divisor"),
     ],
 )

@@ -10,11 +10,14 @@ import pytest
 import torch
 
 from tql_lightning.nn.attention import EntropyAttention
-from tql_lightning.nn.attention_components import ClippedSoftmax, HeadGate, SoftCap
+from tql_lightning.nn.attention_components import ClippedSoftmax, HeadGate, SliceGate, SliceMLPGate, SoftCap
 from tql_lightning.nn.critic import Critic, MLPCritic, TransformerCritic
 from tql_lightning.nn.feedforward import FeedForward, SwiGLU
 from tql_lightning.nn.initialisation import LayerNorm, RMSNorm
+from tql_lightning.nn.rational import RationalFeedForward
 from tql_lightning.nn.sigma_reparam import SigmaReparam
+from tql_lightning.nn.structured import BlockShuffleLinear
+from tql_lightning.nn.structured_feedforward import StructuredFeedForward, StructuredSwiGLU
 from tql_lightning.nn.transformer import Block, SandwichBlock, TransformerBlock
 
 OBSERVATIONS, ACTIONS, BATCH = 6, 2, 16
@@ -45,6 +48,20 @@ CRITICS: dict[str, Callable[[int, int], Critic]] = {
         TransformerCritic, hidden_dim=32, block=with_attention(weight_transform=ClippedSoftmax())
     ),
     "gated": partial(TransformerCritic, hidden_dim=32, block=with_attention(gate=HeadGate)),
+    "rational feed-forward": partial(
+        TransformerCritic, hidden_dim=32, block=with_attention(feedforward=RationalFeedForward)
+    ),
+    "low-rank feed-forward": partial(
+        TransformerCritic, hidden_dim=32, block=with_attention(feedforward=StructuredFeedForward)
+    ),
+    "block-shuffle SwiGLU": partial(
+        TransformerCritic,
+        hidden_dim=32,
+        mlp_ratio=3,
+        block=with_attention(feedforward=partial(StructuredSwiGLU, linear=BlockShuffleLinear, dense_blocks=0)),
+    ),
+    "gated by slices": partial(TransformerCritic, hidden_dim=64, block=with_attention(gate=SliceGate)),
+    "gated by MLPs": partial(TransformerCritic, hidden_dim=64, block=with_attention(gate=SliceMLPGate)),
     "everything": partial(
         TransformerCritic,
         hidden_dim=32,
@@ -127,9 +144,10 @@ def test_values_depend_on_every_scalar(critic: Critic) -> None:
 def test_decay_spares_biases_norms_and_the_tokenizer(critic: Critic) -> None:
     decaying = {name for name, parameter in critic.named_parameters() if critic.decays(name, parameter)}
     assert decaying
-    assert all(name.endswith(("weight", "weight.original")) for name in decaying)
+    factors = ("up.first", "up.second", "down.first", "down.second")  # of structured maps
+    assert all(name.endswith(("weight", "weight.original", *factors)) for name in decaying)
     assert not any("norm" in name or name.startswith("tokenizer") for name in decaying)
-    assert all(critic.get_parameter(name).ndim == 2 for name in decaying)
+    assert all(critic.get_parameter(name).ndim >= 2 for name in decaying)
 
 
 def test_dropout_acts_in_training_only() -> None:

@@ -13,7 +13,7 @@ import torch
 from tql_lightning.nn.attention import HAS_TRITON, EntropyAttention
 
 HERE = Path(__file__).parent
-needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
+needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="needs triton: pip install triton")
 
 
 def run_python(*arguments: str, **environment: str) -> str:

@@ -170,7 +170,7 @@ FORGED = {
     ),
     "in a setting that is a number": (_settings(tau=_critic("antigravity.fly")), r"TQL_TRUST=antigravity"),
     "other number types": (_weights(lambda each: each.to(torch.complex64)), "no tensor of real numbers"),
-    "huge declared shapes": (_weights(lambda _: torch.zeros(1).expand(2**20, 2**20)), "claims more than it holds"),
+    "huge declared shapes": (_weights(lambda _: torch.zeros(1).expand(2**20, 2**20)), "1099511627776 elements in"),
     "weights of no kind": (_weights(lambda _: "weights"), "is no tensor of real numbers"),
     "no settings": (lambda raw: {"state_dict": raw["state_dict"], "global_step": 1}, "without settings"),
     "no dictionary": (lambda raw: [raw], "expected one that tql fit wrote"),

@@ -18,6 +18,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 
 from tests.toy import fit, toy_dataset, toy_model
 from tql_lightning import TQL, TransitionDataset
+from tql_lightning.batch import at_update
 from tql_lightning.callbacks.checkpointing import LastCheckpoint
 from tql_lightning.cli.main import main
 from tql_lightning.data.sampler import TransitionSampler
@@ -62,8 +63,10 @@ def test_a_run_that_diverges_can_be_replayed_to_the_update_and_the_loss(
     assert "optimizer: exp_avg_sq of critic." in message  # weights are finite, and would never move again
     assert "parameters" not in message
     assert f"one of updates 20 to {wrong}, the loss of update {wrong} is the first that is not finite " in message
-    update, batches, _ = read_minibatches(command_folder / "run" / "divergence" / "update_000000020.npz")
-    assert (update, len(batches.rewards), float(batches.update(2).rewards.max())) == (20, 3, pytest.approx(1e30))
+    update, batches, _ = read_minibatches(
+        command_folder / "run" / "divergence" / "update_000000020.npz", toy_model().update_spec
+    )
+    assert (update, len(batches.rewards), float(at_update(batches, 2).rewards.max())) == (20, 3, pytest.approx(1e30))
 
     documented_command, documented_code = (
         re.findall(rf"```{language}\n(?:\$ )?(.*?)```", DOCUMENT.partition("Replaying")[2], flags=re.DOTALL)[0]
@@ -76,7 +79,7 @@ def test_a_run_that_diverges_can_be_replayed_to_the_update_and_the_loss(
     assert f"it began in update {wrong}, " in message
     assert (last.read_bytes(), (command_folder / "run" / "config.yaml").read_bytes()) == (saved, configuration)
 
-    there: dict[str, Any] = {"TQL": TQL, "read_minibatches": read_minibatches}
+    there: dict[str, Any] = {"TQL": TQL, "read_minibatches": read_minibatches, "at_update": at_update}
     exec(re.sub(r"\bRUN\b", "run", documented_code).replace("update_N", f"update_{wrong:09d}"), there)
     model, update, batches, loss, metrics = (there[name] for name in ("model", "update", "batches", "loss", "metrics"))
     assert (update, model.current_update) == (wrong, wrong)

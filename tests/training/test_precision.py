@@ -102,7 +102,7 @@ BOUNDS = {"td_loss": 0.05, "behaviour_flow_loss": 0.01, "distillation_loss": 0.0
 def metrics_of_a_run(folder: Path, updates: int, **settings: Any) -> KeepMetrics:
     keep = KeepMetrics()
     model = toy_model(schedule_updates=200, gradient_clip_norm=10.0)
-    fit(folder, model, updates, [keep], updates_per_step=1, **settings)
+    fit(folder, model, updates, [keep], updates_per_step=1, log_every_n_steps=1, **settings)
     return keep
 
 

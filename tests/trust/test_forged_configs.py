@@ -7,11 +7,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
+from tests.export.test_policy import trained
+from tests.toy import toy_dataset
 from tql_lightning.cli.main import main
-from tql_lightning.export.observations import sample_observations
+from tql_lightning.data.sources.npy_folder import save_npy_folder
+from tql_lightning.data.transitions import DatasetError, TransitionDataset
+from tql_lightning.export.writer import export_checkpoint
 
 COMMAND = {"class_path": "os.system", "init_args": {"command": "touch executed"}}
 PROCESS = {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", "executed"]}}
@@ -58,22 +63,32 @@ def test_what_is_no_part_of_its_place_is_not_called(
     assert not Path("executed").exists()
 
 
-def test_an_export_imports_no_module_for_the_configuration_beside_a_checkpoint(
+def test_an_export_does_nothing_that_the_configuration_beside_a_checkpoint_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    checkpoint = trained(tmp_path / "run")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "a_script.py").write_text("import sys\nsys.ran_script = True\ndef data(): ...\n")
-    source = "from tql_lightning import TransitionDataset\nfrom tests.toy import toy_dataset\n"
+    source = "from tql_lightning import TransitionDataset\nfrom tests.toy import toy_dataset\nopen('executed', 'w')\n"
     (tmp_path / "my_data.py").write_text(f"{source}def data() -> 'TransitionDataset':\n    return toy_dataset()\n")
-    found = {}
-    for named in ("this.s", "a_script.data", "my_data.data"):
-        (tmp_path / "config.yaml").write_text(config("data.dataset", named))
-        _, found[named] = sample_observations(tmp_path / "checkpoints" / "last.ckpt", {}, 2, 3)
-    assert found == {
-        "this.s": (guess := "standard normal numbers"),
-        "a_script.data": guess,
-        "my_data.data": "dataset toy",
-    }
-    assert "this" not in sys.modules
-    assert not hasattr(sys, "ran_script")
+    minari = {"class_path": "tql_lightning.data.load_minari", "init_args": {"dataset_id": "D4RL/door/human-v2"}}
+    for number, named in enumerate(("my_data.data", "this.s", minari)):
+        (tmp_path / "run" / "config.yaml").write_text(config("data.dataset", named))
+        exported = export_checkpoint(checkpoint, tmp_path / f"policy_{number}", "torch")
+        assert exported.metadata["verification"]["observations"] == "random actions in Pendulum-v1"
+    assert not Path("executed").exists()
+    assert not {"this", "my_data"} & sys.modules.keys()
+
+
+def test_an_export_loads_the_dataset_that_the_user_names(tmp_path: Path) -> None:
+    checkpoint = trained(tmp_path / "run")
+    save_npy_folder(tmp_path / "toy", toy_dataset())
+    exported = export_checkpoint(checkpoint, tmp_path / "policy", "torch", dataset=str(tmp_path / "toy"))
+    assert exported.metadata["verification"]["observations"] == "dataset toy"
+    ends = np.arange(9) == 8
+    pairs, numbers = np.zeros((9, 2)), np.zeros(9)
+    other = TransitionDataset.from_arrays(pairs, pairs, numbers, ends, ends, pairs, name="other")
+    save_npy_folder(tmp_path / "other", other)
+    with pytest.raises(DatasetError, match="expected 3 observations, as the checkpoint has, found 2"):
+        export_checkpoint(checkpoint, tmp_path / "wrong", "torch", dataset=str(tmp_path / "other"))
+    assert not (tmp_path / "wrong").exists()

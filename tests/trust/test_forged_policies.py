@@ -14,10 +14,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from safetensors.torch import load, save
 
 from tests.export.test_policy import trained
 from tests.forging import NESTED, Exploit, watched
-from tests.trust.test_forged_checkpoints import Sized, more_elements, repacked, saved
+from tests.trust.test_forged_checkpoints import saved
 from tql_lightning import Policy
 from tql_lightning.export.policy_folder import FILES, ExportFormat, PolicyError
 from tql_lightning.export.writer import export_checkpoint
@@ -36,8 +37,24 @@ def built(**arguments: Any) -> Forge:
 
 def weights(content: Callable[[dict[str, Any]], bytes]) -> Forge:
     def forge(folder: Path, _: dict[str, Any]) -> None:
-        path = folder / "policy.pt"
-        path.write_bytes(content(torch.load(path, weights_only=True)))
+        path = folder / "policy.safetensors"
+        path.write_bytes(content(load(path.read_bytes())))
+
+    return forge
+
+
+def claiming(shape: list[int], offsets: list[int]) -> bytes:
+    """A safetensors file of four bytes whose header says something else."""
+    header = json.dumps({"x": {"dtype": "F32", "shape": shape, "data_offsets": offsets}}).encode()
+    return len(header).to_bytes(8, "little") + header + bytes(4)
+
+
+def padded(**arguments: Any) -> Forge:
+    """Other arguments of the network, and a million numbers besides its weights."""
+
+    def forge(folder: Path, metadata: dict[str, Any]) -> None:
+        weights(lambda given: save(given | {"x": torch.ones(10**6)}))(folder, metadata)
+        built(**arguments)(folder, metadata)
 
     return forge
 
@@ -72,7 +89,17 @@ TORCH: dict[str, tuple[Forge, str]] = {
     "huge chunks": (told(action_chunk=10**12), "sizes, noise_shape"),
     "huge chunks of many actions": (told(action_chunk=1 << 23, action_dim=9, action_low=[0] * 9), "sizes, noise_shape"),
     "a huge noise": (told(noise_shape=[10**6, 10**6]), "sizes, noise_shape"),
-    "a huge layer": (built(hidden_dims=[10**9, 10**9]), "1000000000 in a network"),
+    "a huge layer": (built(hidden_dims=[10**9]), "1000000000 in a network"),
+    "two huge layers": (built(hidden_dims=[10**9, 10**9]), "2000000000 in a network"),
+    "a number of 400 digits": (built(flow_steps=10**400), "a number of 1329 bits in a network"),
+    "60,000 layers": (built(hidden_dims=[1] * 60_000), "60000 in a network"),
+    "hundreds of layers": (padded(hidden_dims=[4] * 900), "of more tensors than its weights have"),
+    "layers of layers": (built(hidden_dims=[[[8] * 60] * 60] * 60), "more than 1,000 numbers of a network"),
+    "wide layers": (padded(hidden_dims=[4000, 4000, 4000]), "of more numbers than its weights have"),
+    "noise of many dimensions": (told(noise_shape=[1] * 100_000), "sizes, noise_shape"),
+    "noise of 400 digits": (told(noise_shape=[10**400]), "sizes, noise_shape"),
+    "chunks of 400 digits": (told(action_chunk=10**400), "found sizes 3, 1, a number of 1329 bits"),
+    "a dataset of megabytes": (told(env_id="x" * (5 << 20)), "larger than 4 MiB"),
     "other layers": (built(hidden_dims=[64, 64]), "other names or shapes"),
     "endless steps": (built(flow_steps=10**12), "1000000000000 in a network"),
     "infinite bounds": (told(action_low=[-1e400]), "sizes, noise_shape"),
@@ -83,17 +110,14 @@ TORCH: dict[str, tuple[Forge, str]] = {
     "no architecture": (told(architecture=None), "weights and architecture do not fit"),
     "an unknown argument": (built(command="touch executed"), "weights and architecture do not fit"),
     "a list for the format": (told(format=["torch"]), "expected format version 1"),
-    "a pickle": (written("policy.pt", pickle.dumps(Exploit())), "weights and architecture do not fit"),
-    "a pickle within": (weights(lambda _: saved(Exploit())), "weights and architecture do not fit"),
-    "more elements than bytes": (
-        weights(lambda given: repacked(more_elements)(given | {"seven": torch.zeros(7)})),
-        "claims 1073741824 elements",
-    ),
-    "a tensor by its size": (weights(lambda _: saved({"x": Sized(torch.FloatTensor)})), "by its size alone"),
-    "packed parts": (weights(repacked(compression=8)), "packed otherwise"),
-    "more weights": (weights(lambda given: saved(given | {"x": torch.ones(1)})), "other names or shapes"),
-    "a list of weights": (weights(lambda given: saved(list(given))), "weights and architecture do not fit"),
-    "cut short": (cut("policy.pt"), "weights and architecture do not fit"),
+    "a pickle": (written("policy.safetensors", pickle.dumps(Exploit())), "weights and architecture do not fit"),
+    "a pickle as torch.save writes it": (weights(lambda _: saved(Exploit())), "weights and architecture do not fit"),
+    "a huge header": (written("policy.safetensors", (1 << 60).to_bytes(8, "little") + b"{}"), "do not fit"),
+    "more elements than bytes": (weights(lambda _: claiming([1 << 30], [0, 1 << 32])), "do not fit"),
+    "more elements than its bytes": (weights(lambda _: claiming([1 << 30], [0, 4])), "do not fit"),
+    "more weights": (weights(lambda given: save(given | {"x": torch.ones(1)})), "other names or shapes"),
+    "other names": (weights(lambda given: save({f"x{name}": each for name, each in given.items()})), "other names or"),
+    "cut short": (cut("policy.safetensors"), "weights and architecture do not fit"),
 }
 ONNX: dict[str, tuple[Forge, str]] = {
     "weights above the folder": (external("../secret.bin"), "onnxruntime cannot read policy.onnx"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 
 from tests.command_line import TINY, call_tql
 from tests.export.test_policy import trained
+from tests.forging import watched
 from tests.toy import fit, toy_model
 from tql_lightning.algorithms.loading import load_checkpoint
 from tql_lightning.evaluation.background import EvaluationJob
@@ -124,7 +126,7 @@ def test_every_command_refuses_settings_under_old_keys(command: str, whole: Path
 @pytest.mark.parametrize("change", STRINGS.values(), ids=STRINGS)
 def test_a_string_in_the_settings_is_never_parsed_into_a_part(change: Change, whole: Path, folder: Path) -> None:
     path = forged(whole, folder, change)
-    with pytest.raises(CheckpointError, match="does not fit a TQL model"):
+    with pytest.raises(CheckpointError, match="does not fit its model"):
         load_checkpoint(path)
     (folder / "tiny.yaml").write_text(TINY)
     refused = call_tql(folder, "validate", "--config", "tiny.yaml", DATA, f"--ckpt_path={path}")
@@ -174,3 +176,31 @@ def test_no_string_goes_to_a_part_whose_annotations_cannot_be_told(whole: Path, 
     with pytest.raises(CheckpointError, match="inner: expected a class path with its arguments"):
         load_checkpoint(forged(whole, folder, in_critic(norm=vague)))
     del sys.modules["vague_norm"]
+
+
+def layers(count: int) -> Change:
+    return lambda raw: raw["hyper_parameters"]["policy"]["init_args"].update(hidden_dims=[1] * count)
+
+
+TOO_LARGE: dict[str, Change] = {
+    "layers": in_critic(num_layers=10**9),
+    "width": in_critic(hidden_dim=2**20),
+    "width of 40 bits": in_critic(hidden_dim=2**40, head_dim=2**40),
+    "critics": in_critic(num_critics=10**8),
+    "layers of the policy": layers(9_000),
+    "some layers of the policy": layers(300),
+    "text without end": lambda raw: raw["hyper_parameters"].update(extraction="a." * 10**6),
+    "a name without end": lambda raw: raw["hyper_parameters"]["critic"].update({"a." * 10**6: 1}),
+    "observations": lambda raw: raw["hyper_parameters"].update(observation_dim=10**8),
+    "actions": lambda raw: raw["hyper_parameters"].update(action_dim=10**9),
+}
+
+
+@pytest.mark.parametrize("change", TOO_LARGE.values(), ids=TOO_LARGE)
+def test_a_network_larger_than_its_weights_is_not_built(change: Change, whole: Path, folder: Path) -> None:
+    path = forged(whole, folder, change)
+    started = time.process_time()
+    with watched(folder), pytest.raises(CheckpointError, match="does not fit a TQL model") as refused:
+        load_checkpoint(path)
+    assert time.process_time() - started < 20
+    assert len(str(refused.value)) < 500

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from argparse import ArgumentError
+from contextlib import suppress
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from tql_lightning.data.environment import check_env_id
 from tql_lightning.run.checkpoint_io import CheckpointError, read_checkpoint
 from tql_lightning.training.algorithm import Algorithm
 from tql_lightning.training.hyperparameters import ALGORITHM, INSTANTIATOR
+from tql_lightning.trust.building import building_no_more_than
 from tql_lightning.trust.class_paths import IMPORTABLE, check_class_paths
 from tql_lightning.trust.imports import import_if_allowed
 
@@ -47,10 +49,15 @@ def load_checkpoint(path: Path | str, trusted: bool = False, plays: bool = True)
 
 def _make_model(kind: type[Algorithm], raw: dict[str, Any]) -> Algorithm:
     """Makes the model from the checked settings alone; Lightning would read further keys, and the file again."""
-    model: Algorithm = instantiate_module(kind, checked_settings(raw))
+    weights = raw["state_dict"]
+    with building_no_more_than(weights.values()), suppress(Exception), torch.device("meta"):
+        # Takes no memory. Fails where a part of a user's needs numbers; then that is made below, and refused there.
+        instantiate_module(kind, checked_settings(raw))
+    with building_no_more_than(weights.values()):
+        model: Algorithm = instantiate_module(kind, checked_settings(raw))
     model.configure_model()
     model.on_load_checkpoint({name: raw[name] for name in ("global_step", "validated_update") if name in raw})
-    model.load_state_dict(raw["state_dict"])
+    model.load_state_dict(weights)
     return model
 
 
@@ -103,9 +110,7 @@ def check_contents(path: Path | str, raw: dict[str, Any], trusted: bool = False,
     own = checked_settings(raw)
     unknown = [str(name) for name in own if name not in signature(kind).parameters]
     if unknown:
-        raise CheckpointError(
-            f"checkpoint {path}: does not fit a {kind.__name__} model (unknown settings {', '.join(unknown)})"
-        )
+        raise CheckpointError(f"checkpoint {path}: does not fit its model (unknown settings {', '.join(unknown)})")
     if settings.get("_instantiator", INSTANTIATOR) != INSTANTIATOR:
         raise CheckpointError(
             f"checkpoint {path}: does not fit its model (to be made by {settings['_instantiator']!r:.80})"

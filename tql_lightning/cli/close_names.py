@@ -14,7 +14,7 @@ RELEASE_NAMES = {  # of the authors' release, and what they are here
     "alpha": "--model.bc_coefficient",
     "lr": "--model.optimisation.learning_rate",
     "critic_lr": "--model.optimisation.learning_rate",
-    "actor_lr": "--model.optimisation.learning_rates.actor",
+    "actor_lr": "--model.optimisation.learning_rates",
     "adamw_weight_decay": "--model.optimisation.weight_decay",
     "train_steps": "--trainer.max_steps",
     "warmup_steps": "--model.optimisation.warmup_updates",
@@ -32,6 +32,11 @@ RELEASE_NAMES = {  # of the authors' release, and what they are here
     "temp_type": "--model.entropy_control.form",
     "actor_hidden_dims": "--model.policy.hidden_dims",
     "actor_layer_norm": "--model.policy.layer_norm",
+}
+FORMER_NAMES = {  # of earlier versions, whose last part is another now
+    "critic_learning_rate": "--model.optimisation.learning_rate",
+    "temperature_learning_rate": "--model.optimisation.learning_rates",
+    "actor_learning_rate": "--model.optimisation.learning_rates",
 }
 UNRECOGNIZED = "unrecognized arguments:"
 KEY = re.compile(r'does not accept option \'([\w.]+)\'|^Parser key "([\w.]+)"')
@@ -96,8 +101,9 @@ def close_options(word: str, options: Collection[str]) -> list[str]:
     """
     name = word.removeprefix("--").replace("-", "_")
     last = name.rpartition(".")[2]
-    if RELEASE_NAMES.get(last) in options and f"--{name}" not in options:
-        return [RELEASE_NAMES[last]]
+    other = (RELEASE_NAMES | FORMER_NAMES).get(last)
+    if other in options and f"--{name}" not in options:
+        return [str(other)]
     settings = {option.removeprefix("--"): option for option in sorted(options) if not option.endswith(("+", "help"))}
     same = [setting for setting in settings if setting.rpartition(".")[2] == last]
     return [settings[setting] for setting in same[:2] or difflib.get_close_matches(name, settings, n=2)]

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from json import dumps
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tql_lightning.cli.parsers import Command
 from tql_lightning.export.policy_folder import ExportFormat
 
+CertifiedOutput = Literal["action", "q"]
 COLUMNS = ("return", "success_rate", "normalized_score", "length")  # of the table that `evaluate` prints
 
 
@@ -109,6 +110,8 @@ def evaluate(
     episodes: int = 50,
     seed: int = 0,
     extraction: str | None = None,
+    sigma: float | None = None,
+    smoothing_samples: int = 4_000,
     env: str | None = None,
     num_envs: int = 10,
     parallel: bool = False,
@@ -123,7 +126,10 @@ def evaluate(
         episodes: how many to play with each.
         seed: of the episodes and their noise, the same for every checkpoint.
         extraction: how the model chooses actions, where it knows several ways (TQL: "fql", "implicit" or
-            "behaviour_flow"); default: the model's own.
+            "behaviour_flow"); default: the model's own. "smoothed" acts by the centre of the model's own actions under
+            noise on the observation (docs/robustness.md).
+        sigma: of "smoothed": standard deviation of that noise, in the units of the observations.
+        smoothing_samples: of "smoothed": noisy observations of a decision.
         env: Gymnasium id of the environment; default: the one that the dataset named.
         num_envs: environments that play at once; no influence on the result.
         parallel: a process for each environment, for slow environments.
@@ -134,7 +140,8 @@ def evaluate(
     """
     from tql_lightning.system.files import require_writable, write_text_whole
 
-    for name, value in (("episodes", episodes), ("num_envs", num_envs), ("video_episodes", video_episodes)):
+    sizes = {"episodes": episodes, "num_envs": num_envs, "video_episodes": video_episodes}
+    for name, value in (sizes | {"smoothing_samples": smoothing_samples}).items():
         if value < 1:
             raise ValueError(f"{name}: expected at least 1, found {value}")
     if json:
@@ -152,7 +159,18 @@ def evaluate(
     filmed = min(video_episodes, episodes)
     figures = []
     for checkpoint in checkpoints:
-        entry = evaluate_checkpoint(checkpoint, episodes, seed, extraction, env, num_envs, parallel, folder, filmed)
+        entry = evaluate_checkpoint(
+            checkpoint,
+            episodes,
+            seed,
+            extraction,
+            env,
+            num_envs,
+            parallel,
+            folder,
+            filmed,
+            None if sigma is None else (sigma, smoothing_samples),
+        )
         figures.append(entry)
         print(table(entry), flush=True)
         for path in entry["videos"]:
@@ -186,6 +204,7 @@ def export(
     format: ExportFormat = "onnx",  # noqa: A002  (the option's name)
     output: str = "exported",
     extraction: str | None = None,
+    data: str | None = None,
 ) -> None:
     """Writes a checkpoint's policy for use without Lightning, compared with the checkpoint; see docs/export.md.
 
@@ -195,11 +214,13 @@ def export(
         format: "onnx" (for any ONNX runtime) or "torch" (weights for `tql_lightning.Policy`).
         extraction: how the model chooses actions, where it knows several ways (TQL: "fql", "implicit" or
             "behaviour_flow"); default: the model's own.
+        data: dataset, as of `tql data inspect`, at whose observations actions are compared; default: observations of
+            random actions in the checkpoint's environment.
     """
     from tql_lightning.export.comparison import BATCH_SIZES, TOLERANCE
     from tql_lightning.export.writer import export_checkpoint
 
-    exported = export_checkpoint(Path(checkpoint), Path(output), format, extraction)
+    exported = export_checkpoint(Path(checkpoint), Path(output), format, extraction, data)
     checked = exported.metadata["verification"]
     sizes = " and ".join(str(size) for size in BATCH_SIZES)
     print(f"wrote {exported.folder}: {', '.join(sorted(path.name for path in exported.folder.iterdir()))}")
@@ -208,6 +229,56 @@ def export(
         f"{checked['rows']:,} observations ({checked['observations']}), in batches of {sizes}"
     )
     print(f'use: from tql_lightning import Policy; Policy.load("{exported.folder}").act(observation)')
+
+
+def certify(
+    target: str,
+    sigma: list[float] | None = None,
+    epsilon: list[float] | None = None,
+    states: int = 20,
+    output: CertifiedOutput = "action",
+    extraction: str | None = None,
+    data: str | None = None,
+    samples: int = 5_000,
+    certificate_samples: int = 10_000,
+    candidates: int | None = None,
+    seed: int = 0,
+    json: str | None = None,
+) -> None:
+    """Certifies how far a smoothed policy's actions can move when an observation is moved; see docs/robustness.md.
+
+    Args:
+        target: folder of a run (its last checkpoint), a .ckpt file, or a folder that `tql export` wrote.
+        sigma: standard deviations of the smoothing noise, in the units of the observations; default: 0.1 0.2.
+        epsilon: Euclidean lengths of the move of an observation, in the same units; default: 0.05 0.1 0.2. At most
+            twice sigma can be certified with the default numbers of samples.
+        states: how many states of the dataset.
+        output: "action", or "q": the values of all heads at the policy's action, which is held fixed.
+        extraction: "fql", "implicit" or "behaviour_flow"; default: the model's own.
+        data: name of the dataset, as `tql data inspect` takes it; default: the run's.
+        samples: that find the centre, and again that test it.
+        certificate_samples: that the bound is a quantile of.
+        candidates: choose the centre among so many samples; default: among all.
+        seed: of states and noise.
+        json: file to write the figures to as well, with every state's bound.
+    """
+    from tql_lightning.cli.certify import as_json, certify_target
+    from tql_lightning.cli.certify import table as certificate_table
+    from tql_lightning.evaluation.smoothing import Smoothing
+    from tql_lightning.system.files import require_writable, write_text_whole
+
+    if json:
+        require_writable(Path(json))
+    smoothings = [
+        Smoothing(each, samples, certificate_samples, candidates=candidates)
+        for each in ([0.1, 0.2] if sigma is None else sigma)
+    ]
+    epsilons = [0.05, 0.1, 0.2] if epsilon is None else epsilon
+    found, rows = certify_target(Path(target), smoothings, epsilons, states, output, extraction, data, seed)
+    print(certificate_table(found, rows, smoothings[0]))
+    if json:
+        write_text_whole(Path(json), dumps(as_json(found, rows, smoothings[0], seed), indent=2) + "\n")
+        print(f"wrote {json}")
 
 
 def report(runs: list[str], output: str = "report.html", media_mb: float = 30.0) -> None:
@@ -226,6 +297,7 @@ def report(runs: list[str], output: str = "report.html", media_mb: float = 30.0)
 
 GROUPS = {"data": "Looks into datasets, and converts them."}
 COMMANDS: dict[str, Command | dict[str, Command]] = {
+    "certify": certify,
     "collect": collect_command,
     "data": {"inspect": inspect_command, "convert": convert_command},
     "evaluate": evaluate,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
@@ -20,14 +20,8 @@ from tql_lightning.trust.yaml_text import read_yaml
 DEFAULTS = "tql"
 CONFIG_FLAGS = ("-c", "--config")
 DATASET_FLAG = "--data.dataset"
-SET_ELSEWHERE = {  # what is taken from another setting, and would be passed over in a file
-    "data.discount": "set model.discount",
-    "model.action_chunk": "set data.action_chunk",
-    **{f"model.{name}": "leave it out, the dataset has it" for name in ("observation_dim", "action_dim")},
-    **{f"model.{name}": "leave it out, the dataset has it" for name in ("reward_range", "final_reward_range")},
-}
 FOLDER = "trainer.default_root_dir"
-WRITTEN_TO = ("dirpath", "save_dir")  # settings of callbacks and loggers
+WRITTEN_TO = frozenset({"dirpath", "save_dir"})  # settings of callbacks and loggers
 
 
 class ConfigError(ValueError):
@@ -67,32 +61,23 @@ def resolve_configs(arguments: Sequence[str], with_defaults: Collection[str]) ->
     return resolved
 
 
-def refer_to_folder(text: str, folder: str | None) -> str:
-    """A run's configuration whose callbacks and loggers write into its folder wherever that is said to lie.
+def refer_to_folder(settings: Any, folder: str | None) -> Any:
+    """Settings in which callbacks and loggers that write into the run's folder refer to it, so that it can be moved.
 
     Args:
-        text: of the configuration, with every reference resolved.
-        folder: what it says of ``trainer.default_root_dir``.
+        settings: Resolved settings, or a part of them.
+        folder: Value of ``trainer.default_root_dir``.
     """
-    found = list(_written_to(yaml.compose(text, Loader=yaml.SafeLoader))) if folder else []
-    for node in reversed(found):  # so that the places of those before stay
-        below = node.value.removeprefix(str(folder))
-        if below != node.value and below[:1] in ("", "/") and below.isprintable() and not set(below) & set("'\"\\"):
-            text = f'{text[: node.start_mark.index]}"${{{FOLDER}}}{below}"{text[node.end_mark.index :]}'
-    return text
-
-
-def _written_to(node: yaml.Node | None) -> Iterator[yaml.ScalarNode]:
-    """Where callbacks and loggers write, as far as it is said, in the order of the text."""
-    if isinstance(node, yaml.SequenceNode):
-        for each in node.value:
-            yield from _written_to(each)
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            if key.value not in WRITTEN_TO:
-                yield from _written_to(value)
-            elif value.tag == "tag:yaml.org,2002:str":
-                yield value
+    if isinstance(settings, list):
+        return [refer_to_folder(each, folder) for each in settings]
+    if not isinstance(settings, dict) or not folder:
+        return settings
+    changed = {name: refer_to_folder(value, folder) for name, value in settings.items()}
+    for name in WRITTEN_TO & changed.keys():
+        value = changed[name]
+        if isinstance(value, str) and (value == folder or value.startswith(f"{folder}/")):
+            changed[name] = f"${{{FOLDER}}}{value.removeprefix(folder)}"
+    return changed
 
 
 def _is_dataset(value: str) -> bool:
@@ -143,9 +128,6 @@ def _check_settings(settings: Any) -> None:
     if not isinstance(settings, dict):
         found = "nothing" if settings is None else f"a {type(settings).__name__}"
         raise ValueError(f"expected settings such as trainer:, model: and data:, found {found}; write them")
-    for key, remedy in SET_ELSEWHERE.items():
-        if _holds(settings, key):
-            raise ValueError(f"{key}: expected nothing, as it follows from another setting; {remedy}")
     data = settings.get("data")
     name = data.get("dataset") if isinstance(data, dict) else None
     if isinstance(name, str) and _is_dataset(name):
@@ -155,7 +137,7 @@ def _check_settings(settings: Any) -> None:
         )
 
 
-def _holds(settings: Any, key: str) -> bool:
+def holds(settings: Any, key: str) -> bool:
     """Whether a setting stands in nested settings, also as null."""
     for part in key.split("."):
         if not isinstance(settings, dict) or part not in settings:
@@ -173,10 +155,20 @@ def files_that_set(key: str, arguments: Sequence[str]) -> list[str]:
     """
     if any(argument.startswith(f"--{key}") for argument in arguments):
         return []
-    named = [argument.partition("=")[2] for argument in arguments if argument.startswith("--config=")]
-    named += [name for flag, name in pairwise(arguments) if flag in CONFIG_FLAGS]
-    own = {*named} - {str(path) for path in packaged_configs().values()}
-    return [name for name in sorted(own) if _holds(read_yaml(Path(name).read_text()), key)]
+    own = {*config_files(arguments)} - {str(path) for path in packaged_configs().values()}
+    return [name for name in sorted(own) if holds(read_yaml(Path(name).read_text()), key)]
+
+
+def config_files(arguments: Sequence[str]) -> list[str]:
+    """Configurations on a command line, in its order."""
+    files: list[str] = []
+    for before, argument in pairwise(["", *arguments]):
+        flag, equals, value = argument.partition("=")
+        if before in CONFIG_FLAGS:
+            files.append(argument)
+        elif equals and flag in CONFIG_FLAGS:
+            files.append(value)
+    return files
 
 
 def packaged_configs() -> dict[str, Path]:

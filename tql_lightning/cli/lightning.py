@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from argparse import ArgumentError
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -19,9 +20,9 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from tql_lightning.algorithms.loading import check_contents, checked_settings
-from tql_lightning.algorithms.tql import TQL
 from tql_lightning.cli.close_names import add_note, option_names
 from tql_lightning.cli.commands import COMMANDS, GROUPS
+from tql_lightning.cli.model import ModelParser, chosen_model, without_model
 from tql_lightning.cli.parsers import add_group, command_parser
 from tql_lightning.cli.saved_config import SaveFitConfig
 from tql_lightning.data.datamodule import OfflineDataModule
@@ -60,11 +61,12 @@ class TQLCLI(LightningCLI):
         parser = {"parser_mode": "omegaconf+", "exit_on_error": False}
         own = {name: parser | {"description": f"{SUMMARIES[name]} {BEFORE_DEFAULTS}"} for name in self.subcommands()}
         super().__init__(
-            TQL,
+            chosen_model(sys.argv[1:]),
             OfflineDataModule,
             save_config_callback=SaveFitConfig,
             save_config_kwargs={"save_to_log_dir": False, "arguments": list(arguments)},
             parser_kwargs={**parser, "description": DESCRIPTION, **own},
+            parser_class=ModelParser,
             auto_configure_optimizers=False,
         )
 
@@ -85,20 +87,19 @@ class TQLCLI(LightningCLI):
             if isinstance(command, dict):
                 add_group(below, name, command)
 
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:  # noqa: ARG002
         """Lightning's; the error of an unknown name tells those that are close."""
         try:
-            super().parse_arguments(parser, args)
+            self.config = parser.parse_args(without_model(sys.argv[1:]))  # processes that this starts need the flag
         except ArgumentError as error:
             add_note(error, {name for command in self._subcommand_parsers.values() for name in option_names(command)})
             raise
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The model's sizes and the range of its rewards are the dataset's; what both need is set once."""
-        for name in ("observation_dim", "action_dim", "reward_range", "final_reward_range"):
-            parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
-        parser.link_arguments("data.action_chunk", "model.action_chunk")
-        parser.link_arguments("model.discount", "data.discount")
+        """Links the model's settings to the data's."""
+        assert isinstance(parser, ModelParser)
+        assert isinstance(self._model_class, type)
+        parser.use_model(self._model_class)
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         """Lightning's; fit can be told to continue a run with settings that do not fit it."""

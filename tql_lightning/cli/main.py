@@ -21,6 +21,7 @@ from tql_lightning.cli.close_names import add_note, key_of, option_names
 from tql_lightning.cli.commands import COMMANDS, GROUPS
 from tql_lightning.cli.configs import files_that_set, resolve_configs
 from tql_lightning.cli.errors import exit_code_of, short_message
+from tql_lightning.cli.moved import moved_paths
 from tql_lightning.cli.parsers import command_parser
 from tql_lightning.system.full_disk import drop_unwritable_output, steady_output
 
@@ -88,6 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         key = key_of(error) if isinstance(error, ArgumentError) else None
         if key and (there := files_that_set(key, sys.argv[1:])):
             error.add_note(f"it stands in {' and '.join(there)}")
+        for old, new in moved_paths(str(error)).items():
+            error.add_note(f"{old} is now {new}")
         message = short_message(error)
         if message is None:
             raise

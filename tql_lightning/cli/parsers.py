@@ -33,6 +33,8 @@ def command_parser(
     for action in parser._actions:
         if not action.option_strings and getattr(action, "_typehint", None) == list[str]:  # given one after the other
             action.nargs, action._typehint, action.metavar = "+", str, action.dest  # type: ignore[attr-defined]
+        elif getattr(action, "_typehint", None) == list[float] | None:
+            action.nargs, action._typehint = "+", float  # type: ignore[attr-defined]
     return parser
 
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
-import re
 import resource
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +20,24 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from tql_lightning.cli.configs import packaged_configs
 from tql_lightning.data.collecting.collect import collect, datasets_folder
 from tql_lightning.data.sources.npz import load_npz
 from tql_lightning.report.plots import plot_runs
-from tql_lightning.run.folder import VIDEO_FOLDER
+from tql_lightning.run.folder import CONFIG_FILE, METRICS_FILE, VIDEO_FOLDER
+from tql_lightning.run.metrics_csv import read_metrics
 from tql_lightning.run.provenance import peak_memory_bytes
 from tql_lightning.system.files import write_text_whole
+from tql_lightning.trust.yaml_text import read_yaml
 
+CONFIG = "quickstart"
 ENVIRONMENT = "Pendulum-v1"
 EPISODES = 100
 REPORT_FILE = "report.html"
 EVALUATION_SEED = 1000  # not the seed of the evaluations during training
+POLL_SECONDS = 0.5
 LABELS = {"data": "dataset", "behaviour_flow": "behaviour flow", "tql": "TQL"}
-PROGRESS = re.compile(r"(\d+)/(\d+) \[.*?(?:return=(-?[\d.e+]+))?\]")
+LONGEST_END = 1500  # characters of a failed run's log that are shown
 
 
 class QuickstartError(ValueError):
@@ -49,16 +51,25 @@ class Run:
     seed: int
     folder: Path
     process: subprocess.Popen[bytes] | None = None
-    follower: threading.Thread | None = None
-    updates: int = 0
-    total: int = 0
-    last_return: str = ""
-    tail: deque[str] = field(default_factory=lambda: deque(maxlen=20))
 
     @property
     def log(self) -> Path:
         """Everything the run printed."""
         return self.folder / "train.log"
+
+    def trains(self) -> bool:
+        """Whether the run has imported everything and written its configuration."""
+        return (self.folder / CONFIG_FILE).is_file()
+
+    def progress(self) -> tuple[int, str]:
+        """Updates that metrics.csv tells of, and the return of the last evaluation as text, or ""."""
+        file = self.folder / METRICS_FILE
+        if not file.is_file():
+            return 0, ""
+        series = read_metrics(file)
+        updates = max((steps[-1] for steps, _ in series.values()), default=0)
+        _, returns = series.get("eval/return", ([], []))
+        return updates, f"{returns[-1]:.0f}" if returns else ""
 
 
 def run_quickstart(seeds: Sequence[int], output: Path, parallel: int | None = None) -> dict[str, Any]:
@@ -135,37 +146,33 @@ def _train(runs: Sequence[Run], parallel: int) -> None:
     waiting = deque(runs)
     running: list[Run] = []
     threads = max(1, (os.cpu_count() or 1) // min(parallel, len(runs)))
-    bar: tqdm[Any] | None = None
+    total = len(runs) * int(read_yaml(packaged_configs()[CONFIG].read_text())["trainer"]["max_steps"])
     # As Ctrl-C: the runs lead process groups of their own, and would go on alone.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    bar = tqdm(total=total, desc="training", unit=" updates", smoothing=0.05)
     try:
         while waiting or running:
             # One after the other: two imports at once would make the first wait for both.
-            if waiting and len(running) < parallel and all(run.updates for run in running):
+            if waiting and len(running) < parallel and all(run.trains() for run in running):
                 running.append(_start(waiting.popleft(), threads))
-            time.sleep(0.2)
-            if any(run.updates for run in runs):
-                if bar is None:
-                    bar = tqdm(total=0, desc="training", unit=" updates", smoothing=0.05)
-                _show(bar, runs)
+            time.sleep(POLL_SECONDS)
+            _show(bar, runs)
             for run in [run for run in running if run.process is not None and run.process.poll() is not None]:
                 running.remove(run)
-                if run.follower is not None:
-                    run.follower.join()  # until its log is whole
                 if run.process is not None and run.process.returncode:
-                    end = "".join(run.tail)[-1500:]
+                    end = run.log.read_text(errors="replace").replace("\r", "\n")[-LONGEST_END:]
                     raise QuickstartError(f"training with seed {run.seed} failed; end of {run.log}:\n{end}")
     except KeyboardInterrupt:
         for run in runs:  # each saves a checkpoint after the update in hand
             if run.process is not None:
-                run.process.terminate()  # not Ctrl-C, which they do not hear before they train if this one does not
+                run.process.terminate()  # SIGINT would be ignored until training starts if this process ignores it
         for run in runs:
             if run.process is not None:
                 run.process.wait()
-        folders = ", ".join(str(run.folder) for run in runs if run.updates)
+        folders = ", ".join(str(run.folder) for run in runs if (run.folder / "checkpoints" / "last.ckpt").is_file())
         if folders:
             print(
-                f"\nStopped; checkpoints in {folders}. Continue one with: tql fit --config quickstart "
+                f"\nStopped; checkpoints in {folders}. Continue one with: tql fit --config {CONFIG} "
                 "--ckpt_path=last --trainer.default_root_dir=FOLDER (make quickstart would replace them)",
                 file=sys.stderr,
             )
@@ -175,49 +182,25 @@ def _train(runs: Sequence[Run], parallel: int) -> None:
             if run.process is not None and run.process.poll() is None:
                 run.process.terminate()
         signal.signal(signal.SIGTERM, before)
-        if bar is not None:
-            _show(bar, runs)
-            bar.close()
+        _show(bar, runs)
+        bar.close()
 
 
 def _start(run: Run, threads: int) -> Run:
-    command = [sys.executable, "-m", "tql_lightning", "fit", "--config", "quickstart"]
+    command = [sys.executable, "-m", "tql_lightning", "fit", "--config", CONFIG]
     command += [f"--seed_everything={run.seed}", f"--trainer.default_root_dir={run.folder}"]
     environment = {"OMP_NUM_THREADS": str(threads)} | os.environ | {"PYTHONUNBUFFERED": "1"}
-    run.process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
-    )
-    run.follower = threading.Thread(target=_follow, args=(run,), daemon=True)
-    run.follower.start()
+    with run.log.open("wb") as log:
+        run.process = subprocess.Popen(
+            command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
     return run
 
 
-def _follow(run: Run) -> None:
-    """Keeps a run's log and reads its progress bar."""
-    assert run.process is not None
-    assert run.process.stdout is not None
-    line = ""
-    printed = io.TextIOWrapper(run.process.stdout, encoding="utf-8", errors="replace", newline="")
-    with printed, run.log.open("w", buffering=1) as log:
-        while character := printed.read(1):
-            line += character
-            if character not in "\r\n":
-                continue
-            progress = PROGRESS.search(line)
-            if progress and "Training" in line:
-                run.updates, run.last_return = int(progress[1]), progress[3] or run.last_return
-                run.total = int(progress[2])
-            log.write(line.replace("\r", "\n"))
-            run.tail.append(line.replace("\r", "\n"))
-            line = ""
-        log.write(line)
-        run.tail.append(line)
-
-
 def _show(bar: tqdm[Any], runs: Sequence[Run]) -> None:
-    bar.total = len(runs) * max(run.total for run in runs)
-    bar.set_postfix_str(", ".join(f"seed {run.seed}: {run.last_return}" for run in runs if run.last_return), False)
-    bar.update(sum(run.updates for run in runs) - bar.n)
+    progress = {run.seed: run.progress() for run in runs}
+    bar.set_postfix_str(", ".join(f"seed {seed}: {last}" for seed, (_, last) in progress.items() if last), False)
+    bar.update(sum(updates for updates, _ in progress.values()) - bar.n)
 
 
 # ---------------------------------------------------------------------- figures

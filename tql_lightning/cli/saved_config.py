@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from lightning.pytorch.cli import SaveConfigCallback
 
 from tql_lightning.cli.configs import refer_to_folder
@@ -46,9 +47,10 @@ class SaveFitConfig(SaveConfigCallback):
             OSError: it cannot be written; what was there stays.
         """
         path = Path(trainer.default_root_dir) / CONFIG_FILE
-        text = refer_to_folder(self.parser.dump(self.config, skip_none=False), self.config.trainer.default_root_dir)
+        settings = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        settings = refer_to_folder(settings, self.config.trainer.default_root_dir)
         try:
-            write_text_whole(path, text)
+            write_text_whole(path, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
         except OSError as error:
             raise OSError(unwritten(path, error)) from error
 

@@ -1,1 +1,1 @@
-"""A checkpoint's policy in real environments, and the figures that come of it."""
+"""Evaluation of policies in environments: rollouts, statistics, videos and Q landscapes."""

@@ -1,4 +1,4 @@
-"""Evaluations and films in a process of their own, while training goes on."""
+"""Evaluations and videos in a separate process, while training goes on."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from tql_lightning.evaluation.watched_rollout import hang_error
 from tql_lightning.run.folder import update_name
 from tql_lightning.system.child_processes import end_with_parent, one_thread_in_new_processes, sigint_blocked
 
-NICENESS = 15  # training goes first where there are too few cores for both
-START_SECONDS = 600.0  # how long a process may take to start, at least
+NICENESS = 15  # leaves the cores to training
+START_SECONDS = 600.0  # least time that a process is given to start
 
 
 @dataclass(frozen=True)
 class EvaluationJob:
-    """What is to be evaluated: a snapshot of the policy, and the arguments of `rollout`.
+    """An evaluation to make: a snapshot of the policy and arguments of `rollout`.
 
     Attributes:
-        update: that the snapshot was taken after.
-        snapshot: a checkpoint.
-        env_id: as for `rollout`, and so the others.
+        update: Update after which the snapshot was taken.
+        snapshot: Path of a checkpoint.
+        env_id: See `rollout`, as for the other attributes.
     """
 
     update: int
@@ -48,20 +48,20 @@ class EvaluationJob:
     extraction: str | None
 
     def work(self, beat: Callable[[], None]) -> RolloutResult:
-        """Plays; ``beat`` is called before every step."""
+        """Plays the episodes; calls ``beat`` before every step."""
         actor = load_checkpoint(self.snapshot, trusted=True)[0].actor(self.extraction)
         return rollout(actor, self.env_id, self.episodes, self.seed, self.num_envs, self.parallel, before_step=beat)
 
 
 @dataclass(frozen=True)
 class FilmJob:
-    """What is to be filmed: a snapshot of the policy, and the arguments of `film_episodes`.
+    """Videos to make: a snapshot of the policy and arguments of `film_episodes`.
 
     Attributes:
-        update: that the snapshot was taken after.
-        snapshot: a checkpoint.
-        env_id: as for `film_episodes`, and so the others.
-        folder: of the videos.
+        update: Update after which the snapshot was taken.
+        snapshot: Path of a checkpoint.
+        env_id: See `film_episodes`, as for the other attributes.
+        folder: Folder of the videos.
     """
 
     update: int
@@ -73,8 +73,8 @@ class FilmJob:
     folder: str
 
     def work(self, beat: Callable[[], None]) -> list[Path]:
-        """Films, and returns the files; ``beat`` is called before every step."""
-        require_video()  # here: it has to come before anything imports MuJoCo
+        """Films the episodes and returns the files; calls ``beat`` before every step."""
+        require_video()  # before anything imports MuJoCo
         actor = load_checkpoint(self.snapshot, trusted=True)[0].actor(self.extraction)
         name = update_name(self.update)
         return film_episodes(actor, self.env_id, self.episodes, self.seed, Path(self.folder), name, beat)
@@ -85,7 +85,7 @@ Job = EvaluationJob | FilmJob
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a job: what its ``work`` returned, or why there is nothing."""
+    """Result of a job's ``work``, or the reason why there is none."""
 
     job: Job
     result: Any
@@ -93,12 +93,12 @@ class Outcome:
 
 
 class BackgroundEvaluator:
-    """A process that works through jobs in order; it computes on one CPU thread, at low priority.
+    """Runs jobs in order in a process with one CPU thread and low priority.
 
-    A process that dies or hangs costs the job it was at; another takes over the rest.
+    If the process dies or hangs, its current job fails and a new process runs the others.
 
     Args:
-        timeout: seconds without a step after which a job counts as hung.
+        timeout: Seconds without a step after which a job counts as hung.
     """
 
     def __init__(self, timeout: float) -> None:
@@ -106,12 +106,12 @@ class BackgroundEvaluator:
         self._pending: deque[Job] = deque()
         self._process: SpawnProcess | None = None
         self._pipe: Connection | None = None
-        self._heartbeat: Any = None  # when the process last took a step; 0 before it has started
-        self._given_at = 0.0  # when it was last given a job, or started
+        self._heartbeat: Any = None  # time of the process's last step; 0 before it has started
+        self._given_at = 0.0  # time of the last submission, or of the start
 
     @property
     def pending(self) -> Sequence[Job]:
-        """Jobs without an outcome yet, in order."""
+        """Jobs without an outcome, in order."""
         return tuple(self._pending)
 
     def submit(self, job: Job) -> None:
@@ -121,11 +121,11 @@ class BackgroundEvaluator:
         if self._pipe is None:
             self._start()
         else:
-            with suppress(OSError):  # a process that has died is noticed by `next_outcome`
+            with suppress(OSError):  # `next_outcome` notices a process that has died
                 self._pipe.send(job)
 
     def next_outcome(self, wait_seconds: float = 0.0) -> Outcome | None:
-        """The outcome of the oldest job if it is there within so many seconds; None if not, or without jobs."""
+        """Outcome of the oldest job, or None if there is none after ``wait_seconds``."""
         if not self._pending or self._pipe is None or self._process is None:
             return None
         try:
@@ -135,14 +135,14 @@ class BackgroundEvaluator:
                 return outcome
         except (EOFError, OSError):
             self._process.join()
-            return self._give_up(f"the process that played it ended unasked (exit code {self._process.exitcode})")
+            return self._give_up(f"the process that played it ended unexpectedly (exit code {self._process.exitcode})")
         return self._give_up(str(hang_error(self._timeout))) if self._hangs() else None
 
     def close(self) -> None:
-        """Ends the process at once, with whatever it is at."""
+        """Kills the process and abandons its job."""
         atexit.unregister(self.close)
         if self._process is not None and self._process.pid is not None:
-            with suppress(ProcessLookupError):  # it leads no group before it has started, and none once it ended
+            with suppress(ProcessLookupError):  # no process group before it has started or after it has ended
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.kill()
             self._process.join()
@@ -153,7 +153,7 @@ class BackgroundEvaluator:
     def _hangs(self) -> bool:
         beat: float = self._heartbeat.value
         limit = self._timeout if beat else max(self._timeout, START_SECONDS)
-        # A process with nothing to do takes no steps: what it is given later counts from then.
+        # An idle process takes no steps, so its time counts from the last submission.
         return time.monotonic() - max(beat, self._given_at) > limit
 
     def _start(self) -> None:
@@ -170,7 +170,7 @@ class BackgroundEvaluator:
             self._pipe.send(job)
 
     def _give_up(self, reason: str) -> Outcome:
-        """The oldest job has failed; another process goes on with the rest."""
+        """Fails the oldest job and starts a new process for the others."""
         self.close()
         outcome = Outcome(self._pending.popleft(), None, reason)
         if self._pending:
@@ -179,11 +179,11 @@ class BackgroundEvaluator:
 
 
 def _work(pipe: Connection, heartbeat: Any) -> None:
-    """What the process does until its parent ends."""
+    """Main function of the process; runs until the parent ends."""
     with suppress(PermissionError):
-        os.setsid()  # so that it can be ended together with the environments' processes
-    # Whoever ends a run may send SIGTERM to all its processes; this one ends with its parent, which waits for it. The
-    # signal was blocked until here. Environments' processes must hear it, and do, since they begin without handlers.
+        os.setsid()  # so that `close` can kill the environments' processes with it
+    # A scheduler may send SIGTERM to all processes of a run; this one ignores it, since its parent waits for it. A
+    # handler, not SIG_IGN: the environments' processes inherit no handlers, and so still end at the signal.
     signal.signal(signal.SIGTERM, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     os.nice(NICENESS)
@@ -200,5 +200,5 @@ def _outcome(job: Job, heartbeat: Any) -> Outcome:
     beat()
     try:
         return Outcome(job, job.work(beat), None)
-    except (ValueError, OSError) as error:  # of environment, checkpoint or film, or a disk that is full
+    except (ValueError, OSError) as error:  # of environment, checkpoint or video, or a full disk
         return Outcome(job, None, str(error))

@@ -1,4 +1,4 @@
-"""Makes environments as the policy sees them: flat float32 observations, actions in [-1, 1]."""
+"""Makes environments with flat float32 observations and actions in [-1, 1]."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class EnvError(ValueError):
-    """An environment cannot be made or does not fit; the message says why and what to do."""
+    """An environment cannot be made, fails or does not fit; the message gives the reason."""
 
 
 def make_env(env_id: str, render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
@@ -25,24 +25,22 @@ def make_env(env_id: str, render_mode: str | None = None) -> gymnasium.Env[Any, 
     The columns of Dict observations are those of `tql_lightning.data.flatten`.
 
     Args:
-        env_id: a Gymnasium id; "package:Env-v0" imports the package that registers it first. Or a specification
-            as JSON (``EnvSpec.to_json``), which Minari's datasets keep of environments made with arguments.
-        render_mode: passed on to the environment.
+        env_id: Gymnasium id; "package:Env-v0" first imports the package that registers it. Or a JSON specification
+            (``EnvSpec.to_json``), as Minari's datasets hold for environments made with arguments.
+        render_mode: Render mode of the environment.
 
     Raises:
-        EnvError: unknown id, missing package, a constructor that does not take ``render_mode``, spaces that are not
-            Boxes, pictures, or actions without bounds.
+        EnvError: unknown id, missing package, constructor without ``render_mode``, unsupported spaces, pictures, or
+            actions without bounds.
     """
     import gymnasium
     from gymnasium.wrappers import DtypeObservation, FlattenObservation, RescaleAction, TransformObservation
 
     try:
-        drawn: dict[str, Any] = (
-            {} if render_mode is None else {"render_mode": render_mode}
-        )  # not every constructor takes it
-        env = gymnasium.make(environment_spec(env_id), **drawn)
+        rendering: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
+        env = gymnasium.make(environment_spec(env_id), **rendering)
     except TypeError as error:
-        raise EnvError(f"environment {env_id}: its constructor does not take what it was given ({error})") from error
+        raise EnvError(f"environment {env_id}: its constructor does not take its arguments ({error})") from error
     except ModuleNotFoundError as error:
         raise EnvError(f"environment {env_id}: {error}; install the package that registers it") from error
     except ValueError as error:  # of a specification
@@ -78,12 +76,12 @@ def check_sizes(env_id: str, observation_dim: int, action_dim: int) -> None:
     """Makes the environment once and compares its sizes with a model's.
 
     Args:
-        env_id: a Gymnasium id.
+        env_id: Gymnasium id.
         observation_dim: n_s.
         action_dim: n_a.
 
     Raises:
-        EnvError: they differ, or the environment cannot be made.
+        EnvError: the sizes differ, or the environment cannot be made.
     """
     env = make_env(env_id)
     try:

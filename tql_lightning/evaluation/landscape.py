@@ -1,4 +1,4 @@
-"""Q as a function of the action: how steep and how jagged it is, and its values on a grid."""
+"""Q as a function of the action: slope, roughness, and values on a grid."""
 
 from __future__ import annotations
 
@@ -13,19 +13,16 @@ STEP = 0.1  # length of the step in action space, whose coordinates lie in [-1, 
 
 @torch.no_grad()
 def smoothness(critic: Critic, observations: Tensor, actions: Tensor) -> tuple[float, float]:
-    """How steep and how jagged Q is around actions, in units of Q's spread over the pairs.
+    """Slope and roughness of Q around actions, in units of the standard deviation S of Q(s, a) over the pairs.
 
-    With d a random direction of length `STEP` and S the standard deviation of Q(s, a) over the pairs: slope is
-    the mean of |Q(s, a + d) - Q(s, a - d)| / (2 S), roughness the mean of |Q(s, a + d) + Q(s, a - d) - 2 Q(s, a)| / S.
-    Actions are moved inside by `STEP` first. The directions are the same at every call.
+    With a random direction d of length `STEP`, slope is the mean of |Q(s, a + d) - Q(s, a - d)| / (2 S), and roughness
+    the mean of |Q(s, a + d) + Q(s, a - d) - 2 Q(s, a)| / S. Actions are first clamped to leave room for the step. Every
+    call uses the same directions.
 
     Args:
-        critic: its Q is the mean over its heads.
-        observations: (P, n_s), P at least 2.
-        actions: (P, n_a).
-
-    Returns:
-        Slope and roughness.
+        critic: Critic; Q is the mean over its heads.
+        observations: Observations (P, n_s) with P at least 2.
+        actions: Actions (P, n_a).
     """
     actions = actions.clamp(STEP - 1.0, 1.0 - STEP)
     number, size = actions.shape
@@ -39,7 +36,7 @@ def smoothness(critic: Critic, observations: Tensor, actions: Tensor) -> tuple[f
 
 
 def steepest_dimensions(critic: Critic, observations: Tensor, actions: Tensor) -> tuple[int, ...]:
-    """The two action dimensions with the largest mean |dQ/da|, in ascending order; the only one where there is one."""
+    """The two action dimensions with the largest mean |dQ/da|, in ascending order; one if there is only one."""
     with torch.enable_grad():
         moved = actions.detach().clone().requires_grad_(True)
         (gradient,) = torch.autograd.grad(mean_q(critic, observations, moved).sum(), moved)
@@ -51,17 +48,17 @@ def steepest_dimensions(critic: Critic, observations: Tensor, actions: Tensor) -
 def q_around(
     critic: Critic, observations: Tensor, actions: Tensor, dimensions: tuple[int, ...], offsets: Tensor
 ) -> Tensor:
-    """Q where one or two dimensions of each action are moved by every (pair) of some offsets.
+    """Q on a grid around each action, along one or two action dimensions.
 
     Args:
-        critic: its Q is the mean over its heads.
-        observations: (P, n_s).
-        actions: (P, n_a).
-        dimensions: one or two action dimensions.
-        offsets: (m,).
+        critic: Critic; Q is the mean over its heads.
+        observations: Observations (P, n_s).
+        actions: Actions (P, n_a).
+        dimensions: One or two action dimensions.
+        offsets: Offsets (m,) along each dimension.
 
     Returns:
-        (P, m) or (P, m, m), the first dimension's offset first; NaN where the action would leave [-1, 1].
+        (P, m) or (P, m, m), indexed by the first dimension's offset first; NaN for actions outside [-1, 1].
     """
     grid = torch.cartesian_prod(*[offsets] * len(dimensions)).reshape(-1, len(dimensions))
     moved = actions.unsqueeze(1).repeat(1, len(grid), 1)
@@ -73,6 +70,6 @@ def q_around(
 
 
 def mean_q(critic: Critic, observations: Tensor, actions: Tensor) -> Tensor:
-    """Mean over the critic's heads, (P,) in float32."""
+    """Mean Q over the critic's heads, (P,) float32."""
     values: Tensor = critic(observations, actions).values.float()
     return values.mean(dim=-1)

@@ -1,4 +1,4 @@
-"""Evaluates a policy: episodes fixed beforehand, the same result however many environments play them."""
+"""Evaluates a policy on a fixed set of episodes, with results that do not depend on the number of environments."""
 
 from __future__ import annotations
 
@@ -17,24 +17,23 @@ from tql_lightning.data.counter_random import normal, uniform
 from tql_lightning.data.transitions import normalized_score
 from tql_lightning.evaluation.envs import make_env
 from tql_lightning.evaluation.metrics import bootstrap_interval, mean_with_error, rate_interval
-from tql_lightning.evaluation.vector_envs import Environments, MakeEnv
+from tql_lightning.evaluation.vector_envs import MakeEnv, VectorEnvs
 from tql_lightning.nn.policy import Actor
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-ROWS = 16  # observations that the policy always sees at once
+ROWS = 16  # batch size of the policy, whatever the number of environments
 
 
 @dataclass(frozen=True)
 class RolloutResult:
-    """What every episode gave, in the order of the episodes.
+    """Results per episode, in the order of the episodes.
 
     Attributes:
-        returns: undiscounted, (episodes,).
-        lengths: steps, (episodes,).
-        successes: 0 or 1 from the last step's ``info["success"]``, (episodes,); None where the environment
-            reports none.
+        returns: Undiscounted returns (episodes,).
+        lengths: Lengths in steps (episodes,).
+        successes: Last step's ``info["success"]``, 0 or 1, (episodes,); None if the environment reports none.
     """
 
     returns: Floats
@@ -42,11 +41,10 @@ class RolloutResult:
     successes: Floats | None
 
     def summary(self, reference_scores: tuple[float, float] | None = None) -> dict[str, float]:
-        """Means, standard errors and 95 % intervals by the keys they are logged under, without ``eval/``.
+        """Means, standard errors and 95 % intervals by metric key without ``eval/``.
 
         Args:
-            reference_scores: returns of a random and of an expert policy, for `normalized_score`; None where they are
-                not known.
+            reference_scores: Returns of a random and of an expert policy, for `normalized_score`; None if unknown.
         """
         columns = {"return": self.returns, "length": self.lengths}
         if self.successes is not None:
@@ -61,13 +59,13 @@ class RolloutResult:
         return summary
 
     def as_lists(self) -> dict[str, list[float] | None]:
-        """The three arrays as JSON holds them."""
+        """The three arrays as lists, for JSON."""
         successes = None if self.successes is None else self.successes.tolist()
         return {"returns": self.returns.tolist(), "lengths": self.lengths.tolist(), "successes": successes}
 
 
 def join_shares(shares: Sequence[RolloutResult]) -> RolloutResult:
-    """What processes 0, 1, ... played of the same episodes (``share`` of `rollout`), in the order of the episodes."""
+    """Joins the results of processes 0, 1, ... that played shares of the same episodes; see ``share`` of `rollout`."""
     episodes = sum(len(share.returns) for share in shares)
     reported = any(share.successes is not None for share in shares)
     returns, lengths, successes = np.zeros(episodes), np.zeros(episodes), np.zeros(episodes)
@@ -95,28 +93,24 @@ def rollout(
 ) -> RolloutResult:
     """Plays a fixed set of episodes with a policy.
 
-    Episode i, its reset seed and all its noise are functions of (seed, i), and environment j plays the j-th,
-    (j + num_envs)-th, ... of them; nothing depends on which episode ends first, so short ones are not favoured.
-    Sums in a matrix product depend on the number of rows and a row's place among them, so the policy always sees
-    `ROWS` rows, and episode i in row i mod `ROWS`: results are the same whatever ``num_envs``, ``parallel`` and
-    ``share``. A chunk of actions is taken to its end before the policy is asked again. Global random states are
-    left alone.
+    The reset seed and the noise of episode i are functions of (seed, i). Environment j plays episodes j, j + num_envs,
+    ...; the set does not depend on which episode ends first, so short ones are not favoured. Rounding in a matrix
+    product depends on the number of rows and on a row's place, so the policy always sees `ROWS` rows, and episode i in
+    row i mod `ROWS`. Results are thus the same for any ``num_envs``, ``parallel`` and ``share``. An action chunk is
+    played to its end before the policy acts again. Global random states are not used.
 
     Args:
-        actor: the policy.
+        actor: Policy.
         env_id: Gymnasium id of the environment.
-        episodes: how many.
-        seed: of resets and noise.
-        num_envs: environments that play at once.
-        parallel: a process for each environment, for environments slower than their communication.
-        device: where the policy computes.
-        dtype: floating type that the policy computes in.
-        share: (p, q): play only episodes p, p + q, p + 2q, ..., as process p of q; see `join_shares`.
-        before_step: called before every step; what it raises ends the evaluation.
-        make: makes an environment; None for ``make_env(env_id)``.
-
-    Returns:
-        Return, length and success of every episode played.
+        episodes: Number of episodes.
+        seed: Seed of resets and noise.
+        num_envs: Number of environments that play at once.
+        parallel: Whether each environment runs in its own process, for environments slower than the communication.
+        device: Device of the policy.
+        dtype: Floating type of the policy.
+        share: (p, q) to play only episodes p, p + q, p + 2q, ..., as process p of q; see `join_shares`.
+        before_step: Function called before every step; an exception in it ends the evaluation.
+        make: Function that makes an environment; None for ``make_env(env_id)``.
 
     Raises:
         EnvError: an environment cannot be made, fails, or returns NaN or infinity.
@@ -127,7 +121,7 @@ def rollout(
     own = np.arange(share[0], episodes, share[1])
     if not len(own):
         return RolloutResult(np.zeros(0), np.zeros(0), None)
-    envs = Environments(env_id, make or partial(make_env, env_id), min(num_envs, len(own)), parallel)
+    envs = VectorEnvs(env_id, make or partial(make_env, env_id), min(num_envs, len(own)), parallel)
     try:
         moved = replace(
             actor,
@@ -140,18 +134,18 @@ def rollout(
         envs.close()
 
 
-def _play(actor: Actor, envs: Environments, numbers: Ints, seed: int, before_step: Callable[[], None]) -> RolloutResult:
-    """Plays the episodes of these numbers; ``playing`` counts within them."""
+def _play(actor: Actor, envs: VectorEnvs, numbers: Ints, seed: int, before_step: Callable[[], None]) -> RolloutResult:
+    """Plays the episodes ``numbers``, an array that ``playing`` indexes."""
     episodes = len(numbers)
     seeds = reset_seeds(seed, int(numbers[-1]) + 1)
-    playing = np.arange(envs.number)  # the episode that each environment plays; `episodes` and above: none
+    playing = np.arange(envs.number)  # index of each environment's episode; `episodes` or above for none
     returns, lengths = np.zeros(episodes), np.zeros(episodes)
     successes: Floats | None = None
-    noise = _NoiseAhead(seed, actor.noise_shape, envs.number)
+    noise = _NoiseBuffer(seed, actor.noise_shape, envs.number)
     before_step()
     observations = envs.reset([seeds[numbers[episode]] for episode in playing], np.ones(envs.number, dtype=np.bool_))
     actions = np.zeros(envs.action_shape, dtype=np.float32)
-    chunks = np.zeros((episodes, actor.action_chunk, actions.shape[1]), dtype=np.float32)  # what each episode decided
+    chunks = np.zeros((episodes, actor.action_chunk, actions.shape[1]), dtype=np.float32)  # of each episode
     while (playing < episodes).any():
         before_step()
         active = playing < episodes
@@ -175,7 +169,7 @@ def _play(actor: Actor, envs: Environments, numbers: Ints, seed: int, before_ste
             successes[playing[ended]] = np.asarray(info["success"], dtype=np.float64)[ended]
         playing = np.where(ended, playing + envs.number, playing)
         if over.any():
-            # An environment without a further episode repeats its last seed, and nothing counts it.
+            # An environment without a further episode plays the last seed again, and its results are not counted.
             following = [seeds[numbers[min(int(episode), episodes - 1)]] for episode in playing]
             observations = envs.reset(following, over)
             noise.restart(over)
@@ -183,11 +177,11 @@ def _play(actor: Actor, envs: Environments, numbers: Ints, seed: int, before_ste
 
 
 def _act_in_rows(actor: Actor, observations: NDArray[Any], noise: Tensor, numbers: Ints) -> NDArray[np.float32]:
-    """Actions (m, n_a) for m episodes, each computed in row (its number mod `ROWS`) of `ROWS`, others being 0."""
+    """Actions (m, n_a) of m episodes; each is computed in row (number mod `ROWS`) of a batch padded with zeros."""
     rows = numbers % ROWS
     waiting = np.arange(len(rows))
     actions: NDArray[np.float32] | None = None
-    while len(waiting):  # more than once only where two episodes have the same row
+    while len(waiting):  # again if two episodes have the same row
         _, first = np.unique(rows[waiting], return_index=True)
         chosen = waiting[first]
         inputs = torch.zeros(ROWS, observations.shape[1])
@@ -204,23 +198,13 @@ def _act_in_rows(actor: Actor, observations: NDArray[Any], noise: Tensor, number
 
 
 def reset_seeds(seed: int, episodes: int) -> list[int]:
-    """Seed of each episode's environment, a function of (seed, episode)."""
+    """Reset seed of each episode, a function of (seed, episode)."""
     numbers = uniform(seed, torch.zeros(1, dtype=torch.long), torch.arange(episodes), 1)
     return [int(number) for number in (numbers.flatten() * 2**31)]
 
 
 def episode_noise(seed: int, episode: int, steps: range, shape: tuple[int, ...]) -> Tensor:
-    """Standard normal noise of an episode at some of its steps, a function of (seed, episode, step).
-
-    Args:
-        seed: of the evaluation.
-        episode: its number.
-        steps: of it.
-        shape: of the noise of one observation.
-
-    Returns:
-        (steps, *shape) float32.
-    """
+    """Standard normal noise (steps, *shape) float32 for steps of an episode, a function of (seed, episode, step)."""
     size = math.prod(shape)
     columns = 2 * math.ceil(size / 2)
     # One stream per step, one row per episode.
@@ -228,26 +212,26 @@ def episode_noise(seed: int, episode: int, steps: range, shape: tuple[int, ...])
     return normal(numbers[:, 0])[:, :size].reshape(len(steps), *shape).float()
 
 
-class _NoiseAhead:
-    """The noise of each environment's episode, drawn some steps ahead: drawing few numbers costs as much as many."""
+class _NoiseBuffer:
+    """Noise of each environment's episode, drawn in blocks of steps, since few numbers cost as much as many."""
 
-    AHEAD = 64
+    BLOCK = 64
 
     def __init__(self, seed: int, shape: tuple[int, ...], number: int) -> None:
         self._seed, self._shape = seed, shape
         self._steps = np.zeros(number, dtype=np.int64)
-        self._drawn = torch.zeros(number, self.AHEAD, *shape)
+        self._drawn = torch.zeros(number, self.BLOCK, *shape)
 
     def next(self, episodes: Ints) -> Tensor:
-        """Noise of the next step of the episode that each environment plays, (num_envs, *shape)."""
-        offsets = self._steps % self.AHEAD
+        """Noise of each environment's next step, (num_envs, *shape)."""
+        offsets = self._steps % self.BLOCK
         for env in np.flatnonzero(offsets == 0):
             start = int(self._steps[env])
-            steps = range(start, start + self.AHEAD)
+            steps = range(start, start + self.BLOCK)
             self._drawn[env] = episode_noise(self._seed, int(episodes[env]), steps, self._shape)
         self._steps += 1
         return self._drawn[torch.arange(len(offsets)), torch.as_tensor(offsets)]
 
     def restart(self, which: NDArray[np.bool_]) -> None:
-        """Some environments start another episode."""
+        """Resets the step of environments that begin an episode."""
         self._steps[which] = 0

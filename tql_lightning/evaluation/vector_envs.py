@@ -1,4 +1,4 @@
-"""Environments that play side by side, in this process or each in its own."""
+"""Vector environments, in this process or with one process each."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 MakeEnv = Callable[[], "gymnasium.Env[Any, Any]"]
 
-EXIT_SECONDS = 2.0  # until a process that closed its pipe has an exit code
+EXIT_SECONDS = 2.0  # wait for the exit code of a process that closed its pipe
 
 
-class Environments:
-    """Environments that play side by side; whatever goes wrong in them is an `EnvError`."""
+class VectorEnvs:
+    """Several copies of an environment; every error in them is raised as `EnvError`."""
 
     def __init__(self, env_id: str, make: MakeEnv, number: int, parallel: bool) -> None:
         from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
@@ -41,27 +41,27 @@ class Environments:
         self.action_shape: tuple[int, ...] = self._envs.action_space.shape
 
     def reset(self, seeds: list[int], which: NDArray[np.bool_]) -> NDArray[Any]:
-        """Starts episodes in some of the environments; returns the observations of all."""
+        """Resets the environments in the mask; returns the observations of all."""
         observations: NDArray[Any]
         observations, _ = self._try(lambda: self._envs.reset(seed=seeds, options={"reset_mask": which}))
         self._require_finite(observations[which])
         return observations
 
     def step(self, actions: NDArray[np.float32], active: NDArray[np.bool_]) -> tuple[Any, ...]:
-        """Gymnasium's step of all environments; those that are not active play on for nothing."""
+        """Steps all environments; results of inactive ones are not checked."""
         outcome: tuple[Any, ...] = self._try(lambda: self._envs.step(actions))
         self._require_finite(outcome[0][active], outcome[1][active])
         return outcome
 
     def close(self) -> None:
-        """Ends the environments and their processes, also those that hang or died."""
+        """Closes the environments and ends their processes, also those that hang or have died."""
         processes = getattr(self._envs, "processes", None)
         if processes is None:
             self._envs.close()
             return
         try:
             self._envs.close(terminate=True)
-        except (EOFError, OSError, UserWarning):  # it asks for the answer of a process that is no more
+        except (EOFError, OSError, UserWarning):  # Gymnasium waits for a process that has died
             for process in processes:
                 process.kill()
                 process.join()
@@ -74,13 +74,13 @@ class Environments:
             raise
         except (EOFError, ConnectionError) as error:
             raise EnvError(
-                f"environment {self.env_id} failed: its process ended unasked{self._exit_codes()}"
+                f"environment {self.env_id} failed: its process ended unexpectedly{self._exit_codes()}"
             ) from error
-        except Exception as error:  # of whatever simulator
+        except Exception as error:  # of any simulator
             raise EnvError(f"environment {self.env_id} failed: {type(error).__name__}: {error}") from error
 
     def _exit_codes(self) -> str:
-        """Of the processes that have ended, where that is known."""
+        """Exit codes of the processes that have ended, for the message."""
         processes = getattr(getattr(self, "_envs", None), "processes", ())
         for process in processes:
             process.join(EXIT_SECONDS / len(processes))
@@ -91,5 +91,5 @@ class Environments:
         if not all(np.isfinite(array).all() for array in arrays):
             raise EnvError(
                 f"environment {self.env_id}: expected finite rewards and observations, found NaN or infinity; "
-                "the policy's actions may have driven the simulation apart"
+                "the policy's actions may have made the simulation unstable"
             )

@@ -1,4 +1,4 @@
-"""Films evaluation episodes, on machines with and without a display."""
+"""Films evaluation episodes, with or without a display."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from tql_lightning.nn.policy import Actor
 from tql_lightning.system.files import require_writable
 
 RENDERERS = ("egl", "osmesa")
-FRAMES_PER_SECOND = 20  # where the environment names no rate
-REMEDY = (  # a line of a message is cut at some length
+FRAMES_PER_SECOND = 20  # if the environment gives no rate
+REMEDY = (  # in lines, since the command line cuts long ones
     "Without a display MuJoCo needs EGL or OSMesa (Debian: apt-get install libegl1, or libosmesa6);\n"
-    "MUJOCO_GL=egl or MUJOCO_GL=osmesa chooses between them.\n"
+    "set MUJOCO_GL=egl or MUJOCO_GL=osmesa to choose one.\n"
     "Gymnasium's classic environments need pygame (pip install tql-lightning[video])."
 )
 
@@ -32,9 +32,9 @@ class VideoError(ValueError):
 
 
 def require_video() -> None:
-    """Checks for what videos are written with, and chooses a renderer that works without a display.
+    """Checks that videos can be written, and chooses a renderer that works without a display.
 
-    Sets ``MUJOCO_GL`` where it is not set, and so has to be called before anything imports MuJoCo.
+    Call it before anything imports MuJoCo, since it sets ``MUJOCO_GL`` unless it is set.
 
     Raises:
         VideoError: a package is not installed.
@@ -53,7 +53,7 @@ def require_video() -> None:
 
 
 def _renders(renderer: str) -> bool:
-    """Whether MuJoCo can draw with a renderer, tried in a process of its own: an import cannot be taken back."""
+    """Whether MuJoCo works with a renderer; tried in a new process, since MuJoCo reads the choice at import."""
     code = "import mujoco; context = mujoco.GLContext(16, 16); context.make_current(); print('works')"
     tried = subprocess.run(
         [sys.executable, "-c", code],
@@ -66,7 +66,7 @@ def _renders(renderer: str) -> bool:
 
 
 def missing_packages() -> list[str]:
-    """Packages that videos are written with and that are not installed."""
+    """Packages that writing videos needs and that are not installed."""
     return [name for name in ("imageio", "imageio_ffmpeg") if importlib.util.find_spec(name) is None]
 
 
@@ -82,19 +82,19 @@ def film_episodes(
     """Films the first episodes of an evaluation, as `rollout` plays them for the same seed.
 
     Args:
-        actor: the policy.
+        actor: Policy.
         env_id: Gymnasium id of the environment.
-        episodes: how many.
-        seed: of the evaluation.
-        folder: for ``<name>_episode_<i>.mp4``.
-        name: of the files.
-        before_step: called before every step.
+        episodes: Number of episodes.
+        seed: Seed of the evaluation.
+        folder: Folder of the files ``<name>_episode_<i>.mp4``.
+        name: Start of the file names.
+        before_step: Function called before every step.
 
     Returns:
-        The files. Each is whole or not there.
+        Paths of the videos. A video is complete or absent.
 
     Raises:
-        EnvError: the environment cannot be made or drawn, fails, or returns NaN or infinity.
+        EnvError: the environment cannot be made or rendered, fails, or returns NaN or infinity.
         ValueError: the folder cannot be written to.
     """
     paths = [folder / f"{name}_episode_{episode}.mp4" for episode in range(episodes)]
@@ -105,11 +105,11 @@ def film_episodes(
 
 
 class _Filmed(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """An environment whose episodes go into one file after the other; further ones are not filmed."""
+    """Environment that films one episode per path, and none after that."""
 
     def __init__(self, env_id: str, paths: Sequence[Path]) -> None:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*render_mode")  # OGBench's can, and do not say so
+            warnings.filterwarnings("ignore", message=".*render_mode")  # OGBench renders without declaring it
             super().__init__(make_env(env_id, render_mode="rgb_array"))
         self._env_id = env_id
         self._waiting = list(paths)
@@ -117,7 +117,7 @@ class _Filmed(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._path = self._part = Path()
 
     def reset(self, **arguments: Any) -> tuple[Any, dict[str, Any]]:
-        """Starts the next file."""
+        """Resets and starts the next file."""
         start = self.env.reset(**arguments)
         self._finish()
         if self._waiting:
@@ -126,7 +126,7 @@ class _Filmed(gymnasium.Wrapper[Any, Any, Any, Any]):
         return start
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """A step, filmed; the last closes the file."""
+        """Steps and adds a frame; the last step closes the file."""
         outcome = self.env.step(action)
         if self._writer is not None:
             self._add_frame()
@@ -135,7 +135,7 @@ class _Filmed(gymnasium.Wrapper[Any, Any, Any, Any]):
         return outcome
 
     def close(self) -> None:
-        """Leaves no file that is not whole."""
+        """Closes the environment and removes an unfinished file."""
         if self._writer is not None:
             self._writer.close()
             self._part.unlink(missing_ok=True)
@@ -152,8 +152,8 @@ class _Filmed(gymnasium.Wrapper[Any, Any, Any, Any]):
     def _add_frame(self) -> None:
         try:
             frame = self.env.render()
-        except Exception as error:  # of whatever draws
-            raise EnvError(f"environment {self._env_id} cannot be drawn: {error}\n{REMEDY}") from error
+        except Exception as error:  # of any renderer
+            raise EnvError(f"environment {self._env_id} cannot be rendered: {error}\n{REMEDY}") from error
         self._writer.append_data(frame)
 
     def _finish(self) -> None:

@@ -1,4 +1,4 @@
-"""Evaluations that cannot hold training up: one that hangs is given up, one that is no longer wanted stops."""
+"""Evaluations that cannot block training: a hanging one is abandoned, and a running one can be stopped."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ POLL_SECONDS = 0.1
 
 
 class RolloutStoppedError(Exception):
-    """An evaluation was stopped before its last episode, because it was asked to be."""
+    """An evaluation was stopped on request before its last episode."""
 
 
 def watch_rollout(
@@ -21,18 +21,18 @@ def watch_rollout(
     timeout: float,
     should_stop: Callable[[], bool],
 ) -> RolloutResult:
-    """Plays episodes in a thread, so that this one can give up on a step that does not return.
+    """Plays episodes in a thread, so that the caller can abandon a step that does not return.
 
-    The thread of an environment that hangs cannot be ended; it stops at its next step, should that ever come.
+    Python cannot end the thread of a hanging environment. It stops if its step ever returns.
 
     Args:
-        play: `rollout` with all its arguments but ``before_step``, which it is given.
-        timeout: seconds that a step (or making the environments) may take.
-        should_stop: asked ten times a second.
+        play: `rollout` with all arguments but ``before_step``.
+        timeout: Most seconds that a step, or making the environments, may take.
+        should_stop: Function that is called ten times a second; True stops the evaluation.
 
     Raises:
-        EnvError: a step took longer than ``timeout``; or what the environment raised.
-        RolloutStoppedError: ``should_stop`` said so.
+        EnvError: a step took longer than ``timeout``, or the environment failed.
+        RolloutStoppedError: ``should_stop`` returned True.
     """
     stopped = threading.Event()
     last_step = time.monotonic()
@@ -48,7 +48,7 @@ def watch_rollout(
     def run() -> None:
         try:
             results.append(play(before_step))
-        except BaseException as error:  # raised again below, in the thread that asked
+        except BaseException as error:  # raised again below, in the calling thread
             errors.append(error)
 
     if should_stop():
@@ -72,5 +72,5 @@ def watch_rollout(
 
 
 def hang_error(timeout: float) -> EnvError:
-    """What an environment that does not return is reported as."""
-    return EnvError(f"an environment took longer than timeout={timeout:g} s for a step; it was given up")
+    """The error for an environment that does not return."""
+    return EnvError(f"an environment took longer than timeout={timeout:g} s for a step; it was abandoned")

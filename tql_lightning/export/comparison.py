@@ -7,7 +7,6 @@ import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,11 @@ class ExportError(ValueError):
 
 
 def compare(
-    actor: Actor, bounds: tuple[list[float], list[float]], policy: Policy, checkpoint: Path, raw: Mapping[str, Any]
+    actor: Actor,
+    bounds: tuple[list[float], list[float]],
+    policy: Policy,
+    raw: Mapping[str, Any],
+    dataset: str | None = None,
 ) -> dict[str, Any]:
     """Compares every action on 1,000 observations, with noise and without, in batches of 1 and of 256.
 
@@ -38,16 +41,18 @@ def compare(
         actor: How the checkpoint's model acts.
         bounds: Lower and upper bounds of the actions, (n_a,) each.
         policy: The exported folder, loaded.
-        checkpoint: Path of the checkpoint.
         raw: Contents of the checkpoint.
+        dataset: See `sample_observations`.
 
     Returns:
         What metadata.json says of the comparison.
 
     Raises:
         ExportError: an action differs by more than the tolerance.
+        DatasetError: see `sample_observations`.
     """
-    observations, source = sample_observations(checkpoint, raw, OBSERVATIONS, int(policy.metadata["observation_dim"]))
+    size = int(policy.metadata["observation_dim"])
+    observations, source = sample_observations(raw, OBSERVATIONS, size, dataset)
     shape = (OBSERVATIONS, *policy.noise_shape)
     drawn = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
     unit = max(1.0, *(abs(bound) for side in bounds for bound in side))

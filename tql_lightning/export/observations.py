@@ -1,45 +1,51 @@
-"""Observations like those a checkpoint was trained on, for checks: the dataset's, else the environment's."""
+"""Observations like those a checkpoint was trained on, for checks: the environment's, or a dataset's."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
-from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.data.environment import check_env_id
-from tql_lightning.data.transitions import TransitionDataset
+from tql_lightning.data.named import load_dataset
+from tql_lightning.data.transitions import DatasetError
 from tql_lightning.evaluation.envs import EnvError, make_env
-from tql_lightning.run.folder import CONFIG_FILE
-from tql_lightning.trust.imports import import_if_allowed, returns_dataset
-from tql_lightning.trust.yaml_text import read_yaml
 
 Floats = NDArray[np.float32]
 
 
 def sample_observations(
-    checkpoint: Path, raw: Mapping[str, Any], rows: int, observation_dim: int
+    raw: Mapping[str, Any], rows: int, observation_dim: int, dataset: str | None = None
 ) -> tuple[Floats, str]:
     """Observations for a checkpoint, and where they come from.
 
+    Nothing beside the checkpoint is read: a stranger's configuration could name any loader of data.
+
     Args:
-        checkpoint: in the folder ``checkpoints`` of a run, whose configuration names the dataset.
         raw: what the checkpoint holds, with the environment's id.
         rows: how many.
         observation_dim: n_s.
+        dataset: Name or path of a dataset to take them from, see `load_dataset`; None for those of random actions in
+            the environment, or else normal numbers.
 
     Returns:
         (rows, n_s), and a phrase for the user.
+
+    Raises:
+        DatasetError: the dataset cannot be loaded, or holds other observations.
     """
     rng = np.random.default_rng(0)
-    dataset = _dataset(checkpoint.absolute().parent.parent / CONFIG_FILE)
-    if dataset is not None and dataset.observation_dim == observation_dim:
-        chosen = rng.integers(len(dataset.observations), size=rows)
-        return np.ascontiguousarray(dataset.observations[chosen], dtype=np.float32), f"dataset {dataset.name}"
+    if dataset is not None:
+        loaded = load_dataset(dataset)
+        if loaded.observation_dim != observation_dim:
+            raise DatasetError(
+                f"data {dataset}: expected {observation_dim} observations, as the checkpoint has, found "
+                f"{loaded.observation_dim}; name the dataset that it was trained on"
+            )
+        chosen = rng.integers(len(loaded.observations), size=rows)
+        return np.ascontiguousarray(loaded.observations[chosen], dtype=np.float32), f"dataset {loaded.name}"
     env_id = raw.get("OfflineDataModule", {}).get("env_id")
     if env_id is not None:
         try:
@@ -48,30 +54,6 @@ def sample_observations(
         except (EnvError, ValueError):  # not here, or not to be made
             pass
     return rng.standard_normal((rows, observation_dim), dtype=np.float32), "standard normal numbers"
-
-
-def _dataset(config: Path) -> TransitionDataset | None:
-    """The dataset of a run's configuration; None where it cannot be loaded from here."""
-    import jsonargparse
-
-    jsonargparse.set_parsing_settings(subclasses_enabled=[TransitionDataset])
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(OfflineDataModule, "data")
-    try:
-        data = read_yaml(config.read_text())["data"]
-        _check_dataset(data["dataset"])
-        module = parser.instantiate_classes(parser.parse_object({"data": data})).data
-    except (OSError, ValueError, TypeError, KeyError, ImportError, yaml.YAMLError, jsonargparse.ArgumentError):
-        return None
-    assert isinstance(module, OfflineDataModule)
-    return module.dataset
-
-
-def _check_dataset(dataset: Any) -> None:
-    """Refuses a loader in a module that a file may not have imported, see `import_if_allowed`."""
-    path = dataset if isinstance(dataset, str) else dataset["class_path"]
-    if "." in path:
-        import_if_allowed(path, ("tql_lightning",), holds=returns_dataset)
 
 
 def _random_play(env_id: str, rows: int, observation_dim: int) -> Floats:

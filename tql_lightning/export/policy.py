@@ -9,8 +9,6 @@
 
 from __future__ import annotations
 
-import pickle
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tql_lightning.export.policy_folder import FILES, PolicyError, read_metadata
+from tql_lightning.trust.text import shown
 
 if TYPE_CHECKING:
     from tql_lightning.nn.scaled_policy import ScaledPolicy
@@ -26,9 +25,10 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float32]
 Act = Callable[[Floats, Floats], Floats]
 
-_UNREADABLE = (  # what foreign weights and arguments make torch and the networks raise
-    *(pickle.UnpicklingError, zipfile.BadZipFile, EOFError, OSError, RuntimeError, MemoryError, ArithmeticError),
-    *(LookupError, TypeError, ValueError, AttributeError, AssertionError),
+MOST_ARCHITECTURE_VALUES = 1_000  # numbers and names that describe a network
+_UNFIT = (  # raised by torch and the networks for a stranger's weights and arguments
+    *(OSError, RuntimeError, MemoryError, ArithmeticError, LookupError),
+    *(TypeError, ValueError, AttributeError, AssertionError),
 )
 
 
@@ -165,21 +165,22 @@ def _onnx(folder: Path) -> tuple[Act, Act]:
 
 def _torch(folder: Path, metadata: Mapping[str, Any]) -> tuple[Act, Act]:
     import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
 
-    from tql_lightning.trust.torch_file import check_torch_file
+    from tql_lightning.trust.building import building_no_more_than
 
     file = folder / FILES["torch"][0]
     try:
-        held = check_torch_file(file)
-        weights = torch.load(file, map_location="cpu", weights_only=True)
-        _check_architecture(metadata["architecture"], held)
-        with torch.device("meta"):  # takes no memory, whatever sizes it says
+        weights = load_file(file)
+        _check_architecture(metadata["architecture"], file.stat().st_size)
+        with building_no_more_than(weights.values()), torch.device("meta"):  # allocates no memory, whatever the sizes
             expected = {name: tuple(each.shape) for name, each in build(metadata).state_dict().items()}
         if expected != {name: tuple(each.shape) for name, each in weights.items()}:
             raise ValueError("other names or shapes")
         network = build(metadata)
         network.load_state_dict(weights)
-    except _UNREADABLE as error:
+    except (SafetensorError, *_UNFIT) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise PolicyError(f"policy {folder}: weights and architecture do not fit ({first}); export again") from error
     network.eval()
@@ -200,18 +201,30 @@ def _torch(folder: Path, metadata: Mapping[str, Any]) -> tuple[Act, Act]:
 
 
 def _check_architecture(architecture: object, most: int) -> None:
-    """Refuses numbers that no network of so many bytes of weights has, before one is built for ever.
+    """Rejects layer sizes that do not match the weights, before a network is built.
+
+    Args:
+        architecture: from metadata.json.
+        most: bytes of the weights.
 
     Raises:
-        ValueError: there is one, or what is no argument of a network.
+        ValueError: a number, or the sum of a list's numbers, is larger than that; or there are too many numbers.
     """
     left = [architecture]
-    while left:
+    for _ in range(MOST_ARCHITECTURE_VALUES):
+        if not left:
+            return
         part = left.pop()
-        if isinstance(part, dict | list):
-            left += part.values() if isinstance(part, dict) else part
-        elif isinstance(part, int | float) and not -most <= part <= most:
-            raise ValueError(f"{part} in a network with {most} bytes of weights")
+        if isinstance(part, dict):
+            left += part.values()
+        elif isinstance(part, list):
+            left += part
+            part = sum(each for each in part if isinstance(each, int | float))
+        if isinstance(part, int | float) and not -most <= part <= most:
+            raise ValueError(f"{shown(part)} in a network with {most} bytes of weights")
+        if len(left) > MOST_ARCHITECTURE_VALUES:
+            break
+    raise ValueError(f"more than {MOST_ARCHITECTURE_VALUES:,} numbers of a network")
 
 
 def build(metadata: Mapping[str, Any]) -> ScaledPolicy:

@@ -4,9 +4,9 @@ There is metadata.json, whose keys are `METADATA_KEYS`, and
 
 - format "onnx": policy.onnx (observations, noise -> actions) and policy_deterministic.onnx (observations -> actions,
   with zero noise inside), which any ONNX runtime can run; here onnxruntime does, and torch is not imported;
-- format "torch": policy.pt, the weights alone. The network is built by this package from the plain numbers under
-  ``architecture``. torch.export's own files are not used: reading them can fall back to pickle and evaluates
-  expressions, so a file of a stranger's could run code.
+- format "torch": policy.safetensors, the weights alone. This package builds the network from the plain numbers under
+  ``architecture``. No file is read with pickle. torch.export's own files are not used: reading them can fall back to
+  pickle, and evaluates expressions, so that a stranger's file could run code.
 """
 
 from __future__ import annotations
@@ -18,12 +18,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from tql_lightning.trust.text import shown
+
 ExportFormat = Literal["onnx", "torch"]
 
 METADATA_FILE = "metadata.json"
 FORMAT_VERSION = 1
+MOST_METADATA_BYTES = 4 << 20
+MOST_DIMENSIONS = 8  # of the noise of one observation
 LARGEST = 1 << 24  # of sizes, of the numbers of one noise, and of bounds
-FILES = {"onnx": ("policy.onnx", "policy_deterministic.onnx"), "torch": ("policy.pt",)}
+FILES = {"onnx": ("policy.onnx", "policy_deterministic.onnx"), "torch": ("policy.safetensors",)}
 METADATA_KEYS = {
     "format_version": "of this layout",
     "format": "onnx or torch",
@@ -62,6 +66,8 @@ def read_metadata(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise PolicyError(f"policy {folder}: expected a folder that tql export wrote, found no {METADATA_FILE} in it")
     try:
+        if path.stat().st_size > MOST_METADATA_BYTES:
+            raise ValueError(f"larger than {MOST_METADATA_BYTES >> 20} MiB")
         metadata: dict[str, Any] = json.loads(path.read_text())
     except (ValueError, OSError, RecursionError) as error:
         raise PolicyError(f"policy {folder}: {METADATA_FILE} is damaged ({error}); export again") from error
@@ -69,14 +75,16 @@ def read_metadata(folder: Path) -> dict[str, Any]:
     if missing:
         raise PolicyError(f"policy {folder}: {METADATA_FILE} lacks {', '.join(missing)}; tql export did not write it")
     if metadata["format_version"] != FORMAT_VERSION or metadata["format"] not in list(FILES):
-        found = f"{metadata['format_version']} ({metadata['format']})"
+        found = f"{shown(metadata['format_version'])} ({shown(metadata['format'])})"
         raise PolicyError(f"policy {folder}: expected format version {FORMAT_VERSION} (onnx or torch), found {found}")
     _check_numbers(folder, metadata)
     for name in FILES[metadata["format"]]:
         file = folder / name
         if not file.is_file():
             raise PolicyError(f"policy {folder}: {name} is missing; copy the whole folder, or export again")
-        if hashlib.sha256(file.read_bytes()).hexdigest() != metadata["files"].get(name):
+        with file.open("rb") as opened:
+            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        if digest != metadata["files"].get(name):
             raise PolicyError(f"policy {folder}: {name} is not the file that was exported; copy or export it again")
     return metadata
 
@@ -88,7 +96,8 @@ def _check_numbers(folder: Path, metadata: Mapping[str, Any]) -> None:
     sane = (
         all(type(size) is int and 1 <= size <= LARGEST for size in sizes)
         and isinstance(shape, list)
-        and all(type(size) is int and size >= 1 for size in shape)
+        and len(shape) <= MOST_DIMENSIONS
+        and all(type(size) is int and 1 <= size <= LARGEST for size in shape)
         and math.prod(shape) <= LARGEST
         and sizes[1] * sizes[2] <= LARGEST
         and isinstance(metadata["files"], dict)
@@ -98,5 +107,5 @@ def _check_numbers(folder: Path, metadata: Mapping[str, Any]) -> None:
     if not sane:
         raise PolicyError(
             f"policy {folder}: {METADATA_FILE}: sizes, noise_shape, files or action bounds are not what tql export "
-            f"writes: found sizes {sizes}, noise_shape {shape}, bounds {bounds}"[:1000]
+            f"writes: found sizes {', '.join(map(shown, sizes))}, noise_shape {shown(shape)}"
         )

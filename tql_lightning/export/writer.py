@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from safetensors.torch import save_file
 
 from tql_lightning.algorithms.loading import load_checkpoint
 from tql_lightning.export.comparison import ExportError, compare
@@ -22,6 +22,7 @@ from tql_lightning.export.onnx_files import ActingNetwork, write_onnx
 from tql_lightning.export.plain_policy import plain_policy
 from tql_lightning.export.policy import Policy
 from tql_lightning.export.policy_folder import FILES, FORMAT_VERSION, METADATA_FILE, ExportFormat
+from tql_lightning.nn.structured import merge_structured
 from tql_lightning.run.provenance import package_versions
 
 PACKAGES = ("tql-lightning", "torch", "numpy", "onnx", "onnxscript", "onnxruntime")
@@ -41,29 +42,36 @@ class Exported:
 
 
 def export_checkpoint(
-    checkpoint: Path, output: Path, export_format: ExportFormat = "onnx", extraction: str | None = None
+    checkpoint: Path,
+    output: Path,
+    export_format: ExportFormat = "onnx",
+    extraction: str | None = None,
+    dataset: str | None = None,
 ) -> Exported:
     """Writes a folder that `Policy.load` reads, after comparing its actions with the checkpoint's.
 
     1,000 observations, with noise and without, in batches of 1 and of 256; every action must be within 1e-5 (of the
-    larger of 1 and the largest bound of the actions). The observations are the dataset's where the run's folder
-    around the checkpoint tells how to load it, else those of random actions in the environment, else normal numbers.
+    larger of 1 and the largest bound of the actions). The observations are those of random actions in the checkpoint's
+    environment, or else normal numbers, unless a dataset is named.
 
     Args:
         checkpoint: that `tql fit` wrote.
         output: folder to make; it may not exist, or must be empty.
         export_format: "onnx" or "torch".
         extraction: how actions are chosen; None for the model's own setting.
+        dataset: Name or path of a dataset whose observations to compare at, see `load_dataset`.
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
         ValueError: the model knows no such extraction.
+        DatasetError: the dataset cannot be loaded, or holds other observations.
         ExportError: the folder is in use, a package is missing, the format cannot hold the network, or the actions
             are not the checkpoint's. Nothing is left behind.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ExportError(f"output: {output} exists and is not an empty folder; choose another --output, or remove it")
     model, raw = load_checkpoint(checkpoint, plays=False)
+    model = merge_structured(model)
     actor = model.actor(extraction)
     data = raw.get("OfflineDataModule", {})
     low = data.get("action_low", [-1.0] * model.env_action_dim)
@@ -96,11 +104,11 @@ def export_checkpoint(
         if network is None:
             write_onnx(ActingNetwork(model, actor, *bounds).eval(), metadata, made)
         else:
-            torch.save(network.state_dict(), made / FILES["torch"][0])
+            save_file(network.state_dict(), made / FILES["torch"][0])
         files = {name: hashlib.sha256((made / name).read_bytes()).hexdigest() for name in FILES[export_format]}
         metadata["files"] = files
         _write_metadata(made, metadata)  # without it the folder cannot be loaded and compared
-        metadata["verification"] = compare(actor, bounds, Policy.load(made), checkpoint, raw)
+        metadata["verification"] = compare(actor, bounds, Policy.load(made), raw, dataset)
         _write_metadata(made, metadata)
         made.chmod(0o755)
         made.replace(output)

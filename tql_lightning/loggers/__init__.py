@@ -1,4 +1,4 @@
-"""Loggers that continue a run's records, and forget what a killed run logged past the update it goes on from."""
+"""Loggers that continue a run's records and remove those of updates that are repeated."""
 
 from tql_lightning.loggers.csv_logger import ContinuedCSVLogger
 from tql_lightning.loggers.tensorboard_logger import ContinuedTensorBoardLogger

@@ -1,4 +1,4 @@
-"""``metrics.csv``: whole rows only, also after a kill or with a full disk, continued by the next part of a run."""
+"""``metrics.csv`` with complete rows only, also after a kill or a full disk; continued by the next part of a run."""
 
 from __future__ import annotations
 
@@ -21,36 +21,35 @@ from tql_lightning.system.full_disk import unwritten
 
 
 class ContinuedCSVLogger(CSVLogger):
-    """Writes ``metrics.csv`` into a folder, after what an earlier part of the run wrote there.
+    """Appends to the ``metrics.csv`` of a folder, where Lightning's logger deletes an existing one.
 
-    Lightning's own logger deletes the file when a run is resumed or validated. Rows of updates that a killed run did
-    after its last checkpoint are removed when it is resumed: it does them again.
+    When a killed run is resumed, rows after its last checkpoint are removed, since it repeats those updates.
 
-    Rows that cannot be written, for a full disk above all, are kept, and a warning says so; they are written as soon as
-    that is possible, each whole or not at all. Only at a run's end it is an error.
+    Rows that cannot be written, usually because the disk is full, stay in memory with one warning, and are written once
+    there is room. Only at the end of a run are unwritten rows an error.
 
     Args:
-        save_dir: folder of metrics.csv.
-        flush_logs_every_n_steps: log calls between writes to the file; it is also written with every checkpoint.
+        save_dir: Folder of metrics.csv.
+        flush_logs_every_n_steps: Number of log calls between writes. Every checkpoint writes, too.
     """
 
     def __init__(self, save_dir: str, flush_logs_every_n_steps: int = 100) -> None:
         super().__init__(save_dir, name="", version="", flush_logs_every_n_steps=flush_logs_every_n_steps)
         self._unwritten = 0
-        self._kept: dict[int, set[str]] = {}  # names by update, of what an earlier part of the run logged
+        self._kept: dict[int, set[str]] = {}  # names that an earlier part of the run logged, by update
         self._warned = False
 
     @rank_zero_only
     def continue_from(self, update: int) -> None:
-        """Removes rows of later updates, and one that a kill cut short; see `chunks.ContinuedLogger`."""
+        """Removes rows of later updates and a row that a kill cut short; see `ContinuedLogger`."""
         self.save()
         self._kept = self.experiment.keep_until(update)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Tensor | float], step: int | None = None) -> None:
-        """Keeps metrics until there are enough to write; Lightning's counts steps, which here jump over its own.
+        """Collects metrics and writes after a number of calls, where Lightning's interval counts steps, which may skip.
 
-        What an earlier part of the run has logged is left out, as of an evaluation that it had no time to forget.
+        Metrics that an earlier part of the run has logged are skipped, such as those of a repeated evaluation.
         """
         if step is not None and metrics.keys() <= self._kept.get(step, set()):
             return
@@ -61,23 +60,23 @@ class ContinuedCSVLogger(CSVLogger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Writes what was logged since the last time; keeps it if that cannot be, with one warning until it can."""
+        """Writes the collected rows; if that fails, keeps them and warns once."""
         try:
             super().save()
             self._warned = False
         except OSError as error:
             if not self._warned:
                 reason = unwritten(self.experiment.metrics_file_path, error)
-                warnings.warn(f"{reason}; its rows are kept in memory, training goes on", stacklevel=2)
+                warnings.warn(f"{reason}; its rows stay in memory, training goes on", stacklevel=2)
             self._warned = True
         self._unwritten = 0
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Writes what is left.
+        """Writes the remaining rows.
 
         Raises:
-            OSError: it cannot be written, and a training that went well is at its end.
+            OSError: they cannot be written, and training was successful.
         """
         super().finalize(status)
         lost = len(self.experiment.metrics) if self._warned else 0
@@ -88,23 +87,23 @@ class ContinuedCSVLogger(CSVLogger):
 
     @rank_zero_only
     def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
-        """Writes, so that a run that is killed has the metrics of what it can continue from."""
+        """Writes, so that a killed run has all metrics up to the checkpoint it continues from."""
         self.save()
 
     @property
     @rank_zero_experiment
     def experiment(self) -> MetricsFile:
-        """What writes the file; made at the first use."""
+        """The file's writer, made at first use."""
         if self._experiment is None:
             self._experiment = MetricsFile(self.log_dir)
         return self._experiment  # type: ignore[return-value]
 
 
 class MetricsFile(ExperimentWriter):
-    """Lightning's writer of CSV files, which goes on with a file that is there."""
+    """Lightning's CSV writer, changed to append to an existing file."""
 
     def save(self) -> None:
-        """Lightning's; where it cannot be written whole, file and columns are as they were."""
+        """Appends rows; if that fails, restores the file and the columns."""
         file, columns = Path(self.metrics_file_path), list(self.metrics_keys)
         size = file.stat().st_size if file.is_file() else None
         try:
@@ -118,7 +117,7 @@ class MetricsFile(ExperimentWriter):
             raise
 
     def keep_until(self, update: int) -> dict[int, set[str]]:
-        """Removes rows of later updates; returns the names of what the others hold, by update."""
+        """Removes rows of later updates; returns the metric names of the others by update."""
         kept: dict[int, set[str]] = {}
         if Path(self.metrics_file_path).is_file():
             rows = [row for row in self._rows() if int(float(row["step"])) <= update]
@@ -128,7 +127,7 @@ class MetricsFile(ExperimentWriter):
         return kept
 
     def _check_log_dir_exists(self) -> None:
-        """Takes over the columns that are there, where Lightning's removes the file; mends what a kill cut short."""
+        """Reads the existing columns, where Lightning's removes the file; drops a row that a kill cut short."""
         file = Path(self.metrics_file_path)
         remove_leftovers(file.parent, file.name)
         if not file.is_file():
@@ -142,7 +141,7 @@ class MetricsFile(ExperimentWriter):
             file.unlink()
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
-        """Lightning's, but the file is whole at any time, where Lightning's is empty for a moment."""
+        """Rewrites the file atomically, where Lightning's truncates it first."""
         self._write_whole(fieldnames, self._rows())
 
     def _rows(self) -> list[dict[str, str]]:

@@ -1,4 +1,4 @@
-"""Hands pictures and videos to files and to whatever logger can show them."""
+"""Writes pictures and passes pictures and videos to the loggers that can show them."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DOTS_PER_INCH = 110
-MOST_FRAMES, WIDEST = 120, 240  # of an animation, in frames and pixels
+MAX_FRAMES, MAX_WIDTH = 120, 240  # of an animation; width in pixels
 
 
 def save_figure(figure: Figure, path: Path, loggers: Sequence[Logger], key: str, update: int) -> None:
-    """Writes a figure as PNG, whole or not at all, and logs it.
+    """Writes a figure as PNG atomically and logs it.
 
     Args:
-        figure: that is finished.
-        path: of the PNG.
-        loggers: to show it; see `log_picture`.
-        key: it is logged under.
-        update: that it is of.
+        figure: Finished figure.
+        path: Path of the PNG.
+        loggers: Loggers of the trainer; see `log_picture`.
+        key: Key to log under.
+        update: Update of the figure.
     """
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=DOTS_PER_INCH)
@@ -40,18 +40,18 @@ def save_figure(figure: Figure, path: Path, loggers: Sequence[Logger], key: str,
 
 
 def log_picture(loggers: Sequence[Logger], key: str, path: Path, update: int) -> None:
-    """Shows a PNG in every logger that can, as `log_video` does an MP4; W&B's method is ``log_image``."""
+    """Logs a PNG to every logger that can show it; the counterpart of `log_video`, by the method ``log_image``."""
     _log("image", _add_picture, loggers, key, path, update)
 
 
 def log_video(loggers: Sequence[Logger], key: str, path: Path, update: int) -> None:
-    """Shows an MP4 in every logger that can: W&B and whatever has its ``log_video``, TensorBoard (as GIF), MLflow.
+    """Logs an MP4 to every logger that can show it: those with W&B's ``log_video``, TensorBoard (as GIF), MLflow.
 
     Args:
-        loggers: of the trainer; those that cannot show such files are passed over.
-        key: it is logged under.
-        path: of the file.
-        update: that it is of.
+        loggers: Loggers of the trainer. Others than these are skipped.
+        key: Key to log under.
+        path: Path of the MP4.
+        update: Update of the video.
     """
     _log("video", _add_animation, loggers, key, path, update)
 
@@ -64,7 +64,7 @@ def _log(
     path: Path,
     update: int,
 ) -> None:
-    """Shows a file of a kind in every logger that can; ``add`` shows it to TensorBoard's writer."""
+    """Logs a file; ``add`` adds it to TensorBoard's writer."""
     for logger in loggers:
         experiment: Any = logger.experiment if hasattr(logger, "experiment") else None
         if hasattr(logger, f"log_{kind}"):  # W&B
@@ -80,7 +80,7 @@ def _add_picture(writer: Any, key: str, path: Path, update: int) -> None:
 
 
 def _add_animation(writer: Any, key: str, path: Path, update: int) -> None:
-    """TensorBoard shows no videos, but GIFs as pictures; its own ``add_video`` needs an old moviepy to make one."""
+    """Adds a GIF as a picture. TensorBoard shows no videos, and its ``add_video`` needs an outdated moviepy."""
     from tensorboard.compat.proto.summary_pb2 import Summary
 
     encoded, (width, height) = animation(path)
@@ -89,7 +89,7 @@ def _add_animation(writer: Any, key: str, path: Path, update: int) -> None:
 
 
 def read_picture(path: Path) -> NDArray[np.uint8]:
-    """Pixels (height, width, 3) of a PNG."""
+    """Reads a PNG as (height, width, 3) pixels."""
     from PIL import Image
 
     with Image.open(path) as picture:
@@ -97,11 +97,11 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
 
 
 def animation(path: Path) -> tuple[bytes, tuple[int, int]]:
-    """A video as a GIF of as many seconds, with fewer and smaller frames: the file, and its width and height."""
+    """Converts a video to a GIF of equal duration, with at most `MAX_FRAMES` frames; returns it, width and height."""
     from imageio_ffmpeg import count_frames_and_secs, get_ffmpeg_exe
 
     frames, seconds = count_frames_and_secs(str(path))
-    filters = f"fps={min(frames, MOST_FRAMES) / seconds},scale='min({WIDEST},iw)':-2,split[a][b]"
+    filters = f"fps={min(frames, MAX_FRAMES) / seconds},scale='min({MAX_WIDTH},iw)':-2,split[a][b]"
     filters += ";[a]palettegen[colors];[b][colors]paletteuse"
     command = [get_ffmpeg_exe(), "-v", "error", "-i", str(path), "-filter_complex", filters, "-f", "gif", "-"]
     made = subprocess.run(command, check=True, capture_output=True, stdin=subprocess.DEVNULL).stdout

@@ -14,12 +14,12 @@ from torch import Tensor
 
 
 class TrackioLogger(Logger):
-    """Logs to trackio, on this machine, pictures and videos included. Needs ``pip install trackio``.
+    """Logs metrics, pictures and videos to trackio on this machine. Needs ``pip install trackio``.
 
     Args:
-        project: that the run belongs to; ``trackio show --project PROJECT`` shows it.
-        name: of the run; null for one of trackio's making.
-        resume: whether a run of this name is continued: "never", "allow" or "must".
+        project: Name of the project; ``trackio show --project PROJECT`` shows it.
+        name: Name of the run; null for a generated one.
+        resume: Whether to continue a run of this name: "never", "allow" or "must".
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class TrackioLogger(Logger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The run of trackio; started at the first use."""
+        """Trackio's run, started at first use."""
         if self._run is None:
             import trackio
 
@@ -54,9 +54,9 @@ class TrackioLogger(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Keeps settings as the run's configuration."""
+        """Adds settings to the run's configuration."""
         settings = dict(vars(params) if isinstance(params, Namespace) else params)
-        own = {name: str(value) for name, value in settings.items() if not name.startswith("_")}  # those are trackio's
+        own = {name: str(value) for name, value in settings.items() if not name.startswith("_")}  # reserved by trackio
         self.experiment.config.update(own)
 
     @rank_zero_only
@@ -80,11 +80,11 @@ class TrackioLogger(Logger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Writes what is not yet written."""
+        """Finishes the run, which writes the rest."""
         if self._run is not None:
             self._run.finish()
 
 
 def _numbered(key: str, items: Sequence[Any]) -> dict[str, Any]:
-    """One entry a picture, since trackio takes one a key."""
+    """One key per item, since trackio takes one item per key."""
     return {key: items[0]} if len(items) == 1 else {f"{key}/{index}": item for index, item in enumerate(items)}

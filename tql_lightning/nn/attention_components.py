@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from einops import rearrange
+from torch import Tensor, einsum, nn
 
-from tql_lightning.nn.initialisation import lecun_normal_
+from tql_lightning.nn.initialisation import TRUNCATED_STD
 
 
 class ScoreTransform(ABC):
@@ -65,8 +67,8 @@ class ClippedSoftmax(WeightTransform):
     below n / (n - 1), where (1 + alpha / n) / n > alpha / n. With more every weight of it is 0 and passes no gradient.
 
     Args:
-        alpha: n times how far the weights are stretched below 0. The paper has 2 to 4, for sequences and scores at
-            which attention is far from uniform.
+        alpha: n times how far the weights are stretched below 0. The authors' scripts have 3.2 (gamma -0.025 at 128
+            tokens) for BERT and 12 at 512 tokens for OPT, where attention is far from uniform.
         zeta: what a weight of 1 is stretched to; 1 in most of the paper.
 
     Raises:
@@ -88,28 +90,116 @@ class ClippedSoftmax(WeightTransform):
         return ((self.zeta - gamma) * weights + gamma).clamp(0.0, 1.0)
 
 
+GateWeights = Literal["lecun", "torch"]
+
+
 class HeadGate(nn.Module):
     """Gated attention: every token opens or shuts each head's output by a sigmoid (arXiv 2306.12929).
 
-    The gate of a head is a linear function of the whole token that asks ("all-heads linear" in the paper).
+    The gate of a head is a linear function of all features of the asking token ("all-heads linear" in the paper, which
+    its authors take for OPT-1.3B): h (H + 1) weights.
 
     Args:
         hidden_dim: H.
         num_heads: h.
         initial: how far the gates are open for a token of zeros at the start, between 0 and 1.
+        weights: initial weights: "lecun" as everywhere else here, or "torch", the smaller ones of the authors' code,
+            which are uniform with standard deviation 1 / sqrt(3 fan-in).
 
     Raises:
-        ValueError: ``initial`` is not between 0 and 1.
+        ValueError: ``initial`` is not between 0 and 1, or ``weights`` is unknown.
     """
 
-    def __init__(self, hidden_dim: int, num_heads: int, initial: float = 0.5) -> None:
+    def __init__(self, hidden_dim: int, num_heads: int, initial: float = 0.5, weights: GateWeights = "lecun") -> None:
         super().__init__()
-        if not 0.0 < initial < 1.0:
-            raise ValueError(f"HeadGate.initial: expected between 0 and 1, found {initial}")
-        self.logits = lecun_normal_(nn.Linear(hidden_dim, num_heads))
-        nn.init.constant_(self.logits.bias, math.log(initial / (1.0 - initial)))
+        self.logits = nn.Linear(hidden_dim, num_heads)
+        _draw(self.logits.weight, hidden_dim, weights)
+        nn.init.constant_(self.logits.bias, _logit(initial))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens that ask (B, queries, H) -> gates in (0, 1), (B, h, queries, 1)."""
         gates: Tensor = self.logits(tokens).sigmoid().transpose(1, 2).unsqueeze(-1)
         return gates
+
+
+class SliceGate(nn.Module):
+    """Gated attention whose gate of a head is a linear function of the head's own slice of the asking token.
+
+    Slice j of the H features, e = H / h of them, belongs to head j: h (e + 1) weights. The authors of arXiv 2306.12929
+    take this form for OPT-125M and 350M, with this start and these weights.
+
+    Args:
+        hidden_dim: H, a multiple of ``num_heads``.
+        num_heads: h.
+        initial: see `HeadGate`.
+        weights: see `HeadGate`.
+
+    Raises:
+        ValueError: see `HeadGate`.
+    """
+
+    def __init__(self, hidden_dim: int, num_heads: int, initial: float = 0.25, weights: GateWeights = "torch") -> None:
+        super().__init__()
+        head_dim = hidden_dim // num_heads
+        self.weight = nn.Parameter(torch.empty(num_heads, head_dim))
+        _draw(self.weight, head_dim, weights)
+        self.bias = nn.Parameter(torch.full((num_heads,), _logit(initial)))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """See `HeadGate`."""
+        slices = rearrange(tokens, "b q (h e) -> b h q e", h=len(self.bias))
+        logits = einsum("bhqe,he->bhq", slices, self.weight) + self.bias[:, None]
+        return logits.sigmoid().unsqueeze(-1)
+
+
+class SliceMLPGate(nn.Module):
+    """Gated attention whose gate of a head is a small MLP, e -> e / 4 -> 1 with relu, of the head's slice of the token.
+
+    The authors of arXiv 2306.12929 take this form for BERT: h (e e / 4 + 2 e / 4 + 1) weights.
+
+    Args:
+        hidden_dim: H, a multiple of ``num_heads``.
+        num_heads: h.
+        initial: see `HeadGate`.
+        weights: see `HeadGate`.
+
+    Raises:
+        ValueError: see `HeadGate`.
+    """
+
+    without_decay = frozenset({"inner_bias"})
+
+    def __init__(self, hidden_dim: int, num_heads: int, initial: float = 0.5, weights: GateWeights = "torch") -> None:
+        super().__init__()
+        head_dim = hidden_dim // num_heads
+        inner_dim = max(1, head_dim // 4)
+        self.inner_weight = nn.Parameter(torch.empty(num_heads, inner_dim, head_dim))
+        _draw(self.inner_weight, head_dim, weights)
+        self.inner_bias = nn.Parameter(torch.zeros(num_heads, inner_dim))
+        self.weight = nn.Parameter(torch.empty(num_heads, inner_dim))
+        _draw(self.weight, inner_dim, weights)
+        self.bias = nn.Parameter(torch.full((num_heads,), _logit(initial)))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """See `HeadGate`."""
+        slices = rearrange(tokens, "b q (h e) -> b h q e", h=len(self.bias))
+        inner = (einsum("bhqe,hie->bhqi", slices, self.inner_weight) + self.inner_bias[:, None]).relu()
+        logits = einsum("bhqi,hi->bhq", inner, self.weight) + self.bias[:, None]
+        return logits.sigmoid().unsqueeze(-1)
+
+
+def _draw(weight: Tensor, fan_in: int, weights: GateWeights) -> None:
+    """Sets the initial weights of a gate, in place."""
+    if weights not in get_args(GateWeights):
+        raise ValueError(f"gate.weights: expected {' or '.join(get_args(GateWeights))}, found {weights}")
+    if weights == "lecun":
+        std = 1.0 / math.sqrt(fan_in) / TRUNCATED_STD
+        nn.init.trunc_normal_(weight, std=std, a=-2.0 * std, b=2.0 * std)
+    else:
+        nn.init.uniform_(weight, -1.0 / math.sqrt(fan_in), 1.0 / math.sqrt(fan_in))
+
+
+def _logit(initial: float) -> float:
+    if not 0.0 < initial < 1.0:
+        raise ValueError(f"gate.initial: expected between 0 and 1, found {initial}")
+    return math.log(initial / (1.0 - initial))

@@ -16,6 +16,7 @@ from tql_lightning.nn.number_types import at_least_float32
 from tql_lightning.nn.tokenizer import ScalarTokenizer
 from tql_lightning.nn.transformer import Block, Norm, Transformer, TransformerBlock
 from tql_lightning.nn.value_loss import ValueLoss
+from tql_lightning.nn.weight_decay import is_decaying_matrix
 
 
 class CriticOutput(NamedTuple):
@@ -64,8 +65,8 @@ class Critic(nn.Module, ABC):
         """
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
-        """Whether weight decay applies to a parameter: by default to matrices, not to biases or norms."""
-        return parameter.ndim > 1
+        """Whether weight decay applies to a parameter: by default to matrices that their layer does not exempt."""
+        return is_decaying_matrix(self, name, parameter)
 
 
 class Bins(nn.Module):
@@ -186,7 +187,7 @@ class TransformerCritic(Critic):
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
         """Matrices decay, but nothing of the tokenizer: input projections, positions, embeddings, [VALUE]."""
-        return parameter.ndim > 1 and not name.startswith("tokenizer.")
+        return is_decaying_matrix(self, name, parameter) and not name.startswith("tokenizer.")
 
 
 class MLPCritic(Critic):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +76,14 @@ class SandwichBlock(TransformerBlock):
         return norm(hidden_dim)
 
 
+@runtime_checkable
+class PlacedPart(Protocol):
+    """A part of a block that is not the same in every block, such as `StructuredFeedForward`."""
+
+    def in_block(self, position: int) -> nn.Module:
+        """The part that stands in a block, counted from 0: this one or another."""
+
+
 Block = Callable[[int, int, int, float, Norm], TransformerBlock]
 
 
@@ -106,6 +115,8 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(block(hidden_dim, num_heads, inner_dim, dropout, norm) for _ in range(num_layers))
+        for position, made in enumerate(self.blocks):
+            _place(made, position)
         self.final_norm = norm(hidden_dim)
         if weight_parametrisation is not None:
             for layer in [module for module in self.blocks.modules() if isinstance(module, nn.Linear)]:
@@ -119,3 +130,10 @@ class Transformer(nn.Module):
             if entropy is not None:
                 entropies.append(entropy)
         return self.final_norm(dense(tokens)[:, 0]), torch.stack(entropies) if entropies else None
+
+
+def _place(block: nn.Module, position: int) -> None:
+    """Tells the parts of a block that ask for it (by a method ``in_block``) which block they stand in, from 0 on."""
+    for name, part in list(block.named_children()):
+        if isinstance(part, PlacedPart):
+            setattr(block, name, part.in_block(position))

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from tql_lightning.run.folder import CONFIG_FILE, METRICS_FILE, evaluation_files
+from tql_lightning.run.folder import CONFIG_FILE, ENVIRONMENT_FILE, METRICS_FILE, evaluation_files
 from tql_lightning.run.metrics_csv import Series, read_metrics
 from tql_lightning.run.provenance import read_starts
 from tql_lightning.trust.yaml_text import read_yaml
@@ -135,8 +135,8 @@ def _short_names(folders: Sequence[Path]) -> list[str]:
 
 def _read_run(name: str, folder: Path) -> Run:
     metrics, evaluated = folder / METRICS_FILE, evaluation_files(folder)
-    for path in (metrics, folder / CONFIG_FILE, *evaluated.values()):
-        if path.exists():
+    for path in (metrics, folder / CONFIG_FILE, folder / ENVIRONMENT_FILE, *evaluated.values()):
+        if path.exists() or path.is_symlink():
             require_own(folder, path)
     try:
         series = read_metrics(metrics)

@@ -1,1 +1,1 @@
-"""A run's folder: its files, lock, provenance, checkpoints and metrics file."""
+"""A run's folder: file names, lock, provenance, checkpoints and metrics file."""

@@ -1,9 +1,9 @@
-"""Checkpoints that are whole or not there, carry a checksum, and are loaded with weights only.
+"""Checkpoints that are written atomically, carry a checksum, and are loaded with weights only.
 
 The checksum is the comment of the zip archive that ``torch.save`` writes: ``tql-sha256:`` and the SHA-256 of the
-archive as it is without a comment. One file holds both, so that they are replaced in one step, copied, linked and
-deleted together, and ``torch.load`` and plain Lightning read it as ever: a comment is part of the format. An archive
-without one, of plain Lightning or an earlier version, is checked by the CRC-32 of its parts.
+archive without a comment. Weights and checksum are thus one file, which is renamed, copied, linked and deleted as one.
+``torch.load`` and plain Lightning read it, since a comment is part of the zip format. An archive without a comment, as
+plain Lightning writes it, is checked by the CRC-32 of its parts.
 """
 
 from __future__ import annotations
@@ -22,19 +22,18 @@ from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 
 from tql_lightning.system.files import remove_leftovers, write_whole
 from tql_lightning.system.full_disk import unwritten
+from tql_lightning.trust.archive import blocks, is_intact, read_archive
 from tql_lightning.trust.torch_file import check_torch_file
 
 SUFFIX = ".ckpt"
 LAST = f"last{SUFFIX}"
-PREVIOUS = f"previous{SUFFIX}"  # the last checkpoint before the last
+PREVIOUS = f"previous{SUFFIX}"  # the checkpoint before the last
 
 _MARK = b"tql-sha256:"
-_COMMENT = re.compile(_MARK + rb"[0-9a-f]{64}")
 _COMMENT_LENGTH = len(_MARK) + 64
-_LENGTH_FIELD = 2  # bytes: the archive's own account of its comment's length, right before it
-_BLOCK = 1 << 20
-_OLD_KEYS = ("hparams", "module_arguments", "hparams_type")  # Lightning would merge them into the checked settings
-_UNREADABLE = (  # what torch.load raises for bytes that are no checkpoint
+_LENGTH_FIELD = 2  # bytes: the comment's length, which stands right before it
+_OLD_KEYS = ("hparams", "module_arguments", "hparams_type")  # Lightning merges them into the checked settings
+_UNREADABLE = (  # raised by torch.load for bytes that are no checkpoint
     *(pickle.UnpicklingError, zipfile.BadZipFile, struct.error, EOFError, OSError, RuntimeError, MemoryError),
     *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError),
 )
@@ -45,27 +44,27 @@ class CheckpointError(ValueError):
 
 
 class CheckpointWriteError(OSError):
-    """A checkpoint cannot be written; the message says where, why and how much room there is."""
+    """A checkpoint cannot be written; the message gives path, reason and free space."""
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
-    """Lightning's plugin for checkpoints, with files that are whole, checked and loaded with weights only.
+    """Checkpoint plugin with atomic writes, checksums, and loading with weights only.
 
-    A checkpoint is written beside its target, flushed to disk and put in place in one step; on loading its checksum
-    is compared. The first write into a folder removes what interrupted writes left there. ``tql fit`` uses it unless
-    ``trainer.plugins`` names another ``CheckpointIO``; from Python: ``Trainer(plugins=WholeCheckpointIO())``. Only
-    the process that Lightning lets write does so. Addresses (``s3://...``) are written and read as Lightning does.
+    Each checkpoint is written to a temporary file, fsynced and renamed; loading compares the checksum. The first write
+    into a folder removes temporary files of interrupted writes. ``tql fit`` uses this plugin unless
+    ``trainer.plugins`` names another ``CheckpointIO``. From Python: ``Trainer(plugins=WholeCheckpointIO())``. URLs
+    (``s3://...``) are written and read by Lightning's own plugin.
     """
 
     def __init__(self) -> None:
         self._cleaned: set[Path] = set()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Writes a checkpoint; what was at ``path`` stays until the new one is whole.
+        """Writes a checkpoint; the old file stays until the new one is complete.
 
         Raises:
             TypeError: ``storage_options`` are given.
-            CheckpointWriteError: it cannot be written; ``path`` is as it was.
+            CheckpointWriteError: it cannot be written; ``path`` is unchanged.
         """
         if storage_options is not None or _is_address(path):
             super().save_checkpoint(checkpoint, path, storage_options)
@@ -79,7 +78,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = lambda storage, _: storage, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Reads a checkpoint, see `read_checkpoint`.
+        """Reads a checkpoint; see `read_checkpoint`.
 
         Raises:
             CheckpointError: it is missing or damaged, or holds more than weights.
@@ -93,17 +92,17 @@ class WholeCheckpointIO(TorchCheckpointIO):
 
 
 def base_io(checkpoint_io: CheckpointIO | None) -> CheckpointIO | None:
-    """What writes checkpoints beneath wrappers such as Lightning's ``AsyncCheckpointIO``; None if it is not set yet."""
+    """The plugin inside wrappers such as Lightning's ``AsyncCheckpointIO``; None if it is not set yet."""
     while isinstance(checkpoint_io, _WrappingCheckpointIO):
         checkpoint_io = checkpoint_io.checkpoint_io
     return checkpoint_io
 
 
 def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
-    """Writes what ``torch.save`` does, with its checksum, whole or not at all.
+    """Writes what ``torch.save`` does and its checksum, atomically.
 
     Raises:
-        CheckpointWriteError: it cannot be written; ``path`` is as it was.
+        CheckpointWriteError: it cannot be written; ``path`` is unchanged.
     """
     failed: list[OSError] = []
     try:
@@ -115,22 +114,22 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
             file.write(len(comment).to_bytes(_LENGTH_FIELD, "little") + comment)
     except OSError as error:
         raise CheckpointWriteError(f"checkpoint {unwritten(path, error)}") from error
-    except RuntimeError as error:  # torch's, in the place of what the file raised
+    except RuntimeError as error:  # torch raises it in place of the file's error
         if not failed:
             raise
         raise CheckpointWriteError(f"checkpoint {unwritten(path, failed[0])}") from error
 
 
 def read_checkpoint(path: str | Path, map_location: Any = "cpu", mmap: bool = False) -> dict[str, Any]:
-    """What a checkpoint holds, once its checksum has been compared; nothing in it is executed.
+    """Reads a checkpoint after comparing its checksum. Nothing in it is executed.
 
     Args:
-        path: a file that Lightning wrote, with or without `WholeCheckpointIO`.
-        map_location: device of its tensors, as ``torch.load`` takes it.
-        mmap: leave tensors in the file until they are used.
+        path: File that Lightning wrote, with or without `WholeCheckpointIO`.
+        map_location: Device of the tensors, as in ``torch.load``.
+        mmap: Whether to map the file into memory and read tensors at first use.
 
     Raises:
-        CheckpointError: no such file, damaged, holds more than weights, or is not Lightning's.
+        CheckpointError: the file is missing or damaged, holds more than weights, or is not Lightning's.
     """
     path = Path(path)
     if path.is_dir():
@@ -140,11 +139,11 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu", mmap: bool = Fa
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path}: no such file")
     try:
+        check_torch_file(path, _allowed_by_the_user())
         intact = _is_intact(path)
-        check_torch_file(path)
         raw = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap) if intact else None
     except (pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        # torch's text advises to load it with pickle; only the name of what it found is of use.
+        # torch's message advises to load with pickle; only the name that it found is of use.
         found = re.search(r"GLOBAL (\S+)", str(error))
         what = f"refers to {found[1]}" if found else "is no file of torch.save"
         raise CheckpointError(f"checkpoint {path}: damaged, or holds more than weights (it {what})") from error
@@ -153,7 +152,7 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu", mmap: bool = Fa
         raise CheckpointError(f"checkpoint {path}: damaged, or holds more than weights ({first})") from error
     if not intact:
         raise CheckpointError(
-            f"checkpoint {path}: damaged, its content is not what its checksum was taken of; use another checkpoint"
+            f"checkpoint {path}: damaged, its content does not match its checksum; use another checkpoint"
         )
     if not isinstance(raw, dict) or not {"state_dict", "global_step"} <= raw.keys():
         raise CheckpointError(f"checkpoint {path}: expected one that tql fit wrote, found something else")
@@ -162,7 +161,7 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu", mmap: bool = Fa
 
 
 def _refuse_old_settings(path: Path, raw: dict[str, Any]) -> None:
-    """Refuses keys from which Lightning would take settings that no check of ``hyper_parameters`` sees."""
+    """Refuses keys from which Lightning takes settings that are not checked with ``hyper_parameters``."""
     old = [name for name in _OLD_KEYS if name in raw]
     if raw.get("hparams_name") not in (None, "kwargs"):
         old.append("hparams_name")
@@ -174,7 +173,7 @@ def _refuse_old_settings(path: Path, raw: dict[str, Any]) -> None:
 
 
 class _HashingWriter:
-    """Takes the checksum of what is written to a file, in the order it is written."""
+    """File that hashes all that is written to it, in order."""
 
     def __init__(self, file: BinaryIO, failed: list[OSError]) -> None:
         self._file, self._failed = file, failed
@@ -193,23 +192,24 @@ class _HashingWriter:
 
 
 def _is_intact(path: Path) -> bool:
-    """Whether a file's content is what its checksum was taken of; without one, what its parts' CRC-32 were."""
-    size = path.stat().st_size
+    """Whether a file's content matches its checksum; without one, whether its parts match their CRC-32."""
     with path.open("rb") as file:
-        file.seek(max(size - _COMMENT_LENGTH - _LENGTH_FIELD, 0))
-        length, comment = file.read(_LENGTH_FIELD), file.read()
-        if not _COMMENT.fullmatch(comment):
-            with zipfile.ZipFile(path) as archive:
-                return not archive.comment and archive.testzip() is None
+        archive = read_archive(file)
+        if not archive.comment:
+            return is_intact(file, archive)
+        digest = hashlib.sha256()
+        left = file.seek(0, 2) - len(archive.comment) - _LENGTH_FIELD
         file.seek(0)
-        digest, left = hashlib.sha256(), size - _COMMENT_LENGTH - _LENGTH_FIELD
-        while left > 0:
-            block = file.read(min(left, _BLOCK))
+        for block in blocks(file, left):
             digest.update(block)
-            left -= len(block)
-    digest.update(bytes(_LENGTH_FIELD))
-    right = (_COMMENT_LENGTH.to_bytes(_LENGTH_FIELD, "little"), _MARK + digest.hexdigest().encode())
-    return (length, comment) == right
+        digest.update(bytes(_LENGTH_FIELD))
+        return archive.comment == _MARK + digest.hexdigest().encode()
+
+
+def _allowed_by_the_user() -> list[str]:
+    """Dotted names that ``torch.serialization.add_safe_globals`` was called with."""
+    given = [each if isinstance(each, tuple) else (each, None) for each in torch.serialization.get_safe_globals()]
+    return [name or f"{each.__module__}.{each.__qualname__}" for each, name in given]
 
 
 def _is_address(path: str | Path) -> bool:

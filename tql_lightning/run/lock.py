@@ -14,6 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from tql_lightning.run.folder import LOCK_FILE
+from tql_lightning.run.links import refuse_links
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # the file system has none
 
@@ -35,12 +36,16 @@ def only_run_in(folder: Path) -> Iterator[None]:
 
     Raises:
         RunLockedError: another run holds the lock.
+        ValueError: files of the run are links, see `refuse_links`.
         OSError: the folder cannot be made or written to.
     """
     path = folder / LOCK_FILE
     lock = FileLock(path, timeout=0, fallback_to_soft=False)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        refuse_links(folder)
+        if path.exists() and path.stat().st_nlink > 1:
+            raise ValueError(f"{path}: expected a file of this run alone, found another file's name; remove it")
         lock.acquire()
     except Timeout:
         raise RunLockedError(

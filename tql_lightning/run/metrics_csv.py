@@ -9,9 +9,9 @@ Series = dict[str, tuple[list[int], list[float]]]
 
 
 def read_metrics(path: Path) -> Series:
-    """The columns of a metrics.csv as (updates, values), without the empty cells.
+    """Columns of a metrics.csv as (updates, values), without empty cells.
 
-    Of rows for the same update the later counts: a run that was killed and resumed did it again.
+    The last row of an update counts, since a run that was killed and resumed repeats updates.
     """
     columns: dict[str, dict[int, float]] = {}
     with path.open(newline="") as file:

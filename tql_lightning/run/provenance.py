@@ -1,4 +1,4 @@
-"""What a run was made with, kept in its folder: the commands that made it, versions, kind of machine; its memory."""
+"""Provenance of a run, kept in its folder: commands, package versions and hardware; and peak memory."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ PROGRAM = "tql"
 
 
 def peak_memory_bytes() -> int:
-    """The most memory that this process has held.
+    """Peak resident memory of this process.
 
-    ``getrusage`` alone tells that of the process that started it, where that was larger.
+    On Linux ``getrusage`` is not used: it also counts the process that started this one.
     """
     status = Path("/proc/self/status")
     if status.is_file():
@@ -35,20 +35,20 @@ def peak_memory_bytes() -> int:
 
 @cache
 def package_versions() -> dict[str, str]:
-    """Version of every installed package by its normalised name; ``pip install name==version`` restores them."""
+    """Versions of all installed packages by normalised name."""
     found = {dist.metadata["Name"]: dist.version for dist in distributions() if dist.metadata["Name"]}
     return dict(sorted((name.lower().replace("_", "-"), version) for name, version in found.items()))
 
 
 def record_start(folder: Path, arguments: Sequence[str], update: int, device: str, processes: int) -> None:
-    """Adds to a run's environment.json how it was started or continued.
+    """Appends a start or continuation to a run's environment.json.
 
     Args:
-        folder: the run's.
-        arguments: the command line after ``tql``, as the user gave it.
-        update: updates done before.
-        device: that it trains on, e.g. "cpu" or the name of a GPU.
-        processes: that train together.
+        folder: Folder of the run.
+        arguments: Command line after ``tql``, as the user gave it.
+        update: Number of updates done before.
+        device: Name of the training device, e.g. "cpu" or the name of a GPU.
+        processes: Number of training processes.
     """
     starts = read_starts(folder) if update > 0 else []
     starts.append(
@@ -68,7 +68,7 @@ def record_start(folder: Path, arguments: Sequence[str], update: int, device: st
 
 
 def read_starts(folder: Path) -> list[dict[str, Any]]:
-    """How a run was started and continued, first to last; empty where it is not recorded or not readable."""
+    """Starts and continuations of a run, first to last; empty if the record is missing or unreadable."""
     try:
         starts = json.loads((folder / ENVIRONMENT_FILE).read_text())
     except (OSError, ValueError, RecursionError):

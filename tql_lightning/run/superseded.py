@@ -1,4 +1,4 @@
-"""What a continued run made past the update that it goes on from."""
+"""Records of a continued run that are later than the update it continues from."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from tql_lightning.system.full_disk import training_goes_on
 
 @runtime_checkable
 class ContinuedLogger(Protocol):
-    """A logger that is told at which update a run goes on."""
+    """A logger that can take back records of updates that are repeated."""
 
     def continue_from(self, update: int) -> None:
-        """Takes back what a killed run logged after this update, which is done again."""
+        """Takes back what was logged after this update, since those updates are repeated."""
 
 
 def take_back(trainer: Any, update: int) -> None:
-    """Takes out of a run what it had come to after an update that it is continued from: it does that again.
+    """Removes records of later updates from a continued run, since it repeats those updates.
 
-    Called on every process. Loggers forget it; evaluations, pictures and videos are set aside (`run_folder`).
+    Call it on every process. Loggers take their records back; evaluations, pictures and videos move into
+    ``superseded/`` (`run.folder`).
 
     Args:
-        trainer: that continues.
-        update: it goes on from there; -1 for a run that begins anew.
+        trainer: Trainer of the continued run.
+        update: Update that the run continues from; -1 for a run that is restarted.
     """
     for logger in trainer.loggers:
         if isinstance(logger, ContinuedLogger):
@@ -39,15 +40,15 @@ def take_back(trainer: Any, update: int) -> None:
 
 
 def tell_set_aside(paths: Sequence[Path], update: int) -> None:
-    """Says what was set aside, if anything was.
+    """Logs which files were set aside, if any.
 
     Args:
-        paths: as they were named.
-        update: that the run goes on from.
+        paths: Former paths of the files.
+        update: Update that the run continues from.
     """
     if paths:
         names = f"{paths[0]} and {len(paths) - 1} more" if len(paths) > 1 else str(paths[0])
         rank_zero_info(
-            f"{names}: made after update {max(update, 0)}, from which the run goes on; moved to "
+            f"{names}: made after update {max(update, 0)}, which the run continues from; moved to "
             f"{SUPERSEDED_FOLDER}/ beside"
         )

@@ -1,1 +1,1 @@
-"""Files that are whole or absent, full disks, signals, child processes."""
+"""Atomic file writes, full disks, signals and child processes."""

@@ -1,4 +1,4 @@
-"""Child processes: one thread each, no Ctrl-C of the terminal, and an end with their parent."""
+"""Child processes: one thread each, no SIGINT from the terminal, and never longer-lived than their parent."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS
 
 @contextmanager
 def one_thread_in_new_processes() -> Iterator[None]:
-    """Workers share the cores already: threads within each would only wait for one another."""
+    """Limits processes started in the block to one thread each.
+
+    The workers already share the cores, so that their threads would wait for each other.
+    """
     before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
     os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
     try:
@@ -29,14 +32,14 @@ def one_thread_in_new_processes() -> Iterator[None]:
 
 @contextmanager
 def sigint_blocked(*others: signal.Signals) -> Iterator[None]:
-    """Processes started here never hear Ctrl-C, which a terminal sends to all: who starts them, ends them.
+    """Blocks SIGINT in processes started in the block, since a terminal sends Ctrl-C to the whole process group.
 
-    The signal is blocked, not ignored once they run: they would end while they still import.
+    A handler set in the child would come too late: the signal could end it during its imports.
 
     Args:
-        others: signals that they do not hear either.
+        others: Further signals to block.
     """
-    resource_tracker.ensure_running()  # starting it later would unblock the signal
+    resource_tracker.ensure_running()  # started later, it would unblock the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *others})
     try:
         yield
@@ -45,7 +48,7 @@ def sigint_blocked(*others: signal.Signals) -> Iterator[None]:
 
 
 def end_with_parent() -> None:
-    """However the collecting process ends, a kill included, its workers do not outlive it."""
+    """Waits for the parent process to end, even by SIGKILL, then ends this one. Run it in a daemon thread."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

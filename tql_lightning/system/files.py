@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Atomic writes: a file or folder is complete or absent."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typing import BinaryIO
 
 @contextmanager
 def write_whole(path: Path) -> Iterator[BinaryIO]:
-    """A file beside ``path`` to write to, which takes its place once written and flushed to disk.
+    """Writes to a temporary file, fsyncs it, and renames it to ``path``.
 
     Args:
-        path: what to make or replace; its folder is made if need be.
+        path: File to create or replace. Its folder is created if needed.
 
     Yields:
-        A binary file. If the block raises, ``path`` is as it was and nothing is left beside it.
+        The temporary file, opened in binary mode. If the block raises, it is removed and ``path`` is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
@@ -38,19 +38,19 @@ def write_whole(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def write_whole_folder(path: Path) -> Iterator[Path]:
-    """A folder beside ``path`` to write files into, which takes its place once they are flushed to disk.
+    """Fills a temporary folder, fsyncs its files, and renames it to ``path``.
 
     Args:
-        path: the folder to make; nothing may be there. Its parent is made if need be.
+        path: Folder to create. Its parent is created if needed.
 
     Yields:
-        The folder to fill. If the block raises, nothing is left.
+        The temporary folder. If the block raises, it is removed.
 
     Raises:
-        FileExistsError: there is something at ``path``.
+        FileExistsError: ``path`` exists.
     """
     if path.exists():
-        raise FileExistsError(f"{path}: expected nothing there, found a file or folder; remove it, or choose another")
+        raise FileExistsError(f"{path}: expected a new folder, found that it exists; remove it, or choose another")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
     try:
@@ -67,7 +67,7 @@ def write_whole_folder(path: Path) -> Iterator[Path]:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Has a new name on disk too, which the file alone does not bring about; where the file system can."""
+    """Fsyncs the folder, where the file system can, so that a rename in it survives a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):
@@ -77,21 +77,21 @@ def _flush_folder(folder: Path) -> None:
 
 
 def remove_leftovers(folder: Path, suffix: str) -> None:
-    """Removes what interrupted calls of `write_whole` left beside files of a suffix."""
+    """Removes temporary files of interrupted `write_whole` calls for names that end in ``suffix``."""
     for path in folder.glob(f".*{suffix}.*.part"):
         path.unlink(missing_ok=True)
 
 
 @contextmanager
 def keep_replaced(path: Path, kept: Path) -> Iterator[None]:
-    """Keeps what is at ``path`` when the block begins, at ``kept``, once the block has replaced it by a new file.
+    """Keeps the old file when the block replaces ``path`` by `write_whole`.
 
     Args:
-        path: what the block replaces as `write_whole` does, not in place; nothing may be there.
-        kept: in the same folder. Until the block has ended well it is as it was, and so if there is no room for
-            both. What an interrupted call leaves, the next one removes.
+        path: File that the block replaces; it may be absent.
+        kept: Path for the old file, in the same folder. It is unchanged if the block raises, or if the disk has no
+            room for both files. The next call removes what an interrupted one left.
     """
-    held = path.with_name(f".{path.name}.part")  # no leftover that `remove_leftovers` would take while the block writes
+    held = path.with_name(f".{path.name}.part")  # a name that `remove_leftovers` does not match
     held.unlink(missing_ok=True)
     if path.exists():
         try:
@@ -111,10 +111,10 @@ def keep_replaced(path: Path, kept: Path) -> Iterator[None]:
 
 
 def require_writable(path: Path) -> None:
-    """Tries to write where a file's folder is or is to be made, so that long work does not end in vain; leaves nothing.
+    """Checks that a file can be written, before the long work whose result it is to hold. Leaves nothing behind.
 
     Raises:
-        ValueError: the folder cannot be made or written to, or a folder has the file's name; the message names it.
+        ValueError: ``path`` is a folder, or its folder cannot be created or written to.
     """
     if path.is_dir():
         raise ValueError(f"{path}: expected a file to write, found a folder of this name; name a file in it")

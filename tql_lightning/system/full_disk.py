@@ -1,4 +1,4 @@
-"""Files and output that cannot be written, for a full disk above all: what is said, and training that goes on."""
+"""Failed writes, usually on a full disk: their messages, and warnings in place of errors that would end training."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from typing import Any, TextIO, cast
 
 
 def unwritten(path: Path | str, error: OSError) -> str:
-    """What could not be written, why, and how much room there is where it was to be.
+    """Describes a failed write: the path, the reason and the free space.
 
     Args:
-        path: of the file, or of the folder of several.
-        error: what was raised.
+        path: File, or folder of several files.
+        error: Error that the write raised.
     """
     reason = error.strerror or str(error) or type(error).__name__
     return f"{path} cannot be written ({reason}; {_room(Path(path))})"
@@ -27,10 +27,10 @@ def unwritten(path: Path | str, error: OSError) -> str:
 
 @contextmanager
 def training_goes_on(path: Path | str) -> Iterator[None]:
-    """Warns where the block cannot write, instead of ending training for it.
+    """Turns an OSError of the block into a warning.
 
     Args:
-        path: of the file, or of the folder of several.
+        path: File, or folder of several files, that the block writes.
     """
     try:
         yield
@@ -40,9 +40,9 @@ def training_goes_on(path: Path | str) -> Iterator[None]:
 
 @contextmanager
 def steady_output() -> Iterator[None]:
-    """What is printed in the block is lost where it cannot be, instead of ending training for a progress bar."""
+    """Ignores failed writes to stdout and stderr in the block, so that no progress bar ends training."""
     streams = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (cast("TextIO", _SteadyStream(stream)) for stream in streams)
+    sys.stdout, sys.stderr = (cast("TextIO", _TolerantStream(stream)) for stream in streams)
     try:
         yield
     finally:
@@ -50,30 +50,30 @@ def steady_output() -> Iterator[None]:
 
 
 def drop_unwritable_output() -> bool:
-    """Sends output that cannot be written where it is lost; whether there was any."""
+    """Redirects stdout and stderr to the null device where they cannot be written; returns whether one was."""
     lost = [stream for stream in (sys.stdout, sys.stderr) if _is_lost(stream)]
     for stream in lost:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
     return bool(lost)
 
 
 def _is_lost(stream: TextIO) -> bool:
-    """Whether what a stream still holds cannot be written, or nobody reads it any more."""
+    """Whether the stream's buffer cannot be flushed, or the reading end of its pipe is closed."""
     try:
         stream.flush()
         poller = select.poll()
         poller.register(stream.fileno(), 0)
         return any(event & select.POLLERR for _, event in poller.poll(0))
-    except io.UnsupportedOperation:  # no file, such as what a test captures
+    except io.UnsupportedOperation:  # not a file, as under pytest
         return False
     except OSError:
         return True
 
 
-class _SteadyStream:
-    """A stream of text whose failures are passed over."""
+class _TolerantStream:
+    """A text stream that ignores OSError."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -92,10 +92,10 @@ class _SteadyStream:
 
 
 def free_bytes(path: Path) -> int | None:
-    """Bytes that are free where a path lies or is to lie; None if that cannot be known."""
-    there = next((each for each in (path.absolute(), *path.absolute().parents) if each.exists()), None)
+    """Free bytes on the disk of a path, which need not exist yet; None if they cannot be found out."""
+    existing = next((each for each in (path.absolute(), *path.absolute().parents) if each.exists()), None)
     try:
-        return None if there is None else shutil.disk_usage(there).free
+        return None if existing is None else shutil.disk_usage(existing).free
     except OSError:
         return None
 

@@ -1,4 +1,4 @@
-"""Signals are heard between two steps that belong together, never within them."""
+"""Blocks of code that no Python signal handler interrupts."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ Handler = Callable[[int, FrameType | None], Any]
 
 
 class SignalGuard:
-    """A block that no handler of a signal interrupts: one that raises, or saves, finds it done or not begun.
+    """Context manager that delays signal handlers until its block ends.
 
-    What is received within the block is handled at its end. Between `take_over` and `give_back` this holds for every
-    handler that is a Python function, Ctrl-C's own among them; a signal without one still ends the process.
+    A handler that raises or saves then finds the block's work complete or not begun. This holds between `take_over` and
+    `give_back`, for every handler that is a Python function, SIGINT's among them. A signal without one still ends the
+    process.
     """
 
     def __init__(self) -> None:
@@ -24,25 +25,25 @@ class SignalGuard:
         self._handlers: dict[signal.Signals, tuple[Handler, Handler]] = {}
 
     def take_over(self) -> None:
-        """Puts itself before the handlers that there are; without effect outside the main thread."""
+        """Wraps all present handlers; does nothing outside the main thread."""
         if threading.current_thread() is not threading.main_thread():
             return
         self.give_back()
         for number in signal.valid_signals():
             handler = signal.getsignal(number)
             if callable(handler):
-                ours = self._let_wait(handler)
+                ours = self._delayed(handler)
                 self._handlers[signal.Signals(number)] = (ours, handler)
                 signal.signal(number, ours)
 
     def give_back(self) -> None:
-        """Puts the handlers back, but those that somebody has changed since."""
+        """Restores the wrapped handlers, except where another one was set meanwhile."""
         for number, (ours, handler) in self._handlers.items():
             if signal.getsignal(number) is ours:
                 signal.signal(number, handler)
         self._handlers.clear()
 
-    def _let_wait(self, handler: Handler) -> Handler:
+    def _delayed(self, handler: Handler) -> Handler:
         def ours(number: int, frame: FrameType | None) -> None:
             if self._depth:
                 self._waiting.append((handler, number, frame))
@@ -52,7 +53,7 @@ class SignalGuard:
         return ours
 
     def __reduce__(self) -> tuple[type[SignalGuard], tuple[()]]:
-        """A copy has taken over nothing."""
+        """A pickled copy holds no signal handlers."""
         return SignalGuard, ()
 
     def __enter__(self) -> None:

@@ -269,7 +269,7 @@ class Algorithm(LightningModule, ABC):
                     seed_generators(self.device, seed, first + k, rank)
                 last = k == num_updates - 1
                 inputs, measured = self.inputs(first + k), last and log_now
-                losses = self._runner.run(at_update(batches, k), at_update(noises, k), inputs, measured)
+                losses = self._runner.run(at_update(batches, k), at_update(noises, k), inputs, measured, kept=last)
                 schedule.step()
                 if last or not self.execution.cuda_graphs:  # the next replay overwrites what has no metrics
                     self._watch.keep(first + k, losses.total)
@@ -312,9 +312,10 @@ class Algorithm(LightningModule, ABC):
         averaged = over_processes(metrics | {BROKEN: count_broken(self, self.trainer)})
         broken_tensors = averaged.pop(BROKEN)
         scalars = {f"train/{name}": value for name, value in averaged.items()}
-        for group in self.optimizers().optimizer.param_groups:  # type: ignore[union-attr]
-            if not group["name"].endswith(NO_DECAY):
-                scalars[f"train/learning_rate/{group['name']}"] = float(group["lr"])
+        for index, group in enumerate(self.optimizers().optimizer.param_groups):  # type: ignore[union-attr]
+            name = group.get("name", f"group_{index}")
+            if not name.endswith(NO_DECAY):
+                scalars[f"train/learning_rate/{name}"] = float(group["lr"])
         for logger in self.loggers:
             logger.log_metrics(scalars, step=self.global_step)
         self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in scalars.items()})

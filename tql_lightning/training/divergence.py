@@ -20,6 +20,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from tql_lightning.batch import UpdateSpec
 from tql_lightning.data.sampler import TrainingStream
 from tql_lightning.run.checkpoint_io import CheckpointError, read_checkpoint
 from tql_lightning.run.folder import CONFIG_FILE, divergence_file
@@ -200,20 +201,20 @@ def _from_here(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def read_minibatches(path: Path | str) -> tuple[int, dict[str, Tensor], dict[str, Tensor]]:
+def read_minibatches(path: Path | str, spec: UpdateSpec) -> tuple[int, Any, Any]:
     """What was kept of a training that diverged; nothing in it is executed.
 
     Args:
         path: ``divergence/update_<N>.npz`` in the run's folder.
+        spec: What an update of the algorithm reads (its ``update_spec``).
 
     Returns:
-        The first update, counted from 0, and batches and noise of this and the following ones by field, (K, B, ...).
+        The first update, counted from 0, and batches and noise of this and the following ones, (K, B, ...).
     """
     with np.load(path, allow_pickle=False) as arrays:
-        fields = {name: torch.from_numpy(arrays[name]) for name in arrays.files if name != "update"}
-        update = int(arrays["update"])
-    noise = {name.removeprefix(NOISE): field for name, field in fields.items() if name.startswith(NOISE)}
-    return update, {name: field for name, field in fields.items() if not name.startswith(NOISE)}, noise
+        batch = spec.batch(*(torch.from_numpy(arrays[name]) for name in spec.batch._fields))
+        noise = spec.noise(*(torch.from_numpy(arrays[NOISE + name]) for name in spec.noise._fields))
+        return int(arrays["update"]), batch, noise
 
 
 def _draw(trainer: Trainer, updates: range) -> tuple[Any, Any] | None:

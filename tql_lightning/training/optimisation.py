@@ -207,8 +207,10 @@ class Optimisation:
         """
         own = {group["name"]: group for group in self.torch_groups(groups)}
         for index, group in enumerate(optimizer.param_groups):
+            if group.get("name") not in own or not isinstance(schedule, torch.optim.lr_scheduler.LambdaLR):
+                return  # an optimizer or schedule that a subclass made
             peak, decay = own[group["name"]]["lr"], own[group["name"]]["weight_decay"]
-            rate = learning_rate(peak * self.factor(update), replayed, device)
+            rate = learning_rate(peak * schedule.lr_lambdas[index](update), replayed, device)
             group |= {"initial_lr": peak, "lr": rate, "weight_decay": decay}
             group["capturable"] = replayed and device.type == "cuda"
             schedule.base_lrs[index] = peak

@@ -97,7 +97,7 @@ class UpdateRunner:
         self._graphed: GraphedStep | None = None
         self._measure, self._norms = False, dict[str, Tensor]()
 
-    def run(self, batch: Any, noise: Any, inputs: Inputs, with_metrics: bool) -> Losses:
+    def run(self, batch: Any, noise: Any, inputs: Inputs, with_metrics: bool, kept: bool = True) -> Losses:
         """One update, or the recorded one replayed; the trainer counts one step either way.
 
         Args:
@@ -105,6 +105,7 @@ class UpdateRunner:
             noise: Random numbers, leading dimension (B,).
             inputs: Tensors that depend on the update.
             with_metrics: Whether to compute what is only logged.
+            kept: Whether the result must outlive the next update, which a replay writes over it.
         """
         optimizer = self.algorithm.optimizers()
         if not self.algorithm.execution.cuda_graphs:
@@ -114,7 +115,8 @@ class UpdateRunner:
         optimizer.optimizer.replay = partial(self._graphed, (*batch, *noise, *inputs.values()))
         with self.guard:
             losses: Losses = optimizer.step()
-        return losses.copied() if with_metrics else Losses(losses.total, {}, losses.diagnostics)
+        losses = losses if with_metrics else Losses(losses.total, {}, losses.diagnostics)
+        return losses.copied() if kept else losses
 
     def clip(self) -> None:
         """Measures and clips gradients; called between unscaling and the optimizer's step."""

@@ -13,9 +13,12 @@ from torch import nn
 from tql_lightning.trust.imports import can_be_imported, import_if_allowed
 
 IMPORTABLE = ("tql_lightning", "torch.nn")
-MOST_PARTS = 10_000  # values of all settings together; a model of ours has about a hundred
+MOST_PARTS = 1_000  # values of all settings together; a model of ours has about a hundred
+MOST_IN_A_LIST = 300  # jsonargparse takes time in the square of it
+LONGEST_TEXT = 1_000  # characters
 DEEPEST = 30  # parts within parts
 
+_LISTS = (list, tuple, set)
 _YAML_STRUCTURE = re.compile(r"[{}\[\]]|:(\s|$)|^\s*[-?]\s")  # makes more than text of a string in YAML
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_<]\w*>?)+")
 
@@ -56,13 +59,19 @@ def _count_parts(settings: Mapping[str, Any]) -> None:
         value, depth = left.pop()
         if depth > DEEPEST:
             break
-        inside = (
-            value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple | set) else ()
-        )
-        if len(inside) > MOST_PARTS - count:
+        inside = value.values() if isinstance(value, Mapping) else value if isinstance(value, _LISTS) else ()
+        if len(inside) > MOST_PARTS - count or (isinstance(value, _LISTS) and len(value) > MOST_IN_A_LIST):
+            break
+        if any(
+            isinstance(each, str) and len(each) > LONGEST_TEXT
+            for each in (*(value if isinstance(value, Mapping) else ()), *inside)
+        ):
             break
         left += [(part, depth + 1) for part in inside]
-    raise ValueError(f"settings: expected at most {MOST_PARTS:,} values, {DEEPEST} deep, found more")
+    raise ValueError(
+        f"settings: expected at most {MOST_PARTS:,} values, {MOST_IN_A_LIST} in a list, {DEEPEST} deep, and text of "
+        f"{LONGEST_TEXT:,} characters, found more"
+    )
 
 
 def _check_parts(name: str, value: Any, trusted: bool) -> None:
@@ -73,7 +82,7 @@ def _check_parts(name: str, value: Any, trusted: bool) -> None:
     if isinstance(value, Mapping):
         for inside, part in value.items():
             _check_parts(f"{name}.{inside}", part, trusted)
-    elif isinstance(value, list | tuple | set):
+    elif isinstance(value, _LISTS):
         for part in value:
             _check_parts(name, part, trusted)
     elif isinstance(value, str) and _DOTTED.fullmatch(value) and can_be_imported(value):
@@ -103,7 +112,7 @@ def _check_strings(name: str, value: Any, hint: Any) -> None:
         inside = value.get("init_args", {}) if "class_path" in value else value
         for key, part in inside.items():
             _check_strings(f"{name}.{key}", part, hints.get(key))
-    elif isinstance(value, list | tuple | set):
+    elif isinstance(value, _LISTS):
         for part in value:
             _check_strings(name, part, hint)
 

@@ -21,21 +21,7 @@ def defines(class_name: str) -> Holds:
     return lambda statement: isinstance(statement, ast.ClassDef) and statement.name == class_name
 
 
-def returns_dataset(name: str) -> Holds:
-    """Whether a statement is the function of a name that says it returns a TransitionDataset, or a class below it."""
-
-    def holds(statement: ast.AST) -> bool:
-        if not isinstance(statement, ast.FunctionDef | ast.ClassDef) or statement.name != name:
-            return False
-        said = statement.bases if isinstance(statement, ast.ClassDef) else [statement.returns or ast.Constant(None)]
-        return any(ast.unparse(each).strip("'").endswith("TransitionDataset") for each in said)
-
-    return holds
-
-
-def import_if_allowed(
-    path: str, importable: Sequence[str], trusted: bool = False, holds: Callable[[str], Holds] = defines
-) -> Any:
+def import_if_allowed(path: str, importable: Sequence[str], trusted: bool = False) -> Any:
     """What a dotted path names; its module is imported where it may be.
 
     That is a module that the process has imported already, one of ``importable`` or within it, one that ``TQL_TRUST``
@@ -45,7 +31,6 @@ def import_if_allowed(
         path: "module.Class".
         importable: packages.
         trusted: import any module; for files that this program wrote itself.
-        holds: by a name, what makes a file of the working folder importable.
 
     Raises:
         ValueError: it is not there, or may not be imported.
@@ -54,7 +39,7 @@ def import_if_allowed(
     for count in range(len(parts) - 1, 0, -1):
         module = ".".join(parts[:count])
         if module not in sys.modules:
-            if not (trusted or may_import(module, importable, holds(parts[count]))):
+            if not (trusted or may_import(module, importable, defines(parts[count]))):
                 continue
             try:
                 importlib.import_module(module)

@@ -1,100 +1,237 @@
 """What a file of ``torch.save`` claims to hold, looked at without torch, before anything is made of it.
 
 ``torch.load`` with weights only executes nothing, but it takes memory for whatever sizes a file names, reads numbers
-beyond those that are there, and unpacks compressed parts of any size.
+beyond those that are there, and hashes and compares whatever is nested in whatever way. Here the pickle is read as a
+list of instructions: only those that ``torch.save`` writes are allowed, and only notes of what they would make are
+kept, so that reading takes time and memory in proportion to the file.
 """
 
 from __future__ import annotations
 
-import io
-import pickle
-import zipfile
+import pickletools
+import re
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from collections.abc import Collection
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-BYTES = {  # of an element, by the name of the storage that holds it
-    **dict.fromkeys(("ComplexDoubleStorage",), 16),
-    **dict.fromkeys(("DoubleStorage", "LongStorage", "ComplexFloatStorage"), 8),
-    **dict.fromkeys(("FloatStorage", "IntStorage"), 4),
-    **dict.fromkeys(("HalfStorage", "BFloat16Storage", "ShortStorage"), 2),
-    **dict.fromkeys(("CharStorage", "ByteStorage", "BoolStorage", "UntypedStorage"), 1),
-}
-SIZED = ("Tensor", "Storage", "bytearray")  # ends of names that weights-only loading calls with a size
+from tql_lightning.trust.archive import Archive, ArchiveError, read_archive, read_member
+from tql_lightning.trust.pickled import Made, Name, TorchFileError
+from tql_lightning.trust.tensor_claims import TensorClaims, makes_tensor
+from tql_lightning.trust.text import shown
+
+MOST_VALUES = 2_000_000  # of a file, counted as often as they are reached
+MOST_PICKLE_BYTES = 64 << 20
+DEEPEST = 64  # values within values
+MOST_ODD_KEYS = 10_000  # that are neither text nor of 64 bits: crafted ones may all have one hash
+LARGEST_INT_BYTES = 32
+
+_ENTRIES = ("collections.OrderedDict", "collections.Counter", "builtins.set")
+_MADE_OF_VALUES = ("torch.Size", "torch.device", "builtins.complex")
+_TYPE = re.compile(r"torch\.[a-z]\w*|torch(\.cuda)?\.[A-Z]\w*Storage|torch\.storage\.(Typed|Untyped)Storage")
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_NUMBERS_AND_TEXT = ("BININT", "BININT1", "BININT2", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING", "LONG1")
+_MADE_OF = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
-def check_torch_file(path: Path) -> int:
+def check_torch_file(path: Path, allowed: Collection[str] = ()) -> int:
     """Compares what a file claims with what is in it.
+
+    Args:
+        path: Path of the file.
+        allowed: Dotted names that the file may refer to besides those that ``torch.save`` writes for plain data and
+            tensors; whether they may be called is for ``torch.load`` to say.
 
     Returns:
         Bytes of all its tensors' storages.
 
     Raises:
-        ValueError: it is no archive as ``torch.save`` writes it, or claims more than it holds.
-        OSError, zipfile.BadZipFile, pickle.UnpicklingError: it is damaged.
+        TorchFileError: it claims more than it holds, or holds what ``torch.save`` does not write.
+        ArchiveError: it is damaged, or no archive as ``torch.save`` writes it.
+        OSError: it cannot be read.
     """
-    with zipfile.ZipFile(path) as archive:
-        members = {member.filename: member.file_size for member in archive.infolist()}
-        packed = any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist())
-        if packed or len(members) < len(archive.infolist()) or sum(members.values()) > path.stat().st_size:
-            raise ValueError("its archive is packed otherwise than torch.save does")
-        (pickled,) = [name for name in members if name.endswith("/data.pkl") and name.count("/") == 1] or [""]
-        if not pickled:
-            raise ValueError("its archive holds no data.pkl")
-        inspector = _Inspector(archive.read(pickled), pickled.removesuffix("data.pkl") + "data/", members)
-    try:
-        inspector.load()
-    except (pickle.UnpicklingError, ValueError):
-        raise
-    except Exception as error:  # whatever a forged pickle makes of things that are not what they seem
-        raise pickle.UnpicklingError(f"its data.pkl is damaged ({type(error).__name__})") from error
-    return sum(inspector.storages.values())
+    with path.open("rb") as file:
+        archive = read_archive(file)
+        pickled = archive.members.get("data.pkl")
+        if pickled is None:
+            raise ArchiveError("its archive holds no data.pkl")
+        if pickled.size > MOST_PICKLE_BYTES:
+            raise TorchFileError(f"its data.pkl is of more than {MOST_PICKLE_BYTES >> 20} MiB")
+        reader = _PickleReader(read_member(file, pickled), archive, allowed)
+    reader.read()
+    return reader.claims.finish()
 
 
-class _Made:
-    """Stands for whatever a name makes; takes any state."""
+class _PickleReader:
+    """Follows a pickle's instructions, with notes in the place of what they make."""
 
-    def append(self, _: object) -> None:
-        """Of an instruction that fills what was made."""
+    def __init__(self, content: bytes, archive: Archive, allowed: Collection[str]) -> None:
+        self._content, self._allowed = content, frozenset(allowed)
+        self.claims = TensorClaims({name: member.size for name, member in archive.members.items()})
+        self._stack: list[Any] = []
+        self._marks: list[int] = []
+        self._memo: dict[int, Any] = {}
+        self._odd_keys = 0
 
-    def extend(self, _: object) -> None:
-        """As `append`."""
+    def read(self) -> None:
+        """Reads all of them, and counts what would be made.
 
-    def __setitem__(self, _: object, __: object) -> None:
-        """As `append`."""
+        Raises:
+            TorchFileError: an instruction is not allowed, or what it would make.
+        """
+        try:
+            self._follow()
+        except (TorchFileError, ArchiveError):
+            raise
+        except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            raise TorchFileError(f"its data.pkl is damaged ({type(error).__name__})") from error
+        if len(self._stack) != 1 or self._marks:
+            raise TorchFileError("its data.pkl is damaged (it leaves values over)")
+        _count(self._stack[0])
+
+    def _follow(self) -> None:
+        content = BytesIO(self._content)
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
+            if count > MOST_VALUES:
+                raise TorchFileError(f"it holds more than {MOST_VALUES:,} values")
+            if (count == 0) != (opcode.name == "PROTO") or (count == 0 and argument != 2):
+                raise TorchFileError("its data.pkl is of another protocol than torch.save's")
+            self._step(opcode.name, argument)
+        if content.tell() != len(self._content):
+            raise TorchFileError("its data.pkl is followed by more")
+
+    def _step(self, name: str, argument: Any) -> None:
+        stack = self._stack
+        if name in _NUMBERS_AND_TEXT:
+            if name == "LONG1" and argument.bit_length() >= 8 * LARGEST_INT_BYTES:
+                raise TorchFileError(f"it holds a number of more than {LARGEST_INT_BYTES} bytes")
+            stack.append(argument)
+        elif name in _CONSTANTS:
+            stack.append(_CONSTANTS[name])
+        elif name in ("BINPUT", "LONG_BINPUT"):
+            self._memo[argument] = stack[-1]
+        elif name in ("BINGET", "LONG_BINGET"):
+            stack.append(self._memo[argument])
+        elif name == "MARK":
+            self._marks.append(len(stack))
+        elif name == "EMPTY_TUPLE":
+            stack.append(())
+        elif name in _MADE_OF:
+            stack.append(tuple(self._pop(_MADE_OF[name])))
+        elif name == "TUPLE":
+            stack.append(tuple(self._pop_to_mark()))
+        elif name in ("EMPTY_LIST", "EMPTY_DICT"):
+            stack.append(Made(name.removeprefix("EMPTY_").lower()))
+        elif name in ("APPEND", "APPENDS"):
+            self._fill(("list",), self._pop(1) if name == "APPEND" else self._pop_to_mark())
+        elif name in ("SETITEM", "SETITEMS"):
+            items = self._pop(2) if name == "SETITEM" else self._pop_to_mark()
+            self._check_keys(items[::2])
+            self._fill(("dict", "collections.OrderedDict", "collections.Counter"), items)
+        elif name == "GLOBAL":
+            stack.append(self._named(*argument.split(" ", 1)))
+        elif name == "BINPERSID":
+            (reference,) = self._pop(1)
+            stack.append(self.claims.storage(reference))
+        elif name in ("REDUCE", "NEWOBJ"):
+            called, arguments = self._pop(2)
+            stack.append(self._call(called, arguments, new=name == "NEWOBJ"))
+        elif name == "BUILD":
+            (state,) = self._pop(1)
+            self._build(stack[-1], state)
+        elif name not in ("PROTO", "STOP"):
+            raise TorchFileError(f"its data.pkl holds {name}, which torch.save does not write")
+
+    def _named(self, module: str, name: str) -> Name:
+        """What torch takes two lines of text for: protocol 2 has the names of Python 2."""
+        module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+        path = f"{module}.{name}"
+        known = path in (*_ENTRIES, *_MADE_OF_VALUES, "_codecs.encode", *self._allowed) or makes_tensor(path)
+        if not known and not _TYPE.fullmatch(path):
+            raise TorchFileError(f"it refers to {shown(path)}")
+        return Name(path)
+
+    def _pop(self, count: int) -> list[Any]:
+        if len(self._stack) - count < (self._marks[-1] if self._marks else 0):
+            raise TorchFileError("its data.pkl is damaged (it takes more values than there are)")
+        taken = self._stack[-count:]
+        del self._stack[-count:]
+        return taken
+
+    def _pop_to_mark(self) -> list[Any]:
+        place = self._marks.pop()
+        taken = self._stack[place:]
+        del self._stack[place:]
+        return taken
+
+    def _fill(self, kinds: tuple[str, ...], parts: list[Any]) -> None:
+        target = self._stack[-1]
+        if not isinstance(target, Made) or target.kind not in kinds:
+            raise TorchFileError("its data.pkl is damaged (it fills what is no list or dict)")
+        target.parts += parts
+
+    def _check_keys(self, keys: list[Any]) -> None:
+        """Refuses keys by which a dict or set takes time in the square of their number, or for ever."""
+        for key in keys:
+            if isinstance(key, str) or (isinstance(key, int) and key.bit_length() <= 64):
+                continue
+            self._odd_keys += 1
+            if self._odd_keys > MOST_ODD_KEYS or isinstance(key, Made):
+                raise TorchFileError("it holds keys that are neither text nor whole numbers")
+
+    def _call(self, called: Any, arguments: Any, new: bool) -> Any:
+        if not isinstance(called, Name) or not isinstance(arguments, tuple):
+            raise TorchFileError("its data.pkl is damaged (it calls what is no name)")
+        made = Made(called.path, list(arguments))
+        if makes_tensor(called.path):
+            self.claims.tensor(called.path, arguments)
+        elif called.path in _ENTRIES and not new:
+            self._check_entries(called.path, arguments)
+        elif called.path == "_codecs.encode":
+            if len(arguments) != 2 or arguments[1] not in ("latin1", "latin-1"):
+                raise TorchFileError("its data.pkl is damaged (it encodes text in another way than torch.save)")
+        elif called.path not in (*_MADE_OF_VALUES, *self._allowed):
+            raise TorchFileError(f"it calls {shown(called.path)}")
+        return made
+
+    def _check_entries(self, path: str, arguments: tuple[Any, ...]) -> None:
+        """What an OrderedDict, a Counter or a set is made from."""
+        (content,) = arguments or (Made("list"),)
+        if not isinstance(content, Made) or content.kind not in ("list", "dict"):
+            raise TorchFileError(f"its data.pkl is damaged (it makes a {path} of something else than entries)")
+        if content.kind == "dict":
+            return  # its keys have been looked at
+        if path == "builtins.set":
+            self._check_keys(content.parts)
+        elif content.parts:
+            raise TorchFileError(f"its data.pkl is damaged (it makes a {path} of a list)")
+
+    def _build(self, target: Any, state: Any) -> None:
+        if not isinstance(target, Made) or target.kind in ("list", "dict") or makes_tensor(target.kind):
+            raise TorchFileError("its data.pkl is damaged (it changes what is complete)")
+        target.parts.append(state)
 
 
-class _Named:
-    """Stands for what a pickle names."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __call__(self, *_: object) -> _Made:
-        if self.name.endswith(SIZED):
-            raise ValueError(f"it holds a {self.name} by its size alone")
-        return _Made()
-
-
-# The slower unpickler: the other takes memory for whatever place a pickle says it remembers something at.
-class _Inspector(pickle._Unpickler):
-    """Walks through a pickle of tensors, in which nothing is what it is called."""
-
-    def __init__(self, content: bytes, folder: str, members: dict[str, int]) -> None:
-        super().__init__(io.BytesIO(content))
-        self._folder, self._members = folder, members
-        self.storages: dict[str, int] = {}
-
-    def find_class(self, _: str, name: str) -> _Named:
-        """Imports nothing."""
-        return _Named(name)
-
-    def persistent_load(self, reference: Any) -> _Made:
-        """A storage: (kind, type, key, device, number of elements)."""
-        _, kind, key, _, count = reference
-        each = BYTES.get(kind.name) if isinstance(kind, _Named) else None
-        held = self._members.get(f"{self._folder}{key}")
-        if each is None or not isinstance(count, int) or held != count * each:
-            found = kind.name if isinstance(kind, _Named) else kind
-            raise ValueError(f"it claims {count} elements of {found} where {held} bytes are")
-        self.storages[key] = held
-        return _Made()
+def _count(root: Any) -> None:
+    """Refuses what could be walked through for ever: values within themselves, or the same ones over and over."""
+    sizes: dict[int, int] = {}  # by identity, once everything below is counted
+    depths: dict[int, int] = {}
+    open_: set[int] = set()
+    left: list[tuple[Any, bool]] = [(root, False)]
+    while left:
+        value, leaving = left.pop()
+        parts = value.parts if isinstance(value, Made) else value
+        if leaving:
+            open_.discard(id(value))
+            inside = [part for part in parts if isinstance(part, tuple | Made)]
+            sizes[id(value)] = 1 + len(parts) - len(inside) + sum(sizes[id(part)] for part in inside)
+            depths[id(value)] = 1 + max((depths[id(part)] for part in inside), default=0)
+            if sizes[id(value)] > MOST_VALUES or depths[id(value)] > DEEPEST:
+                raise TorchFileError(f"it holds more than {MOST_VALUES:,} values, or values more than {DEEPEST} deep")
+        elif id(value) in open_:
+            raise TorchFileError("it holds a value within itself")
+        elif isinstance(value, tuple | Made) and id(value) not in sizes:
+            open_.add(id(value))
+            left.append((value, True))
+            left += [(part, False) for part in parts if isinstance(part, tuple | Made)]

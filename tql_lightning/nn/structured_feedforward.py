@@ -1,0 +1,88 @@
+"""Feed-forward layers of structured linear maps (arXiv 2407.09835, 2406.16450), plain and as SwiGLU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tql_lightning.nn.feedforward import FeedForward, SwiGLU
+from tql_lightning.nn.structured import LowRankLinear, StructuredLinear
+
+
+class StructuredFeedForward(nn.Module):
+    """Drop(S2 Drop(gelu(S1 x))) with structured maps S1 and S2; (..., H) -> (..., H).
+
+    Args:
+        hidden_dim: H.
+        inner_dim: width between S1 and S2.
+        dropout: probability of both dropouts.
+        linear: what makes a map from (inputs, outputs).
+        dense_blocks: blocks, from the first on, that keep the dense `FeedForward`; 1 as published. With the two layers
+            of TQL's sizes that is half of them.
+    """
+
+    def __init__(
+        self,
+        hidden_dim: int,
+        inner_dim: int,
+        dropout: float,
+        linear: Callable[[int, int], StructuredLinear] = LowRankLinear,
+        dense_blocks: int = 1,
+    ) -> None:
+        super().__init__()
+        self.sizes, self.dense_blocks = (hidden_dim, inner_dim, dropout), dense_blocks
+        self.up = linear(hidden_dim, inner_dim)
+        self.down = linear(inner_dim, hidden_dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """See the class."""
+        inner = self.dropout(functional.gelu(self.up(tokens), approximate="tanh"))
+        output: Tensor = self.dropout(self.down(inner))
+        return output
+
+    def in_block(self, position: int) -> nn.Module:
+        """The layer of a block, counted from 0: a dense one in the first ``dense_blocks``, else this one."""
+        return FeedForward(*self.sizes) if position < self.dense_blocks else self
+
+
+class StructuredSwiGLU(nn.Module):
+    """Drop(S2 Drop(silu(u) * v)) with (u, v) = S1 x and structured maps S1 and S2; (..., H) -> (..., H).
+
+    Its inner width is two thirds of ``inner_dim``, as in `SwiGLU`. The number of blocks of
+    a map must divide it: ``mlp_ratio`` 3 gives 2 H.
+
+    Args:
+        hidden_dim: H.
+        inner_dim: width that `StructuredFeedForward` would have.
+        dropout: probability of both dropouts.
+        linear: what makes a map from (inputs, outputs).
+        dense_blocks: blocks, from the first on, that keep the dense `SwiGLU`; 1 as published.
+    """
+
+    def __init__(
+        self,
+        hidden_dim: int,
+        inner_dim: int,
+        dropout: float,
+        linear: Callable[[int, int], StructuredLinear] = LowRankLinear,
+        dense_blocks: int = 1,
+    ) -> None:
+        super().__init__()
+        self.sizes, self.dense_blocks = (hidden_dim, inner_dim, dropout), dense_blocks
+        width = max(1, round(2 * inner_dim / 3))
+        self.up = linear(hidden_dim, 2 * width)
+        self.down = linear(width, hidden_dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """See the class."""
+        gate, values = self.up(tokens).chunk(2, dim=-1)
+        output: Tensor = self.dropout(self.down(self.dropout(functional.silu(gate) * values)))
+        return output
+
+    def in_block(self, position: int) -> nn.Module:
+        """The layer of a block, counted from 0: a dense one in the first ``dense_blocks``, else this one."""
+        return SwiGLU(*self.sizes) if position < self.dense_blocks else self

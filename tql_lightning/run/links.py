@@ -1,0 +1,45 @@
+"""Symbolic links in a run's folder: none is written through."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from tql_lightning.run import folder as names
+
+FILES = (
+    *(names.CONFIG_FILE, names.ENVIRONMENT_FILE, names.METRICS_FILE, names.METRICS_BEFORE_FILE, names.LOCK_FILE),
+    "hparams.yaml",
+)
+FOLDERS = (
+    *("checkpoints", names.EVALUATION_FOLDER, names.VIDEO_FOLDER, "pictures", "divergence", "tensorboard"),
+    *("lightning_logs", names.SUPERSEDED_FOLDER),
+)
+
+
+def refuse_links(folder: Path) -> None:
+    """Refuses a run's folder in which a file or folder of the run is a symbolic link.
+
+    A folder that was copied from elsewhere could lead what a run writes to any file of the user's. The folder itself
+    may lie behind a link, and so may what is not the run's.
+
+    Raises:
+        ValueError: there is one; the message names it.
+    """
+    for path in _places(folder):
+        if path.is_symlink():
+            raise ValueError(
+                f"{path}: expected a file or folder of the run itself, found a symbolic link; put what it leads to in "
+                "its place, or remove it; another place for checkpoints is named by dirpath"
+            )
+
+
+def _places(folder: Path) -> Iterator[Path]:
+    for name in FILES:
+        yield folder / name
+    for name in FOLDERS:
+        yield folder / name
+        for below, folders, files in os.walk(folder / name):
+            for inside in (*folders, *files):
+                yield Path(below, inside)
