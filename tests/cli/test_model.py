@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,7 +48,7 @@ class Other(TQL):
 FILES = {
     "tiny.yaml": TINY,
     "penalised.yaml": "model:\n  class_path: mine.Penalised\n  init_args:\n    penalty_weight: 3e-1\n"
-    "    discount: 0.9\n    num_samples: 3\n    schedule_updates: ${model.init_args.num_samples}\n",
+    "    discount: 0.9\n    bc_coefficient: ${model.init_args.discount}\n",
     "flat.yaml": "model:\n  penalty_weight: 0.5\n",
     "bare.yaml": "penalty_weight: 0.5\n",
     "other.yaml": "model:\n  class_path: mine.Other\n",
@@ -103,21 +104,18 @@ def test_the_last_class_that_is_named_is_chosen_and_flags_come_before_files(
 @pytest.mark.usefixtures("folder")
 def test_settings_of_a_class_stand_flat_or_under_init_args(monkeypatch: pytest.MonkeyPatch) -> None:
     _, named = parsed(monkeypatch, TOY, "--config=penalised.yaml", "--model.discount=0.8")
-    assert {name: named["model"][name] for name in ("penalty_weight", "discount", "schedule_updates")} == {
-        "penalty_weight": 0.3,
-        "discount": 0.8,
-        "schedule_updates": 3,
-    }
+    assert (named["model"]["penalty_weight"], named["model"]["discount"]) == (0.3, 0.8)
+    assert named["model"]["bc_coefficient"] == 0.8
     assert named["data"]["discount"] == 0.8
-    _, flat = parsed(monkeypatch, TOY, "--model=mine.Penalised", "--config=flat.yaml", "--trainer.max_steps=70")
-    assert (flat["model"]["penalty_weight"], flat["model"]["schedule_updates"]) == (0.5, 70)
+    _, flat = parsed(monkeypatch, TOY, "--model=mine.Penalised", "--config=flat.yaml")
+    assert flat["model"]["penalty_weight"] == 0.5
 
 
 @pytest.mark.usefixtures("folder")
 def test_another_class_takes_of_a_packaged_configuration_only_the_settings_that_it_has(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with pytest.warns(UserWarning, match=r"quickstart\.yaml: left out model\.actor_learning_rate, .*of TQL that Other"):
+    with pytest.warns(UserWarning, match=r"quickstart\.yaml: left out model\.bc_coefficient, .*of TQL that Other"):
         _, configuration = parsed(monkeypatch, "--config=quickstart", "--model=mine.Other")
     own = {"observation_dim", "action_dim", "expectile", "tau"}
     assert configuration["model"].keys() <= own
@@ -161,13 +159,39 @@ def test_help_and_the_printed_configuration_are_those_of_the_class(
         printed.append(capsys.readouterr().out)
     text = " ".join(printed[0].split())
     assert "--model.penalty_weight PENALTY_WEIGHT Weight of the penalty." in text
-    assert "--model.tau TAU share of the critic" in text
+    assert "--model.tau TAU Share of the critic" in text
     assert "now mine.Penalised." in text
     (folder / "printed.yaml").write_text(printed[1])
     assert yaml.safe_load(printed[1])["model"]["class_path"] == "mine.Penalised"
     with pytest.raises(SystemExit, match="0"):
         main(["fit", "--config=printed.yaml", "--print_config"])
     assert yaml.safe_load(capsys.readouterr().out) == yaml.safe_load(printed[1])
+
+
+SMALL = {
+    "MyTQL": ("--model.critic.hidden_dim=32", "--model.policy.hidden_dims=[16]", "--model.cql_weight=0.5"),
+    "IQL": ("--model.hidden_dim=16", "--model.optimisation.learning_rates={value: 1e-3}"),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_users_algorithm_trains_continues_and_is_reported(name: str, folder: Path) -> None:
+    shutil.copy(Path(__file__).parents[1] / "user_models.py", folder / "mine.py")
+    settings = yaml.safe_load(TINY)
+    del settings["model"]
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(settings))
+    trained = call_tql(folder, "fit", "--config=tiny.yaml", TOY, f"--model=mine.{name}", *SMALL[name])
+    assert trained.returncode == 0, trained.stderr
+    continued = call_tql(folder, "fit", "--config=run/config.yaml", "--ckpt_path=last", "--trainer.max_steps=40")
+    assert continued.returncode == 0, continued.stderr
+    checkpoint = torch.load(folder / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert (checkpoint["algorithm"], checkpoint["global_step"]) == (f"mine.{name}", 40)
+    other = call_tql(folder, "fit", "--config=tiny.yaml", TOY, "--ckpt_path=last", "--trainer.max_steps=60")
+    assert other.returncode == 2
+    assert f"found one of mine.{name}; add --model=mine.{name}" in other.stderr
+    reported = call_tql(folder, "report", "run")
+    assert reported.returncode == 0, reported.stderr
+    assert f"mine.{name}" in (folder / "report.html").read_text()
 
 
 MISTAKES = {
@@ -179,7 +203,7 @@ MISTAKES = {
     "a class of the package": (["--model=TQLL"], "did you mean tql_lightning.TQL?"),
     "a module": (["--model=min.Penalised"], "there is no module min; run tql in the folder that holds min.py"),
     "no algorithm": (["--model=collections.OrderedDict"], "collections.OrderedDict, found something else"),
-    "the base class": (["--model=tql_lightning.training.algorithm.UpdateLoop"], "lacks what every algorithm defines"),
+    "the base class": (["--model=tql_lightning.training.algorithm.Algorithm"], "lacks what every algorithm defines"),
     "beside class_path": (["--config=beside.yaml"], "beside.yaml: model: beside class_path stands init_args alone"),
     "a setting in a file": (["--config=typo.yaml"], "'model.expectil'"),
     "a setting": (["--model=mine.Penalised", "--model.penalty_wait=1"], "did you mean --model.penalty_weight"),

@@ -28,10 +28,11 @@ from tql_lightning.cli.saved_config import SaveFitConfig
 from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.data.sampler import rows_per_process
 from tql_lightning.data.transitions import TransitionDataset
-from tql_lightning.run.checkpoint_io import LAST, SUFFIX, WholeCheckpointIO, base_io, read_checkpoint
+from tql_lightning.run.checkpoint_io import LAST, SUFFIX, CheckpointError, WholeCheckpointIO, base_io, read_checkpoint
 from tql_lightning.run.folder import CONFIG_FILE, METRICS_BEFORE_FILE, METRICS_FILE
 from tql_lightning.run.lock import only_run_in
 from tql_lightning.run.superseded import take_back
+from tql_lightning.training.hyperparameters import ALGORITHM, class_path
 from tql_lightning.training.out_of_memory import explained_memory
 from tql_lightning.training.resuming import newest_whole, refuse_changes, refuse_foreign_checkpoint
 from tql_lightning.training.trainer_checks import refuse_launch
@@ -172,6 +173,7 @@ class TQLCLI(LightningCLI):
         path = None if subcommand == "fit" else self.config[subcommand].get("ckpt_path")
         if path and Path(path).is_file():
             raw = read_checkpoint(path)
+            self._refuse_other_algorithm(path, raw)
             check_contents(path, raw, plays=False)
             self.config = self.parser.parse_object({subcommand: {"model": checked_settings(raw)}}, self.config)
 
@@ -213,6 +215,7 @@ class TQLCLI(LightningCLI):
         self.model.check_trainer(self.trainer)
         found = self._find_checkpoint()
         if found is not None and not self._get(self.config, "force"):
+            self._refuse_other_algorithm(*found)
             refuse_changes(*found, self.model, self.datamodule)
         folder = Path(self.trainer.default_root_dir)
         if found is not None and (folder / CONFIG_FILE).exists():
@@ -234,7 +237,9 @@ class TQLCLI(LightningCLI):
             raise ValueError(
                 "ckpt_path: expected the checkpoint to measure, found none; add --ckpt_path=last or a file"
             )
-        self._find_checkpoint()
+        found = self._find_checkpoint()
+        if found is not None:
+            self._refuse_other_algorithm(*found)
         if self.datamodule.dataset.validation is None:
             raise ValueError(
                 f"data.dataset: {self.datamodule.dataset.name} holds no transitions out to measure on; for npz add "
@@ -272,6 +277,19 @@ class TQLCLI(LightningCLI):
         path, raw = newest_whole(candidates)
         self.config_init[self.subcommand]["ckpt_path"] = str(path)
         return path, raw
+
+    def _refuse_other_algorithm(self, path: Path | str, raw: dict[str, Any]) -> None:
+        """Refuses a checkpoint of another algorithm; one of an earlier version names none.
+
+        Raises:
+            CheckpointError: The checkpoint names another class than this command's model has.
+        """
+        assert isinstance(self._model_class, type)
+        own, named = class_path(self._model_class), raw.get(ALGORITHM)
+        if named is not None and named != own:
+            raise CheckpointError(
+                f"checkpoint {path}: expected one of {own}, found one of {named!s:.80}; add --model={named!s:.80}"
+            )
 
     def _begins_anew(self) -> bool:
         """Whether there is a run to continue that ended before its first checkpoint; has it begin at update 0 again."""

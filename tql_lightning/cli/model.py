@@ -13,7 +13,6 @@ from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from omegaconf import OmegaConf
@@ -22,6 +21,7 @@ from tql_lightning.algorithms.tql import TQL
 from tql_lightning.cli.configs import DEFAULTS, ConfigError, config_files, holds, packaged_configs
 from tql_lightning.cli.moved import moved_paths
 from tql_lightning.training.algorithm import Algorithm
+from tql_lightning.training.hyperparameters import class_path
 from tql_lightning.trust.yaml_text import read_yaml
 
 FLAG = "--model"
@@ -33,7 +33,7 @@ class ModelError(ValueError):
     """The class of the model cannot be imported, or is none that can be trained."""
 
 
-def chosen_model(arguments: Sequence[str]) -> type[LightningModule]:
+def chosen_model(arguments: Sequence[str]) -> type[Algorithm]:
     """The model's class: that of the last ``--model=CLASS``, else of the last configuration that names one, else TQL.
 
     Args:
@@ -58,7 +58,7 @@ def without_model(arguments: Sequence[str]) -> list[str]:
     return [argument for index, argument in enumerate(arguments) if index not in flags]
 
 
-def import_model(path: str, place: str) -> type[LightningModule]:
+def import_model(path: str, place: str) -> type[Algorithm]:
     """The class that a path names; a name without a module is one of the package's own.
 
     Args:
@@ -90,11 +90,6 @@ def import_model(path: str, place: str) -> type[LightningModule]:
         missing = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
         raise ModelError(f"{place}: {path} lacks what every algorithm defines; add {missing}")
     return found
-
-
-def class_path(model: type) -> str:
-    """Import path of a class."""
-    return f"{model.__module__}.{model.__qualname__}"
 
 
 class ModelParser(LightningArgumentParser):
@@ -213,5 +208,5 @@ def _settings_of(model: type) -> set[str]:
 def _algorithms(module: ModuleType) -> Iterator[str]:
     for name in dir(module):
         found = getattr(module, name)
-        if isinstance(found, type) and issubclass(found, LightningModule):
+        if isinstance(found, type) and issubclass(found, Algorithm):
             yield name

@@ -200,7 +200,9 @@ def _start(run: Run, threads: int) -> Run:
 def _show(bar: tqdm[Any], runs: Sequence[Run]) -> None:
     progress = {run.seed: run.progress() for run in runs}
     bar.set_postfix_str(", ".join(f"seed {seed}: {last}" for seed, (_, last) in progress.items() if last), False)
-    bar.update(sum(updates for updates, _ in progress.values()) - bar.n)
+    made = sum(updates for updates, _ in progress.values()) - bar.n
+    if made > 0:  # else a bar in a file would be written again and again
+        bar.update(made)
 
 
 # ---------------------------------------------------------------------- figures
