@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -150,6 +151,7 @@ class AlgorithmContract(ABC):
     def test_the_losses_compile_into_one_graph(self) -> None:
         """Without breaks, and without another graph at another update."""
         model = self.new_model()
+        model.execution = replace(model.execution, compile=True)
         inputs = [model.inputs(update) for update in range(3)]
         minibatches = [self.minibatch(model, update) for update in range(3)]
         torch._dynamo.reset()
