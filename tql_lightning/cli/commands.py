@@ -7,7 +7,7 @@ from json import dumps
 from pathlib import Path
 from typing import Any
 
-from tql_lightning.cli.parsers import Command
+from tql_lightning.cli.parsers import CertifiedOutput, Command
 from tql_lightning.export.policy_folder import ExportFormat
 
 COLUMNS = ("return", "success_rate", "normalized_score", "length")  # of the table that `evaluate` prints
@@ -235,7 +235,7 @@ def certify(
     sigma: list[float] | None = None,
     epsilon: list[float] | None = None,
     states: int = 20,
-    output: Literal[action, q] = "action",
+    output: CertifiedOutput = "action",
     extraction: str | None = None,
     data: str | None = None,
     samples: int = 5_000,
