@@ -25,9 +25,9 @@ def test_losses_targets_entropies_and_temperatures_are_float32_under_bfloat16(mo
     given: list[torch.dtype] = []
     td_loss, entropy_loss = value_loss.td_loss, losses.entropy_loss
 
-    def seen_td_loss(values: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    def seen_td_loss(values: torch.Tensor, target: torch.Tensor, *rest: torch.Tensor | None) -> torch.Tensor:
         given.extend((values.dtype, target.dtype))
-        return td_loss(values, target)
+        return td_loss(values, target, *rest)
 
     def seen_entropy_loss(entropy: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         given.extend((entropy.dtype, weight.dtype))
