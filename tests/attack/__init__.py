@@ -1,0 +1,1 @@
+"""Attacks on the whole program: hostile files on the command line, and kills at chosen moments."""
