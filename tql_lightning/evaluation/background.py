@@ -31,13 +31,7 @@ START_SECONDS = 600.0  # least time that a process is given to start
 
 @dataclass(frozen=True)
 class EvaluationJob:
-    """An evaluation to make: a snapshot of the policy and arguments of `rollout`.
-
-    Attributes:
-        update: Update after which the snapshot was taken.
-        snapshot: Path of a checkpoint.
-        env_id: See `rollout`, as for the other attributes.
-    """
+    """An evaluation to make: a checkpoint, taken after ``update``, and arguments of `rollout`."""
 
     update: int
     snapshot: str
@@ -56,14 +50,7 @@ class EvaluationJob:
 
 @dataclass(frozen=True)
 class FilmJob:
-    """Videos to make: a snapshot of the policy and arguments of `film_episodes`.
-
-    Attributes:
-        update: Update after which the snapshot was taken.
-        snapshot: Path of a checkpoint.
-        env_id: See `film_episodes`, as for the other attributes.
-        folder: Folder of the videos.
-    """
+    """Videos to make: a checkpoint, taken after ``update``, and arguments of `film_episodes`."""
 
     update: int
     snapshot: str

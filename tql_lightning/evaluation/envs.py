@@ -76,11 +76,6 @@ def make_env(env_id: str, render_mode: str | None = None) -> gymnasium.Env[Any, 
 def check_sizes(env_id: str, observation_dim: int, action_dim: int) -> None:
     """Makes the environment once and compares its sizes with a model's.
 
-    Args:
-        env_id: Gymnasium id.
-        observation_dim: n_s.
-        action_dim: n_a.
-
     Raises:
         EnvError: the sizes differ, or the environment cannot be made.
     """

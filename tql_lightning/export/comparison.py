@@ -42,8 +42,8 @@ def compare(
         actor: Actor of the checkpoint's model.
         bounds: Lower and upper bounds of the actions, (n_a,) each.
         policy: Policy loaded from the exported folder.
-        raw: Content of the checkpoint.
-        dataset: See `sample_observations`.
+        raw: Content of the checkpoint; see `sample_observations`, also for ``dataset``.
+        dataset: Dataset of the observations.
 
     Returns:
         The entry ``verification`` of metadata.json.

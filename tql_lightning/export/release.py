@@ -30,15 +30,11 @@ Read = Callable[[Tensor], Tensor | None]
 
 
 def release_arrays(model: TQL, read: Read = lambda parameter: parameter.detach()) -> Arrays:
-    """Converts a model's parameters to the release's names and layouts.
+    """Converts a model's parameters to float32 arrays by the release's names and in its layouts.
 
     Args:
         model: Model with a `TransformerCritic`.
-        read: Function that gives the tensor of a parameter, e.g. ``lambda parameter: parameter.grad``; parameters for
-            which it gives None are left out.
-
-    Returns:
-        float32 arrays by name.
+        read: Function that gives the tensor of a parameter, such as its gradient, or None to leave it out.
 
     Raises:
         ValueError: critic or entropy control have parts that the release lacks.

@@ -23,15 +23,7 @@ MAX_FRAMES, MAX_WIDTH = 120, 240  # of an animation; width in pixels
 
 
 def save_figure(figure: Figure, path: Path, loggers: Sequence[Logger], key: str, update: int) -> None:
-    """Writes a figure as PNG atomically and logs it.
-
-    Args:
-        figure: Finished figure.
-        path: Path of the PNG.
-        loggers: Loggers of the trainer; see `log_picture`.
-        key: Key to log under.
-        update: Update of the figure.
-    """
+    """Writes a figure as PNG atomically and logs it; see `log_picture`."""
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=DOTS_PER_INCH)
     with write_whole(path) as file:
@@ -45,14 +37,7 @@ def log_picture(loggers: Sequence[Logger], key: str, path: Path, update: int) ->
 
 
 def log_video(loggers: Sequence[Logger], key: str, path: Path, update: int) -> None:
-    """Logs an MP4 to every logger that can show it: those with W&B's ``log_video``, TensorBoard (as GIF), MLflow.
-
-    Args:
-        loggers: Loggers of the trainer. Others than these are skipped.
-        key: Key to log under.
-        path: Path of the MP4.
-        update: Update of the video.
-    """
+    """Logs an MP4 to every logger that can show it: those with W&B's ``log_video``, TensorBoard (as GIF), MLflow."""
     _log("video", _add_animation, loggers, key, path, update)
 
 

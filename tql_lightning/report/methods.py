@@ -67,14 +67,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Probability that a run of one method beats a run of another.
-
-    Attributes:
-        method: Method that is probably better.
-        other: Other method.
-        estimate: Estimate of the probability.
-        over_runs: Whether the interval is over runs, which needs two of every task and method.
-    """
+    """Probability that a run of ``method``, probably the better one, beats a run of ``other``; see `Result`."""
 
     method: Method
     other: Method

@@ -23,14 +23,11 @@ def plot_run(folder: Path) -> list[Path]:
 
 
 def plot_runs(runs: Mapping[str, Path], output: Path) -> list[Path]:
-    """Draws the curves of several runs, with one colour per run.
+    """Draws the curves of several runs into ``output``, with one colour per run.
 
     Args:
         runs: Folders with a metrics.csv, by name in the legend.
-        output: Folder for return.png, attention_entropy.png and losses.png.
-
-    Returns:
-        Paths of the pictures; pictures without metrics are not drawn.
+        output: Folder for return.png, attention_entropy.png and losses.png; pictures without metrics are left out.
     """
     import matplotlib as mpl
 
@@ -45,13 +42,7 @@ def plot_runs(runs: Mapping[str, Path], output: Path) -> list[Path]:
 
 
 def plot_dataset(title: str, figures: Mapping[str, Any], path: Path) -> Path:
-    """Draws a histogram of each quantity of a dataset.
-
-    Args:
-        title: Title of the picture.
-        figures: Values by name: "return", "episode length", "reward".
-        path: Path of the picture.
-    """
+    """Draws a histogram of each quantity of a dataset, given its values by name."""
     import matplotlib as mpl
 
     mpl.use("Agg")

@@ -92,10 +92,7 @@ def _whole_number(text: str) -> int | None:
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """Reads every run in the given folders, in order.
-
-    Args:
-        folders: Folders of runs, or folders that hold runs.
+    """Reads runs from folders of runs, or from folders that hold runs, in order.
 
     Raises:
         ReportError: a folder is missing or holds no run, or a file is damaged.

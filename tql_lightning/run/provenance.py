@@ -41,13 +41,13 @@ def package_versions() -> dict[str, str]:
 
 
 def record_start(folder: Path, arguments: Sequence[str], update: int, device: str, processes: int) -> None:
-    """Appends a start or continuation to a run's environment.json.
+    """Appends a start or continuation of a run to its environment.json.
 
     Args:
         folder: Folder of the run.
-        arguments: Command line after ``tql``, as the user gave it.
+        arguments: Command line after ``tql``.
         update: Number of updates done before.
-        device: Name of the training device, e.g. "cpu" or the name of a GPU.
+        device: Name of the training device.
         processes: Number of training processes.
     """
     starts = read_starts(folder) if update > 0 else []

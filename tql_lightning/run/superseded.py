@@ -23,12 +23,8 @@ class ContinuedLogger(Protocol):
 def take_back(trainer: Any, update: int) -> None:
     """Removes records of later updates from a continued run, since it repeats those updates.
 
-    Call it on every process. Loggers take their records back; evaluations, pictures and videos move into
-    ``superseded/`` (`run.folder`).
-
-    Args:
-        trainer: Trainer of the continued run.
-        update: Update that the run continues from; -1 for a run that is restarted.
+    Loggers take their records back; evaluations, pictures and videos move into ``superseded/`` (`run.folder`). Call it
+    on every process, with update -1 for a run that is restarted.
     """
     for logger in trainer.loggers:
         if isinstance(logger, ContinuedLogger):
@@ -40,12 +36,7 @@ def take_back(trainer: Any, update: int) -> None:
 
 
 def tell_set_aside(paths: Sequence[Path], update: int) -> None:
-    """Logs which files were set aside, if any.
-
-    Args:
-        paths: Former paths of the files.
-        update: Update that the run continues from.
-    """
+    """Logs the former paths of files that were set aside by a run that continues from ``update``."""
     if paths:
         names = f"{paths[0]} and {len(paths) - 1} more" if len(paths) > 1 else str(paths[0])
         rank_zero_info(

@@ -34,10 +34,8 @@ def one_thread_in_new_processes() -> Iterator[None]:
 def sigint_blocked(*others: signal.Signals) -> Iterator[None]:
     """Blocks SIGINT in processes started in the block, since a terminal sends Ctrl-C to the whole process group.
 
-    A handler set in the child would come too late: the signal could end it during its imports.
-
-    Args:
-        others: Further signals to block.
+    A handler set in the child would come too late: the signal could end it during its imports. ``others`` are blocked,
+    too.
     """
     resource_tracker.ensure_running()  # started later, it would unblock the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *others})

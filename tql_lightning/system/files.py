@@ -13,13 +13,9 @@ from typing import BinaryIO
 
 @contextmanager
 def write_whole(path: Path) -> Iterator[BinaryIO]:
-    """Writes to a temporary file, fsyncs it, and renames it to ``path``.
+    """Yields a temporary binary file to write; then fsyncs it and renames it to ``path``, whose folder it creates.
 
-    Args:
-        path: File to create or replace. Its folder is created if needed.
-
-    Yields:
-        The temporary file, opened in binary mode. If the block raises, it is removed and ``path`` is unchanged.
+    If the block raises, the file is removed and ``path`` is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
@@ -38,13 +34,9 @@ def write_whole(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def write_whole_folder(path: Path) -> Iterator[Path]:
-    """Fills a temporary folder, fsyncs its files, and renames it to ``path``.
+    """Yields a temporary folder to fill; then fsyncs its files and renames it to ``path``.
 
-    Args:
-        path: Folder to create. Its parent is created if needed.
-
-    Yields:
-        The temporary folder. If the block raises, it is removed.
+    If the block raises, the folder is removed.
 
     Raises:
         FileExistsError: ``path`` exists.

@@ -15,23 +15,14 @@ from typing import Any, TextIO, cast
 
 
 def unwritten(path: Path | str, error: OSError) -> str:
-    """Describes a failed write: the path, the reason and the free space.
-
-    Args:
-        path: File, or folder of several files.
-        error: Error that the write raised.
-    """
+    """Describes a failed write to a file, or to a folder of several: path, reason and free space."""
     reason = error.strerror or str(error) or type(error).__name__
     return f"{path} cannot be written ({reason}; {_room(Path(path))})"
 
 
 @contextmanager
 def training_goes_on(path: Path | str) -> Iterator[None]:
-    """Turns an OSError of the block into a warning.
-
-    Args:
-        path: File, or folder of several files, that the block writes.
-    """
+    """Turns an OSError of the block, which writes a file or a folder of several, into a warning."""
     try:
         yield
     except OSError as error:
