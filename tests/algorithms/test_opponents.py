@@ -29,6 +29,7 @@ from tql_lightning.nn.value_loss import HLGauss
 from tql_lightning.nn.value_network import ValueNetwork
 from tql_lightning.training.algorithm import Algorithm
 from tql_lightning.training.execution import Execution
+from tql_lightning.training.optimisation import Optimisation
 
 SIZES: dict[str, Any] = {"hidden_dims": (16,)}
 CRITIC = partial(MLPCritic, **SIZES)
@@ -199,8 +200,11 @@ class TestQC:
     def test_released_decay_reaches_biases(self) -> None:
         groups = made("qc", release_decay=True).parameter_groups()
         assert all(group.decays("bias", parameter) for group in groups for parameter in group.module.parameters())
-        own = made("qc").parameter_groups()
-        assert not any(group.decays("bias", torch.nn.Parameter(torch.zeros(3))) for group in own)
+        own = made("qc", optimisation=Optimisation(weight_decay=0.1))
+        groups = own.optimisation.torch_groups(own.parameter_groups())
+        decaying = [parameter for group in groups if group["weight_decay"] > 0 for parameter in group["params"]]
+        assert decaying
+        assert all(parameter.ndim > 1 for parameter in decaying)
 
 
 def test_iql_explores_with_its_standard_deviation_where_that_is_set() -> None:
