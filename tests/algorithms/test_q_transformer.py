@@ -209,15 +209,6 @@ def test_acting_takes_the_centres_of_the_best_bins() -> None:
     assert (actions < torch.tensor(high)).all()
 
 
-def test_the_value_of_a_whole_action_is_that_of_its_last_bin_in_returns() -> None:
-    model, batch = made(), made_batch()
-    bins = model.bins(batch.actions)
-    values = model.network(batch.observations, bins).logits.sigmoid()[torch.arange(6), -1, bins[:, -1]]
-    found = model.critic(batch.observations, batch.actions)
-    torch.testing.assert_close(found.values.squeeze(-1), unscaled(values), rtol=1e-4, atol=1e-4)
-    assert {name.partition(".")[0] for name in model.state_dict()} == {"network", "target_network"}
-
-
 def test_it_trains_on_returns_of_its_own_discount_only(tmp_path: Path) -> None:
     data = OfflineDataModule(toy_dataset(), discount=DISCOUNT, action_chunk=2)
     assert len(data.action_range[0]) == len(data.action_range[1]) == data.action_dim == 2

@@ -13,7 +13,7 @@ from torch import Tensor
 from tql_lightning.algorithms.critic_algorithm import collected
 from tql_lightning.algorithms.critics import move_target
 from tql_lightning.batch import NoNoise
-from tql_lightning.nn.autoregressive import ActionBins, ActionValues, AutoregressiveCritic, AutoregressiveOutput
+from tql_lightning.nn.autoregressive import ActionBins, AutoregressiveCritic, AutoregressiveOutput
 from tql_lightning.nn.layer_temperature import LayerTemperature
 from tql_lightning.nn.number_types import at_least_float32
 from tql_lightning.nn.policy import Actor
@@ -171,11 +171,6 @@ class QTransformer(Algorithm):
         expected = "rewards that differ, which make a range of returns (the command line takes them from the dataset)"
         require("reward_range", low < high, expected, (rewards, final))
         return low, high
-
-    @property
-    def critic(self) -> ActionValues:
-        """Q(s, a) in the units of returns, for whoever looks at values of whole actions."""
-        return ActionValues(self.network, self.bins, 1.0 / self.scale, self.worst_return)
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """The network, and the temperatures if there are any."""

@@ -11,7 +11,6 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from tql_lightning.nn.critic import Critic, CriticOutput
 from tql_lightning.nn.feedforward import FeedForward
 from tql_lightning.nn.initialisation import LayerNorm, RMSNorm, StackedLinear, lecun_normal_
 from tql_lightning.nn.tokenizer import EMBEDDING_STD
@@ -281,30 +280,6 @@ class AutoregressiveCritic(nn.Module):
         normalised = self.final_norm(tokens).transpose(0, 1)
         products = torch.bmm(normalised, self.output[dimensions].transpose(1, 2).to(normalised.dtype)).transpose(0, 1)
         return products.float() + self.output_bias[dimensions]
-
-
-class ActionValues(Critic):
-    """Q(s, a) of an `AutoregressiveCritic`, for whoever asks for the value of a whole action: a landscape, a report.
-
-    It is the last dimension's value of the bins that the action lies in, in the units of returns.
-
-    Args:
-        network: The values of bins.
-        bins: The bins.
-        scale: Factor from values in (0, 1) to returns.
-        offset: Return that the value 0 stands for.
-    """
-
-    def __init__(self, network: AutoregressiveCritic, bins: ActionBins, scale: float, offset: float) -> None:
-        super().__init__()
-        self.network, self.bins, self.scale, self.offset = network, bins, scale, offset
-
-    def forward(self, observations: Tensor, actions: Tensor, *, with_entropy: bool = False) -> CriticOutput:
-        """See `Critic.forward`; values (B, 1), and no attention entropy: there is no [VALUE] token."""
-        del with_entropy
-        bins = self.bins(actions)
-        values = self.network(observations, bins).logits[:, -1].sigmoid().gather(-1, bins[:, -1:])
-        return CriticOutput(values * self.scale + self.offset, None)
 
 
 def causal_attention_with_entropy(queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
