@@ -6,7 +6,7 @@ import csv
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -123,10 +123,10 @@ def outcome(folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("kills")
     (folder / "home").mkdir()
-    yield folder
+    return folder
 
 
 def begin(base: Path, name: str) -> Path:
