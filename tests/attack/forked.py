@@ -6,6 +6,7 @@ import os
 import resource
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,7 @@ def _work(folder: Path, printed: Path, arguments: Sequence[str], prepare: Callab
     sys.argv = ["tql"]
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_LIMIT, CPU_LIMIT))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    warnings.simplefilter("default")  # as a user's Python has them
     try:
         prepare()
         code = main(arguments)

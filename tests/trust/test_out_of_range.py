@@ -36,12 +36,12 @@ def forged(whole: Path, folder: Path, change: Change) -> Path:
 
 
 @pytest.mark.parametrize(
-    "value", [float("inf"), float("nan"), 1.5, -1, 2**80, 10**400, True, None, "5", [5], torch.tensor(5)]
+    "value", [float("inf"), float("nan"), 1.5, -2, 2**80, 10**400, True, None, "5", [5], torch.tensor(5)]
 )
 def test_a_number_of_updates_that_no_run_reaches_is_refused(value: object, whole: Path, tmp_path: Path) -> None:
     for name in ("global_step", "validated_update", "epoch"):
         path = forged(whole, tmp_path, lambda raw, name=name: raw.update({name: value}))
-        with pytest.raises(CheckpointError, match=rf"{name}: expected a whole number from 0 to|more than 32 bytes"):
+        with pytest.raises(CheckpointError, match=rf"{name}: expected a whole number up to|more than 32 bytes"):
             read_checkpoint(path)
 
 

@@ -170,11 +170,11 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu", mmap: bool = Fa
 
 def _check_progress(path: Path, raw: dict[str, Any]) -> None:
     """Refuses numbers of updates that no run reaches, and parts of other types than Lightning's."""
-    for name in ("global_step", "validated_update", "epoch"):
+    for name, least in (("global_step", 0), ("validated_update", -1), ("epoch", 0)):  # -1: before the first validation
         value = raw.get(name, 0)
-        if type(value) is not int or not 0 <= value <= MOST_UPDATES:
+        if type(value) is not int or not least <= value <= MOST_UPDATES:
             raise CheckpointError(
-                f"checkpoint {path}: {name}: expected a whole number from 0 to {MOST_UPDATES:,}, found {shown(value)}"
+                f"checkpoint {path}: {name}: expected a whole number up to {MOST_UPDATES:,}, found {shown(value)}"
             )
     for name, kind in _KINDS.items():
         if name in raw and not isinstance(raw[name], kind):
