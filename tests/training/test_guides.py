@@ -9,13 +9,32 @@ from typing import Any
 import pytest
 import torch
 
+from tests.command_line import TINY, call_tql
 from tests.toy import fit, toy_model
+from tql_lightning.algorithms.loading import load_checkpoint
 from tql_lightning.algorithms.tql import TQL
 from tql_lightning.nn.critic import TransformerCritic
 from tql_lightning.nn.structured import LowRankLinear, SelfGuide, guided_layers
 from tql_lightning.nn.structured_feedforward import StructuredFeedForward
 from tql_lightning.nn.transformer import TransformerBlock
 from tql_lightning.run.checkpoint_io import read_checkpoint
+
+GUIDED = """
+model:
+  critic:
+    class_path: tql_lightning.nn.critic.TransformerCritic
+    init_args:
+      block:
+        class_path: tql_lightning.nn.transformer.TransformerBlock
+        init_args:
+          feedforward:
+            class_path: tql_lightning.nn.structured_feedforward.StructuredFeedForward
+            init_args:
+              linear:
+                class_path: tql_lightning.nn.structured.BlockDenseLinear
+                init_args:
+                  guide: {updates: 5, form: linear}
+"""
 
 
 def guided_model(updates: int, **settings: Any) -> TQL:
@@ -74,3 +93,14 @@ def test_the_first_update_moves_the_guides_and_not_the_factors(tmp_path: Path) -
     for name, parameter in model.critic.named_parameters():
         if name.endswith((".guide", ".first", ".second")):
             assert torch.equal(parameter, before[name]) != name.endswith(".guide"), name
+
+
+def test_a_guide_is_set_by_configuration_and_its_checkpoint_loads(tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    (tmp_path / "guided.yaml").write_text(GUIDED)
+    configured = ("--config", "tiny.yaml", "--config", "guided.yaml", "--data.dataset=tests.toy.toy_dataset")
+    finished = call_tql(tmp_path, "fit", *configured, "--trainer.max_steps=6")
+    assert finished.returncode == 0, finished.stderr
+    model, raw = load_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert {(layer.schedule, int(layer.updates)) for layer in guided_layers(model)} == {(SelfGuide(5, "linear"), 6)}
+    assert not any(name.endswith(".guide") for name in raw["state_dict"])

@@ -57,8 +57,8 @@ class SelfGuide:
 class StructuredLinear(nn.Module, ABC):
     """A linear map (..., n) -> (..., m) whose matrix is made of factors, with a dense bias that starts at 0.
 
-    Call `advance_guides` after every optimizer step where a guide is used. The number of updates is a buffer, so that a
-    continued run goes on exactly. A finished guide is left out of checkpoints.
+    A guide needs a call of `advance_guides` after every optimizer step, which the project's training makes. The number
+    of updates is a buffer, so that a continued run goes on exactly. A guide that is over is left out of checkpoints.
 
     Args:
         in_features: n.
@@ -110,6 +110,11 @@ class StructuredLinear(nn.Module, ABC):
             share = self.guide_share()
             output = share * linear(x, self.guide) + (1.0 - share) * output
         return output + self.bias.to(output.dtype)
+
+    def extra_repr(self) -> str:
+        """Sizes, and the shapes of both factors."""
+        shapes = [tuple(self.get_parameter(name).shape) for name in ("first", "second")]
+        return f"in_features={self.in_features}, out_features={self.out_features}, factors={shapes}"
 
     def advance(self, may_leave_out: bool) -> None:
         """Counts an update of a guided map; see `advance_guides`."""
