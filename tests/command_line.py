@@ -9,7 +9,7 @@ import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from inspect import signature
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jsonargparse
 import pytest
@@ -18,7 +18,6 @@ from tql_lightning.algorithms.tql import TQL
 from tql_lightning.cli.configs import resolve_configs
 from tql_lightning.cli.lightning import TQLCLI
 from tql_lightning.cli.main import main
-from tql_lightning.training.algorithm import Algorithm
 
 TQL_COMMAND = str(Path(sys.executable).parent / "tql")
 PATIENCE = 800.0  # seconds for a process that needs a few, where many wait for few cores; below pytest's own limit
@@ -90,19 +89,16 @@ def parse_fit(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> dict[str, Any
     return configuration
 
 
-Model = TypeVar("Model", bound=Algorithm)
-
-
-def make_model(
-    configuration: dict[str, Any],
-    observation_dim: int,
-    action_dim: int,
-    kind: type[Model] = TQL,  # type: ignore[assignment]
-) -> Model:
+def make_model(configuration: dict[str, Any], observation_dim: int, action_dim: int, kind: type = TQL) -> Any:
     """The model of a configuration for given sizes."""
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind, "model")
-    of_the_data = {"observation_dim": observation_dim, "action_dim": action_dim, "reward_range": (-2.0, 0.0)}
+    of_the_data = {
+        "observation_dim": observation_dim,
+        "action_dim": action_dim,
+        "reward_range": (-2.0, 0.0),
+        "action_range": ([-1.0] * action_dim, [1.0] * action_dim),
+    }
     taken = {name: value for name, value in of_the_data.items() if name in signature(kind).parameters}
     model = parser.instantiate_classes(parser.parse_object({"model": configuration["model"] | taken})).model
     assert isinstance(model, kind)

@@ -1,4 +1,4 @@
-"""Environments as the policy sees them."""
+"""Environments: flat observations, scaled actions, and errors."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ ACTIONS = gymnasium.spaces.Box(-1.0, 1.0, (1,))
 
 
 class OtherSpacesEnv(CountdownEnv):
-    """A countdown that claims other spaces."""
+    """A countdown with other spaces."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ def test_bytes_that_are_no_picture_are_numbers() -> None:
 
 
 class Plain(gymnasium.Env[Any, Any]):
-    """As a user's first environment is: it draws nothing, and its constructor takes nothing."""
+    """An environment without rendering and without constructor arguments, as users begin with."""
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
     observation_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)

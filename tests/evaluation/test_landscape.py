@@ -1,4 +1,4 @@
-"""Q over actions, on functions whose answer is known."""
+"""Q over actions, on functions with known results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The evaluator: exactly the episodes asked for, the same whatever plays them."""
+"""Rollouts play exactly the requested episodes, whatever the number of environments and processes."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from tql_lightning.evaluation.rollout import ROWS, RolloutResult, episode_noise,
 from tql_lightning.nn.policy import Actor, FlowPolicy
 
 COUNTDOWN = "tests.environments:Countdown-v0"
+SEED_OF_DISTINCT_LENGTHS = 4
 SWING = "tests.environments:Swing-v0"
 
 
@@ -121,9 +122,9 @@ def test_the_noise_of_each_step_is_that_of_its_episode_whatever_the_number_of_en
         return torch.zeros(len(observations), 1)
 
     for num_envs in (1, 3):
-        drawn_by = len(drawn)
-        rollout(Actor((2,), watch), COUNTDOWN, 1, seed=3, num_envs=num_envs)
-        assert drawn_by in (0, len(drawn))
+        lengths = rollout(Actor((2,), watch), COUNTDOWN, 4, seed=SEED_OF_DISTINCT_LENGTHS, num_envs=num_envs).lengths
+        assert len(set(lengths)) == 4  # an observation tells its episode by its length
+        assert len(drawn) == lengths.sum()
 
 
 def test_several_processes_play_what_one_would() -> None:

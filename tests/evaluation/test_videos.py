@@ -1,4 +1,4 @@
-"""Films of episodes: those that are evaluated, whole, or a reason why not."""
+"""Videos show the evaluated episodes, and are complete or refused with the reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `tql export` writes, and from what it refuses to."""
+"""Files that `tql export` writes, and checkpoints that it refuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A policy that has left: it acts as the checkpoint does, without Lightning."""
+"""An exported policy acts like its checkpoint, without Lightning."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OBSERVATIONS = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
 
 
 def trained(folder: Path, data: dict[str, Any] | None = None, **settings: Any) -> Path:
-    """A checkpoint after one step; its data name Pendulum and bounds of -2 and 2."""
+    """A checkpoint after five updates, for Pendulum with bounds -2 and 2."""
     policy = partial(FlowPolicy, hidden_dims=(16,), flow_steps=2, num_samples=4)
     model = toy_model(**({"policy": policy} | settings))
     fit(folder, model, 5, [LastCheckpoint(str(folder / "checkpoints"), 5)], env_id="Pendulum-v1", data=data)

@@ -1,4 +1,4 @@
-"""An exported policy's folder that is damaged; what strangers make stands in test_forged_policies.py."""
+"""Damaged folders of exported policies; forged ones are in test_forged_policies.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parameters of the release in and out: exact, and refused by name where they do not fit."""
+"""Conversion of the release's parameters is exact; arrays that do not fit are refused by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loggers: what the CSV logger has written when a run is killed, and those of the documentation."""
+"""Loggers: records of killed and continued runs, and the loggers of the documentation."""
 
 from __future__ import annotations
 
@@ -63,15 +63,19 @@ def test_what_an_earlier_part_logged_at_an_update_is_not_logged_again(tmp_path: 
 
 def test_every_logger_of_the_documentation_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = re.findall(r"```yaml\n# (\w+\.yaml)\n(.*?)```", (DOCS / "loggers.md").read_text(), flags=re.DOTALL)
-    assert [name for name, _ in shown] == ["wandb.yaml", "mlflow.yaml", "trackio.yaml"]
+    expected = {
+        "wandb.yaml": ("save_dir", "runs/pendulum/seed_"),
+        "mlflow.yaml": ("artifact_location", "runs/pendulum/seed_"),
+        "trackio.yaml": ("name", "seed_"),
+    }
+    assert [name for name, _ in shown] == list(expected)
     for name, text in shown:
         (tmp_path / name).write_text(text)
         parsed = parse_fit(monkeypatch, "--config", "quickstart", "--config", str(tmp_path / name))
         csv, other = parsed["trainer"]["logger"]
         assert csv["class_path"] == "tql_lightning.loggers.ContinuedCSVLogger"
-        assert (
-            other["init_args"].get("save_dir", parsed["trainer"]["default_root_dir"]).startswith("runs/pendulum/seed_")
-        )
+        argument, start = expected[name]
+        assert other["init_args"][argument].startswith(start)
 
 
 def test_a_logger_whose_package_is_missing_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:

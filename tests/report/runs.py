@@ -1,4 +1,4 @@
-"""Folders as runs leave them, written without training."""
+"""Writes folders of runs without training."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ UPDATES = (0, 100, 200)
 
 
 def png(grey: int, size: int = 4) -> bytes:
-    """A square picture of one grey."""
+    """A square grey PNG."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -39,7 +39,7 @@ def make_run(
     env_id: str = "Pendulum-v1",
     pictures: bool = False,
 ) -> Path:
-    """A run with three evaluations, whose success ends at ``final``."""
+    """Writes a run with three evaluations whose success rate ends at ``final``."""
     folder.mkdir(parents=True)
     columns = "step,eval/success_rate,eval/return,train/attention_entropy/layer_0/value,"
     columns += "train/attention_entropy_share/layer_0/value,"

@@ -1,4 +1,4 @@
-"""The report: what it says of runs, what it refuses, and that nothing of a user's becomes markup."""
+"""The report: its content, its errors, and that no user text becomes markup."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tql_lightning.run.provenance import read_starts, record_start
 
 @pytest.fixture
 def two_methods(tmp_path: Path) -> Path:
-    """Three seeds of one method, and two of another that differs in its discount."""
+    """Three seeds of one method, and two of another with a different discount."""
     for seed, final in enumerate((0.2, 0.4, 0.9)):
         make_run(tmp_path / "tql" / f"seed_{seed}", seed, final)
     for seed, final in enumerate((0.1, 0.3)):

@@ -1,4 +1,4 @@
-"""Pictures from a run's metrics."""
+"""Plots of a run's metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the report sums up runs that are few, unfinished, unalike or many: it says no more than is known."""
+"""Statistics of few, unfinished, unequal or many runs: the page claims no more than they show."""
 
 from __future__ import annotations
 

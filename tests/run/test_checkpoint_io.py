@@ -1,4 +1,4 @@
-"""Checkpoints are whole, what is damaged or forged is refused before anything is made of it."""
+"""Checkpoints are written atomically; damaged or forged ones are refused before anything is built from them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tql_lightning.trust.class_paths import check_class_paths
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a short run leaves, in a folder with what an interrupted write had left."""
+    """A short run's checkpoint, in a folder with a temporary file of an interrupted write."""
     folder = tmp_path_factory.mktemp("run")
     (folder / ".last.ckpt.abc.part").write_bytes(b"half of a checkpoint")
     (folder / ".mine.txt.part").write_bytes(b"somebody's")

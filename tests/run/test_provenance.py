@@ -1,4 +1,4 @@
-"""What is told of a process itself."""
+"""Provenance of a run: peak memory of the process."""
 
 from __future__ import annotations
 

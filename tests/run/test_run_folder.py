@@ -1,4 +1,4 @@
-"""Where a run's files lie: what is written is found again."""
+"""Names of a run's files: written files are found again."""
 
 from __future__ import annotations
 

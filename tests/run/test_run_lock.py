@@ -27,7 +27,7 @@ with only_run_in(Path(sys.argv[1])):
 
 
 def holder(folder: Path) -> subprocess.Popen[str]:
-    """Another process that holds a folder."""
+    """Starts a process that holds the folder's lock."""
     pipe = subprocess.PIPE  # what it reads from ends with the tests
     process = subprocess.Popen([sys.executable, "-c", HOLD, folder], stdin=pipe, stdout=pipe, text=True)
     assert process.stdout is not None

@@ -1,4 +1,4 @@
-"""Files that cannot be written: what is there stays whole, it is said, and training goes on until its end."""
+"""Failed writes: existing files stay complete, a warning is given, and training goes on to its end."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ SWING = "tests.environments:Swing-v0"
 
 @contextmanager
 def no_file_above(size: int) -> Iterator[None]:
-    """No file of this process can grow beyond so many bytes: the kernel refuses it, in the middle of a write."""
+    """Limits the size of this process's files; the kernel fails a write in the middle."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -55,7 +55,7 @@ def no_file_above(size: int) -> Iterator[None]:
 
 
 class FullBetween(Callback):
-    """Files have no room from one update to another."""
+    """Limits the size of files between two updates."""
 
     def __init__(self, first: int, last: int, size: int = 0) -> None:
         self.first, self.last, self.size = first, last, size
@@ -67,7 +67,7 @@ class FullBetween(Callback):
 
 
 def fit(*arguments: Any, **settings: Any) -> Trainer:
-    """`toy.fit`, with room again at its end: also pytest's own output may go into a file."""
+    """Calls `toy.fit` and restores the limit, since pytest's output may go into a file."""
     with no_file_above(resource.getrlimit(resource.RLIMIT_FSIZE)[0]):
         return toy.fit(*arguments, **settings)
 
@@ -176,7 +176,7 @@ def test_observers_that_cannot_write_warn_and_the_best_stays_the_one_that_is_kep
 
 
 def join_threads_but(others: set[threading.Thread]) -> None:
-    """Waits for threads begun since: what ends one is a warning in whatever test runs then."""
+    """Waits for new threads, since an error in one is a warning in the test that runs then."""
     for thread in set(threading.enumerate()) - others:
         thread.join()
 
@@ -213,7 +213,7 @@ def test_what_tensorboard_cannot_write_is_told_of_however_late_its_thread_tells(
     failed: list[threading.Thread] = []
 
     class Late(event_file_writer._AsyncWriterThread):  # type: ignore[misc]
-        """Waits for a core once it has failed."""
+        """Delays its report of an error."""
 
         def __setattr__(self, name: str, value: Any) -> None:
             if name == "exception" and value is not None:
