@@ -31,7 +31,7 @@ def refuse_links(folder: Path) -> None:
         if path.is_symlink():
             raise ValueError(
                 f"{path}: expected a file or folder of the run itself, found a symbolic link; replace it by the target, "
-                "or remove it; to keep checkpoints elsewhere, set dirpath"
+                "target, or remove it; to keep checkpoints elsewhere, set dirpath"
             )
 
 
