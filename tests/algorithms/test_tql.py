@@ -12,8 +12,9 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger
 
-from tests.toy import fit, toy_dataset, toy_model
+from tests.toy import fit, toy_chunk, toy_dataset, toy_model
 from tql_lightning.algorithms.tql import TQL
+from tql_lightning.batch import at_update
 from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.nn.attention import EntropyAttention
 from tql_lightning.nn.attention_components import HeadGate, SoftCap
@@ -209,6 +210,25 @@ def test_dropout_spares_the_target_critic() -> None:
     inputs = (torch.randn(4, 3), torch.zeros(4, 1))
     assert not torch.equal(model.critic(*inputs).values, model.critic(*inputs).values)
     assert torch.equal(model.target_critic(*inputs).values, model.target_critic(*inputs).values)
+
+
+def test_dropout_acts_on_the_td_loss_and_spares_the_policys_q_term() -> None:
+    model = toy_model(critic=partial(TransformerCritic, hidden_dim=16, head_dim=8, dropout=0.5)).train()
+    batch, noise = (at_update(part, 0) for part in toy_chunk(model))
+    found = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        found.append(model.losses(batch, noise, model.current_inputs()).metrics)
+    assert found[0]["td_loss"] != found[1]["td_loss"]
+    assert found[0]["q_loss"] == found[1]["q_loss"]
+
+    def policy_gradients() -> list[torch.Tensor]:
+        loss, _ = model.actor_loss(batch, noise, lambda mean: mean)
+        return list(torch.autograd.grad(loss, list(model.policy.parameters())))
+
+    dropping = policy_gradients()
+    model.critic.eval()
+    assert all(map(torch.equal, dropping, policy_gradients()))
 
 
 def test_metrics_are_written_at_updates_with_learning_rates(tmp_path: Path) -> None:

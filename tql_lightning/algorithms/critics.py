@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tql_lightning.algorithms import losses
 from tql_lightning.nn.critic import Critic, CriticOutput
+from tql_lightning.nn.dropout import without_dropout
 from tql_lightning.nn.temperature import EntropyControl
 from tql_lightning.training.optimisation import ParameterGroup, nothing
 from tql_lightning.training.sharding import call_with_frozen_parameters, own_shares
@@ -96,8 +97,9 @@ def fit_critic(
 
 
 def frozen_values(critic: Critic, observations: Tensor, actions: Tensor) -> Tensor:
-    """A critic's values (B, E) whose gradient reaches the actions and not the critic."""
-    output: CriticOutput = call_with_frozen_parameters(critic, observations, actions)
+    """A critic's values (B, E), without dropout; their gradient reaches the actions and not the critic."""
+    with without_dropout(critic):
+        output: CriticOutput = call_with_frozen_parameters(critic, observations, actions)
     return output.at_least_float32().values
 
 

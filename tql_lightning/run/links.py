@@ -30,7 +30,7 @@ def refuse_links(folder: Path) -> None:
     for path in _places(folder):
         if path.is_symlink():
             raise ValueError(
-                f"{path}: expected a file or folder of the run itself, found a symbolic link; replace it by the target, "
+                f"{path}: expected a file or folder of the run itself, found a symbolic link; replace it by its "
                 "target, or remove it; to keep checkpoints elsewhere, set dirpath"
             )
 
