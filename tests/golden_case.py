@@ -23,6 +23,11 @@ from tql_lightning.nn.temperature import AttentionTemperature
 from tql_lightning.training.optimisation import Optimisation
 
 Arrays = dict[str, np.ndarray]
+# Largest distance of the release's float32 numbers from the same update in float64, over the largest entry: what
+# rounding explains. More is other mathematics than ours. Collapsed attention comes nearest to it.
+ROUNDED = 1e-3
+FARTHER = 3.0  # times the release's distance from float64 that ours may be away from it
+EXACT = 1e-6  # over the largest entry: always near enough
 
 
 def read(path: Path) -> Arrays:
@@ -89,12 +94,12 @@ def build(config: dict[str, Any], observation_dim: int, action_dim: int) -> TQL:
 class RecordedUpdates:
     """The recorded batches and noise as a trainer's data: one update a step."""
 
-    def __init__(self, case: Case, num_updates: int) -> None:
-        self.case, self.num_updates = case, num_updates
+    def __init__(self, case: Case, num_updates: int, dtype: torch.dtype) -> None:
+        self.case, self.num_updates, self.dtype = case, num_updates, dtype
 
     def __iter__(self) -> Iterator[tuple[Batch, TQLNoise]]:
         for update in range(self.num_updates):
-            batch, noise = self.case.batch(update), self.case.noise(update)
+            batch, noise = self.case.batch(update, self.dtype), self.case.noise(update, self.dtype)
             yield Batch(*(part[None] for part in batch)), TQLNoise(*(part[None] for part in noise))
 
 
@@ -126,18 +131,52 @@ class Case:
     folder: Path
     model: TQL
     record: Record
+    judge: Record  # of the same updates in float64
     reached: dict[str, float]
 
     @property
     def updates(self) -> range:
         return range(len(self.record.outputs))
 
-    def batch(self, update: int) -> Batch:
-        return Batch(*(torch.from_numpy(self.core[f"u{update}/batch/{name}"]) for name in Batch._fields))
+    def batch(self, update: int, dtype: torch.dtype = torch.float32) -> Batch:
+        return Batch(*(torch.from_numpy(self.core[f"u{update}/batch/{name}"]).to(dtype) for name in Batch._fields))
 
-    def noise(self, update: int) -> TQLNoise:
+    def noise(self, update: int, dtype: torch.dtype = torch.float32) -> TQLNoise:
         names = ("next_action_noise", "flow_x0", "flow_t", "distill_noise", "metric_noise")
-        return TQLNoise(*(torch.from_numpy(self.core[f"u{update}/draw/{name}"]) for name in names))
+        return TQLNoise(*(torch.from_numpy(self.core[f"u{update}/draw/{name}"]).to(dtype) for name in names))
+
+    def judged(
+        self,
+        kind: str,
+        name: str,
+        ours: Any,
+        release: Any,
+        judge: Any,
+        scale: float | None = None,
+        floor: float = 1e-7,
+    ) -> None:
+        """Asserts that ours is about as near to the same computation in float64 as the release's numbers are.
+
+        Args:
+            kind: Kind under which the largest difference from the release, over ``scale``, is noted.
+            name: Name of the array, for the message.
+            ours: Array of any shape, in float32.
+            release: The same of the release, in float32.
+            judge: The same of ours, in float64.
+            scale: Largest number that the array's entries are sums of; None for the largest entry itself.
+            floor: Absolute difference that is always allowed.
+        """
+        ours, release, judge = (np.asarray(each, dtype=np.float64) for each in (ours, release, judge))
+        assert ours.shape == release.shape == judge.shape, f"{name}: shape {ours.shape}, release {release.shape}"
+        scale = max(scale or 0.0, float(np.abs(release).max(initial=0.0)))
+        if scale > 0.0:
+            difference = float(np.abs(ours - release).max(initial=0.0))
+            self.reached[kind] = max(self.reached.get(kind, 0.0), difference / scale)
+        theirs, own = (float(np.abs(each - judge).max(initial=0.0)) for each in (release, ours))
+        bound = max(floor, ROUNDED * scale)
+        assert theirs <= bound, f"{name}: the release differs by {theirs:.3g} from float64, more than rounding explains"
+        allowed = max(floor, FARTHER * theirs, EXACT * scale)
+        assert own <= allowed, f"{name}: {own:.3g} from float64, where the release is {theirs:.3g} from it"
 
     def compare(
         self,
@@ -182,11 +221,18 @@ def run_case(folder: Path, scratch: Path, reached: dict[str, float]) -> Case:
     """
     torch.set_num_threads(1)
     settings = json.loads((folder / "config.json").read_text())
-    model = build(settings["config"], settings["obs_dim"], settings["action_dim"])
-    load_release_params(model, folder / "params_0.npz", ignore_temperature=True)
-    record = Record()
-    case = Case(settings["config"], read(folder / "core.npz"), folder, model, record, reached)
-    num_updates = settings["K"]
+    models = [build(settings["config"], settings["obs_dim"], settings["action_dim"]) for _ in range(2)]
+    for model in models:
+        load_release_params(model, folder / "params_0.npz", ignore_temperature=True)
+    core = read(folder / "core.npz")
+    case = Case(settings["config"], core, folder, models[0], Record(), Record(), reached)
+    run_updates(case, models[0], case.record, settings["K"], scratch, torch.float32)
+    run_updates(case, models[1].double(), case.judge, settings["K"], scratch, torch.float64)
+    return case
+
+
+def run_updates(case: Case, model: TQL, record: Record, num_updates: int, scratch: Path, dtype: torch.dtype) -> None:
+    """Runs a case's updates in a number type."""
     trainer = Trainer(
         max_steps=num_updates,
         log_every_n_steps=1,
@@ -199,6 +245,6 @@ def run_case(folder: Path, scratch: Path, reached: dict[str, float]) -> Case:
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=scratch,
+        precision="64-true" if dtype == torch.float64 else "32-true",
     )
-    trainer.fit(model, train_dataloaders=RecordedUpdates(case, num_updates))
-    return case
+    trainer.fit(model, train_dataloaders=RecordedUpdates(case, num_updates, dtype))
