@@ -106,7 +106,10 @@ FOREIGN = {
         "does not fit its model",
     ),
     "without sizes": (lambda raw: raw | {"hyper_parameters": {}}, "does not fit its model"),
-    "hyperparameters of no kind": (lambda raw: raw | {"hyper_parameters": 3}, "does not fit its model"),
+    "hyperparameters of no kind": (
+        lambda raw: raw | {"hyper_parameters": 3},
+        "hyper_parameters: expected a dict, found int",
+    ),
     "an unknown setting": (lambda raw: _hyperparameters(raw, taau=1.0), "does not fit its model"),
     "another size": (lambda raw: _hyperparameters(raw, observation_dim=4), "does not fit its model"),
     "a class that is not there": (

@@ -322,9 +322,10 @@ class TQLCLI(LightningCLI):
 
 
 def raised_while_restoring(error: BaseException) -> bool:
-    """Whether an error comes from Lightning's restoring of a checkpoint."""
+    """Whether an error comes from Lightning's restoring of a checkpoint; the same module also writes checkpoints."""
     return any(
-        frame.filename.endswith("checkpoint_connector.py") for frame in traceback.extract_tb(error.__traceback__)
+        frame.filename.endswith("checkpoint_connector.py") and frame.name.lstrip("_").startswith(("restore", "resume"))
+        for frame in traceback.extract_tb(error.__traceback__)
     )
 
 
