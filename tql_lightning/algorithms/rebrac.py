@@ -166,15 +166,9 @@ class ReBRAC(CriticAlgorithm):
         return [*self.critic_groups(), ParameterGroup("actor", self.policy)]
 
     def inputs(self, update: int) -> Inputs:
-        """Entropy targets, and ``actor_update``, 1 or 0: whether the update, counted from 0, is one of the actor.
-
-        Where every update may be another graph it is left out instead of 0, so that nothing is computed in vain.
-        """
+        """Entropy targets, and ``actor_update``, 1 or 0: whether the update, counted from 0, is one of the actor."""
         full = (update + 1) % self.actor_period == 0
-        inputs = super().inputs(update)
-        if full or self.execution.compile or self.execution.cuda_graphs:
-            inputs["actor_update"] = torch.tensor(float(full), device=self.device)
-        return inputs
+        return super().inputs(update) | {"actor_update": torch.tensor(float(full), device=self.device)}
 
     def losses(
         self,
@@ -186,12 +180,12 @@ class ReBRAC(CriticAlgorithm):
     ) -> Losses:
         """Critic and actor loss; see `Algorithm.losses`."""
         fit = self.critic_loss(batch, noise, inputs, with_metrics)
-        if "actor_update" not in inputs and not with_metrics:
+        if not with_metrics and _is_zero(inputs["actor_update"]):
             # Gradients of 0, not None: Adam's momentum moves the policy all the same.
             nothing = torch.stack([parameter.sum() for parameter in self.policy.parameters()]).sum()
             return Losses(fit.loss + 0.0 * nothing, {}, fit.diagnostics)
         actor_loss, actor_metrics = self.actor_loss(batch, whole_mean)
-        total = fit.loss + inputs.get("actor_update", 0.0) * actor_loss
+        total = fit.loss + inputs["actor_update"] * actor_loss
         return collected(total, fit.metrics | actor_metrics, fit.diagnostics, with_metrics)
 
     def critic_loss(self, batch: ReBRACBatch, noise: ReBRACNoise, inputs: Inputs, with_metrics: bool) -> CriticFit:
@@ -223,10 +217,9 @@ class ReBRAC(CriticAlgorithm):
 
     def before_step(self, inputs: Inputs) -> None:
         """Targets move, at updates of the actor only, towards critic and policy as they are before their step."""
-        if "actor_update" in inputs:
-            share = self.tau * inputs["actor_update"]
-            move_target(self.target_critic, self.critic, share)
-            move_target(self.target_policy, self.policy, share)
+        share = self.tau * inputs["actor_update"]
+        move_target(self.target_critic, self.critic, share)
+        move_target(self.target_policy, self.policy, share)
 
     def actor(self, extraction: str | None = None) -> Actor:
         """Acts by the mode plus ``acting_temperature`` times the clipped noise of a', clipped to [-1, 1].
@@ -246,3 +239,8 @@ class ReBRAC(CriticAlgorithm):
         super().train(mode)
         self.target_policy.eval()
         return self
+
+
+def _is_zero(number: Tensor) -> bool:
+    """Whether a number is 0, where it can be known without waiting for a GPU and is no part of a compiled graph."""
+    return not torch.compiler.is_compiling() and number.device.type == "cpu" and not bool(number)
