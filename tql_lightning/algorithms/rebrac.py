@@ -36,7 +36,7 @@ class ReBRACBatch(NamedTuple):
         rewards: r, (..., B).
         next_observations: s', (..., B, n_s).
         masks: 0 only where the MDP terminated, (..., B).
-        next_actions: the data's action at s', (..., B, n_a); 0 where there is none.
+        next_actions: The data's action at s', (..., B, n_a); 0 where there is none.
         next_action_known: 1 where there is one, and 0 where its episode ends, (..., B).
     """
 
@@ -53,7 +53,7 @@ class ReBRACNoise(NamedTuple):
     """Random numbers of one update.
 
     Attributes:
-        next_action: standard normal, of the target policy's action at s', (..., B, n_a).
+        next_action: Standard normal, of the target policy's action at s', (..., B, n_a).
     """
 
     next_action: Tensor
@@ -79,23 +79,23 @@ class ReBRAC(CriticAlgorithm):
     Args:
         observation_dim: n_s (taken from the dataset by the CLI).
         action_dim: n_a of one decision (taken from the dataset by the CLI).
-        critic: makes the critic from (observation_dim, action_dim).
-        policy: makes the policy from (observation_dim, action_dim); it acts by its mode.
-        entropy_control: makes the attention temperatures of a critic with attention; null for none.
-        value_loss: makes the critic's TD loss from the range of discounted returns.
-        reward_range: smallest and largest reward of transitions that continue (taken from the dataset by the CLI).
-        final_reward_range: the same of transitions that terminate; null if none does.
+        critic: Makes the critic from (observation_dim, action_dim).
+        policy: Makes the policy from (observation_dim, action_dim); it acts by its mode.
+        entropy_control: Makes the attention temperatures of a critic with attention; null for none.
+        value_loss: Makes the critic's TD loss from the range of discounted returns.
+        reward_range: Smallest and largest reward of transitions that continue (taken from the dataset by the CLI).
+        final_reward_range: The same of transitions that terminate; null if none does.
         action_chunk: h, steps of the environment that one decision is made of (taken from the data by the CLI).
         discount: gamma.
-        tau: share of the networks that moves into their targets.
-        actor_bc_coefficient: weight of cloning in the actor's loss.
-        critic_bc_coefficient: weight of cloning in the critic's target.
-        actor_period: updates from one of the actor to the next.
-        actor_noise: standard deviation of the noise of a'.
-        actor_noise_clip: largest noise of a'.
-        acting_temperature: factor of ``actor_noise`` while acting; 0 acts by the mode, as evaluations do.
-        optimisation: learning rates, schedule, weight decay and clipping.
-        execution: compilation, CUDA graphs and precision of matrix products.
+        tau: Share of the networks that moves into their targets.
+        actor_bc_coefficient: Weight of cloning in the actor's loss.
+        critic_bc_coefficient: Weight of cloning in the critic's target.
+        actor_period: Updates from one of the actor to the next.
+        actor_noise: Standard deviation of the noise of a'.
+        actor_noise_clip: Largest noise of a'.
+        acting_temperature: Factor of ``actor_noise`` while acting; 0 acts by the mode, as evaluations do.
+        optimisation: Learning rates, schedule, weight decay and clipping.
+        execution: Compilation, CUDA graphs and precision of matrix products.
 
     Raises:
         ValueError: a setting is out of its range; the message names it.
