@@ -24,6 +24,7 @@ from tql_lightning.training.distributed import identity
 from tql_lightning.training.execution import Execution
 from tql_lightning.training.hyperparameters import require
 from tql_lightning.training.optimisation import Optimisation, ParameterGroup
+from tql_lightning.training.sharding import is_sharded
 from tql_lightning.training.update import Inputs, Losses
 
 
@@ -166,7 +167,10 @@ class ReBRAC(CriticAlgorithm):
         return [*self.critic_groups(), ParameterGroup("actor", self.policy)]
 
     def inputs(self, update: int) -> Inputs:
-        """Entropy targets, and ``actor_update``, 1 or 0: whether the update, counted from 0, is one of the actor."""
+        """Entropy targets, and ``actor_update``, 1 or 0: whether the update, counted from 0, is one of the actor.
+
+        On a CPU the actor's losses are then left out; elsewhere it would take waiting for the device to know.
+        """
         full = (update + 1) % self.actor_period == 0
         return super().inputs(update) | {"actor_update": torch.tensor(float(full), device=self.device)}
 
@@ -180,7 +184,7 @@ class ReBRAC(CriticAlgorithm):
     ) -> Losses:
         """Critic and actor loss; see `Algorithm.losses`."""
         fit = self.critic_loss(batch, noise, inputs, with_metrics)
-        if not with_metrics and _is_zero(inputs["actor_update"]):
+        if not with_metrics and not is_sharded(self.policy) and _is_zero(inputs["actor_update"]):
             # Gradients of 0, not None: Adam's momentum moves the policy all the same.
             nothing = torch.stack([parameter.sum() for parameter in self.policy.parameters()]).sum()
             return Losses(fit.loss + 0.0 * nothing, {}, fit.diagnostics)
