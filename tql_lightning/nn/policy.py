@@ -101,10 +101,15 @@ class FlowPolicy(nn.Module):
         actions: Tensor = self.one_step_policy(torch.cat([observations, noise], dim=-1))
         return actions
 
-    def best_flow_actions(self, critic: Critic, observations: Tensor, noise: Tensor) -> Tensor:
-        """Of S behaviour actions the one with the highest smallest-head Q: (B, n_s), (B, S, n_a) -> (B, n_a)."""
+    def scored_flow_actions(self, critic: Critic, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """S behaviour actions and their smallest-head Q: (B, n_s), (B, S, n_a) -> (B, S, n_a), (B, S)."""
         repeated = observations.unsqueeze(1).expand(-1, noise.shape[1], -1)
         candidates = self.flow_actions(repeated, noise)
         values = critic(repeated.flatten(0, 1), candidates.flatten(0, 1)).values.amin(dim=-1)
-        best = values.view(noise.shape[:2]).argmax(dim=1, keepdim=True)
+        return candidates, values.view(noise.shape[:2])
+
+    def best_flow_actions(self, critic: Critic, observations: Tensor, noise: Tensor) -> Tensor:
+        """Of S behaviour actions the one with the highest smallest-head Q: (B, n_s), (B, S, n_a) -> (B, n_a)."""
+        candidates, scores = self.scored_flow_actions(critic, observations, noise)
+        best = scores.argmax(dim=1, keepdim=True)
         return candidates.gather(1, best.unsqueeze(-1).expand(-1, 1, self.action_dim)).squeeze(1)
