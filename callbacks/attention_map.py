@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 
 from tql_lightning.callbacks.observing import data_of, evaluation_mode, fixed_transitions, require_critic
 from tql_lightning.callbacks.periodic import PeriodicObserver
@@ -32,11 +32,6 @@ class AttentionMap(PeriodicObserver):
         if transitions < 1:
             raise ValueError(f"AttentionMap.transitions: expected at least 1, found {transitions}")
         self.transitions = transitions
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Checks that there is a critic before any training."""
-        super().setup(trainer, pl_module, stage)
-        require_critic(self, pl_module)
 
     def observe(self, trainer: Trainer, model: Algorithm) -> None:
         """Draws the maps."""
