@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tql_lightning.algorithms.loading import load_checkpoint
-from tql_lightning.cli.commands import CertifiedOutput
+from tql_lightning.cli.parsers import CertifiedOutput
 from tql_lightning.data.named import load_dataset
 from tql_lightning.evaluation.certification import CertificateRow, certify_states, quartiles
 from tql_lightning.evaluation.smoothed_actor import zero_noise

@@ -11,7 +11,6 @@ _SAME_NAME = {  # by the package that holds them now
     "evaluation": ("envs", "landscape", "metrics", "rollout", "videos", "watched_rollout"),
     "export": ("comparison", "observations", "policy", "policy_folder"),
     "loggers": ("media",),
-    "nn": ("extraction",),
     "report": ("pictures", "plots", "statistics"),
     "run": ("checkpoint_io", "provenance"),
     "system": ("data.files", "full_disk", "signals"),
