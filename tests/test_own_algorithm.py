@@ -67,8 +67,19 @@ def test_every_command_of_the_page_runs(kind: str, folder: Path) -> None:
     assert json.loads((folder / "iql" / "metadata.json").read_text())["updates"] == 30
 
 
-def test_the_files_keep_the_contract(folder: Path) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error", str(folder)]
+def run_pytest(folder: Path, *arguments: str) -> str:
+    """What pytest prints in a user's folder, where every test has to pass."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error", str(folder), *arguments]
     finished = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert finished.returncode == 0, finished.stdout[-5000:] + finished.stderr[-2000:]
-    assert re.search(r"\b18 passed", finished.stdout)
+    return finished.stdout
+
+
+def test_pytest_finds_the_contract_and_a_new_algorithm_beats_cloning(folder: Path) -> None:
+    assert "18 tests collected" in run_pytest(folder, "--collect-only")
+    assert "3 passed" in run_pytest(folder, "-k", "TestIQL and (moves or inputs or beats)")
+
+
+@pytest.mark.slow
+def test_the_files_keep_the_contract(folder: Path) -> None:
+    assert "18 passed" in run_pytest(folder)
