@@ -101,7 +101,7 @@ def test_a_report_shows_nothing_that_a_link_leads_to(name: str, precious: Path, 
     run = make_run(tmp_path / "run")
     (run / name).unlink(missing_ok=True)
     (run / name).symlink_to(precious)
-    with pytest.raises(ReportError, match="expected a file of the run's folder, found a link out of it"):
+    with pytest.raises(ReportError, match="expected a file in the run's folder, found a link out of it"):
         read_runs([run])
 
 

@@ -1,4 +1,4 @@
-"""Symbolic links in a run's folder: none is written through."""
+"""Refuses symbolic links in a run's folder, so that no write follows one."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ FOLDERS = (
 def refuse_links(folder: Path) -> None:
     """Refuses a run's folder in which a file or folder of the run is a symbolic link.
 
-    A folder that was copied from elsewhere could lead what a run writes to any file of the user's. The folder itself
-    may lie behind a link, and so may what is not the run's.
+    In a stranger's folder, links could redirect writes to any of the user's files. The folder itself may be reached
+    through a link, and files that are not the run's may be links.
 
     Raises:
-        ValueError: there is one; the message names it.
+        ValueError: a file or folder of the run is a link; the message names it.
     """
     for path in _places(folder):
         if path.is_symlink():
             raise ValueError(
-                f"{path}: expected a file or folder of the run itself, found a symbolic link; put what it leads to in "
-                "its place, or remove it; another place for checkpoints is named by dirpath"
+                f"{path}: expected a file or folder of the run itself, found a symbolic link; replace it by its target "
+                "or remove it; to keep checkpoints elsewhere, set dirpath"
             )
 
 
