@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.ports import quiet_port
+from tql_lightning.testing.ports import quiet_port
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 DRIVER = "chromedriver"

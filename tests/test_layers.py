@@ -30,7 +30,8 @@ ALLOWED["algorithms"] = {"training", "trust", *ALLOWED["training"]}
 ALLOWED["evaluation"] = {"algorithms", *ALLOWED["algorithms"]}
 ALLOWED["export"] = {"evaluation", *ALLOWED["evaluation"]}
 ALLOWED["callbacks"] = {"loggers", "report", "evaluation", *ALLOWED["evaluation"]}
-ALLOWED["cli"] = set(ALLOWED)
+ALLOWED["testing"] = set(ALLOWED)
+ALLOWED["cli"] = set(ALLOWED) - {"testing"}
 ALLOWED["__main__"] = {"cli"}
 
 

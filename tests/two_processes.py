@@ -17,7 +17,6 @@ from torch._dynamo.utils import counters
 
 from tests import environments  # noqa: F401  (registers)
 from tests.command_line import TINY
-from tests.ports import quiet_port
 from tests.toy import fit, toy_dataset, toy_model
 from tql_lightning.callbacks.attention_entropy import AttentionEntropyMonitor
 from tql_lightning.callbacks.background import interrupted
@@ -33,6 +32,7 @@ from tql_lightning.nn.sigma_reparam import SigmaReparam
 from tql_lightning.nn.temperature import AttentionTemperature, SingleTemperature, TargetSchedule
 from tql_lightning.nn.value_loss import HLGauss
 from tql_lightning.run.checkpoint_io import WholeCheckpointIO
+from tql_lightning.testing.ports import quiet_port
 
 UPDATES, SIGNAL_AT = 20, 6  # the signal comes in the middle of a chunk of 5 updates
 

@@ -20,7 +20,6 @@ from lightning.pytorch.loggers import CSVLogger
 from tests import environments  # noqa: F401  (registers)
 from tests.callbacks.test_observers import Watch
 from tests.command_line import PATIENCE
-from tests.ports import quiet_port
 from tests.toy import fit, toy_model
 from tql_lightning.callbacks.best_checkpoint import BestCheckpoint
 from tql_lightning.callbacks.checkpointing import GracefulInterrupt, LastCheckpoint
@@ -31,6 +30,7 @@ from tql_lightning.evaluation.rollout import rollout
 from tql_lightning.loggers.csv_logger import ContinuedCSVLogger
 from tql_lightning.run.folder import evaluation_files, pending_files
 from tql_lightning.run.metrics_csv import read_metrics
+from tql_lightning.testing.ports import quiet_port
 
 TOY = "tests.environments:Toy-v0"
 SWING = "tests.environments:Swing-v0"

@@ -25,7 +25,6 @@ from tensorboard.summary.writer import event_file_writer
 
 from tests import environments, toy  # noqa: F401  (registers)
 from tests.command_line import PATIENCE, TINY, TQL_COMMAND
-from tests.ports import quiet_port
 from tests.toy import toy_dataset, toy_model
 from tql_lightning.callbacks.best_checkpoint import BestCheckpoint
 from tql_lightning.callbacks.checkpointing import LastCheckpoint
@@ -39,6 +38,7 @@ from tql_lightning.loggers.csv_logger import ContinuedCSVLogger
 from tql_lightning.loggers.tensorboard_logger import ContinuedTensorBoardLogger
 from tql_lightning.run.checkpoint_io import CheckpointWriteError, WholeCheckpointIO, read_checkpoint, write_checkpoint
 from tql_lightning.run.metrics_csv import read_metrics
+from tql_lightning.testing.ports import quiet_port
 
 SWING = "tests.environments:Swing-v0"
 

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from tests.command_line import PATIENCE
-from tests.ports import quiet_port
 from tests.sharded_runs import MLP, TRANSFORMER, train, train_watched
 from tql_lightning.algorithms.loading import load_checkpoint
 from tql_lightning.run.checkpoint_io import read_checkpoint
 from tql_lightning.run.folder import before_divergence_file, evaluation_files
+from tql_lightning.testing.ports import quiet_port
 
 TOLERANCE = 1e-9
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tql_lightning.algorithms.loading import load_checkpoint
-from tql_lightning.cli.commands import CertifiedOutput
 from tql_lightning.data.named import load_dataset
 from tql_lightning.evaluation.certification import CertificateRow, certify_states, quartiles
 from tql_lightning.evaluation.smoothed_actor import zero_noise
@@ -21,6 +20,8 @@ from tql_lightning.export.observations import sample_observations
 from tql_lightning.export.policy import Policy
 from tql_lightning.export.policy_folder import METADATA_FILE
 from tql_lightning.run.checkpoint_io import LAST
+
+CertifiedOutput = Literal["action", "q"]
 
 MEANING = """\
 Each bound holds with probability {:g} %, {}: if the observation moves by at most

@@ -10,7 +10,6 @@ from typing import Any, Literal
 from tql_lightning.cli.parsers import Command
 from tql_lightning.export.policy_folder import ExportFormat
 
-CertifiedOutput = Literal["action", "q"]
 COLUMNS = ("return", "success_rate", "normalized_score", "length")  # of the table that `evaluate` prints
 
 
@@ -236,7 +235,7 @@ def certify(
     sigma: list[float] | None = None,
     epsilon: list[float] | None = None,
     states: int = 20,
-    output: CertifiedOutput = "action",
+    output: Literal["action", "q"] = "action",
     extraction: str | None = None,
     data: str | None = None,
     samples: int = 5_000,

@@ -221,8 +221,9 @@ class OfflineDataModule(LightningDataModule):
             ours, theirs = getattr(self, name), getattr(model, name, None)
             if theirs is not None and theirs != ours:
                 raise ValueError(
-                    f"model.{name}: expected the data's, {ours}, found {theirs}; make it TQL(data.observation_dim, "
-                    "data.action_dim, ...), or train on the data that the model was made for"
+                    f"model.{name}: expected the data's, {ours}, found {theirs}; make "
+                    f"the {type(model).__name__} of data.observation_dim and data.action_dim, or train on the data "
+                    "that it was made for"
                 )
 
     def _attached_trainer(self) -> Any:
