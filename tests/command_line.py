@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -88,11 +89,17 @@ def parse_fit(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> dict[str, Any
     return configuration
 
 
-def make_model(configuration: dict[str, Any], observation_dim: int, action_dim: int) -> TQL:
+def make_model(configuration: dict[str, Any], observation_dim: int, action_dim: int, kind: type = TQL) -> Any:
     """The model of a configuration for given sizes."""
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(TQL, "model")
-    of_the_data = {"observation_dim": observation_dim, "action_dim": action_dim, "reward_range": (-2.0, 0.0)}
-    model = parser.instantiate_classes(parser.parse_object({"model": configuration["model"] | of_the_data})).model
-    assert isinstance(model, TQL)
+    parser.add_class_arguments(kind, "model")
+    of_the_data = {
+        "observation_dim": observation_dim,
+        "action_dim": action_dim,
+        "reward_range": (-2.0, 0.0),
+        "action_range": ([-1.0] * action_dim, [1.0] * action_dim),
+    }
+    taken = {name: value for name, value in of_the_data.items() if name in signature(kind).parameters}
+    model = parser.instantiate_classes(parser.parse_object({"model": configuration["model"] | taken})).model
+    assert isinstance(model, kind)
     return model

@@ -20,6 +20,7 @@ LONGEST = (
     "test_tql.py",
 )
 GOLDEN = Path(__file__).parent / "golden"
+TQL_CASES, METHODS_CASES = (Path(__file__).parent / name for name in ("test_golden.py", "test_golden_methods.py"))
 REACHED = pytest.StashKey[dict[str, dict[str, float]]]()  # largest differences from the release: case -> kind -> size
 
 
@@ -30,11 +31,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[REACHED] = {}
+    if any(Path(argument).resolve() == TQL_CASES for argument in config.args):
+        config.args.append(str(METHODS_CASES))  # one file asks for the cases of every method
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items[:] = [item for item in items if not _has_no_case(item)]
     order = {name: position for position, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
+def _has_no_case(item: pytest.Item) -> bool:
+    """Whether a folder of golden cases holds none of the method that a test is about."""
+    parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    return any(not isinstance(parameters.get(name, Path()), Path) for name in ("golden_case", "method_case"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -50,19 +60,21 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "method_case" in metafunc.fixturenames:
-        folder = metafunc.config.getoption("--golden")
-        from tests.golden_methods import METHODS
+    if not {"method_case", "golden_case"} & set(metafunc.fixturenames):
+        return
+    from tests.golden_methods import METHODS
 
-        cases = sorted(path.parent for path in folder.rglob("core.npz") if method_of(path.parent) in METHODS)
-        names = [str(case.relative_to(folder)) for case in cases]
-        metafunc.parametrize("method_case", cases, ids=names, scope="session")
-    if "golden_case" in metafunc.fixturenames:
-        folder: Path = metafunc.config.getoption("--golden")
-        cases = sorted(path.parent for path in folder.glob("*/core.npz") if method_of(path.parent) is None)
-        if not cases:
-            raise pytest.UsageError(f"--golden: expected folders with a core.npz in {folder}, found none")
-        metafunc.parametrize("golden_case", cases, ids=[case.name for case in cases], scope="session")
+    folder: Path = metafunc.config.getoption("--golden")
+    found = {path.parent: method_of(path.parent) for path in sorted(folder.rglob("core.npz"))}
+    cases = {
+        "golden_case": [case for case, method in found.items() if method is None],
+        "method_case": [case for case, method in found.items() if method in METHODS],
+    }
+    if not any(cases.values()):
+        raise pytest.UsageError(f"--golden: expected folders with a core.npz in {folder}, found none")
+    for name in cases.keys() & set(metafunc.fixturenames):
+        names = [str(case.relative_to(folder)) for case in cases[name]]
+        metafunc.parametrize(name, cases[name], ids=names, scope="session")
 
 
 def method_of(case: Path) -> str | None:

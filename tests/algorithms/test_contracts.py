@@ -6,11 +6,19 @@ import importlib
 import inspect
 import pkgutil
 from functools import partial
+from typing import Any, ClassVar
 
 from tql_lightning import algorithms
+from tql_lightning.algorithms.bc import BC
+from tql_lightning.algorithms.ifql import IFQL
+from tql_lightning.algorithms.iql import IQL
+from tql_lightning.algorithms.qc import QC
+from tql_lightning.algorithms.rebrac import ReBRAC
 from tql_lightning.algorithms.tql import TQL
-from tql_lightning.nn.critic import TransformerCritic
-from tql_lightning.nn.policy import FlowPolicy
+from tql_lightning.nn.critic import MLPCritic, TransformerCritic
+from tql_lightning.nn.gaussian_policy import GaussianPolicy, SquashedGaussianPolicy
+from tql_lightning.nn.policy import BehaviourFlow, FlowPolicy
+from tql_lightning.nn.value_network import ValueNetwork
 from tql_lightning.testing import AlgorithmContract
 from tql_lightning.training.algorithm import Algorithm
 from tql_lightning.training.optimisation import Optimisation
@@ -25,6 +33,76 @@ class TestTQL(AlgorithmContract):
             policy=partial(FlowPolicy, hidden_dims=(32, 32), flow_steps=3),
             bc_coefficient=0.1,
             optimisation=Optimisation(learning_rate=3e-3),
+        )
+
+
+SIZES: dict[str, Any] = {"hidden_dims": (32, 32)}
+OPPONENT: dict[str, Any] = {
+    "critic": partial(MLPCritic, **SIZES),
+    "tau": 0.05,
+    "optimisation": Optimisation(learning_rate=3e-3),
+}
+FLOW = partial(BehaviourFlow, **SIZES, flow_steps=3, num_samples=8)
+VALUE = partial(ValueNetwork, **SIZES)
+
+
+class TestBC(AlgorithmContract):
+    clones = True
+
+    def make(self, observation_dim: int, action_dim: int) -> BC:
+        return BC(observation_dim, action_dim, policy=FLOW)
+
+
+class TestGaussianBC(AlgorithmContract):
+    clones = True
+
+    def make(self, observation_dim: int, action_dim: int) -> BC:
+        return BC(observation_dim, action_dim, policy=partial(GaussianPolicy, **SIZES, learned_std=True))
+
+
+class TestIQL(AlgorithmContract):
+    def make(self, observation_dim: int, action_dim: int) -> IQL:
+        policy = partial(GaussianPolicy, **SIZES)
+        return IQL(observation_dim, action_dim, value=VALUE, policy=policy, **OPPONENT)
+
+
+class TestIQLByDDPG(AlgorithmContract):
+    def make(self, observation_dim: int, action_dim: int) -> IQL:
+        policy = partial(GaussianPolicy, **SIZES, learned_std=True)
+        return IQL(observation_dim, action_dim, value=VALUE, policy=policy, actor_loss="ddpgbc", alpha=0.01, **OPPONENT)
+
+
+class TestIFQL(AlgorithmContract):
+    def make(self, observation_dim: int, action_dim: int) -> IFQL:
+        return IFQL(observation_dim, action_dim, value=VALUE, policy=FLOW, **OPPONENT)
+
+
+class TestReBRAC(AlgorithmContract):
+    def make(self, observation_dim: int, action_dim: int) -> ReBRAC:
+        policy = partial(SquashedGaussianPolicy, **SIZES)
+        return ReBRAC(observation_dim, action_dim, policy=policy, actor_bc_coefficient=0.01, **OPPONENT)
+
+
+class TestQC(AlgorithmContract):
+    data: ClassVar[dict[str, Any]] = {"action_chunk": 2}
+
+    def make(self, observation_dim: int, action_dim: int) -> QC:
+        return QC(observation_dim, action_dim, policy=FLOW, action_chunk=2, **OPPONENT)
+
+
+class TestQCFQL(AlgorithmContract):
+    data: ClassVar[dict[str, Any]] = {"action_chunk": 2}
+
+    def make(self, observation_dim: int, action_dim: int) -> QC:
+        policy = partial(FlowPolicy, **SIZES, flow_steps=3)
+        return QC(
+            observation_dim,
+            action_dim,
+            policy=policy,
+            action_chunk=2,
+            extraction="fql",
+            bc_coefficient=0.1,
+            **OPPONENT,
         )
 
 

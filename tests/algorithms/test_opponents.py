@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
+from tests.test_readme import glossary_patterns
 from tests.toy import fit
 from tql_lightning.algorithms.bc import BC, Demonstrations
 from tql_lightning.algorithms.ifql import IFQL
@@ -26,7 +28,6 @@ from tql_lightning.nn.temperature import AttentionTemperature
 from tql_lightning.nn.value_loss import HLGauss
 from tql_lightning.nn.value_network import ValueNetwork
 from tql_lightning.training.algorithm import Algorithm
-from tql_lightning.training.execution import Execution
 
 SIZES: dict[str, Any] = {"hidden_dims": (16,)}
 CRITIC = partial(MLPCritic, **SIZES)
@@ -146,9 +147,8 @@ class TestReBRAC:
         assert model.losses(batch, noise, model.inputs(0)).metrics["target_q_mean"] < losses[0]
 
     @pytest.mark.parametrize("with_metrics", [False, True])
-    @pytest.mark.parametrize("one_graph", [False, True])
-    def test_policy_and_targets_wait_for_the_actors_update(self, with_metrics: bool, one_graph: bool) -> None:
-        model = made("rebrac", actor_period=3, execution=Execution(compile=one_graph))
+    def test_policy_and_targets_wait_for_the_actors_update(self, with_metrics: bool) -> None:
+        model = made("rebrac", actor_period=3)
         with torch.no_grad():  # so that targets have somewhere to go
             for parameter in (*model.critic.parameters(), *model.policy.parameters()):
                 parameter.add_(0.1)
@@ -212,3 +212,31 @@ def test_pictures_of_a_critic_are_left_out_where_there_is_none(tmp_path: Path) -
     callbacks: list[Callback] = [QLandscape(every_n_updates=5), AttentionMap(every_n_updates=5)]
     fit(tmp_path, BC(3, 1, policy=FLOW), 5, callbacks)
     assert not (tmp_path / "pictures").exists()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_metric_is_in_the_glossary(name: str) -> None:
+    model = made(name)
+    batch, noise = drawn(model)
+    keys = [f"train/{key}" for key in model.losses(batch, noise, model.inputs(1)).metrics]
+    assert [key for key in keys if not any(re.fullmatch(pattern, key) for pattern in glossary_patterns())] == []
+
+
+def test_training_on_the_releases_windows_resumes_exactly(tmp_path: Path) -> None:
+    """QC over windows that cross the ends of episodes, with rows that are not valid among them."""
+    data = {"action_chunk": 3, "release_windows": True}
+    whole, resumed, again = (made("qc", action_dim=3, action_chunk=3) for _ in range(3))
+    fit(tmp_path, whole, 10, data=data)
+    fit(tmp_path, resumed, 5, data=data).save_checkpoint(tmp_path / "half.ckpt")
+    fit(tmp_path, again, 10, ckpt_path=tmp_path / "half.ckpt", data=data)
+    for parameter, value in whole.state_dict().items():
+        assert torch.equal(value, again.state_dict()[parameter]), parameter
+
+
+def test_rebrac_resumes_exactly_between_updates_of_the_actor(tmp_path: Path) -> None:
+    whole, resumed, again = (made("rebrac", actor_period=3) for _ in range(3))
+    fit(tmp_path, whole, 10, updates_per_step=1)
+    fit(tmp_path, resumed, 4, updates_per_step=1).save_checkpoint(tmp_path / "part.ckpt")
+    fit(tmp_path, again, 10, ckpt_path=tmp_path / "part.ckpt", updates_per_step=1)
+    for parameter, value in whole.state_dict().items():
+        assert torch.equal(value, again.state_dict()[parameter]), parameter

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,7 @@ from tests.command_line import TINY, call_tql, make_model, parse_fit
 from tests.toy import fit
 from tql_lightning.algorithms.tql import TQL
 from tql_lightning.cli.configs import ConfigError, find_config, packaged_configs, refer_to_folder, resolve_configs
+from tql_lightning.cli.model import chosen_model
 from tql_lightning.data.sources.ogbench import known_domains
 from tql_lightning.nn.attention import EntropyAttention
 from tql_lightning.nn.temperature import AttentionTemperature
@@ -39,9 +41,9 @@ def parsed(*arguments: str) -> dict[str, Any]:
         return parse_fit(patch, *arguments)
 
 
-@pytest.mark.parametrize("name", [name for name in PACKAGED if not name.startswith(("size/", "variant/"))])
+@pytest.mark.parametrize("name", [name for name in PACKAGED if not name.startswith(("size/", "variant/", "method/"))])
 def test_every_packaged_configuration_instantiates(name: str) -> None:
-    """Sizes and variants do below."""
+    """Sizes, variants and methods do below."""
     names_data = name == "quickstart" or name.startswith("ogbench/")
     configuration = parsed("--config", name, *(() if names_data else (DATA,)))
     with torch.device("meta"):
@@ -267,3 +269,45 @@ def test_a_method_brings_along_nothing_for_a_problem_that_its_paper_does_not_hav
     packaged = packaged_configs()
     resolved = resolve_configs(["--config", "ogbench/cube-triple", "--config", "method/iql"], [])
     assert resolved[-1] == str(packaged["method/iql"])
+
+
+METHODS = sorted(name for name in PACKAGED if name.startswith("method/") and name.count("/") == 1)
+PUBLISHED: dict[str, dict[str, tuple[float, ...]]] = {  # arXiv 2502.02538, table of hyperparameters
+    "fql": {"cube-single": (300.0, 0.99), "puzzle-4x4": (1000.0, 0.99)},
+    "iql": {"cube-single": (1.0, 0.99), "cube-double": (0.3, 0.99), "puzzle-4x4": (3.0, 0.99)},
+    "rebrac": {"cube-single": (1.0, 0.0, 0.99), "scene": (0.1, 0.01, 0.99), "puzzle-3x3": (0.3, 0.01, 0.99)},
+}
+COEFFICIENTS = {
+    "fql": ("bc_coefficient", "discount"),
+    "iql": ("alpha", "discount"),
+    "rebrac": ("actor_bc_coefficient", "critic_bc_coefficient", "discount"),
+}
+
+
+def method_model(monkeypatch: pytest.MonkeyPatch, problem: str, method: str) -> Any:
+    """The model of a method on a problem; what it leaves out of TQL's settings is told in a warning."""
+    arguments = ["fit", "--config", problem, "--config", method]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*left out.*")
+        configuration = parse_fit(monkeypatch, *arguments[1:])
+        chunk = configuration["data"]["action_chunk"]
+        return make_model(configuration, 28, 5 * chunk, chosen_model(resolve_configs(arguments, ["fit"])))
+
+
+@pytest.mark.parametrize("problem", ["quickstart", "ogbench/cube-double"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_goes_with_the_problems(method: str, problem: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = method_model(monkeypatch, problem, method)
+    if problem == "quickstart" and f"{method}/quickstart" in PACKAGED:
+        assert model.optimisation.learning_rate == 2e-3
+
+
+@pytest.mark.parametrize(
+    ("method", "problem"), [(method, problem) for method, problems in PUBLISHED.items() for problem in problems]
+)
+def test_methods_hold_the_published_values(method: str, problem: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = method_model(monkeypatch, f"ogbench/{problem}", f"method/{method}")
+    assert tuple(getattr(model, name) for name in COEFFICIENTS[method]) == PUBLISHED[method][problem]
+    width = 256 if method == "iql" else 512  # on manipulation
+    assert [layer.out_features for layer in model.critic.members[0].linear_layers] == [width] * 4 + [1]
+    assert (model.temperature, model.tau, model.optimisation.weight_decay) == (None, 0.005, 0.0)
