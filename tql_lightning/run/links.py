@@ -1,4 +1,4 @@
-"""Symbolic links in a run's folder: none is written through."""
+"""What must not be in a run's folder when a run uses it: symbolic links, and files that a kill left half written."""
 
 from __future__ import annotations
 
@@ -33,6 +33,13 @@ def refuse_links(folder: Path) -> None:
                 f"{path}: expected a file or folder of the run itself, found a symbolic link; put what it leads to in "
                 "its place, or remove it; another place for checkpoints is named by dirpath"
             )
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Removes what interrupted calls of `write_whole` left; called by the process that holds the run's lock."""
+    for path in (*_places(folder), *folder.glob(".*.part")):
+        if path.name.startswith(".") and path.suffix == ".part":
+            path.unlink(missing_ok=True)
 
 
 def _places(folder: Path) -> Iterator[Path]:
