@@ -15,7 +15,6 @@ from filelock import FileLock, Timeout
 
 from tql_lightning.run.folder import LOCK_FILE
 from tql_lightning.run.links import refuse_links, remove_unfinished
-from tql_lightning.trust.text import FileError
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # the file system has none
 
