@@ -15,11 +15,12 @@ from filelock import FileLock, Timeout
 
 from tql_lightning.run.folder import LOCK_FILE
 from tql_lightning.run.links import refuse_links, remove_unfinished
+from tql_lightning.trust.text import FileError
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # the file system has none
 
 
-class RunLockedError(ValueError):
+class RunLockedError(FileError):
     """Another run is using the folder; the message names its process."""
 
 
