@@ -9,6 +9,8 @@ import sys
 from collections.abc import Collection
 from typing import Any, get_args
 
+from tql_lightning.cli.private_api import actions, argument_type
+
 RELEASE_NAMES = {  # of the authors' release, and what they are here
     "seed": "--seed_everything",
     "alpha": "--model.bc_coefficient",
@@ -50,10 +52,10 @@ UNKNOWN_ATTRIBUTE = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
 def option_names(parser: Any) -> set[str]:
     """The options of a parser, and those of the parts that they take by class path, as far as these are imported."""
     names: set[str] = set()
-    for action in parser._actions:
+    for action in actions(parser):
         names |= {*action.option_strings}
         is_setting = action.option_strings and not action.option_strings[0].endswith(".help")
-        for kind in _classes(getattr(action, "_typehint", None)) if is_setting else ():
+        for kind in _classes(argument_type(action)) if is_setting else ():
             for part in _with_subclasses(kind):
                 names |= {f"{action.option_strings[0]}.{name}" for name in _arguments(part)}
     return names
