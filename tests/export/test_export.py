@@ -27,12 +27,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trained(tmp_path_factory.mktemp("run"))
 
 
-@pytest.mark.parametrize("extraction", ["implicit", "behaviour_flow"])
+@pytest.mark.parametrize("extraction", ["best_of_n", "implicit", "behaviour_flow"])
 def test_every_extraction_leaves(extraction: Extraction, checkpoint: Path, tmp_path: Path) -> None:
     exported = export_checkpoint(checkpoint, tmp_path / "policy", "torch", extraction)
     assert exported.largest_difference <= 1e-5
     policy = Policy.load(exported.folder)
-    assert policy.noise_shape == ((4, 1) if extraction == "implicit" else (1,))
+    assert policy.noise_shape == ((1,) if extraction == "behaviour_flow" else (4, 1))
     assert policy.act(OBSERVATIONS).shape == (5, 1)
 
 
