@@ -120,9 +120,7 @@ def test_a_continued_run_equals_the_uninterrupted_one(tmp_path: Path) -> None:
     ("before", "now", "remedy"),
     [("fql", "implicit", "fql or best_of_n"), ("implicit", "best_of_n", "implicit")],
 )
-def test_a_run_that_trained_other_networks_is_not_continued(
-    before: str, now: str, remedy: str, tmp_path: Path
-) -> None:
+def test_a_run_that_trained_other_networks_is_not_continued(before: str, now: str, remedy: str, tmp_path: Path) -> None:
     fit(tmp_path, toy_model(extraction=before), updates=5).save_checkpoint(tmp_path / "stop.ckpt")
     with pytest.raises(ValueError, match=f"model.extraction: expected {remedy}, as the checkpoint trained"):
         fit(tmp_path, toy_model(extraction=now), updates=10, ckpt_path=tmp_path / "stop.ckpt")

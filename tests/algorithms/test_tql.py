@@ -202,7 +202,9 @@ def test_extractions_act_within_the_bounds() -> None:
 
 
 def test_an_unknown_extraction_is_refused() -> None:
-    with pytest.raises(ValueError, match="extraction: expected fql or best_of_n or implicit or behaviour_flow, found max"):
+    with pytest.raises(
+        ValueError, match="extraction: expected fql or best_of_n or implicit or behaviour_flow, found max"
+    ):
         toy_model().actor("max")  # type: ignore[arg-type]
 
 

@@ -85,8 +85,8 @@ class TQLNoise(NamedTuple):
             behaviour actions at s', (..., B, N, n_a).
         flow_x0: x_0 ~ N(0, I), start of the behaviour flow, (..., B, n_a).
         flow_t: t ~ U[0, 1), time of the behaviour flow, (..., B, 1).
-        distillation: z ~ N(0, I), shared by student, teacher and the Q term, (..., B, n_a); "implicit" has no use for it.
-        metric: z ~ N(0, I) of the logged action error, no influence on training, (..., B, n_a); as above.
+        distillation: z ~ N(0, I), shared by student, teacher and the Q term, (..., B, n_a); unused by "implicit".
+        metric: z ~ N(0, I) of the logged action error, no influence on training, (..., B, n_a); likewise.
     """
 
     next_action: Tensor
@@ -220,7 +220,7 @@ class TQL(Algorithm):
         return Losses(total, {name: value.detach() for name, value in metrics.items()}, fit.diagnostics)
 
     def critic_loss(self, batch: Batch, noise: TQLNoise, inputs: Inputs, with_metrics: bool) -> CriticFit:
-        """TD, entropy and temperature loss; y = r + discount * mask * aggregate Q_target(s', a'), a' by `next_actions`."""
+        """TD, entropy and temperature loss; y = r + discount * mask * aggregate Q_target(s', `next_actions`)."""
         with torch.no_grad():
             next_actions = self.next_actions(batch.next_observations, noise.next_action)
             following = self.target_critic(batch.next_observations, next_actions).at_least_float32()
@@ -233,7 +233,7 @@ class TQL(Algorithm):
         return fit_critic(output, target, td_loss, self.temperature, inputs)
 
     def next_actions(self, observations: Tensor, noise: Tensor) -> Tensor:
-        """a' of the TD target: clip(mu(s', z')); with "implicit" the best of N behaviour actions.
+        """Actions a' of the TD target: clip(mu(s', z')); with "implicit" the best of N behaviour actions.
 
         The online critic's smallest head chooses, without dropout, as in acting and in the release; the target critic
         then gives the value of the action chosen.
@@ -283,13 +283,14 @@ class TQL(Algorithm):
         """Takes over the checkpoint's progress; see `Algorithm.on_load_checkpoint`.
 
         Raises:
-            ValueError: The run would go on that trained other networks of the policy.
+            ValueError: The checkpoint's run trained other networks of the policy.
         """
         super().on_load_checkpoint(checkpoint)
         fits = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
         for state in checkpoint.get("optimizer_states", []) if fits else []:
             of_policy = [group for group in state["param_groups"] if str(group.get("name")).startswith("actor")]
-            trained, own = sum(len(group["params"]) for group in of_policy), len(self.parameter_groups()[-1].parameters())
+            trained = sum(len(group["params"]) for group in of_policy)
+            own = len(self.parameter_groups()[-1].parameters())
             if of_policy and trained != own:
                 remedy = "implicit" if trained < own else "fql or best_of_n"
                 raise ValueError(

@@ -125,8 +125,8 @@ def evaluate(
         episodes: how many to play with each.
         seed: of the episodes and their noise, the same for every checkpoint.
         extraction: how the model chooses actions, where it knows several ways (TQL: "fql", "best_of_n"
-            or "behaviour_flow"; "implicit" acts as "best_of_n"); default: the model's own. "smoothed" acts by the centre of the model's own actions under
-            noise on the observation (docs/robustness.md).
+            or "behaviour_flow"; "implicit" acts as "best_of_n"); default: the model's own. "smoothed" acts by the
+            centre of the model's own actions under noise on the observation (docs/robustness.md).
         sigma: of "smoothed": standard deviation of that noise, in the units of the observations.
         smoothing_samples: of "smoothed": noisy observations of a decision.
         env: Gymnasium id of the environment; default: the one that the dataset named.
