@@ -25,9 +25,9 @@ class ExpectileAlgorithm(CriticAlgorithm):
     Args:
         observation_dim: n_s (taken from the dataset by the CLI).
         action_dim: n_a of one decision (taken from the dataset by the CLI).
-        value: makes V from (observation_dim).
+        value: Makes V from (observation_dim).
         expectile: kappa of V: 0.5 is the mean, towards 1 the best of the data's actions.
-        settings: those of `CriticAlgorithm`.
+        settings: Those of `CriticAlgorithm`.
 
     Raises:
         ValueError: a setting is out of its range; the message names it.
