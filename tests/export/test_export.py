@@ -28,19 +28,19 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trained(tmp_path_factory.mktemp("run"))
 
 
-@pytest.mark.parametrize("extraction", ["implicit", "behaviour_flow"])
+@pytest.mark.parametrize("extraction", ["best_of_n", "implicit", "behaviour_flow"])
 def test_every_extraction_leaves(extraction: Extraction, checkpoint: Path, tmp_path: Path) -> None:
     exported = export_checkpoint(checkpoint, tmp_path / "policy", "torch", extraction)
     assert exported.largest_difference <= 1e-5
     policy = Policy.load(exported.folder)
-    assert policy.noise_shape == ((4, 1) if extraction == "implicit" else (1,))
+    assert policy.noise_shape == ((1,) if extraction == "behaviour_flow" else (4, 1))
     assert policy.act(OBSERVATIONS).shape == (5, 1)
 
 
-def test_implicit_leaves_as_onnx_with_any_parts_of_the_critic(tmp_path: Path) -> None:
+def test_best_of_n_leaves_as_onnx_with_any_parts_of_the_critic(tmp_path: Path) -> None:
     critic = partial(TransformerCritic, hidden_dim=16, head_dim=8, num_layers=1, norm=torch.nn.RMSNorm)
     policy = partial(FlowPolicy, hidden_dims=(16,), flow_steps=2, num_samples=3)
-    settings: dict[str, Any] = {"critic": critic, "extraction": "implicit", "policy": policy}
+    settings: dict[str, Any] = {"critic": critic, "extraction": "best_of_n", "policy": policy}
     settings |= {"value_loss": partial(HLGauss, num_bins=11), "reward_range": (-1.0, 1.0)}
     path = trained(tmp_path / "run", **settings)
     exported = export_checkpoint(path, tmp_path / "policy")

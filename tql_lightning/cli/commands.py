@@ -124,9 +124,9 @@ def evaluate(
         checkpoints: One or more .ckpt files.
         episodes: Number of episodes for each checkpoint.
         seed: Seed of the episodes and their noise, the same for every checkpoint.
-        extraction: how the model chooses actions, where it knows several ways (TQL: "fql", "implicit" or
-            "behaviour_flow"); default: the model's own. "smoothed" acts by the centre of the model's own actions under
-            noise on the observation (docs/robustness.md).
+        extraction: how the model chooses actions, where it knows several ways (TQL: "fql", "best_of_n"
+            or "behaviour_flow"; "implicit" acts as "best_of_n"); default: the model's own. "smoothed" acts by the
+            centre of the model's own actions under noise on the observation (docs/robustness.md).
         sigma: of "smoothed": standard deviation of that noise, in the units of the observations.
         smoothing_samples: of "smoothed": noisy observations of a decision.
         env: Gymnasium id of the environment; default: the dataset's.
@@ -211,8 +211,8 @@ def export(
         checkpoint: A .ckpt file.
         output: Folder to create; it must not exist, or be empty.
         format: "onnx" (for any ONNX runtime) or "torch" (weights for `tql_lightning.Policy`).
-        extraction: how the model chooses actions, where it knows several ways (TQL: "fql", "implicit" or
-            "behaviour_flow"); default: the model's own.
+        extraction: how the model chooses actions, where it knows several ways (TQL: "fql", "best_of_n"
+            or "behaviour_flow"; "implicit" acts as "best_of_n"); default: the model's own.
         data: dataset, as of `tql data inspect`, at whose observations actions are compared; default: observations of
             random actions in the checkpoint's environment.
     """
@@ -253,7 +253,7 @@ def certify(
             twice sigma can be certified with the default numbers of samples.
         states: how many states of the dataset.
         output: "action", or "q": the values of all heads at the policy's action, which is held fixed.
-        extraction: "fql", "implicit" or "behaviour_flow"; default: the model's own.
+        extraction: "fql", "best_of_n" or "behaviour_flow"; default: the model's own.
         data: name of the dataset, as `tql data inspect` takes it; default: the run's.
         samples: that find the centre, and again that test it.
         certificate_samples: that the bound is a quantile of.

@@ -142,7 +142,7 @@ class FlowPolicy(BehaviourFlow):
         hidden_dims: sizes of the hidden layers of both networks.
         flow_steps: Euler steps from noise to a behaviour action.
         layer_norm: whether hidden layers end in a LayerNorm.
-        num_samples: Behaviour actions that the extraction "implicit" chooses from.
+        num_samples: Behaviour actions that the extractions "best_of_n" and "implicit" choose from.
         time_features: Cosines and sines that the time enters as, half of each (an option of Q-chunking's release);
             0 for the time itself.
 

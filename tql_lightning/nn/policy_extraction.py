@@ -12,7 +12,7 @@ from torch import Tensor
 from tql_lightning.nn.critic import Critic
 from tql_lightning.nn.policy import Actor, FlowPolicy
 
-Extraction = Literal["fql", "implicit", "behaviour_flow"]  # names of `EXTRACTIONS`
+Extraction = Literal["fql", "best_of_n", "implicit", "behaviour_flow"]  # names of `EXTRACTIONS`
 
 
 class PolicyExtraction(ABC):
@@ -73,7 +73,8 @@ class BestOfFlowExtraction(PolicyExtraction):
 
 EXTRACTIONS: dict[str, PolicyExtraction] = {
     "fql": OneStepExtraction(),
-    "implicit": BestOfFlowExtraction(),
+    "best_of_n": BestOfFlowExtraction(),
+    "implicit": BestOfFlowExtraction(),  # acts as "best_of_n"; TQL trains another way for it
     "behaviour_flow": FlowExtraction(),
 }
 
