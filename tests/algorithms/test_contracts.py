@@ -10,15 +10,22 @@ from typing import Any, ClassVar
 
 from tql_lightning import algorithms
 from tql_lightning.algorithms.bc import BC
+from tql_lightning.algorithms.floq import Floq
 from tql_lightning.algorithms.ifql import IFQL
 from tql_lightning.algorithms.iql import IQL
+from tql_lightning.algorithms.q_transformer import QTransformer
 from tql_lightning.algorithms.qc import QC
 from tql_lightning.algorithms.rebrac import ReBRAC
 from tql_lightning.algorithms.tql import TQL
+from tql_lightning.nn.autoregressive import AutoregressiveCritic
+from tql_lightning.nn.categorical import CategoricalProjection
 from tql_lightning.nn.critic import MLPCritic, TransformerCritic
 from tql_lightning.nn.gaussian_policy import GaussianPolicy, SquashedGaussianPolicy
+from tql_lightning.nn.layer_temperature import LayerTemperature
+from tql_lightning.nn.perceiver import PerceiverCritic
 from tql_lightning.nn.policy import BehaviourFlow, FlowPolicy
 from tql_lightning.nn.value_network import ValueNetwork
+from tql_lightning.nn.velocity_critic import VelocityCritic
 from tql_lightning.testing import AlgorithmContract
 from tql_lightning.training.algorithm import Algorithm
 from tql_lightning.training.optimisation import Optimisation
@@ -104,6 +111,51 @@ class TestQCFQL(AlgorithmContract):
             extraction="fql",
             bc_coefficient=0.1,
             **OPPONENT,
+        )
+
+
+ONE_STEP = partial(FlowPolicy, **SIZES, flow_steps=3, layer_norm=False)
+SCALED: dict[str, Any] = {"reward_range": (0.0, 1.0), "discount": 0.5}  # of methods that scale or bin returns
+
+
+class TestFloq(AlgorithmContract):
+    def make(self, observation_dim: int, action_dim: int) -> Floq:
+        return Floq(
+            observation_dim,
+            action_dim,
+            velocity_critic=partial(VelocityCritic, **SIZES, flow_steps=2),
+            policy=ONE_STEP,
+            bc_coefficient=0.1,
+            noise_samples=2,
+            **(OPPONENT | SCALED),
+        )
+
+
+class TestPAC(AlgorithmContract):
+    def make(self, observation_dim: int, action_dim: int) -> TQL:
+        return TQL(
+            observation_dim,
+            action_dim,
+            critic=partial(PerceiverCritic, hidden_dim=16, head_dim=8, num_latents=3, num_layers=1),
+            policy=ONE_STEP,
+            entropy_control=None,
+            value_loss=partial(CategoricalProjection, num_atoms=21),
+            bc_coefficient=0.1,
+            optimisation=Optimisation(learning_rate=3e-3),
+            **SCALED,
+        )
+
+
+class TestQTransformer(AlgorithmContract):
+    def make(self, observation_dim: int, action_dim: int) -> QTransformer:
+        return QTransformer(
+            observation_dim,
+            action_dim,
+            critic=partial(AutoregressiveCritic, num_bins=4, hidden_dim=16, head_dim=8, num_layers=1),
+            entropy_control=LayerTemperature,
+            tau=0.05,
+            optimisation=Optimisation(learning_rate=5e-3, gradient_clip_norm=1.0),
+            **SCALED,
         )
 
 

@@ -17,6 +17,7 @@ from tql_lightning.algorithms.critics import frozen_values, move_target
 from tql_lightning.batch import Batch, Draw
 from tql_lightning.nn.critic import Critic, MLPCritic
 from tql_lightning.nn.policy import Actor, FlowPolicy
+from tql_lightning.nn.policy_extraction import flow_actor
 from tql_lightning.nn.value_loss import return_range
 from tql_lightning.nn.velocity_critic import VelocityCritic
 from tql_lightning.training.algorithm import Algorithm
@@ -290,11 +291,5 @@ class Floq(Algorithm):
         return self.policy.one_step_actions(observations, noise).clamp(-1.0, 1.0)
 
     def actor(self, extraction: str | None = None) -> Actor:
-        """Acts by the one-step policy, or with "behaviour_flow" by plain cloning.
-
-        Raises:
-            ValueError: There is no such extraction.
-        """
-        require("extraction", extraction in (None, "fql", "behaviour_flow"), "fql or behaviour_flow", extraction)
-        act = self.policy.flow_actions if extraction == "behaviour_flow" else self.one_step_actions
-        return Actor((self.action_dim,), act, self.action_chunk)
+        """Acts by the one-step policy, or as `nn.policy_extraction` knows otherwise; see `Algorithm.actor`."""
+        return flow_actor(extraction or "fql", self.policy, self.critic, self.action_chunk)

@@ -13,7 +13,8 @@ from torch import Tensor
 from tql_lightning.algorithms.critic_algorithm import collected
 from tql_lightning.algorithms.critics import move_target
 from tql_lightning.batch import NoNoise
-from tql_lightning.nn.autoregressive import ActionBins, AutoregressiveCritic, AutoregressiveOutput
+from tql_lightning.nn.action_bins import ActionBins
+from tql_lightning.nn.autoregressive import AutoregressiveCritic, AutoregressiveOutput
 from tql_lightning.nn.layer_temperature import LayerTemperature
 from tql_lightning.nn.number_types import at_least_float32
 from tql_lightning.nn.policy import Actor

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -13,49 +12,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from tql_lightning.nn.feedforward import FeedForward
 from tql_lightning.nn.initialisation import LayerNorm, RMSNorm, StackedLinear, lecun_normal_
+from tql_lightning.nn.number_types import at_least_float32
 from tql_lightning.nn.tokenizer import EMBEDDING_STD
-
-NARROW = 1e-6  # a dimension of actions that spans less is widened by 1 on both sides
-
-
-class ActionBins(nn.Module):
-    """Every dimension of an action cut into N equal bins between its bounds.
-
-    Args:
-        low: Smallest action of each dimension, (n_a,).
-        high: Largest action of each dimension, (n_a,).
-        num_bins: N.
-
-    Raises:
-        ValueError: The bounds differ in number, are not finite or in the wrong order, or ``num_bins`` is below 2.
-    """
-
-    low: Tensor
-    high: Tensor
-
-    def __init__(self, low: Sequence[float], high: Sequence[float], num_bins: int) -> None:
-        super().__init__()
-        if num_bins < 2:
-            raise ValueError(f"num_bins: expected at least 2, found {num_bins}")
-        if len(low) != len(high) or not all(-math.inf < a <= b < math.inf for a, b in zip(low, high, strict=True)):
-            raise ValueError(f"action_range: expected finite bounds, each low at most its high, found {low} and {high}")
-        bounds = torch.tensor([list(low), list(high)], dtype=torch.float32)
-        widened = bounds + torch.where(bounds[1] - bounds[0] < NARROW, torch.tensor([[-1.0], [1.0]]), 0.0)
-        self.register_buffer("low", widened[0], persistent=False)
-        self.register_buffer("high", widened[1], persistent=False)
-        self.num_bins = num_bins
-
-    def forward(self, actions: Tensor) -> Tensor:
-        """The bins that actions (..., n_a) lie in, int64 (..., n_a).
-
-        The way over [-1, 1] is the release's: it decides, by its rounding, on which side of an edge an action lies.
-        """
-        scaled = (2.0 * ((actions - self.low) / (self.high - self.low)) - 1.0).clamp(-1.0, 1.0)
-        return ((scaled + 1.0) / 2.0 * self.num_bins).floor().long().clamp(0, self.num_bins - 1)
-
-    def centres(self, bins: Tensor) -> Tensor:
-        """The actions in the middle of bins, (..., n_a) -> (..., n_a)."""
-        return self.low + (bins + 0.5) / self.num_bins * (self.high - self.low)
 
 
 class KeysAndValues(NamedTuple):
@@ -279,7 +237,7 @@ class AutoregressiveCritic(nn.Module):
         """Tokens of some dimensions (B, i, H) -> logits (B, i, N)."""
         normalised = self.final_norm(tokens).transpose(0, 1)
         products = torch.bmm(normalised, self.output[dimensions].transpose(1, 2).to(normalised.dtype)).transpose(0, 1)
-        return products.float() + self.output_bias[dimensions]
+        return at_least_float32(products) + self.output_bias[dimensions]
 
 
 def causal_attention_with_entropy(queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -293,7 +251,7 @@ def causal_attention_with_entropy(queries: Tensor, keys: Tensor, values: Tensor)
     Returns:
         Attended values (B, h, n, e) and entropies in nats, (B, h, n).
     """
-    scores = (queries @ keys.transpose(-2, -1)).float() / math.sqrt(queries.shape[-1])
+    scores = at_least_float32(queries @ keys.transpose(-2, -1)) / math.sqrt(queries.shape[-1])
     hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
     log_weights = scores.masked_fill(hidden, -math.inf).log_softmax(dim=-1)
     weights = log_weights.exp()
