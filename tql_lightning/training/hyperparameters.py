@@ -42,11 +42,11 @@ def _defaults(kind: type) -> dict[str, Any]:
     defaults = {
         parameter.name: parameter.default for parameter in parameters if parameter.default is not parameter.empty
     }
-    return {name: value for name, value in defaults.items() if _can_be_held(describe(value))}
+    return {name: value for name, value in defaults.items() if _can_be_held(value)}
 
 
 def _can_be_held(value: Any) -> bool:
-    """Whether a described value is made of numbers, text and nothing, in lists and mappings."""
+    """Whether a value is made of numbers, text and nothing, in lists and mappings."""
     if isinstance(value, dict):
         return all(map(_can_be_held, value.values()))
     if isinstance(value, list | tuple):
