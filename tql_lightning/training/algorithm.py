@@ -22,6 +22,7 @@ from tql_lightning.training.chunks import (
     skip_validation_of_a_stop,
     validation_follows,
 )
+from tql_lightning.training.cost import warn_of_many_tokens
 from tql_lightning.training.distributed import agree_to_stop, identity, over_processes, prefer_static_graph
 from tql_lightning.training.divergence import DivergenceWatch, broken_metrics, count_broken, diverged, require_sound
 from tql_lightning.training.execution import Execution
@@ -221,7 +222,9 @@ class Algorithm(LightningModule, ABC):
     # ------------------------------------------------------------------ training
 
     def on_fit_start(self) -> None:
-        """Begins to watch for divergence."""
+        """Begins to watch for divergence, and warns of an update that takes long."""
+        rows = int(getattr(self.trainer.datamodule, "batch_size", 0)) // self.trainer.world_size  # type: ignore[attr-defined]
+        warn_of_many_tokens(self, rows, self.device)
         self._watch = DivergenceWatch()
         self._runner = UpdateRunner(self)
 
