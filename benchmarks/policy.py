@@ -90,10 +90,10 @@ def main(options: argparse.Namespace) -> dict[str, object]:
 if __name__ == "__main__":
     arguments = parser(__doc__, rounds=30, warmup=20)
     arguments.add_argument("--hidden", type=int, default=512, help="width of the policy's four hidden layers")
-    arguments.add_argument("--critic_hidden", type=int, default=128, help="of the critic; implicit alone needs it")
+    arguments.add_argument("--critic_hidden", type=int, default=128, help="of the critic; best_of_n alone needs it")
     arguments.add_argument("--observation_dim", type=int, default=37, help="n_s")
     arguments.add_argument("--action_dim", type=int, default=5, help="n_a")
-    arguments.add_argument("--extraction", default="fql", choices=("fql", "implicit", "behaviour_flow"))
+    arguments.add_argument("--extraction", default="fql", choices=("fql", "best_of_n", "behaviour_flow"))
     arguments.add_argument("--calls", type=int, default=20, help="calls in one timing")
     chosen = arguments.parse_args()
     show(main(chosen), chosen.json)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from abc import ABC, abstractmethod
 from contextlib import suppress
 from functools import partial
@@ -18,6 +19,9 @@ from tql_lightning.run.folder import EVALUATION_FOLDER, pending_file
 
 MOST_PENDING = 2  # snapshots that wait for what is made of them; training waits rather than pile up more
 WAIT_SECONDS = 0.2
+AFTER_SIGNAL_SECONDS = (
+    120.0  # that training waits for them where a signal has ended it; snapshots stay for its continuation
+)
 
 
 class BackgroundObserver(Callback, ABC):
@@ -72,15 +76,19 @@ class BackgroundObserver(Callback, ABC):
         self._evaluator.submit(job)
 
     def finished(self, trainer: Trainer, until_pending: int | None = None) -> list[Outcome]:
-        """Outcomes since the last call, in the order of the jobs; a signal ends the waiting."""
+        """Outcomes since the last call, in the order of the jobs; a signal ends the waiting, soon or at once."""
         outcomes = []
-        known = hears_signal(trainer)  # before waiting; another signal ends that
+        known, started = signals_heard(trainer), time.monotonic()  # another signal ends the waiting
         while self._evaluator is not None and self._evaluator.pending:
             wait = until_pending is not None and len(self._evaluator.pending) > until_pending
             outcome = self._evaluator.next_outcome(WAIT_SECONDS if wait else 0.0)
             if outcome is not None:
                 outcomes.append(outcome)
-            elif not wait or hears_signal(trainer) != known:
+            elif (
+                not wait
+                or signals_heard(trainer) != known
+                or (known and time.monotonic() - started > AFTER_SIGNAL_SECONDS)
+            ):
                 break
         return outcomes
 
@@ -89,8 +97,13 @@ class BackgroundObserver(Callback, ABC):
         waiting = [] if self._evaluator is None else self._evaluator.pending
         if waiting:
             updates = ", ".join(str(job.update) for job in waiting)
-            print(f"\nWaiting for {self.plural} of updates {updates} (Ctrl-C: leave them)", file=sys.stderr)
+            limit = f", {AFTER_SIGNAL_SECONDS:g} s at most" if signals_heard(trainer) else ""
+            print(f"\nWaiting for {self.plural} of updates {updates}{limit} (Ctrl-C: leave them)", file=sys.stderr)
         self.log_finished(trainer, until_pending=0)
+        left = [] if self._evaluator is None else self._evaluator.pending
+        if left:
+            updates = ", ".join(str(job.update) for job in left)
+            print(f"\nLeft for the continued run: {self.plural} of updates {updates}", file=sys.stderr)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Waits also where training failed, with one process; after a second Ctrl-C not."""
@@ -115,6 +128,11 @@ def interrupted(trainer: Trainer) -> bool:
 def hears_signal(trainer: Trainer) -> bool:
     """Whether a signal has reached this process, of which others may not know yet."""
     return any(callback.heard is not None for callback in _interrupts(trainer))
+
+
+def signals_heard(trainer: Trainer) -> int:
+    """How many signals this process got."""
+    return sum(callback.count for callback in _interrupts(trainer))
 
 
 def _interrupts(trainer: Trainer) -> list[GracefulInterrupt]:

@@ -160,11 +160,13 @@ class GracefulInterrupt(Callback):
     Attributes:
         received: the signal that ends training, or None; the same on every process.
         heard: the signal that this process got, or None; the others may not know of it yet.
+        count: how many signals this process got.
     """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self.heard: signal.Signals | None = None
+        self.count = 0
         self._previous: dict[signal.Signals, Any] = {}
         self._trainer: Trainer | None = None
 
@@ -172,6 +174,7 @@ class GracefulInterrupt(Callback):
         """Takes over the signals."""
         self._trainer = trainer
         self.received = self.heard = None
+        self.count = 0
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             self._previous[number] = signal.signal(number, self._handle)
 
@@ -210,6 +213,7 @@ class GracefulInterrupt(Callback):
         if self.heard is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.heard = signal.Signals(number)
+        self.count += 1
         trainer = self._trainer
         if trainer is None or trainer.is_global_zero:
             print(

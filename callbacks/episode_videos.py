@@ -63,12 +63,13 @@ class EpisodeVideos(BackgroundObserver):
         self.seed = seed
         self.env_id = env_id
         self.extraction: str | None = extraction
-        self._warned = self._disabled = False
+        self._warned = self._disabled = self._started = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Checks interval and environment before any training."""
         if stage != "fit":
             return
+        self._started = False
         require_multiple(trainer, "EpisodeVideos.every_n_updates", self.every_n_updates)
         self.env_id = environment_of(self, trainer, self.env_id)
         if trainer.is_global_zero:
@@ -77,6 +78,16 @@ class EpisodeVideos(BackgroundObserver):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Films the policy as it was initialised; of a continued run, what its first part left unfilmed."""
+        self._started = True
+        self._begin(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Waits for what is still being filmed; before, a run whose last update was made films what it left out."""
+        if not self._started and trainer.global_step > 0:
+            self._begin(trainer)
+        super().on_fit_end(trainer, pl_module)
+
+    def _begin(self, trainer: Trainer) -> None:
         missing = missing_packages()
         if missing and trainer.is_global_zero:
             self._warn(f"they need {' and '.join(missing)}: pip install tql-lightning[video]")

@@ -26,6 +26,7 @@ REACHED = pytest.StashKey[dict[str, dict[str, float]]]()  # largest differences 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--golden", type=Path, default=GOLDEN, help="folder of golden cases, one folder each")
+    parser.addoption("--golden-long", type=Path, default=None, help="folder of the release's whole runs")
     parser.addoption("--reached", action="store_true", help="print the largest differences from the golden numbers")
 
 

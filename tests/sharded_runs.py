@@ -35,7 +35,7 @@ from tql_lightning.training.divergence import TrainingDivergedError
 TRANSFORMER: dict[str, Any] = {
     "critic": partial(TransformerCritic, hidden_dim=16, head_dim=8, weight_parametrisation=SigmaReparam),
     "entropy_control": partial(AttentionTemperature, schedule=TargetSchedule(0.1, 10)),
-    "extraction": "implicit",
+    "extraction": "best_of_n",
     "gradient_clip_norm": 1.0,
     "normalize_q_loss": True,
     "tau": 0.1,

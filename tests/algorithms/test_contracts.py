@@ -18,8 +18,11 @@ from tql_lightning.algorithms.qc import QC
 from tql_lightning.algorithms.rebrac import ReBRAC
 from tql_lightning.algorithms.tql import TQL
 from tql_lightning.nn.autoregressive import AutoregressiveCritic
+from tql_lightning.nn.categorical import CategoricalProjection
 from tql_lightning.nn.critic import MLPCritic, TransformerCritic
 from tql_lightning.nn.gaussian_policy import GaussianPolicy, SquashedGaussianPolicy
+from tql_lightning.nn.layer_temperature import LayerTemperature
+from tql_lightning.nn.perceiver import PerceiverCritic
 from tql_lightning.nn.policy import BehaviourFlow, FlowPolicy
 from tql_lightning.nn.value_network import ValueNetwork
 from tql_lightning.nn.velocity_critic import VelocityCritic
@@ -40,57 +43,79 @@ class TestTQL(AlgorithmContract):
         )
 
 
-SMALL: dict[str, Any] = {"hidden_dims": (32, 32)}
-CRITIC = partial(MLPCritic, **SMALL)
-FAST = Optimisation(learning_rate=3e-3)
-REWARDS: dict[str, Any] = {"reward_range": (0.0, 1.0), "final_reward_range": (0.0, 1.0)}
+SIZES: dict[str, Any] = {"hidden_dims": (32, 32)}
+OPPONENT: dict[str, Any] = {
+    "critic": partial(MLPCritic, **SIZES),
+    "tau": 0.05,
+    "optimisation": Optimisation(learning_rate=3e-3),
+}
+FLOW = partial(BehaviourFlow, **SIZES, flow_steps=3, num_samples=8)
+VALUE = partial(ValueNetwork, **SIZES)
 
 
 class TestBC(AlgorithmContract):
     clones = True
 
     def make(self, observation_dim: int, action_dim: int) -> BC:
-        policy = partial(BehaviourFlow, **SMALL, flow_steps=3)
-        return BC(observation_dim, action_dim, policy=policy, optimisation=FAST)
+        return BC(observation_dim, action_dim, policy=FLOW)
+
+
+class TestGaussianBC(AlgorithmContract):
+    clones = True
+
+    def make(self, observation_dim: int, action_dim: int) -> BC:
+        return BC(observation_dim, action_dim, policy=partial(GaussianPolicy, **SIZES, learned_std=True))
 
 
 class TestIQL(AlgorithmContract):
     def make(self, observation_dim: int, action_dim: int) -> IQL:
-        return IQL(
-            observation_dim,
-            action_dim,
-            critic=CRITIC,
-            value=partial(ValueNetwork, **SMALL),
-            policy=partial(GaussianPolicy, **SMALL),
-            optimisation=FAST,
-        )
+        policy = partial(GaussianPolicy, **SIZES)
+        return IQL(observation_dim, action_dim, value=VALUE, policy=policy, **OPPONENT)
+
+
+class TestIQLByDDPG(AlgorithmContract):
+    def make(self, observation_dim: int, action_dim: int) -> IQL:
+        policy = partial(GaussianPolicy, **SIZES, learned_std=True)
+        return IQL(observation_dim, action_dim, value=VALUE, policy=policy, actor_loss="ddpgbc", alpha=0.01, **OPPONENT)
 
 
 class TestIFQL(AlgorithmContract):
     def make(self, observation_dim: int, action_dim: int) -> IFQL:
-        return IFQL(
-            observation_dim,
-            action_dim,
-            critic=CRITIC,
-            value=partial(ValueNetwork, **SMALL),
-            policy=partial(BehaviourFlow, **SMALL, flow_steps=3, num_samples=8),
-            optimisation=FAST,
-        )
+        return IFQL(observation_dim, action_dim, value=VALUE, policy=FLOW, **OPPONENT)
 
 
 class TestReBRAC(AlgorithmContract):
     def make(self, observation_dim: int, action_dim: int) -> ReBRAC:
-        policy = partial(SquashedGaussianPolicy, **SMALL)
-        return ReBRAC(observation_dim, action_dim, critic=CRITIC, policy=policy, optimisation=FAST)
+        policy = partial(SquashedGaussianPolicy, **SIZES)
+        return ReBRAC(observation_dim, action_dim, policy=policy, actor_bc_coefficient=0.01, **OPPONENT)
 
 
 class TestQC(AlgorithmContract):
+    learning_updates = 800
     data: ClassVar[dict[str, Any]] = {"action_chunk": 2}
-    learning_updates = 600
 
     def make(self, observation_dim: int, action_dim: int) -> QC:
-        policy = partial(BehaviourFlow, **SMALL, flow_steps=3, num_samples=32)
-        return QC(observation_dim, action_dim, critic=CRITIC, policy=policy, action_chunk=2, optimisation=FAST)
+        return QC(observation_dim, action_dim, policy=FLOW, action_chunk=2, **OPPONENT)
+
+
+class TestQCFQL(AlgorithmContract):
+    data: ClassVar[dict[str, Any]] = {"action_chunk": 2}
+
+    def make(self, observation_dim: int, action_dim: int) -> QC:
+        policy = partial(FlowPolicy, **SIZES, flow_steps=3)
+        return QC(
+            observation_dim,
+            action_dim,
+            policy=policy,
+            action_chunk=2,
+            extraction="fql",
+            bc_coefficient=0.1,
+            **OPPONENT,
+        )
+
+
+ONE_STEP = partial(FlowPolicy, **SIZES, flow_steps=3, layer_norm=False)
+SCALED: dict[str, Any] = {"reward_range": (0.0, 1.0), "discount": 0.5}  # of methods that scale or bin returns
 
 
 class TestFloq(AlgorithmContract):
@@ -98,13 +123,26 @@ class TestFloq(AlgorithmContract):
         return Floq(
             observation_dim,
             action_dim,
-            velocity_critic=partial(VelocityCritic, **SMALL, flow_steps=3),
-            critic=CRITIC,
-            policy=partial(FlowPolicy, **SMALL, flow_steps=3),
-            noise_samples=2,
+            velocity_critic=partial(VelocityCritic, **SIZES, flow_steps=2),
+            policy=ONE_STEP,
             bc_coefficient=0.1,
-            **REWARDS,
-            optimisation=FAST,
+            noise_samples=2,
+            **(OPPONENT | SCALED),
+        )
+
+
+class TestPAC(AlgorithmContract):
+    def make(self, observation_dim: int, action_dim: int) -> TQL:
+        return TQL(
+            observation_dim,
+            action_dim,
+            critic=partial(PerceiverCritic, hidden_dim=16, head_dim=8, num_latents=3, num_layers=1),
+            policy=ONE_STEP,
+            entropy_control=None,
+            value_loss=partial(CategoricalProjection, num_atoms=21),
+            bc_coefficient=0.1,
+            optimisation=Optimisation(learning_rate=3e-3),
+            **SCALED,
         )
 
 
@@ -113,10 +151,11 @@ class TestQTransformer(AlgorithmContract):
         return QTransformer(
             observation_dim,
             action_dim,
-            critic=partial(AutoregressiveCritic, hidden_dim=32, num_bins=8, num_layers=1),
-            discount=0.5,  # values are scaled by 1 - discount, and 0.01 of a reward takes long to learn
-            **REWARDS,
-            optimisation=FAST,
+            critic=partial(AutoregressiveCritic, num_bins=4, hidden_dim=16, head_dim=8, num_layers=1),
+            entropy_control=LayerTemperature,
+            tau=0.05,
+            optimisation=Optimisation(learning_rate=5e-3, gradient_clip_norm=1.0),
+            **SCALED,
         )
 
 

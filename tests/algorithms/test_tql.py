@@ -179,9 +179,10 @@ def test_the_q_term_gives_the_critic_no_gradient() -> None:
     assert all(parameter.grad is None for parameter in model.critic.parameters())
 
 
-def test_implicit_extraction_takes_the_candidate_with_the_highest_smallest_head() -> None:
+@pytest.mark.parametrize("extraction", ["best_of_n", "implicit"])
+def test_the_candidate_with_the_highest_smallest_head_is_taken(extraction: str) -> None:
     policy = partial(FlowPolicy, hidden_dims=(16,), flow_steps=2, num_samples=6)
-    model = toy_model(extraction="implicit", policy=policy)
+    model = toy_model(extraction=extraction, policy=policy)
     observations, noise = torch.randn(4, 3), torch.randn(4, 6, 1)
     assert model.actor().noise_shape == (6, 1)
     chosen = model(observations, noise)
@@ -193,7 +194,7 @@ def test_implicit_extraction_takes_the_candidate_with_the_highest_smallest_head(
 
 def test_extractions_act_within_the_bounds() -> None:
     model = toy_model()
-    for extraction in ("fql", "behaviour_flow", "implicit"):
+    for extraction in ("fql", "behaviour_flow", "best_of_n", "implicit"):
         actor = model.actor(extraction)  # type: ignore[arg-type]
         actions = actor.act(torch.randn(8, 3), 5 * torch.randn(8, *actor.noise_shape))
         assert actions.shape == (8, 1)
@@ -201,7 +202,9 @@ def test_extractions_act_within_the_bounds() -> None:
 
 
 def test_an_unknown_extraction_is_refused() -> None:
-    with pytest.raises(ValueError, match="extraction: expected fql or implicit or behaviour_flow, found max"):
+    with pytest.raises(
+        ValueError, match="extraction: expected fql or best_of_n or implicit or behaviour_flow, found max"
+    ):
         toy_model().actor("max")  # type: ignore[arg-type]
 
 
@@ -270,7 +273,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"policy": partial(FlowPolicy, num_samples=0)}, "policy.num_samples: expected at least 1, found 0"),
     ({"target_aggregation": "max"}, "model.target_aggregation: expected mean or min, found max"),
     ({"gradient_clip_norm": 0.0}, "model.optimisation.gradient_clip_norm"),
-    ({"extraction": "max"}, "model.extraction: expected fql or implicit or behaviour_flow, found max"),
+    ({"extraction": "max"}, "model.extraction: expected fql or best_of_n or implicit or behaviour_flow, found max"),
     ({"lr_schedule": "cosin"}, "optimisation.lr_schedule: expected warmup_cosine or constant, found cosin"),
     ({"learning_rate": -1.0}, "optimisation.learning_rate: expected a finite number of at least 0, found -1.0"),
     ({"learning_rates": {"temperature": math.inf}}, "optimisation.learning_rates.temperature: .*found inf"),

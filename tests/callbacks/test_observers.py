@@ -31,8 +31,8 @@ from tql_lightning.nn.sigma_reparam import SigmaReparam
 CALLBACKS: dict[str, Callable[[], Callback]] = {
     "AttentionEntropyMonitor": AttentionEntropyMonitor,
     "RolloutEvaluation": lambda: RolloutEvaluation(episodes=2, every_n_updates=5, env_id="tests.environments:Swing-v0"),
-    "RolloutEvaluation, implicit": lambda: RolloutEvaluation(
-        episodes=2, every_n_updates=10, env_id="tests.environments:Swing-v0", extraction="implicit"
+    "RolloutEvaluation, best of n": lambda: RolloutEvaluation(
+        episodes=2, every_n_updates=10, env_id="tests.environments:Swing-v0", extraction="best_of_n"
     ),
     "EpisodeVideos": lambda: EpisodeVideos(every_n_updates=10, env_id="tests.environments:Toy-v0"),
     "AttentionMap": lambda: AttentionMap(every_n_updates=5),

@@ -104,7 +104,8 @@ def test_tql_learns_from_bad_data_and_cloning_does_not(tmp_path: Path, monkeypat
     finished = run_tql(tmp_path, "quickstart", "--output=runs", timeout=800)  # its memory, not that of the tests
     assert finished.returncode == 0, finished.stderr
     result = json.loads((tmp_path / "runs" / "result.json").read_text())
-    assert all(value >= -200 for value in result["tql"]["per_seed"])
+    assert len(result["tql"]["per_seed"]) == 3
+    assert min(result["tql"]["per_seed"]) >= -200
     assert result["behaviour_flow"]["mean_return"] <= -800
     assert -1150 < result["data"]["mean_return"] < -1050
     assert result["peak_memory_mb"] <= 1536

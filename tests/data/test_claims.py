@@ -11,7 +11,7 @@ import pytest
 
 from tests.data.bad_files import npy_folder
 from tests.data.test_transitions import arrays
-from tql_lightning.data.claims import HARMLESS, check_claim, stored_bytes
+from tql_lightning.data.claims import ALWAYS_ALLOWED_BYTES, check_claim, stored_bytes
 from tql_lightning.data.named import load_dataset
 from tql_lightning.data.transitions import DatasetError
 
@@ -38,7 +38,7 @@ def test_a_file_system_that_counts_no_blocks_is_taken_by_its_sizes() -> None:
     def file(size: int, blocks: int) -> Any:
         return SimpleNamespace(stat=lambda: SimpleNamespace(st_size=size, st_blocks=blocks))
 
-    large = 2 * HARMLESS
+    large = 2 * ALWAYS_ALLOWED_BYTES
     check_claim("uncounted", large, stored_bytes(file(large, 0)))
     with pytest.raises(DatasetError, match="expected at most"):
         check_claim("a hole", large, stored_bytes(file(large, 8)))

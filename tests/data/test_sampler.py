@@ -128,6 +128,7 @@ def test_a_stream_continued_anywhere_equals_the_uninterrupted_one() -> None:
         return [(at_update(b, k), at_update(n, k)) for b, n in stream for k in range(len(b.rewards))]
 
     whole, rest = updates(0), updates(5)
+    assert len(rest) == 7
     assert all(equal(one, other) for one, other in zip(whole[5:], rest, strict=True))
 
 

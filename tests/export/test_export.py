@@ -13,10 +13,11 @@ import torch
 
 from tests.export.test_policy import OBSERVATIONS, trained
 from tql_lightning import Policy
+from tql_lightning.algorithms.tql import TQL
 from tql_lightning.export.comparison import ExportError
 from tql_lightning.export.writer import export_checkpoint
 from tql_lightning.nn.critic import TransformerCritic
-from tql_lightning.nn.policy import FlowPolicy
+from tql_lightning.nn.policy import Actor, FlowPolicy
 from tql_lightning.nn.policy_extraction import Extraction
 from tql_lightning.nn.value_loss import HLGauss
 from tql_lightning.run.checkpoint_io import CheckpointError
@@ -27,19 +28,19 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trained(tmp_path_factory.mktemp("run"))
 
 
-@pytest.mark.parametrize("extraction", ["implicit", "behaviour_flow"])
+@pytest.mark.parametrize("extraction", ["best_of_n", "implicit", "behaviour_flow"])
 def test_every_extraction_leaves(extraction: Extraction, checkpoint: Path, tmp_path: Path) -> None:
     exported = export_checkpoint(checkpoint, tmp_path / "policy", "torch", extraction)
     assert exported.largest_difference <= 1e-5
     policy = Policy.load(exported.folder)
-    assert policy.noise_shape == ((4, 1) if extraction == "implicit" else (1,))
+    assert policy.noise_shape == ((1,) if extraction == "behaviour_flow" else (4, 1))
     assert policy.act(OBSERVATIONS).shape == (5, 1)
 
 
-def test_implicit_leaves_as_onnx_with_any_parts_of_the_critic(tmp_path: Path) -> None:
+def test_best_of_n_leaves_as_onnx_with_any_parts_of_the_critic(tmp_path: Path) -> None:
     critic = partial(TransformerCritic, hidden_dim=16, head_dim=8, num_layers=1, norm=torch.nn.RMSNorm)
     policy = partial(FlowPolicy, hidden_dims=(16,), flow_steps=2, num_samples=3)
-    settings: dict[str, Any] = {"critic": critic, "extraction": "implicit", "policy": policy}
+    settings: dict[str, Any] = {"critic": critic, "extraction": "best_of_n", "policy": policy}
     settings |= {"value_loss": partial(HLGauss, num_bins=11), "reward_range": (-1.0, 1.0)}
     path = trained(tmp_path / "run", **settings)
     exported = export_checkpoint(path, tmp_path / "policy")
@@ -58,6 +59,41 @@ def test_a_policy_of_ones_own_is_refused_as_torch(tmp_path: Path) -> None:
     path = trained(tmp_path / "run", policy=partial(OwnPolicy, hidden_dims=(8,), flow_steps=1))
     with pytest.raises(ExportError, match="found OwnPolicy; use --format onnx"):
         export_checkpoint(path, tmp_path / "policy", "torch")
+
+
+class OwnActor(TQL):
+    """Acts in a way of its own."""
+
+    def actor(self, extraction: str | None = None) -> Actor:
+        return Actor((1,), self.one_step_actions)
+
+
+class Branching(TQL):
+    """Acts by Python's decision on a value."""
+
+    def actor(self, extraction: str | None = None) -> Actor:
+        def act(observations: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+            return observations[:, :1].tanh() if float(observations.max()) > 0.0 else observations[:, 1:2].tanh()
+
+        return Actor((1,), act)
+
+
+def test_an_actor_of_ones_own_is_refused_as_torch(tmp_path: Path) -> None:
+    path = trained(tmp_path / "run", kind=OwnActor)
+    with pytest.raises(ExportError, match=r"found another one of OwnActor; use --format onnx"):
+        export_checkpoint(path, tmp_path / "policy", "torch")
+
+
+def test_an_actor_that_torch_cannot_write_is_refused_with_the_reason(tmp_path: Path) -> None:
+    path = trained(tmp_path / "run", kind=Branching)
+    with pytest.raises(ExportError, match="format onnx: expected an actor that is made of torch's operations"):
+        export_checkpoint(path, tmp_path / "policy")
+    assert not (tmp_path / "policy").exists()
+
+
+def test_an_extraction_that_the_model_does_not_know_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="extraction: expected fql or implicit or behaviour_flow, found best"):
+        export_checkpoint(checkpoint, tmp_path / "policy", extraction="best")
 
 
 def test_what_differs_from_the_checkpoint_is_not_left_behind(
@@ -106,7 +142,10 @@ FOREIGN = {
         "does not fit its model",
     ),
     "without sizes": (lambda raw: raw | {"hyper_parameters": {}}, "does not fit its model"),
-    "hyperparameters of no kind": (lambda raw: raw | {"hyper_parameters": 3}, "does not fit its model"),
+    "hyperparameters of no kind": (
+        lambda raw: raw | {"hyper_parameters": 3},
+        "hyper_parameters: expected a dict, found int",
+    ),
     "an unknown setting": (lambda raw: _hyperparameters(raw, taau=1.0), "does not fit its model"),
     "another size": (lambda raw: _hyperparameters(raw, observation_dim=4), "does not fit its model"),
     "a class that is not there": (

@@ -303,7 +303,7 @@ def test_an_exported_critic_is_merged(tmp_path: Path) -> None:
     critic = partial(
         TransformerCritic, hidden_dim=16, head_dim=8, block=partial(TransformerBlock, feedforward=feedforward)
     )
-    model = toy_model(critic=critic, extraction="implicit", num_samples=3)
+    model = toy_model(critic=critic, extraction="best_of_n", num_samples=3)
     fit(tmp_path, model, updates=4).save_checkpoint(tmp_path / "last.ckpt")
     loaded, _ = load_checkpoint(tmp_path / "last.ckpt")
     assert str(loaded.critic) == str(model.critic)

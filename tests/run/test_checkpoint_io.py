@@ -151,7 +151,7 @@ FORGED = {
     "code as weights": (lambda raw: raw | {"state_dict": _Exploit()}, "holds more than weights"),
     "code as a setting": (_settings(tau=_Exploit()), "holds more than weights"),
     "code beside it": (lambda raw: raw | {"note": _Exploit()}, "holds more than weights"),
-    "another instantiator": (_settings(_instantiator="builtins.exec"), r"to be made by 'builtins\.exec'"),
+    "another instantiator": (_settings(_instantiator="builtins.exec"), r"to be made by '?builtins\.exec"),
     "an instantiator that is none": (_settings(_instantiator=["os.system"]), "to be made by"),
     "another model's class": (_settings(_class_path="os.system"), "unknown settings _class_path"),
     "a function as critic": (_settings(critic=_critic("os.system", command="true")), "subclass of Critic"),

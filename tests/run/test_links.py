@@ -110,3 +110,15 @@ def test_a_report_reads_links_that_stay_inside(tmp_path: Path) -> None:
     (run / "metrics.csv").rename(run / "kept.csv")
     (run / "metrics.csv").symlink_to("kept.csv")
     assert read_runs([run])[0].updates > 0
+
+
+def test_what_a_kill_left_half_written_is_removed_by_the_next_run(tmp_path: Path) -> None:
+    left = [tmp_path / "run" / name for name in (".config.yaml.x.part", "evaluations/.update_000000008.json.y.part")]
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("half")
+    kept = tmp_path / "run" / "evaluations" / "update_000000008.json"
+    kept.write_text("{}")
+    with only_run_in(tmp_path / "run"):
+        assert not any(path.exists() for path in left)
+        assert kept.exists()

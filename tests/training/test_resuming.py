@@ -175,7 +175,7 @@ def test_what_a_run_was_made_by_cannot_change_and_both_values_are_shown(
 
 def test_what_does_no_harm_is_applied_and_force_applies_the_rest(work: Path) -> None:
     harmless = ["--model.tau=0.5", "--model.optimisation.learning_rate=0.01", "--data.updates_per_step=5"]
-    harmless += ["--data.storage=cpu", "--model.normalize_q_loss=true", "--model.extraction=implicit"]
+    harmless += ["--data.storage=cpu", "--model.normalize_q_loss=true", "--model.extraction=best_of_n"]
     harmless += ["--trainer.precision=bf16-mixed", "--trainer.log_every_n_steps=5"]
     assert continue_run(*harmless) == 0
     raw = read_checkpoint(work / "run" / "checkpoints" / "last.ckpt")

@@ -47,10 +47,10 @@ class BC(Algorithm):
     Args:
         observation_dim: n_s (taken from the dataset by the CLI).
         action_dim: n_a of one decision (taken from the dataset by the CLI).
-        policy: makes the policy from (observation_dim, action_dim): ``BehaviourFlow`` or ``GaussianPolicy``.
+        policy: Makes the policy from (observation_dim, action_dim): ``BehaviourFlow`` or ``GaussianPolicy``.
         action_chunk: h, steps of the environment that one decision is made of (taken from the data by the CLI).
-        optimisation: learning rates, schedule, weight decay and clipping.
-        execution: compilation, CUDA graphs and precision of matrix products.
+        optimisation: Learning rates, schedule, weight decay and clipping.
+        execution: Compilation, CUDA graphs and precision of matrix products.
 
     Raises:
         ValueError: a setting is out of its range; the message names it.

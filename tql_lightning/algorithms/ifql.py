@@ -39,19 +39,19 @@ class IFQL(ExpectileAlgorithm):
     Args:
         observation_dim: n_s (taken from the dataset by the CLI).
         action_dim: n_a of one decision (taken from the dataset by the CLI).
-        critic: makes the critic from (observation_dim, action_dim).
-        value: makes V from (observation_dim).
-        policy: makes the behaviour flow from (observation_dim, action_dim).
-        entropy_control: makes the attention temperatures of a critic with attention; null for none.
-        value_loss: makes the critic's TD loss from the range of discounted returns.
-        reward_range: smallest and largest reward of transitions that continue (taken from the dataset by the CLI).
-        final_reward_range: the same of transitions that terminate; null if none does.
+        critic: Makes the critic from (observation_dim, action_dim).
+        value: Makes V from (observation_dim).
+        policy: Makes the behaviour flow from (observation_dim, action_dim).
+        entropy_control: Makes the attention temperatures of a critic with attention; null for none.
+        value_loss: Makes the critic's TD loss from the range of discounted returns.
+        reward_range: Smallest and largest reward of transitions that continue (taken from the dataset by the CLI).
+        final_reward_range: The same of transitions that terminate; null if none does.
         action_chunk: h, steps of the environment that one decision is made of (taken from the data by the CLI).
         discount: gamma.
-        tau: share of the critic that moves into the target critic at each update.
+        tau: Share of the critic that moves into the target critic at each update.
         expectile: kappa of V.
-        optimisation: learning rates, schedule, weight decay and clipping.
-        execution: compilation, CUDA graphs and precision of matrix products.
+        optimisation: Learning rates, schedule, weight decay and clipping.
+        execution: Compilation, CUDA graphs and precision of matrix products.
 
     Raises:
         ValueError: a setting is out of its range; the message names it.

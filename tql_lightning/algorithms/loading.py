@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from argparse import ArgumentError
 from contextlib import suppress
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from tql_lightning.run.checkpoint_io import CheckpointError, read_checkpoint
 from tql_lightning.training.algorithm import Algorithm
 from tql_lightning.training.hyperparameters import ALGORITHM, INSTANTIATOR
 from tql_lightning.trust.building import building_no_more_than
-from tql_lightning.trust.class_paths import IMPORTABLE, check_class_paths
+from tql_lightning.trust.class_paths import IMPORTABLE, arguments_of, check_class_paths
 from tql_lightning.trust.imports import import_if_allowed
 from tql_lightning.trust.text import shown
 
@@ -108,7 +107,7 @@ def check_contents(path: Path | str, raw: dict[str, Any], trusted: bool = False,
         raise CheckpointError(f"checkpoint {path}: does not fit its model (expected settings and weights by name)")
     kind = algorithm_of(path, raw, trusted)
     own = checked_settings(raw)
-    unknown = [shown(name) for name in own if name not in signature(kind).parameters]
+    unknown = [shown(name) for name in own if name not in arguments_of(kind)]
     if unknown:
         more = f" and {len(unknown) - MOST_SHOWN} more" if len(unknown) > MOST_SHOWN else ""
         raise CheckpointError(

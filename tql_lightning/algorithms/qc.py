@@ -31,8 +31,8 @@ class QCBatch(NamedTuple):
 
     Attributes:
         observations: s of the first step, (..., B, n_s).
-        actions: the h actions one after the other, (..., B, h n_a).
-        rewards: discounted sum over the window, (..., B).
+        actions: The h actions one after the other, (..., B, h n_a).
+        rewards: Discounted sum over the window, (..., B).
         next_observations: s after the window's last step, (..., B, n_s).
         masks: gamma^(h - 1), or 0 where the MDP terminated, (..., B).
         valid: 1 for steps of the window that belong to its episode, (..., B, h).
@@ -83,22 +83,22 @@ class QC(CriticAlgorithm):
     Args:
         observation_dim: n_s (taken from the dataset by the CLI).
         action_dim: h n_a, n_a the environment's (taken from the dataset by the CLI).
-        critic: makes the critic from (observation_dim, action_dim).
-        policy: makes the policy from (observation_dim, action_dim): ``BehaviourFlow`` for "implicit", ``FlowPolicy``
+        critic: Makes the critic from (observation_dim, action_dim).
+        policy: Makes the policy from (observation_dim, action_dim): ``BehaviourFlow`` for "implicit", ``FlowPolicy``
             for "fql".
-        entropy_control: makes the attention temperatures of a critic with attention; null for none.
-        value_loss: makes the critic's TD loss from the range of discounted returns.
-        reward_range: smallest and largest reward of transitions that continue (taken from the dataset by the CLI).
-        final_reward_range: the same of transitions that terminate; null if none does.
+        entropy_control: Makes the attention temperatures of a critic with attention; null for none.
+        value_loss: Makes the critic's TD loss from the range of discounted returns.
+        reward_range: Smallest and largest reward of transitions that continue (taken from the dataset by the CLI).
+        final_reward_range: The same of transitions that terminate; null if none does.
         action_chunk: h (taken from the data by the CLI).
         discount: gamma of one step of the environment.
-        tau: share of the critic that moves into the target critic at each update.
-        target_aggregation: over the heads, in the TD target and in the choice of "implicit".
-        bc_coefficient: weight of the distillation loss of "fql".
-        extraction: how actions are chosen, in the TD target too: "implicit" or "fql".
-        release_decay: let weight decay reach biases and norms too, as in the release; else only matrices.
-        optimisation: learning rates, schedule, weight decay and clipping.
-        execution: compilation, CUDA graphs and precision of matrix products.
+        tau: Share of the critic that moves into the target critic at each update.
+        target_aggregation: Over the heads, in the TD target and in the choice of "implicit".
+        bc_coefficient: Weight of the distillation loss of "fql".
+        extraction: How actions are chosen, in the TD target too: "implicit" or "fql".
+        release_decay: Let weight decay reach biases and norms too, as in the release; else only matrices.
+        optimisation: Learning rates, schedule, weight decay and clipping.
+        execution: Compilation, CUDA graphs and precision of matrix products.
 
     Raises:
         ValueError: a setting is out of its range; the message names it.

@@ -24,6 +24,7 @@ from tql_lightning.training.distributed import identity
 from tql_lightning.training.execution import Execution
 from tql_lightning.training.hyperparameters import require
 from tql_lightning.training.optimisation import Optimisation, ParameterGroup
+from tql_lightning.training.sharding import is_sharded
 from tql_lightning.training.update import Inputs, Losses
 
 
@@ -36,7 +37,7 @@ class ReBRACBatch(NamedTuple):
         rewards: r, (..., B).
         next_observations: s', (..., B, n_s).
         masks: 0 only where the MDP terminated, (..., B).
-        next_actions: the data's action at s', (..., B, n_a); 0 where there is none.
+        next_actions: The data's action at s', (..., B, n_a); 0 where there is none.
         next_action_known: 1 where there is one, and 0 where its episode ends, (..., B).
     """
 
@@ -53,7 +54,7 @@ class ReBRACNoise(NamedTuple):
     """Random numbers of one update.
 
     Attributes:
-        next_action: standard normal, of the target policy's action at s', (..., B, n_a).
+        next_action: Standard normal, of the target policy's action at s', (..., B, n_a).
     """
 
     next_action: Tensor
@@ -79,23 +80,23 @@ class ReBRAC(CriticAlgorithm):
     Args:
         observation_dim: n_s (taken from the dataset by the CLI).
         action_dim: n_a of one decision (taken from the dataset by the CLI).
-        critic: makes the critic from (observation_dim, action_dim).
-        policy: makes the policy from (observation_dim, action_dim); it acts by its mode.
-        entropy_control: makes the attention temperatures of a critic with attention; null for none.
-        value_loss: makes the critic's TD loss from the range of discounted returns.
-        reward_range: smallest and largest reward of transitions that continue (taken from the dataset by the CLI).
-        final_reward_range: the same of transitions that terminate; null if none does.
+        critic: Makes the critic from (observation_dim, action_dim).
+        policy: Makes the policy from (observation_dim, action_dim); it acts by its mode.
+        entropy_control: Makes the attention temperatures of a critic with attention; null for none.
+        value_loss: Makes the critic's TD loss from the range of discounted returns.
+        reward_range: Smallest and largest reward of transitions that continue (taken from the dataset by the CLI).
+        final_reward_range: The same of transitions that terminate; null if none does.
         action_chunk: h, steps of the environment that one decision is made of (taken from the data by the CLI).
         discount: gamma.
-        tau: share of the networks that moves into their targets.
-        actor_bc_coefficient: weight of cloning in the actor's loss.
-        critic_bc_coefficient: weight of cloning in the critic's target.
-        actor_period: updates from one of the actor to the next.
-        actor_noise: standard deviation of the noise of a'.
-        actor_noise_clip: largest noise of a'.
-        acting_temperature: factor of ``actor_noise`` while acting; 0 acts by the mode, as evaluations do.
-        optimisation: learning rates, schedule, weight decay and clipping.
-        execution: compilation, CUDA graphs and precision of matrix products.
+        tau: Share of the networks that moves into their targets.
+        actor_bc_coefficient: Weight of cloning in the actor's loss.
+        critic_bc_coefficient: Weight of cloning in the critic's target.
+        actor_period: Updates from one of the actor to the next.
+        actor_noise: Standard deviation of the noise of a'.
+        actor_noise_clip: Largest noise of a'.
+        acting_temperature: Factor of ``actor_noise`` while acting; 0 acts by the mode, as evaluations do.
+        optimisation: Learning rates, schedule, weight decay and clipping.
+        execution: Compilation, CUDA graphs and precision of matrix products.
 
     Raises:
         ValueError: a setting is out of its range; the message names it.
@@ -168,13 +169,10 @@ class ReBRAC(CriticAlgorithm):
     def inputs(self, update: int) -> Inputs:
         """Entropy targets, and ``actor_update``, 1 or 0: whether the update, counted from 0, is one of the actor.
 
-        Where every update may be another graph it is left out instead of 0, so that nothing is computed in vain.
+        On a CPU the actor's losses are then left out; elsewhere it would take waiting for the device to know.
         """
         full = (update + 1) % self.actor_period == 0
-        inputs = super().inputs(update)
-        if full or self.execution.compile or self.execution.cuda_graphs:
-            inputs["actor_update"] = torch.tensor(float(full), device=self.device)
-        return inputs
+        return super().inputs(update) | {"actor_update": torch.tensor(float(full), device=self.device)}
 
     def losses(
         self,
@@ -186,12 +184,12 @@ class ReBRAC(CriticAlgorithm):
     ) -> Losses:
         """Critic and actor loss; see `Algorithm.losses`."""
         fit = self.critic_loss(batch, noise, inputs, with_metrics)
-        if "actor_update" not in inputs and not with_metrics:
+        if not with_metrics and not is_sharded(self.policy) and _is_zero(inputs["actor_update"]):
             # Gradients of 0, not None: Adam's momentum moves the policy all the same.
             nothing = torch.stack([parameter.sum() for parameter in self.policy.parameters()]).sum()
             return Losses(fit.loss + 0.0 * nothing, {}, fit.diagnostics)
         actor_loss, actor_metrics = self.actor_loss(batch, whole_mean)
-        total = fit.loss + inputs.get("actor_update", 0.0) * actor_loss
+        total = fit.loss + inputs["actor_update"] * actor_loss
         return collected(total, fit.metrics | actor_metrics, fit.diagnostics, with_metrics)
 
     def critic_loss(self, batch: ReBRACBatch, noise: ReBRACNoise, inputs: Inputs, with_metrics: bool) -> CriticFit:
@@ -223,10 +221,9 @@ class ReBRAC(CriticAlgorithm):
 
     def before_step(self, inputs: Inputs) -> None:
         """Targets move, at updates of the actor only, towards critic and policy as they are before their step."""
-        if "actor_update" in inputs:
-            share = self.tau * inputs["actor_update"]
-            move_target(self.target_critic, self.critic, share)
-            move_target(self.target_policy, self.policy, share)
+        share = self.tau * inputs["actor_update"]
+        move_target(self.target_critic, self.critic, share)
+        move_target(self.target_policy, self.policy, share)
 
     def actor(self, extraction: str | None = None) -> Actor:
         """Acts by the mode plus ``acting_temperature`` times the clipped noise of a', clipped to [-1, 1].
@@ -246,3 +243,8 @@ class ReBRAC(CriticAlgorithm):
         super().train(mode)
         self.target_policy.eval()
         return self
+
+
+def _is_zero(number: Tensor) -> bool:
+    """Whether a number is 0, where it can be known without waiting for a GPU and is no part of a compiled graph."""
+    return not torch.compiler.is_compiling() and number.device.type == "cpu" and not bool(number)

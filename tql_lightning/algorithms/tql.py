@@ -24,6 +24,7 @@ Deviations from paper and release, and why:
 - Without entropy control there is no temperature; the release has one that nothing uses.
 - Entropy targets that no attention can reach (ln n and above) are refused; the release runs with them.
 - The release's optimizer "adam" is AdamW with ``weight_decay`` 0.
+- With extraction "implicit" the one-step policy stays as it started; in the release weight decay shrinks it, unused.
 
 Beyond paper and release, and off by default: n-step returns and action chunks (`data.windows`), a learning rate of the
 temperatures' own, targets that move over training (`nn.temperature.TargetSchedule`), values learned by classification
@@ -37,9 +38,10 @@ import copy
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from tql_lightning.algorithms import losses
@@ -54,6 +56,7 @@ from tql_lightning.algorithms.critics import (
 )
 from tql_lightning.batch import Batch, Draw
 from tql_lightning.nn.critic import Critic, TransformerCritic, make_critic
+from tql_lightning.nn.dropout import without_dropout
 from tql_lightning.nn.policy import Actor, FlowPolicy
 from tql_lightning.nn.policy_extraction import EXTRACTIONS, Extraction, flow_actor
 from tql_lightning.nn.temperature import AttentionTemperature, EntropyControl
@@ -78,11 +81,12 @@ class TQLNoise(NamedTuple):
     """Every random number that one update uses, so that the losses are pure functions.
 
     Attributes:
-        next_action: z' ~ N(0, I) of the one-step policy at s', (..., B, n_a).
+        next_action: z' ~ N(0, I) of the one-step policy at s', (..., B, n_a); with extraction "implicit" of the N
+            behaviour actions at s', (..., B, N, n_a).
         flow_x0: x_0 ~ N(0, I), start of the behaviour flow, (..., B, n_a).
         flow_t: t ~ U[0, 1), time of the behaviour flow, (..., B, 1).
-        distillation: z ~ N(0, I), shared by student, teacher and the Q term, (..., B, n_a).
-        metric: z ~ N(0, I) of the logged action error, no influence on training, (..., B, n_a).
+        distillation: z ~ N(0, I), shared by student, teacher and the Q term, (..., B, n_a); unused by "implicit".
+        metric: z ~ N(0, I) of the logged action error, no influence on training, (..., B, n_a); likewise.
     """
 
     next_action: Tensor
@@ -112,8 +116,10 @@ class TQL(Algorithm):
         target_aggregation: Over the heads of the target critic, in the TD target.
         bc_coefficient: Weight of the distillation loss (alpha_BC, the release's ``alpha``).
         normalize_q_loss: Divide the policy's Q loss by the mean |Q|.
-        extraction: How actions are chosen: "fql" one-step policy, "implicit" best of ``policy.num_samples`` behaviour
-            actions by the smallest head, "behaviour_flow" plain cloning.
+        extraction: How actions are chosen. "fql" takes the one-step policy's, "best_of_n" the best of
+            ``policy.num_samples`` behaviour actions by the smallest head, "behaviour_flow" clones; these three train
+            alike. "implicit" acts as "best_of_n" and trains critic and behaviour flow only, with such an action at s'
+            in the TD target.
         optimisation: Learning rates of critic, temperature and actor, schedule, weight decay and clipping. A
             temperature's rate above the critic's lets it answer before a fast critic has collapsed.
         execution: Compilation, CUDA graphs and the precision of matrix products.
@@ -158,6 +164,8 @@ class TQL(Algorithm):
         self.critic = make_critic(critic, observation_dim, action_dim, self.value_loss)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.policy = policy(observation_dim, action_dim)
+        self.trains_one_step_policy = extraction != "implicit"
+        self.policy.one_step_policy.requires_grad_(self.trains_one_step_policy)
         self.temperature = make_temperature(entropy_control, self.critic)
 
         self.discount, self.tau = discount, tau
@@ -168,11 +176,17 @@ class TQL(Algorithm):
     def noise_draws(self) -> dict[str, Draw]:
         """See `TQLNoise`."""
         normal = Draw("normal", (self.action_dim,))
-        time = Draw("uniform", (1,))
-        return {"next_action": normal, "flow_x0": normal, "flow_t": time, "distillation": normal, "metric": normal}
+        candidates = Draw("normal", (self.policy.num_samples, self.action_dim))
+        return {
+            "next_action": normal if self.trains_one_step_policy else candidates,
+            "flow_x0": normal,
+            "flow_t": Draw("uniform", (1,)),
+            "distillation": normal,
+            "metric": normal,
+        }
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Critic, temperatures, and both policy networks."""
+        """Critic, temperatures, and both policy networks; with extraction "implicit" the behaviour flow alone."""
         return [*critic_groups(self.critic, self.temperature), ParameterGroup("actor", self.policy)]
 
     def inputs(self, update: int) -> Inputs:
@@ -198,16 +212,17 @@ class TQL(Algorithm):
         total = fit.loss + actor_loss
         if not with_metrics:
             return Losses(total, {}, fit.diagnostics)
-        with torch.no_grad():
-            sampled = self.one_step_actions(batch.observations, noise.metric)
-            action_error = (sampled - batch.actions).square().mean()
-        metrics = fit.metrics | actor_metrics | {"action_error": action_error}
+        metrics = fit.metrics | actor_metrics
+        if self.trains_one_step_policy:
+            with torch.no_grad():
+                sampled = self.one_step_actions(batch.observations, noise.metric)
+                metrics["action_error"] = (sampled - batch.actions).square().mean()
         return Losses(total, {name: value.detach() for name, value in metrics.items()}, fit.diagnostics)
 
     def critic_loss(self, batch: Batch, noise: TQLNoise, inputs: Inputs, with_metrics: bool) -> CriticFit:
-        """TD, entropy and temperature loss; a' = clip(mu(s', z')), y = r + discount * mask * aggregate Q_target."""
+        """TD, entropy and temperature loss; y = r + discount * mask * aggregate Q_target(s', `next_actions`)."""
         with torch.no_grad():
-            next_actions = self.one_step_actions(batch.next_observations, noise.next_action)
+            next_actions = self.next_actions(batch.next_observations, noise.next_action)
             following = self.target_critic(batch.next_observations, next_actions).at_least_float32()
             discounts, aggregation = self.discount * batch.masks, self.target_aggregation
             bootstrap = Bootstrap(batch.rewards, discounts, following.values, following.logits, aggregation)
@@ -217,14 +232,28 @@ class TQL(Algorithm):
         td_loss = partial(self.value_loss.bootstrapped, bootstrap=bootstrap)
         return fit_critic(output, target, td_loss, self.temperature, inputs)
 
+    def next_actions(self, observations: Tensor, noise: Tensor) -> Tensor:
+        """Actions a' of the TD target: clip(mu(s', z')); with "implicit" the best of N behaviour actions.
+
+        The online critic's smallest head chooses, without dropout, as in acting and in the release; the target critic
+        then gives the value of the action chosen.
+        """
+        if self.trains_one_step_policy:
+            return self.one_step_actions(observations, noise)
+        with without_dropout(self.critic):
+            return self.policy.best_flow_actions(self.critic, observations, noise)
+
     def actor_loss(
         self, batch: Batch, noise: TQLNoise, whole_mean: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Behaviour flow + bc_coefficient * distillation + Q term, and what is logged of them."""
+        """Behaviour flow + bc_coefficient * distillation + Q term, and what is logged; of "implicit" the first only."""
         # Behaviour flow: v(s, x_t, t) regresses onto x_1 - x_0
         x_t = losses.flow_interpolation(noise.flow_x0, batch.actions, noise.flow_t)
         velocity = self.policy.velocity(batch.observations, x_t, noise.flow_t)
         behaviour_flow_loss = losses.behaviour_flow_loss(velocity, noise.flow_x0, batch.actions)
+
+        if not self.trains_one_step_policy:
+            return behaviour_flow_loss, {"actor_loss": behaviour_flow_loss, "behaviour_flow_loss": behaviour_flow_loss}
 
         # Distillation: the one-step policy follows the flow from the same noise
         with torch.no_grad():
@@ -250,6 +279,25 @@ class TQL(Algorithm):
         """Online critic's values (B, E) whose gradient reaches the actions and not the critic."""
         return frozen_values(self.critic, observations, actions)
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes over the checkpoint's progress; see `Algorithm.on_load_checkpoint`.
+
+        Raises:
+            ValueError: The checkpoint's run trained other networks of the policy.
+        """
+        super().on_load_checkpoint(checkpoint)
+        fits = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        for state in checkpoint.get("optimizer_states", []) if fits else []:
+            of_policy = [group for group in state["param_groups"] if str(group.get("name")).startswith("actor")]
+            trained = sum(len(group["params"]) for group in of_policy)
+            own = len(self.parameter_groups()[-1].parameters())
+            if of_policy and trained != own:
+                remedy = "implicit" if trained < own else "fql or best_of_n"
+                raise ValueError(
+                    f"model.extraction: expected {remedy}, as the checkpoint trained {trained} tensors of the policy, "
+                    f"found {self.extraction}, which trains {own}; continue with {remedy}, or start a new run"
+                )
+
     def before_step(self, inputs: Inputs) -> None:
         """Target <- tau * critic + (1 - tau) * target, with the critic as it is before its gradient step."""
         move_target(self.target_critic, self.critic, self.tau)
@@ -257,8 +305,16 @@ class TQL(Algorithm):
     # ------------------------------------------------------------------ acting (section 5 of docs/algorithm.md)
 
     def actor(self, extraction: str | None = None) -> Actor:
-        """The policy as a pure function of observations and noise; see `Algorithm.actor`."""
-        return flow_actor(extraction or self.extraction, self.policy, self.critic, self.action_chunk)
+        """The policy as a pure function of observations and noise; see `Algorithm.actor`.
+
+        Raises:
+            ValueError: There is no such extraction, or "fql" is asked of a model that "implicit" trained.
+        """
+        chosen = extraction or self.extraction
+        if chosen == "fql" and not self.trains_one_step_policy:
+            known = "best_of_n or implicit or behaviour_flow, since model.extraction=implicit trains no one-step policy"
+            raise ValueError(f"extraction: expected {known}, found fql")
+        return flow_actor(chosen, self.policy, self.critic, self.action_chunk)
 
     def one_step_actions(self, observations: Tensor, noise: Tensor) -> Tensor:
         """clip(mu(s, z), -1, 1): (B, n_s), (B, n_a) -> (B, n_a)."""

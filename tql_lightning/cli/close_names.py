@@ -1,4 +1,8 @@
-"""Names close to one that is not known: of options, of keys in files, of arguments, of classes."""
+"""Suggests names close to an unknown option, key, argument or class ("did you mean").
+
+jsonargparse raises errors whose only content is English text, so that names must be read out of it. `test_mistakes`
+pins every pattern on the installed version; a message that no pattern fits is shown without a suggestion.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import difflib
 import inspect
 import re
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any, get_args
 
 from tql_lightning.cli.private_api import actions, argument_type
@@ -40,17 +44,17 @@ FORMER_NAMES = {  # of earlier versions, whose last part is another now
     "temperature_learning_rate": "--model.optimisation.learning_rates",
     "actor_learning_rate": "--model.optimisation.learning_rates",
 }
+LINK_OR_HELP = re.compile(r" --> |(\+|help)$")  # what argparse lists as options besides settings
 UNRECOGNIZED = "unrecognized arguments:"
 KEY = re.compile(r'does not accept option \'([\w.]+)\'|^Parser key "([\w.]+)"')
 NO_DATASET = re.compile(r"Import path ([\w.]+) does not correspond to a subclass of TransitionDataset")
 NO_VALUE = re.compile(r"argument (--\S+): expected one argument")
 UNKNOWN_ARGUMENT = re.compile(r"class_path '([\w.]+)'.*?Option '(\w+)' is not accepted", re.DOTALL)
 ARGUMENT_OF_PART = re.compile(r"Option '(\w+)' is not accepted\. Got value: Namespace\(class_path='([\w.]+)'")
-UNKNOWN_ATTRIBUTE = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
 
 
 def option_names(parser: Any) -> set[str]:
-    """The options of a parser, and those of the parts that they take by class path, as far as these are imported."""
+    """Options of a parser, and of every imported class that one of its options takes by class path."""
     names: set[str] = set()
     for action in actions(parser):
         names |= {*action.option_strings}
@@ -62,11 +66,11 @@ def option_names(parser: Any) -> set[str]:
 
 
 def add_note(error: Exception, options: Collection[str]) -> None:
-    """Adds to an error about a name that is not known a note of those that are close.
+    """Adds a note with close names to a parser's error about an unknown name.
 
     Args:
-        error: what a parser raised.
-        options: every option there is (`option_names`).
+        error: Error that a parser raised.
+        options: Every option (`option_names`).
     """
     text = str(error)
     if text.startswith(UNRECOGNIZED):
@@ -84,31 +88,38 @@ def add_note(error: Exception, options: Collection[str]) -> None:
         )
     elif found := NO_VALUE.search(text):
         error.add_note(f"give it a value, as in {found[1]}=true or {found[1]}=3")
-    elif found := UNKNOWN_ATTRIBUTE.search(text):
-        _note(error, difflib.get_close_matches(found[2], dir(sys.modules.get(found[1])), n=2))
+    elif missing := next((cause for cause in _causes(error) if isinstance(cause, AttributeError)), None):
+        _note(error, difflib.get_close_matches(str(missing.name), dir(missing.obj), n=2))
 
 
 def key_of(error: Exception) -> str | None:
-    """The setting that a parser's error is about, such as "trainer.max_steps"."""
+    """Name of the setting in a parser's error, such as "trainer.max_steps"; None where it names none."""
     found = KEY.search(str(error))
     return (found[1] or found[2]) if found else None
 
 
 def close_options(word: str, options: Collection[str]) -> list[str]:
-    """At most two options that may have been meant: of the same last name first.
+    """At most two options that a word may stand for; those whose last part is the same come first.
 
     Args:
-        word: what was written, with or without dashes.
-        options: every option there is.
+        word: Option as the user wrote it, with or without dashes.
+        options: Every option.
     """
     name = word.removeprefix("--").replace("-", "_")
     last = name.rpartition(".")[2]
     other = (RELEASE_NAMES | FORMER_NAMES).get(last)
     if other in options and f"--{name}" not in options:
         return [str(other)]
-    settings = {option.removeprefix("--"): option for option in sorted(options) if not option.endswith(("+", "help"))}
+    settings = {option.removeprefix("--"): option for option in sorted(options) if not LINK_OR_HELP.search(option)}
     same = [setting for setting in settings if setting.rpartition(".")[2] == last]
     return [settings[setting] for setting in same[:2] or difflib.get_close_matches(name, settings, n=2)]
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The exceptions that led to one, the latest first."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _note(error: Exception, names: list[str]) -> None:
@@ -128,20 +139,20 @@ def _note_arguments(error: Exception, path: str, argument: str) -> None:
 
 
 def _arguments(part: Any) -> list[str]:
-    """Names of what a class or function can be given; without those that the package itself gives."""
+    """Names of the arguments of a class or function that a user can set."""
     kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     try:
         parameters = inspect.signature(part).parameters
     except (TypeError, ValueError):
         return []
     given = {"observation_dim", "action_dim", "support"}
-    if "num_tokens" in parameters:  # the critic's, as entropy control is given them
+    if "num_tokens" in parameters:  # entropy control gets both from the critic
         given |= {"num_layers", "num_tokens"}
     return [each.name for each in parameters.values() if each.kind not in kinds and each.name not in given]
 
 
 def _classes(hint: Any) -> list[type]:
-    """The package's classes that a type names anywhere."""
+    """The package's classes in a type, however deeply nested."""
     if isinstance(hint, type) and hint.__module__.startswith("tql_lightning."):
         return [hint]
     parts = [each for part in get_args(hint) for each in (part if isinstance(part, list) else [part])]

@@ -1,4 +1,4 @@
-"""The commands beside Lightning's: what they print; what they do lies in the modules they call."""
+"""Our own commands: they parse, call the module that does the work, and print the result."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ def collect_command(
     behaviour: str | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Makes an offline dataset from a real environment with scripted behaviour; an interrupted one is continued.
+    """Collects an offline dataset in a real environment with scripted behaviour; continues an interrupted collection.
 
     Args:
         environment: "cube-single", "cube-double", "cube-triple", "scene", "puzzle-3x3" or "puzzle-4x4" for an
             OGBench play dataset, "pointmaze-medium", "-large", "-giant" or "-teleport" for a navigate dataset, in the
             official format (with a validation file of a tenth beside it); or the id of any Gymnasium environment
             with Box actions, and observations in a Box or a Dict of them ("Pendulum-v1", "Reacher-v5").
-        transitions: at least so many, in whole episodes.
-        seed: of environments and behaviour.
-        workers: processes that collect; no influence on the data.
-        output: file to write (.npz). Default: where OGBench keeps its datasets, or for others
+        transitions: Smallest number of transitions; episodes are never cut.
+        seed: Seed of environments and behaviour.
+        workers: Number of processes; the data do not depend on it.
+        output: File to write (.npz). Default: where OGBench keeps its datasets, or for others
             $TQL_DATASETS/ENVIRONMENT.npz (datasets/ if that variable is not set).
-        behaviour: import path of a function (action_space, rng) that returns a function from observation to
+        behaviour: Import path of a function (action_space, rng) that returns a function from observation to
             action. Default: weak swing-up for Pendulum-v1, clumsy climbing for MountainCarContinuous-v0, random
             actions elsewhere.
-        overwrite: replace an existing file, and episodes that an interrupted call kept with other settings.
+        overwrite: Replace an existing file, and episodes that an interrupted collection kept with other settings.
     """
     from tql_lightning.data.collecting.collect import collect
 
@@ -48,12 +48,12 @@ def collect_command(
 
 
 def quickstart(seeds: list[int] | None = None, output: str = "runs/quickstart", parallel: int | None = None) -> None:
-    """Learns to swing up a pendulum from bad data: dataset, training, evaluation, table.
+    """Learns to swing up a pendulum from bad data: collects, trains, evaluates and prints a table.
 
     Args:
-        seeds: one run each; default 0, 1 and 2.
-        output: folder of the runs and of result.json; an earlier quickstart there is replaced.
-        parallel: runs at once; default: two, or one on a single core.
+        seeds: Seeds, one run each; default 0, 1 and 2.
+        output: Folder for the runs and result.json; an earlier quickstart in it is replaced.
+        parallel: Number of runs at once; default: two, or one on a single core.
     """
     from tql_lightning.cli.quickstart import run_quickstart
 
@@ -61,12 +61,12 @@ def quickstart(seeds: list[int] | None = None, output: str = "runs/quickstart", 
 
 
 def inspect_command(name: str, plot: str | None = None) -> None:
-    """Checks a dataset as training would, and prints what it holds.
+    """Checks a dataset as training would, and prints figures about it.
 
     Args:
         name: "minari:ID"; an OGBench name such as "cube-double-play-singletask-task2-v0"; or the path of an .npz file,
             a D4RL .hdf5 file, or a folder of .npy files.
-        plot: file to draw returns, episode lengths and rewards to (.png, .pdf, .svg).
+        plot: File for a plot of returns, episode lengths and rewards (.png, .pdf, .svg).
     """
     from tql_lightning.data.environment import check_environment
     from tql_lightning.data.named import load_dataset
@@ -83,20 +83,20 @@ def inspect_command(name: str, plot: str | None = None) -> None:
 
         figures = {"return": summary.returns, "episode length": summary.lengths, "reward": dataset.rewards}
         print(f"wrote {plot_dataset(dataset.name, figures, Path(plot))}")
-    problem = check_environment(dataset)  # last: the figures help to see what is wrong
+    problem = check_environment(dataset)  # last, because the figures help to see what is wrong
     if problem:
         print(f"not compared with {dataset.env_id}, which cannot be made here ({problem})")
 
 
 def convert_command(name: str, output: str, overwrite: bool = False) -> None:
-    """Writes any dataset in our own formats; the very same transitions load from them.
+    """Converts any dataset to our own formats, from which the same transitions load.
 
     Args:
         name: "minari:ID"; an OGBench name such as "cube-double-play-singletask-task2-v0"; or the path of an .npz file,
             a D4RL .hdf5 file, or a folder of .npy files (of any numeric dtypes, with or without next observations).
-        output: a path ending in .npz, or that of a folder to make, whose files are mapped rather than read; what the
-            dataset holds out goes to OUTPUT-val beside it. Both appear only when whole.
-        overwrite: replace an existing file.
+        output: Path ending in .npz, or of a folder to create, whose files are memory-mapped when loaded. Held-out
+            transitions go to OUTPUT-val beside it. Both appear only once they are complete.
+        overwrite: Replace an existing file.
     """
     from tql_lightning.data.named import convert
 
@@ -121,21 +121,21 @@ def evaluate(
     """Plays evaluation episodes with the policies of checkpoints and prints a table with 95 % intervals.
 
     Args:
-        checkpoints: .ckpt files, one or more.
-        episodes: how many to play with each.
-        seed: of the episodes and their noise, the same for every checkpoint.
-        extraction: how the model chooses actions, where it knows several ways (TQL: "fql", "implicit" or
-            "behaviour_flow"); default: the model's own. "smoothed" acts by the centre of the model's own actions under
-            noise on the observation (docs/robustness.md).
+        checkpoints: One or more .ckpt files.
+        episodes: Number of episodes for each checkpoint.
+        seed: Seed of the episodes and their noise, the same for every checkpoint.
+        extraction: how the model chooses actions, where it knows several ways (TQL: "fql", "best_of_n"
+            or "behaviour_flow"; "implicit" acts as "best_of_n"); default: the model's own. "smoothed" acts by the
+            centre of the model's own actions under noise on the observation (docs/robustness.md).
         sigma: of "smoothed": standard deviation of that noise, in the units of the observations.
         smoothing_samples: of "smoothed": noisy observations of a decision.
-        env: Gymnasium id of the environment; default: the one that the dataset named.
-        num_envs: environments that play at once; no influence on the result.
-        parallel: a process for each environment, for slow environments.
-        json: file to write the figures to as well, a list with an entry for each checkpoint.
-        video: folder to film the first episodes into (MP4); a run's own is RUN/videos. Needs
+        env: Gymnasium id of the environment; default: the dataset's.
+        num_envs: Number of environments stepped together; the result does not depend on it.
+        parallel: Run each environment in its own process; useful for slow environments.
+        json: File for the figures, a list with one entry per checkpoint.
+        video: Folder for MP4 videos of the first episodes; a run's own is RUN/videos. Needs
             pip install tql-lightning[video], and without a display EGL or OSMesa (MUJOCO_GL).
-        video_episodes: how many of them to film.
+        video_episodes: Number of episodes to film.
     """
     from tql_lightning.system.files import require_writable, write_text_whole
 
@@ -153,7 +153,7 @@ def evaluate(
     from tql_lightning.evaluation.checkpoint import evaluate_checkpoint
 
     for checkpoint in checkpoints[1:]:
-        load_checkpoint(checkpoint)  # a later one that cannot be used is told of before the first has been played
+        load_checkpoint(checkpoint)  # report a bad checkpoint before playing the first
     folder = Path(video) if video else None
     filmed = min(video_episodes, episodes)
     figures = []
@@ -181,7 +181,7 @@ def evaluate(
 
 
 def table(entry: Mapping[str, Any]) -> str:
-    """What was played with a checkpoint, then mean, standard error and interval of each figure."""
+    """A heading for a checkpoint, then mean, standard error and interval of each figure."""
     plural = "s" if entry["episodes"] > 1 else ""
     what = f"{entry['env_id']}, {entry['episodes']} episode{plural}, seed {entry['seed']}"
     what += f", {entry['extraction']}" if entry["extraction"] else ""
@@ -193,7 +193,7 @@ def table(entry: Mapping[str, Any]) -> str:
         if name in entry:
             low, high = entry[f"{name}_low"], entry[f"{name}_high"]
             interval = f"[{low:.3f}, {high:.3f}]" if low < high else "-"
-            error = f"{entry[f'{name}_stderr']:.3f}" if entry["episodes"] > 1 else "-"  # says nothing of others
+            error = f"{entry[f'{name}_stderr']:.3f}" if entry["episodes"] > 1 else "-"  # undefined for one
             lines.append(f"  {name:18}{entry[name]:12.3f}{error:>12}{interval:>26}")
     return "\n".join(lines)
 
@@ -208,11 +208,11 @@ def export(
     """Writes a checkpoint's policy for use without Lightning, compared with the checkpoint; see docs/export.md.
 
     Args:
-        checkpoint: a .ckpt file.
-        output: folder to make; may not exist, or must be empty.
+        checkpoint: A .ckpt file.
+        output: Folder to create; it must not exist, or be empty.
         format: "onnx" (for any ONNX runtime) or "torch" (weights for `tql_lightning.Policy`).
-        extraction: how the model chooses actions, where it knows several ways (TQL: "fql", "implicit" or
-            "behaviour_flow"); default: the model's own.
+        extraction: how the model chooses actions, where it knows several ways (TQL: "fql", "best_of_n"
+            or "behaviour_flow"; "implicit" acts as "best_of_n"); default: the model's own.
         data: dataset, as of `tql data inspect`, at whose observations actions are compared; default: observations of
             random actions in the checkpoint's environment.
     """
@@ -253,7 +253,7 @@ def certify(
             twice sigma can be certified with the default numbers of samples.
         states: how many states of the dataset.
         output: "action", or "q": the values of all heads at the policy's action, which is held fixed.
-        extraction: "fql", "implicit" or "behaviour_flow"; default: the model's own.
+        extraction: "fql", "best_of_n" or "behaviour_flow"; default: the model's own.
         data: name of the dataset, as `tql data inspect` takes it; default: the run's.
         samples: that find the centre, and again that test it.
         certificate_samples: that the bound is a quantile of.
@@ -281,12 +281,12 @@ def certify(
 
 
 def report(runs: list[str], output: str = "report.html", media_mb: float = 30.0) -> None:
-    """Writes one self-contained page about runs: scores, curves, pictures, configurations, commands; docs/report.md.
+    """Writes one self-contained HTML page about runs: scores, curves, pictures, configurations; see docs/report.md.
 
     Args:
-        runs: folders of runs, or folders that hold runs; those of one configuration are seeds of one method.
+        runs: Folders of runs, or folders that contain runs. Runs of one configuration are seeds of one method.
         output: HTML file to write.
-        media_mb: megabytes that pictures and videos may take in it.
+        media_mb: Largest size of all pictures and videos in the page, in megabytes.
     """
     from tql_lightning.report.page import write_report
 
@@ -294,7 +294,7 @@ def report(runs: list[str], output: str = "report.html", media_mb: float = 30.0)
     print(f"wrote {written} ({written.stat().st_size / 1e6:.1f} MB)")
 
 
-GROUPS = {"data": "Looks into datasets, and converts them."}
+GROUPS = {"data": "Inspects and converts datasets."}
 COMMANDS: dict[str, Command | dict[str, Command]] = {
     "certify": certify,
     "collect": collect_command,

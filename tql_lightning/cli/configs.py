@@ -1,4 +1,4 @@
-"""Finds the packaged configurations by name; what a run's own says of its folder."""
+"""Finds packaged configurations by name, checks configurations, and makes a run's own independent of its folder."""
 
 from __future__ import annotations
 
@@ -26,24 +26,25 @@ WRITTEN_TO = frozenset({"dirpath", "save_dir"})  # settings of callbacks and log
 
 
 class ConfigError(FileError):
-    """There is no such configuration, or it cannot be read."""
+    """A configuration does not exist, cannot be read, or sets what may not be set there."""
 
 
 def resolve_configs(arguments: Sequence[str], with_defaults: Collection[str]) -> list[str]:
-    """A command line in which every ``--config NAME`` is a file, after the file of the defaults.
+    """Replaces names of configurations and datasets on a command line, and puts the default configuration first.
 
-    A dataset's name (`tql_lightning.data.named.kind_of`) may stand in ``--data.dataset=NAME`` for a class path; it
-    becomes `load_dataset` with that name, or for OGBench's its own loader, whose task configurations refer to.
+    ``--config NAME`` becomes the path of a file. ``--data.dataset=NAME`` with a dataset's name
+    (`tql_lightning.data.named.kind_of`) becomes `load_dataset` with that name; an OGBench name becomes OGBench's own
+    loader, because configurations refer to its ``task``.
 
     A method's configuration, such as "method/iql", brings along what its paper sets for the problem that the command
     line names: with "ogbench/cube-double" also "method/iql/cube-double", where there is one.
 
     Args:
-        arguments: the command line; NAME is a file, or a packaged configuration such as "ogbench/cube-double".
-        with_defaults: subcommands that start from the packaged configuration "tql".
+        arguments: Command line; NAME is a file, or a packaged configuration such as "ogbench/cube-double".
+        with_defaults: Subcommands that start from the packaged configuration "tql".
 
     Raises:
-        ConfigError: neither; the message gives names that are close.
+        ConfigError: NAME is neither; the message gives close names.
     """
     resolved: list[str] = []
     follows = False
@@ -108,7 +109,7 @@ def refer_to_folder(settings: Any, folder: str | None) -> Any:
 def _is_dataset(value: str) -> bool:
     try:
         kind_of(value)
-    except (DatasetError, OSError):  # no dataset; or too long for a path, as a class path with its arguments may be
+    except (DatasetError, OSError):  # a class path, perhaps longer than a path may be
         return False
     return True
 
@@ -118,16 +119,16 @@ def _by_name(name: str) -> list[str]:
         return [f"{DATASET_FLAG}=tql_lightning.load_dataset", f"{DATASET_FLAG}.name={name}"]
     domain, task = split_name(name)
     loader = f"{DATASET_FLAG}={load_ogbench.__module__}.{load_ogbench.__name__}"
-    if task is None:  # OGBench's default task, which only the whole name tells
+    if task is None:  # the default task follows from the whole name
         return [loader, f"{DATASET_FLAG}.domain={name}", f"{DATASET_FLAG}.task=null"]
     return [loader, f"{DATASET_FLAG}.domain={domain}", f"{DATASET_FLAG}.task={task}"]
 
 
 def find_config(name: str) -> str:
-    """Path of a configuration: a file of the user's, or else a packaged one by name.
+    """Path of a configuration: a user's file, otherwise a packaged configuration by name.
 
     Raises:
-        ConfigError: neither, or the file is no YAML of settings that can be set there.
+        ConfigError: It is neither, or the file does not hold settings as YAML.
     """
     if Path(name).is_file():
         try:
@@ -145,10 +146,10 @@ def find_config(name: str) -> str:
 
 
 def _check_settings(settings: Any) -> None:
-    """Refuses what a parser would tell of without the file's name, or pass over.
+    """Rejects files whose errors the parser would report without the file's name.
 
     Raises:
-        ValueError: with what was expected, found, and what to do.
+        ValueError: The settings are no mapping, or ``data.dataset`` is a name instead of a class path.
     """
     if not isinstance(settings, dict):
         found = "nothing" if settings is None else f"a {type(settings).__name__}"
@@ -163,7 +164,7 @@ def _check_settings(settings: Any) -> None:
 
 
 def holds(settings: Any, key: str) -> bool:
-    """Whether a setting stands in nested settings, also as null."""
+    """Whether nested settings contain a key such as "data.discount", even with the value null."""
     for part in key.split("."):
         if not isinstance(settings, dict) or part not in settings:
             return False
@@ -172,11 +173,11 @@ def holds(settings: Any, key: str) -> bool:
 
 
 def files_that_set(key: str, arguments: Sequence[str]) -> list[str]:
-    """The user's configurations on a command line that a setting stands in; none if the command line itself sets it.
+    """The user's configurations that contain a setting; none if an option on the command line sets it.
 
     Args:
-        key: such as "trainer.max_steps".
-        arguments: as `resolve_configs` gave them.
+        key: Name of the setting, such as "trainer.max_steps".
+        arguments: Command line as `resolve_configs` returns it.
     """
     if any(argument.startswith(f"--{key}") for argument in arguments):
         return []
@@ -185,7 +186,7 @@ def files_that_set(key: str, arguments: Sequence[str]) -> list[str]:
 
 
 def config_files(arguments: Sequence[str]) -> list[str]:
-    """Configurations on a command line, in its order."""
+    """Paths of the configurations on a command line, in order."""
     files: list[str] = []
     for before, argument in pairwise(["", *arguments]):
         flag, equals, value = argument.partition("=")

@@ -1,4 +1,4 @@
-"""Turns what went wrong into a few lines for the user."""
+"""Shortens exceptions to a message of a few lines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 MOST_LINES = 8
 LINE_LENGTH = 500
-NEEDLESS = (  # how jsonargparse tells of the alternatives it tried
+BOILERPLATE = (  # beginnings of lines in which jsonargparse lists the types that it tried
     "Does not validate against any of the Union subtypes",
     "Errors:",
     "Given value type:",
@@ -27,27 +27,27 @@ NEEDLESS = (  # how jsonargparse tells of the alternatives it tried
     "Given value: {",
     "Problem with given class_path 'lightning.Callback'",
 )
-KNOWN = {  # by name: to import Lightning for them takes seconds
+USER_ERRORS = {  # class names, because importing Lightning for its classes takes seconds
     *("ValueError", "OSError", "ImportError", "SyntaxError", "ArgumentError"),
     *("MisconfigurationException", "OmegaConfBaseException", "YAMLError"),
 }
-WORDY = re.compile(
+WORDY_PART = re.compile(
     r"Type collections\.abc\.Callable\[.*?\] expects a function or a callable class: |\.? Got value: Namespace\(.*"
 )
-LOST_ANOTHER = (
-    "another of the processes that train together has ended, and the run with it; why stands in its own messages; "
-    "continue with --ckpt_path=last"
+PEER_LOST_MESSAGE = (
+    "another process of this run has ended, so the run cannot go on; that process printed the reason; continue with "
+    "--ckpt_path=last"
 )
 
 
 def short_message(error: BaseException) -> str | None:
-    """A message of at most ten lines for a mistake of the user's, or None for what looks like a bug.
+    """A message of at most ten lines for a user's mistake; None for an exception that looks like a bug.
 
     Args:
-        error: what was raised.
+        error: The exception.
     """
     text = str(error)
-    if not (KNOWN & {each.__name__ for each in type(error).__mro__}):
+    if not (USER_ERRORS & {each.__name__ for each in type(error).__mro__}):
         import torch
 
         from tql_lightning.training.distributed import has_lost_another
@@ -58,10 +58,10 @@ def short_message(error: BaseException) -> str | None:
                 gpu = isinstance(error, torch.OutOfMemoryError)
                 text = advice(error, "memory does not suffice", remedies_for(torch.device("cuda" if gpu else "cpu")))
         elif has_lost_another(error):
-            text = f"{LOST_ANOTHER}\n{text}"
+            text = f"{PEER_LOST_MESSAGE}\n{text}"
         else:
             return None
-    lines = _essence("\n".join([text, *getattr(error, "__notes__", ())]))
+    lines = _informative_lines("\n".join([text, *getattr(error, "__notes__", ())]))
     if len(lines) > MOST_LINES:
         lines = [*lines[: MOST_LINES // 2], "...", *lines[-MOST_LINES // 2 + 1 :]]
     lines[:1] = [f"tql: {lines[0] if lines else type(error).__name__}"]
@@ -69,19 +69,19 @@ def short_message(error: BaseException) -> str | None:
     return "\n".join([*lines, "(tql --help lists the commands; TQL_TRACEBACK=1 shows where this was raised)"])
 
 
-def _essence(message: str) -> list[str]:
-    """The lines of a message that say something, each once."""
-    lines = [line.strip() for line in WORDY.sub("", message).splitlines() if line.strip()]
+def _informative_lines(message: str) -> list[str]:
+    """The lines of a message without boilerplate, long ends and repetitions."""
+    lines = [line.strip() for line in WORDY_PART.sub("", message).splitlines() if line.strip()]
     lines = [line if len(line) <= LINE_LENGTH else f"{line[:LINE_LENGTH]}..." for line in lines]
-    telling = [line for line in lines if not line.removeprefix("- ").startswith(NEEDLESS)]
-    return list(dict.fromkeys(telling or lines))
+    informative = [line for line in lines if not line.removeprefix("- ").startswith(BOILERPLATE)]
+    return list(dict.fromkeys(informative or lines))
 
 
 def exit_code_of(trainer: Trainer) -> int:
     """128 + the number of the signal that ended training (130 for Ctrl-C, 143 for SIGTERM, 138 for SIGUSR1), else 0.
 
-    Of several processes only the first tells: whatever launched them takes another's number for a failure, and may end
-    the first before it is done.
+    Only rank 0 returns a signal's code: a launcher takes another rank's code for a failure and may kill rank 0 before
+    it has saved.
     """
     if not getattr(trainer, "is_global_zero", True):
         return 0

@@ -1,4 +1,4 @@
-"""Lightning's CLI with TQL, its data and its defaults: fit, validate and test."""
+"""Lightning's CLI for offline algorithms: fit, validate and test."""
 
 from __future__ import annotations
 
@@ -48,26 +48,19 @@ SUMMARIES = {
     "test": "Computes the losses of a checkpoint on held-out transitions and plays evaluation episodes.",
 }
 
-UNFIT = (
-    ValueError,
-    RuntimeError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-)  # raised where a checkpoint does not fit
-BEFORE_DEFAULTS = "The settings of conf/tql.yaml come before the defaults told here; --print_config shows all."
+UNFIT = (ValueError, RuntimeError, LookupError, TypeError, AttributeError, AssertionError)  # of a misfit checkpoint
+BEFORE_DEFAULTS = "Settings of conf/tql.yaml override the defaults listed here; --print_config shows the result."
 
 
 class TQLCLI(LightningCLI):
-    """Lightning's CLI with TQL, its data and its defaults; see `cli.main`.
+    """Lightning's CLI for the chosen algorithm and offline data; see `cli.main`.
 
     Args:
-        arguments: the command line as the user gave it, which a run keeps in its folder.
+        arguments: Command line as the user typed it, which the run records.
     """
 
     def __init__(self, arguments: Sequence[str] = ()) -> None:
-        # A whole configuration may refer to other parts of itself, also after overrides.
+        # References such as ${trainer.max_steps} are resolved after overrides, and across files.
         jsonargparse.set_parsing_settings(
             omegaconf_absolute_to_relative_paths=True, subclasses_enabled=[TransitionDataset]
         )
@@ -85,11 +78,11 @@ class TQLCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's subcommands that make sense here, with the arguments to leave out of each."""
+        """Lightning's subcommands but for predict, with the arguments to leave out of each."""
         return {name: skip for name, skip in LightningCLI.subcommands().items() if name != "predict"}
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
-        """Lists our own commands in the help beside Lightning's; `cli.main` runs them."""
+        """Adds our own commands to the help; `cli.main` runs them."""
         super()._add_subcommands(parser, **kwargs)
         (action,) = (action for action in actions(parser) if hasattr(action, "add_subcommand"))
         for choice in subcommand_choices(action):
@@ -101,9 +94,10 @@ class TQLCLI(LightningCLI):
                 add_group(below, name, command)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:  # noqa: ARG002
-        """Lightning's; the error of an unknown name tells those that are close."""
+        """Parses the command line; an error about an unknown name suggests close ones."""
         try:
-            self.config = parser.parse_args(without_model(sys.argv[1:]))  # processes that this starts need the flag
+            # sys.argv itself keeps --model, because DDP starts its other processes with it.
+            self.config = parser.parse_args(without_model(sys.argv[1:]))
         except ArgumentError as error:
             add_note(error, {name for command in self._subcommand_parsers.values() for name in option_names(command)})
             raise
@@ -115,26 +109,26 @@ class TQLCLI(LightningCLI):
         parser.use_model(self._model_class)
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        """Lightning's; fit can be told to continue a run with settings that do not fit it."""
+        """Adds ``--force`` to fit."""
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand == "fit":
             parser.add_argument(
                 "--force",
                 type=bool,
                 default=False,
-                help="continue a run also with settings that its weights or minibatches were not made by",
+                help="Continue a run even if settings changed that its weights or minibatches depend on.",
             )
         return parser
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Lightning's, with `WholeCheckpointIO` beside or beneath the configured plugins, unless they write files.
+        """Builds the trainer with `WholeCheckpointIO`, unless a configured plugin or strategy writes checkpoints.
 
-        Of two callbacks of one class of ours the later takes the earlier's place, so that ``--trainer.callbacks+=`` can
-        set one of the defaults anew.
+        Of two callbacks of one class of ours the later replaces the earlier, so that ``--trainer.callbacks+=`` can
+        change a default callback.
 
         Raises:
-            MisconfigurationException: no such trainer can be made; a note tells the settings.
-            ValueError: see `processes.refuse_launch`.
+            MisconfigurationException: The settings allow no trainer; a note lists them.
+            ValueError: See `trainer_checks.refuse_launch`.
         """
         trainer_config = self._get(self.config_init, "trainer", default={})
         plugins = trainer_config.get("plugins") or []
@@ -147,14 +141,14 @@ class TQLCLI(LightningCLI):
         if not writers:
             kwargs["plugins"] = [*plugins, WholeCheckpointIO()]
         elif base is None:
-            writers[0].checkpoint_io = WholeCheckpointIO()  # beneath a wrapper, such as AsyncCheckpointIO
+            writers[0].checkpoint_io = WholeCheckpointIO()  # inside a wrapper, such as AsyncCheckpointIO
         elif not isinstance(base, WholeCheckpointIO):
             rank_zero_warn(
                 f"trainer: {type(base).__name__} writes checkpoints instead of WholeCheckpointIO: they carry no "
                 "checksum, and none is kept for a damaged last one"
             )
         callbacks = trainer_config.get("callbacks")
-        if isinstance(callbacks, list):  # a dict keeps the first place and the last value
+        if isinstance(callbacks, list):  # a dict keeps the first position and the last value
             kept = {_kind_of(callback): callback for callback in callbacks}
             for callback in callbacks:
                 if kept[_kind_of(callback)] is not callback:
@@ -174,12 +168,12 @@ class TQLCLI(LightningCLI):
         return trainer
 
     def _parse_ckpt_path(self) -> None:
-        """Takes over the checkpoint's settings, except when fit continues a run, which keeps its own.
+        """Merges the checkpoint's model settings into the configuration, except for fit, which keeps its own.
 
-        Lightning's own would read the file a second time, after the check.
+        Replaces Lightning's method, which would read the file again after it was checked.
 
         Raises:
-            CheckpointError: the checkpoint whose settings are to be used cannot be; nothing of it has been made.
+            CheckpointError: The checkpoint fails a check, or holds another algorithm; nothing of it was imported.
         """
         subcommand = self.config["subcommand"]
         path = None if subcommand == "fit" else self.config[subcommand].get("ckpt_path")
@@ -190,14 +184,14 @@ class TQLCLI(LightningCLI):
             self.config = self.parser.parse_object({subcommand: {"model": checked_settings(raw)}}, self.config)
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Lightning's; who writes into a run's folder does so alone. Of several processes the first asks.
+        """Runs the subcommand while rank 0 holds the lock of the run's folder.
 
         Raises:
-            RunLockedError: another run is using the folder.
-            CheckpointError: the checkpoint's weights or states are not this run's.
-            TooLittleMemoryError: memory did not suffice.
-            KeyboardInterrupt: Ctrl-C, where nothing is trained or a second time.
-            SystemExit: SIGTERM where nothing is trained, with 143.
+            RunLockedError: Another run uses the folder.
+            CheckpointError: The checkpoint's weights or states are not this run's.
+            TooLittleMemoryError: Memory did not suffice.
+            KeyboardInterrupt: Ctrl-C outside training, or a second time.
+            SystemExit: SIGTERM outside training; the code is 143.
         """
         folder = self.trainer.default_root_dir
         writes = subcommand == "fit" or bool(self.trainer.loggers)
@@ -214,7 +208,7 @@ class TQLCLI(LightningCLI):
             path = self._get(self.config, "ckpt_path")
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:LONGEST_REASON]}"
             raise CheckpointError(f"checkpoint {path}: does not fit this run ({reason})") from error
-        except SystemExit as error:  # Lightning's, whose code tells a signal from neither success nor failure
+        except SystemExit as error:  # Lightning exits with a code that does not name the signal
             if isinstance(error.__context__, KeyboardInterrupt):
                 raise KeyboardInterrupt from None
             if isinstance(error, SIGTERMException):
@@ -222,13 +216,12 @@ class TQLCLI(LightningCLI):
             raise
 
     def before_fit(self) -> None:
-        """Refuses to train into a folder that holds another run, and to continue one that does not fit or is damaged.
+        """Checks trainer, checkpoint and folder before training starts.
 
         Raises:
-            ValueError: the folder has a configuration, and no checkpoint to continue from is named, or one from
-                elsewhere; or the checkpoint was made with other settings; the batch cannot be divided over the
-                processes; or the trainer cannot train the model.
-            CheckpointError: the checkpoint is missing or damaged.
+            ValueError: The folder holds another run, the checkpoint comes from another folder or was made with other
+                settings, the batch cannot be divided over the processes, or the trainer cannot train the model.
+            CheckpointError: The checkpoint is missing, damaged, or of another algorithm.
         """
         rows_per_process(self.datamodule.batch_size, self.trainer.world_size)
         self.model.check_trainer(self.trainer)
@@ -247,10 +240,11 @@ class TQLCLI(LightningCLI):
             )
 
     def before_validate(self) -> None:
-        """Refuses to measure untrained weights, or on nothing.
+        """Checks that there is a checkpoint to measure and held-out data to measure it on.
 
         Raises:
-            ValueError: no checkpoint is named, or the dataset holds nothing out.
+            ValueError: No checkpoint is named, or the dataset has no validation part.
+            CheckpointError: The checkpoint is missing, damaged, or of another algorithm.
         """
         if not self._get(self.config, "ckpt_path"):
             raise ValueError(
@@ -268,10 +262,10 @@ class TQLCLI(LightningCLI):
     before_test = before_validate
 
     def _find_checkpoint(self) -> tuple[Path, dict[str, Any]] | None:
-        """The checkpoint to continue from or to measure, read and checked; None where there is none, or no file.
+        """Path and contents of the checkpoint to use; None if none is named, or its name is left to Lightning.
 
-        "last" becomes the file that is meant: Lightning only warns if there is none, and knows of no other if it is
-        damaged.
+        Resolves "last" here: Lightning only warns if there is no last checkpoint, and has no fallback for a damaged
+        one.
         """
         named = self._get(self.config, "ckpt_path")
         if not named or named in ("best", "hpc") or "://" in named or Path(named).is_dir():
@@ -283,7 +277,7 @@ class TQLCLI(LightningCLI):
         ]
         candidates = [path for callback in callbacks for path in last_checkpoints(callback, self.trainer)]
         kept = {Path(callback.dirpath) for callback in callbacks if callback.dirpath}
-        if not candidates:  # a run that was killed may have another, such as that of its best evaluation
+        if not candidates:  # a killed run may have only its best checkpoint
             candidates = [folder / LAST for folder in sorted(kept) if any(folder.glob(f"[!.]*{SUFFIX}"))]
         if not candidates and kept and self._begins_anew():
             return None
@@ -311,7 +305,7 @@ class TQLCLI(LightningCLI):
             )
 
     def _begins_anew(self) -> bool:
-        """Whether there is a run to continue that ended before its first checkpoint; has it begin at update 0 again."""
+        """Restarts at update 0 a run that ended before its first checkpoint; returns whether there is one."""
         folder = Path(self.trainer.default_root_dir)
         if self.subcommand != "fit" or not (folder / CONFIG_FILE).is_file():
             return False
@@ -324,12 +318,13 @@ class TQLCLI(LightningCLI):
 
 
 def raised_while_restoring(error: BaseException) -> bool:
-    """Whether an error comes from Lightning's restoring of a checkpoint."""
+    """Whether an error comes from Lightning's restoring of a checkpoint; the same module also writes checkpoints."""
     return any(
-        frame.filename.endswith("checkpoint_connector.py") for frame in traceback.extract_tb(error.__traceback__)
+        frame.filename.endswith("checkpoint_connector.py") and frame.name.lstrip("_").startswith(("restore", "resume"))
+        for frame in traceback.extract_tb(error.__traceback__)
     )
 
 
 def _kind_of(callback: Callback) -> object:
-    """The class of a callback of ours, which may be there once; others are each of their own kind."""
+    """Key under which a callback may occur once: the class of ours, the object itself for others."""
     return type(callback) if type(callback).__module__.startswith("tql_lightning.callbacks.") else id(callback)

@@ -1,6 +1,6 @@
-"""The command ``tql``: Lightning's CLI for fit, validate and test, and the few commands beside it.
+"""The command ``tql``: Lightning's CLI for fit, validate and test, and commands of our own.
 
-Lightning is imported only for its own commands: the others start in a moment.
+Only fit, validate and test import Lightning, so that the other commands start fast.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from tql_lightning.cli.parsers import command_parser
 from tql_lightning.system.full_disk import drop_unwritable_output, steady_output
 from tql_lightning.trust.output import plain_messages, plain_output
 
-NEEDLESS_ADVICE = (
-    r"Using ModelCheckpoint with manual optimization",  # the state after an update is what we want
-    r"Total length of `list` across ranks is zero",  # a dataset may hold nothing out
-    r"`isinstance\(treespec, LeafSpec\)`",  # between Lightning and torch
-    r"Detected call of `lr_scheduler.step\(\)` before",  # float16 leaves out steps at first, which count as updates
-    r"Be aware that when using `ckpt_path`, callbacks used",  # callbacks observe: a run may go on with others
+SILENCED_WARNINGS = (
+    r"Using ModelCheckpoint with manual optimization",  # checkpoints hold the state after an update, as intended
+    r"Total length of `list` across ranks is zero",  # a dataset need not have a validation part
+    r"`isinstance\(treespec, LeafSpec\)`",  # raised by Lightning's use of torch
+    r"Detected call of `lr_scheduler.step\(\)` before",  # float16 skips its first optimizer steps
+    r"Be aware that when using `ckpt_path`, callbacks used",  # callbacks only observe: a run may change them
     r".*does not have many workers",  # the sampler draws on the device
 )
 ADVERTISEMENT = "try installing ["
 
 
 def run_command(name: str, arguments: Sequence[str]) -> None:
-    """Runs one of our own commands, or one of a group of them."""
+    """Parses the arguments of one of our own commands, or of a command in a group, and runs it."""
     command = COMMANDS[name]
     if isinstance(command, dict) and arguments and arguments[0] in command:
         name, command, arguments = f"{name} {arguments[0]}", command[arguments[0]], arguments[1:]
@@ -48,24 +48,24 @@ def run_command(name: str, arguments: Sequence[str]) -> None:
     except ArgumentError as error:
         add_note(error, option_names(parser))
         raise
-    if not isinstance(command, dict):  # a group alone has been refused, or shown its help
+    if not isinstance(command, dict):  # the parser refuses a group without a command
         command(**parsed.as_dict())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line and returns its exit code.
 
-    Mistakes of the user end in a message of a few lines and exit code 2; set TQL_TRACEBACK=1 for a traceback. Output
-    that nobody reads any more ends a command as SIGPIPE does (141), but never training.
+    A user's mistake prints a message of a few lines and returns 2; TQL_TRACEBACK=1 raises it instead. A closed output
+    pipe ends a command with the code of SIGPIPE (141), but does not end training.
 
     Args:
-        arguments: the command line after ``tql``; None for the process's own.
+        arguments: Command line after ``tql``; None for the process's own.
     """
-    for advice in NEEDLESS_ADVICE:
-        warnings.filterwarnings("ignore", message=advice)
+    for pattern in SILENCED_WARNINGS:
+        warnings.filterwarnings("ignore", message=pattern)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: ADVERTISEMENT not in record.msg)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    sys.path.insert(0, str(Path.cwd()))  # users' own callbacks, critics and datasets
+    sys.path.insert(0, str(Path.cwd()))  # so that users' own modules can be imported
     try:
         if arguments == ["--version"]:
             print(", ".join(f"{name} {version(name)}" for name in ("tql-lightning", "lightning", "torch")))
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if arguments and arguments[0] in COMMANDS:
             with plain_messages(), plain_output():
                 run_command(arguments[0], arguments[1:])
-            sys.stdout.flush()  # a reader that went away is noticed here at the latest
+            sys.stdout.flush()  # raises BrokenPipeError here if the reader has gone
             return 0
         from tql_lightning.cli.lightning import TQLCLI
 
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\nInterrupted.", file=sys.stderr)
         return 130
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and drop_unwritable_output():  # as of `tql data inspect NAME | head`
+        if isinstance(error, BrokenPipeError) and drop_unwritable_output():  # such as `tql data inspect NAME | head`
             return 128 + signal.SIGPIPE
         if os.environ.get("TQL_TRACEBACK"):
             raise
@@ -99,4 +99,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(message, file=sys.stderr)
         return 2
     finally:
-        drop_unwritable_output()  # else the interpreter complains at its end
+        drop_unwritable_output()  # otherwise the interpreter reports it at exit

@@ -1,4 +1,4 @@
-"""Parsers of the commands beside Lightning's."""
+"""Parsers of our own commands."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ CertifiedOutput = Literal["action", "q"]  # choices of an option of `tql certify
 def command_parser(
     name: str, command: Command | dict[str, Command], summary: str | None = None, whole: bool = True
 ) -> jsonargparse.ArgumentParser:
-    """A parser of a function's arguments, or of a group of commands; their docstrings are its help.
+    """Parser of a function's arguments, or of a group of commands; docstrings become its help.
 
     Args:
         name: Name of the command.
         command: Function that it runs, or a group's commands by name.
         summary: One line of help for a group.
-        whole: add a group's commands; otherwise `add_group` must, once the parser has its place under another.
+        whole: Whether to add a group's commands; if not, call `add_group` after this parser is added to another.
     """
     if summary is None:
         summary = (command.__doc__ or "").strip().split("\n")[0]
@@ -31,7 +31,7 @@ def command_parser(
         parser.add_function_arguments(command, as_positional=True)
         for group in argument_groups(parser):
             if group.title == summary.rstrip("."):
-                group.title = "arguments"  # the description says it already
+                group.title = "arguments"  # instead of repeating the description
     elif whole:
         add_group(parser, name, command)
     for action in actions(parser):

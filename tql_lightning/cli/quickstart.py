@@ -1,4 +1,4 @@
-"""The quickstart: a pendulum swung up by TQL from a dataset of bad behaviour, over several seeds."""
+"""The quickstart: TQL learns to swing up a pendulum from bad data, over several seeds."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ LONGEST_END = 1500  # characters of a failed run's log that are shown
 
 
 class QuickstartError(ValueError):
-    """A run failed, or may not start; the message says why."""
+    """A run failed or may not start; the message gives the reason."""
 
 
 @dataclass
@@ -73,19 +73,19 @@ class Run:
 
 
 def run_quickstart(seeds: Sequence[int], output: Path, parallel: int | None = None) -> dict[str, Any]:
-    """Collects the dataset if it is not there, trains each seed, evaluates, and prints a table.
+    """Collects the dataset unless it exists, trains each seed, evaluates, and prints a table.
 
     Args:
-        seeds: one run each.
-        output: folder for the runs (``seed_0`` ...), result.json, report.html and the pictures over all seeds.
-        parallel: runs at once; None for two, or one on a single core.
+        seeds: Seeds, one run each.
+        output: Folder for the runs (``seed_0`` ...), result.json, report.html and the pictures over all seeds.
+        parallel: Number of runs at once; None for two, or one on a single core.
 
     Returns:
-        What result.json holds.
+        Contents of result.json.
 
     Raises:
-        QuickstartError: a run failed, an argument is out of its range, or a folder holds a run that the
-            quickstart did not make and so will not replace.
+        QuickstartError: A run failed, an argument is out of its range, or a folder holds files that the quickstart
+            did not write and so does not replace.
     """
     parallel = min(2, len(os.sched_getaffinity(0))) if parallel is None else parallel
     runs = [Run(seed, output / f"seed_{seed}") for seed in seeds]
@@ -102,13 +102,13 @@ def run_quickstart(seeds: Sequence[int], output: Path, parallel: int | None = No
         run.folder.mkdir(parents=True)
     _train(runs, parallel)
 
-    # Runs at once beside this process as it was until now; what it takes afterwards it takes alone.
+    # The runs used memory together with this process; evaluation below uses memory alone.
     own, largest_run = peak_memory_bytes(), 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     peak = own + min(len(runs), parallel) * largest_run
     figures = _figures(runs, returns)
     figures["seconds"] = round(time.monotonic() - start, 1)
     figures["peak_memory_mb"] = round(max(peak, peak_memory_bytes()) / 2**20, 1)
-    from tql_lightning.report.page import write_report  # imports SciPy, which training need not wait for
+    from tql_lightning.report.page import write_report  # imports SciPy: after training, so as not to delay it
 
     _film(runs[0])
     report = write_report([run.folder for run in runs], output / REPORT_FILE)
@@ -147,12 +147,12 @@ def _train(runs: Sequence[Run], parallel: int) -> None:
     running: list[Run] = []
     threads = max(1, (os.cpu_count() or 1) // min(parallel, len(runs)))
     total = len(runs) * int(read_yaml(packaged_configs()[CONFIG].read_text())["trainer"]["max_steps"])
-    # As Ctrl-C: the runs lead process groups of their own, and would go on alone.
+    # Handle SIGTERM like Ctrl-C: the runs have process groups of their own and would go on.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     bar = tqdm(total=total, desc="training", unit=" updates", smoothing=0.05)
     try:
         while waiting or running:
-            # One after the other: two imports at once would make the first wait for both.
+            # Start one after another: two imports at once delay both.
             if waiting and len(running) < parallel and all(run.trains() for run in running):
                 running.append(_start(waiting.popleft(), threads))
             time.sleep(POLL_SECONDS)
@@ -163,7 +163,7 @@ def _train(runs: Sequence[Run], parallel: int) -> None:
                     end = run.log.read_text(errors="replace").replace("\r", "\n")[-LONGEST_END:]
                     raise QuickstartError(f"training with seed {run.seed} failed; end of {run.log}:\n{end}")
     except KeyboardInterrupt:
-        for run in runs:  # each saves a checkpoint after the update in hand
+        for run in runs:  # each saves a checkpoint after its current update
             if run.process is not None:
                 run.process.terminate()  # SIGINT would be ignored until training starts if this process ignores it
         for run in runs:
@@ -210,7 +210,7 @@ def _show(bar: tqdm[Any], runs: Sequence[Run]) -> None:
 
 def _figures(runs: Sequence[Run], data_returns: NDArray[np.float64]) -> dict[str, Any]:
     from tql_lightning.evaluation.checkpoint import (
-        evaluate_checkpoint,  # imports torch, which training need not wait for
+        evaluate_checkpoint,  # imports torch: after training, so as not to delay it
     )
 
     figures: dict[str, Any] = {
@@ -242,7 +242,7 @@ def _figures(runs: Sequence[Run], data_returns: NDArray[np.float64]) -> dict[str
 
 
 def _film(run: Run) -> None:
-    """An episode of the behaviour flow and one of the policy, for the report; none where they cannot be drawn."""
+    """Films one episode of the behaviour flow and one of the policy, where the machine can render."""
     from tql_lightning.algorithms.loading import load_checkpoint
     from tql_lightning.evaluation.envs import EnvError  # imports torch, as above
     from tql_lightning.evaluation.videos import VideoError, film_episodes, require_video

@@ -1,4 +1,4 @@
-"""The configuration that a run keeps in its folder."""
+"""Writes a run's configuration into its folder."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ from tql_lightning.system.full_disk import unwritten
 
 
 class SaveFitConfig(SaveConfigCallback):
-    """Writes the resolved configuration, and what the run is made with, into its folder, when fitting only.
+    """Writes the resolved configuration and the run's provenance into its folder; only for fit.
 
     Args:
-        arguments: the command line as the user gave it.
-        settings: Lightning's.
+        arguments: Command line as the user typed it.
+        settings: Arguments of Lightning's callback.
     """
 
     def __init__(self, *settings: Any, arguments: Sequence[str] = (), **named_settings: Any) -> None:
         super().__init__(*settings, **named_settings)
         self.config = self.config.clone()
-        self.config.pop("force", None)  # one command's alone; other commands and runs read the file
+        self.config.pop("force", None)  # valid for this command only; later commands read the file
         self._arguments = arguments
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Nothing yet: what is set up after this callback may refuse to start, and an earlier run's file stays then."""
+        """Does nothing: if a later callback refuses to start, an earlier run's file must stay."""
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Lightning's ``setup``, once all is set up and the checkpoint to continue from is loaded."""
+        """Runs Lightning's ``setup`` once every callback is set up and the checkpoint is loaded."""
         super().setup(trainer, pl_module, "fit")
 
     def save_config(self, trainer: Any, pl_module: Any, stage: str) -> None:  # noqa: ARG002
-        """Writes it whole: a run that continues has its configuration whatever ends it meanwhile.
+        """Replaces the file in one step, so that it is whole even if the process is killed.
 
-        It is resolved but for the folder, so that a run that is copied, or renamed, goes on where it then lies.
+        Paths in the run's folder refer to ``trainer.default_root_dir``, so that a copied or renamed run still works.
 
         Raises:
-            OSError: it cannot be written; what was there stays.
+            OSError: The file cannot be written; the old one stays.
         """
         path = Path(trainer.default_root_dir) / CONFIG_FILE
         settings = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
@@ -55,7 +55,7 @@ class SaveFitConfig(SaveConfigCallback):
             raise OSError(unwritten(path, error)) from error
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002  (Lightning's arguments)
-        """Once the update to continue from is known."""
+        """Records the start, once the update to continue from is known."""
         if trainer.is_global_zero:
             root = trainer.strategy.root_device
             device = torch.cuda.get_device_name(root) if root.type == "cuda" else str(root)

@@ -1,4 +1,4 @@
-"""What is checked of every dataset's arrays, block by block, so that mapped files are never copied whole."""
+"""Checks of a dataset's arrays, block by block, so that memory-mapped files are never copied whole."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ Array = NDArray[Any]
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
 
-ACTION_LIMIT = 1.0 - 1e-5  # where the authors' release clips dataset actions, so that the flow stays inside
-BLOCK_BYTES = 1 << 24  # what is looked at in one go
-OUTSIDE = 1e-4  # of the scaled range: what rounding may put an action outside its bounds
+ACTION_LIMIT = 1.0 - 1e-5  # the authors' release clips dataset actions here, inside the flow's range
+BLOCK_BYTES = 1 << 24  # size of one block
+BOUNDS_TOLERANCE = 1e-4  # rounding may put a scaled action this far outside its bounds
 
 
 Allocate = Callable[[str, tuple[int, ...]], Floats]
 
 
 class DatasetError(FileError):
-    """A dataset cannot be used; the message names the field, what was expected, what was found, the remedy."""
+    """A dataset cannot be used; the message names the field, what was expected and found, and the remedy."""
 
 
 def in_memory(_: str, shape: tuple[int, ...]) -> Floats:
-    """An array for float32 of a shape."""
+    """Allocates a float32 array in memory."""
     return np.empty(shape, dtype=np.float32)
 
 
 def blocks(array: Array) -> Iterator[tuple[int, Array]]:
-    """Consecutive rows of an array (N, ...) in pieces of about 16 MB, each with the index of its first row.
+    """Splits an array (N, ...) into blocks of about 16 MB; yields the index of the first row and the block.
 
-    Of a mapped file no more than the last piece stays resident.
+    At most one block of a memory-mapped file stays resident.
     """
     row_bytes = max(1, array.nbytes // max(1, len(array)))
     rows = max(1, BLOCK_BYTES // row_bytes)
@@ -45,16 +45,16 @@ def blocks(array: Array) -> Iterator[tuple[int, Array]]:
 
 
 def check_numbers(field: str, values: ArrayLike, rank: int, name: str) -> Array:
-    """An array of finite numbers that float32 can hold; mapped files stay mapped.
+    """Checks that values are finite numbers within float32's range; memory-mapped arrays stay mapped.
 
     Args:
-        field: what errors call the array.
-        values: (N,) or (N, size).
-        rank: 1 or 2.
-        name: of the dataset.
+        field: Name of the array in errors.
+        values: Array (N,) or (N, size).
+        rank: Expected number of dimensions, 1 or 2.
+        name: Name of the dataset.
 
     Raises:
-        DatasetError: dtype, rank, emptiness, or a number that is not finite, with its index.
+        DatasetError: Wrong dtype or rank, no rows, or a number that is not finite, with its index.
     """
     array = _as_array(field, values, name)
     if array.dtype.kind not in "fiub":
@@ -85,7 +85,7 @@ def _as_array(field: str, values: ArrayLike, name: str) -> Array:
 
 
 def _finite(block: Array) -> Bools:
-    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and is refused
+    with np.errstate(over="ignore"):  # a number too large for float32 becomes infinite and is rejected
         return np.isfinite(block.astype(np.float32, copy=False))
 
 
@@ -100,7 +100,7 @@ def _where_not_finite(array: Array) -> str:
 
 
 def check_flags(field: str, values: ArrayLike, name: str) -> Array:
-    """An array (N,) of 0 and 1 of any dtype; raises as `check_numbers` does, and for other numbers."""
+    """Checks that values (N,) are 0 or 1, of any dtype; raises as `check_numbers` does."""
     array = check_numbers(field, values, 1, name)
     for start, block in blocks(array):
         wrong = np.flatnonzero((block != 0) & (block != 1))
@@ -113,10 +113,10 @@ def check_flags(field: str, values: ArrayLike, name: str) -> Array:
 
 
 def check_lengths(fields: Mapping[str, Array], name: str) -> None:
-    """Every array has a row for each transition, and next observations the size of observations.
+    """Checks that arrays have equally many rows, and next observations the shape of observations.
 
     Raises:
-        DatasetError: they do not.
+        DatasetError: Lengths or shapes differ.
     """
     size = len(fields["observations"])
     for field, array in fields.items():
@@ -136,7 +136,7 @@ def action_bounds(low: ArrayLike | None, high: ArrayLike | None, action_dim: int
     """Lower and upper bounds of an environment's actions, (n_a,) each; -1 and 1 where they are None.
 
     Raises:
-        DatasetError: wrong shape, not finite, or not low < high.
+        DatasetError: Wrong shape, not finite, or not low < high.
     """
     arrays = []
     for field, value, default in (("action_low", low, -1.0), ("action_high", high, 1.0)):
@@ -159,10 +159,10 @@ def action_bounds(low: ArrayLike | None, high: ArrayLike | None, action_dim: int
 def scale_actions(actions: Array, low: Floats, high: Floats, name: str, allocate: Allocate = in_memory) -> Floats:
     """Actions (N, n_a) in the environment's units -> float32 in [-1, 1], clipped to ``ACTION_LIMIT``.
 
-    The very array comes back, mapped or not, where it holds such actions already.
+    Returns the same array, mapped or not, if its actions are scaled and clipped already.
 
     Raises:
-        DatasetError: an action lies outside the bounds; they are never silently clipped.
+        DatasetError: An action lies outside the bounds; such actions are never clipped silently.
     """
     same = _usable(actions) and (low == -1.0).all() and (high == 1.0).all()
     if same and all((np.abs(block) <= np.float32(ACTION_LIMIT)).all() for _, block in blocks(actions)):
@@ -170,7 +170,7 @@ def scale_actions(actions: Array, low: Floats, high: Floats, name: str, allocate
     result = allocate("actions", actions.shape)
     for start, block in blocks(actions):
         scaled = (2.0 * (block.astype(np.float64) - low) / (high - low) - 1.0).astype(np.float32)
-        outside = np.argwhere(np.abs(scaled) > 1.0 + OUTSIDE)
+        outside = np.argwhere(np.abs(scaled) > 1.0 + BOUNDS_TOLERANCE)
         if len(outside):
             row, column = (int(index) for index in outside[0])
             values = actions[:, column]
@@ -185,18 +185,18 @@ def scale_actions(actions: Array, low: Floats, high: Floats, name: str, allocate
 
 
 def _usable(array: Array) -> bool:
-    """Whether tensors can be made of an array as it lies."""
+    """Whether a tensor can share the array's memory."""
     return array.dtype == np.float32 and array.flags.c_contiguous
 
 
 def select_rows(field: str, array: Array, keep: Bools | None, allocate: Allocate = in_memory) -> Floats:
-    """The rows of an array where ``keep`` (N,) holds, as float32; the very array where nothing changes.
+    """Rows of an array where ``keep`` (N,) is true, as float32; the same array if nothing changes.
 
     Args:
-        field: what ``allocate`` is told.
-        array: (N, ...).
-        keep: None for all rows.
-        allocate: gives the array for a changed one.
+        field: Name of the array, passed to ``allocate``.
+        array: Array (N, ...).
+        keep: Mask (N,) of the rows to keep; None for all.
+        allocate: Allocates the result.
     """
     if _usable(array) and (keep is None or keep.all()):
         return array
@@ -212,13 +212,13 @@ def select_rows(field: str, array: Array, keep: Bools | None, allocate: Allocate
 def shift_within_episodes(
     observations: Array, terminated: Bools, keep: Bools, allocate: Allocate = in_memory
 ) -> Floats:
-    """Next observations of the rows to keep: the row below, or its own where the MDP terminated.
+    """Next observations of the kept rows: the following row, or the row itself where the MDP terminated.
 
     Args:
-        observations: (N, n_s).
-        terminated: (N,).
-        keep: (N,), which never holds where an episode was cut, as the row below is another's.
-        allocate: gives the array for the result.
+        observations: Array (N, n_s).
+        terminated: Mask (N,).
+        keep: Mask (N,); false where an episode was truncated, because the following row starts another episode.
+        allocate: Allocates the result.
     """
     result = allocate("next_observations", (int(keep.sum()), observations.shape[1]))
     place = 0
@@ -230,10 +230,10 @@ def shift_within_episodes(
 
 
 def check_fraction(validation_fraction: float) -> None:
-    """A share of episodes to hold out lies in [0, 1).
+    """Checks that the share of episodes to hold out lies in [0, 1).
 
     Raises:
-        DatasetError: it does not.
+        DatasetError: It does not.
     """
     if not 0.0 <= validation_fraction < 1.0:
         raise DatasetError(
@@ -242,10 +242,10 @@ def check_fraction(validation_fraction: float) -> None:
 
 
 def check_reference_scores(scores: ArrayLike | None, name: str) -> tuple[float, float] | None:
-    """Returns of a random and of an expert policy, or None.
+    """Checks the returns of a random and of an expert policy; None stays None.
 
     Raises:
-        DatasetError: not two finite numbers, or the expert's is not the larger.
+        DatasetError: Not two finite numbers, or the expert's is not larger.
     """
     if scores is None:
         return None

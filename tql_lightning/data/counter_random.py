@@ -1,8 +1,8 @@
 """Random numbers as a pure function of (seed, update, row): no generator, no state, any device.
 
 The integer hash is the output function of SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable
-pseudorandom number generators") over a counter. What update k draws depends on nothing but its counter,
-so a run may stop anywhere, change its number of processes, or compute K updates at once, and draw the same.
+pseudorandom number generators") over a counter. The numbers of update k depend on its counter alone, so they stay the
+same if a run is resumed, changes its number of processes, or computes K updates at once.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _WORD = 1 << 64
 
 
 def _signed(value: int) -> int:
-    """A 64-bit pattern as the signed integer torch holds it in."""
+    """A 64-bit pattern as the signed integer that torch stores."""
     value %= _WORD
     return value - _WORD if value >= _WORD // 2 else value
 
 
 def _shift_right(value: Tensor, bits: int) -> Tensor:
-    """Logical shift; torch's own keeps the sign."""
+    """Logical shift; torch's own shift is arithmetic."""
     return (value >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
@@ -48,10 +48,10 @@ def uniform(seed: int, updates: Tensor, rows: Tensor, columns: int) -> Tensor:
     """Uniform numbers in [0, 1) with 53 bits, one row of them for each (update, row).
 
     Args:
-        seed: any integer.
-        updates: (K,) int64, on the device that the numbers are wanted on.
-        rows: (R,) int64, same device.
-        columns: numbers per row.
+        seed: Any integer.
+        updates: Numbers of the updates, (K,) int64, on the device of the result.
+        rows: Row numbers, (R,) int64, same device.
+        columns: Numbers per row.
 
     Returns:
         (K, R, columns) float64.
@@ -64,16 +64,15 @@ def uniform(seed: int, updates: Tensor, rows: Tensor, columns: int) -> Tensor:
 
 
 def seed_generators(device: torch.device, seed: int, update: int, rank: int) -> None:
-    """Seeds torch's own generators for one update, for what draws from them within networks.
+    """Seeds torch's generators for one update, for layers such as dropout that draw from them.
 
-    As with `uniform`, what is drawn is then a function of (seed, update, rank): a run that stops anywhere draws the
-    same when it goes on.
+    The numbers are then a function of (seed, update, rank), so that a resumed run draws the same.
 
     Args:
-        device: whose generator is seeded, beside the CPU's.
-        seed: any integer.
-        update: number of the update.
-        rank: of this process, each of which draws its own.
+        device: Device whose generator is seeded, beside the CPU's.
+        seed: Any integer.
+        update: Number of the update.
+        rank: Rank of this process.
     """
     number = (_generator_key(seed, rank) + update) % _WORD
     torch.default_generator.manual_seed(number)

@@ -1,4 +1,4 @@
-"""The environment that a dataset names: whether a file may have it made, and whether the dataset fits it."""
+"""The environment that a dataset names: whether a file may create it, and whether the dataset fits it."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
 
 
 IMPORTABLE = ("gymnasium", "gymnasium_robotics", "ogbench", "tql_lightning")
-WRAPPERS = tuple(  # of Gymnasium: those that change what is seen or done, and write no files
+WRAPPERS = tuple(  # Gymnasium's wrappers that change observations, actions or rewards and write no files
     f"gymnasium.wrappers.{name}"
     for name in ("common", "stateful_action", "stateful_observation", "stateful_reward", "atari_preprocessing")
 ) + tuple(f"gymnasium.wrappers.transform_{name}" for name in ("action", "observation", "reward"))
 
 
 def environment_spec(env_id: str) -> str | EnvSpec:
-    """What Gymnasium makes an environment of: an id, or a specification that was written as JSON.
+    """The argument for `gymnasium.make`: an id, or the specification in a JSON text.
 
-    A specification's entry point is the registered one. Where its id is not registered, it may name a class of
-    environments in a module that `import_if_allowed` imports.
+    A specification gets the entry point that is registered for its id. If the id is not registered, it may name an
+    environment class in a module that `import_if_allowed` imports.
 
     Raises:
-        ValueError: the JSON is no specification, or names what a file may not have made.
+        ValueError: The JSON is no specification, or names a class that a file may not name.
     """
     if not env_id.startswith("{"):
         return env_id
@@ -47,7 +47,7 @@ def environment_spec(env_id: str) -> str | EnvSpec:
         spec = EnvSpec.from_json(env_id)
         registered = gymnasium.registry.get(spec.id)
         wrappers = [wrapper.entry_point for wrapper in spec.additional_wrappers]
-    except Exception as error:  # whatever other JSON makes Gymnasium raise
+    except Exception as error:  # Gymnasium raises many kinds of errors for other JSON
         raise ValueError(
             f"env_id: expected the JSON of an environment's specification, found {env_id:.80} "
             f"({type(error).__name__}); name the environment by its id"
@@ -61,12 +61,12 @@ def environment_spec(env_id: str) -> str | EnvSpec:
 
 
 def _check_class(entry_point: object, of: type, importable: Sequence[str]) -> None:
-    """Refuses all but "module:Class" of a type, in a module that may be imported and is meant for it."""
+    """Rejects entry points that are not "module:Class" of the right type in a module that may be imported."""
     from gymnasium import Wrapper
 
     module, _, name = entry_point.partition(":") if isinstance(entry_point, str) else ("", "", "")
     found: Any = None
-    # An imported module may hold wrappers that write files, so theirs must be among those to be imported.
+    # Wrappers must be listed even if already imported, because some of them write files.
     if all(part.isidentifier() for part in (*module.split("."), name)) and (
         of is not Wrapper or may_import(module, importable, defines(name))
     ):
@@ -80,13 +80,13 @@ def _check_class(entry_point: object, of: type, importable: Sequence[str]) -> No
 
 
 def check_env_id(env_id: str | None) -> None:
-    """Refuses an environment that a file names and that would import, or make, what it may not.
+    """Rejects an environment id from a file if making it would import a module that a file may not import.
 
     A module before the colon of "module:Env-v0" is imported only if it is one of `IMPORTABLE`, named by
     ``TQL_TRUST``, imported already, or a file in the working folder that registers environments.
 
     Raises:
-        ValueError: with the reason.
+        ValueError: The id is rejected; the message gives the reason.
     """
     if env_id is None:
         return
@@ -100,13 +100,13 @@ def check_env_id(env_id: str | None) -> None:
 
 
 def check_environment(dataset: TransitionDataset) -> str | None:
-    """Makes the environment that a dataset names, and compares sizes and the bounds of actions.
+    """Creates the environment that a dataset names, and compares sizes and bounds of actions.
 
     Returns:
-        Why they could not be compared, where the environment cannot be made here; whoever plays in it refuses it.
+        Reason why the environment cannot be created on this machine; None if it was compared.
 
     Raises:
-        DatasetError: they differ.
+        DatasetError: Sizes or bounds differ.
     """
     import gymnasium
 

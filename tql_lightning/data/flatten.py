@@ -14,7 +14,7 @@ GOAL_KEYS = ("observation", "desired_goal")
 
 
 def flat_keys(space: gymnasium.spaces.Dict) -> list[str]:
-    """The parts of a Dict space, in the order of their columns.
+    """Keys of a Dict space in the order of their columns.
 
     A goal-conditioned space gives ``observation``, then ``desired_goal``; ``achieved_goal`` is left out, as it repeats
     part of the observation. Any other gives all its keys in the space's own order (sorted, as Gymnasium keeps them).
@@ -25,7 +25,7 @@ def flat_keys(space: gymnasium.spaces.Dict) -> list[str]:
 def flat_space(space: gymnasium.Space[Any]) -> gymnasium.spaces.Box | None:
     """The float32 Box (n,) of the columns of a Box, or of a Dict of Boxes (nested or not); None for anything else.
 
-    Pictures (bytes in more than one dimension) are something else: each of their numbers would be a token.
+    Images (uint8 with more than one dimension) give None, because each pixel would be a token.
     """
     from gymnasium.spaces import Box, Dict
 
@@ -45,12 +45,12 @@ def flat_space(space: gymnasium.Space[Any]) -> gymnasium.spaces.Box | None:
 
 
 def flatten(space: gymnasium.Space[Any], values: Any, leading: tuple[int, ...] = ()) -> NDArray[Any]:
-    """Values of a space, with some leading dimensions, as columns (..., n).
+    """Flattens values of a space, with leading dimensions, to columns (..., n).
 
     Args:
-        space: a Box or a Dict of Boxes.
-        values: an array, or a dictionary of arrays.
-        leading: the dimensions before those of the space; () for one observation, (T,) for an episode.
+        space: Box, or Dict of Boxes.
+        values: Array, or dictionary of arrays.
+        leading: Dimensions before those of the space; () for one observation, (T,) for an episode.
     """
     import gymnasium
 

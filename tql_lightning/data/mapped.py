@@ -1,4 +1,4 @@
-"""Arrays that lie in mapped files."""
+"""Reads memory-mapped arrays without keeping them resident."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 
 def mapping_of(array: NDArray[Any]) -> mmap.mmap | None:
-    """The mapped file that an array is a view of, or None."""
+    """The memory map that an array is a view of, or None."""
     base: Any = array
     while isinstance(base, np.ndarray):
         base = base.base
@@ -21,12 +21,11 @@ def mapping_of(array: NDArray[Any]) -> mmap.mmap | None:
 
 
 def advise(array: NDArray[Any], advice: str) -> None:
-    """Tells the kernel how a mapped file is used; nothing happens for other arrays, or where it takes no advice.
+    """Calls madvise on an array's memory map; does nothing for other arrays or systems.
 
     Args:
-        array: maybe a view of a mapped file.
-        advice: name of a constant of `mmap`, such as "MADV_DONTNEED" to hand back what is resident in this process,
-            which leaves the kernel's cache as it is.
+        array: Array, perhaps a view of a memory map.
+        advice: Name of a constant of `mmap`. "MADV_DONTNEED" unmaps the process's pages and leaves the page cache.
     """
     mapping = mapping_of(array)
     if mapping is not None and hasattr(mapping, "madvise") and hasattr(mmap, advice):
@@ -34,12 +33,13 @@ def advise(array: NDArray[Any], advice: str) -> None:
 
 
 class RowReader:
-    """Rows of a mapped array, read from its file instead, so that nothing of it becomes resident in this process.
+    """Reads rows of a memory-mapped array with pread, so that none of its pages become resident.
 
-    A page fault maps up to some megabytes of what the kernel has cached around a row; a read copies the row.
+    `numpy.memmap` alone would keep the whole file resident after a while: a page fault maps up to some megabytes of the
+    page cache around a row. A read also reports a file that was cut short, where a page fault ends the process.
 
     Args:
-        array: as `can_be_read` wants it.
+        array: Array for which `can_be_read` holds.
     """
 
     def __init__(self, array: NDArray[Any]) -> None:
@@ -49,19 +49,19 @@ class RowReader:
         self.file = Path(memmap.filename)
         self.descriptor = os.open(self.file, os.O_RDONLY)
         weakref.finalize(self, os.close, self.descriptor)
-        os.posix_fadvise(self.descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # nobody wants what lies behind a row
+        os.posix_fadvise(self.descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # read-ahead is of no use for random rows
 
     def read(self, rows: NDArray[np.int64]) -> NDArray[Any]:
-        """Rows (R,) -> (R, ...); they are read in the order of the file.
+        """Rows (R,) -> (R, ...), read in the order of the file.
 
         Raises:
-            OSError: the file has become shorter.
+            OSError: The file has become shorter.
         """
         result = np.empty((len(rows), *self.shape), self.dtype)
         target, size = result.reshape(-1).view(np.uint8).data, self.row_bytes
         order = np.argsort(rows)
         starts = (self.offset + rows[order] * size).tolist()
-        for start in starts:  # the disk works on all of them at once
+        for start in starts:  # so that the disk serves all rows at once
             os.posix_fadvise(self.descriptor, start, size, os.POSIX_FADV_WILLNEED)
         for place, start in zip((order * size).tolist(), starts, strict=True):
             if os.preadv(self.descriptor, [target[place : place + size]], start) != size:
@@ -70,14 +70,14 @@ class RowReader:
 
 
 def can_be_read(array: NDArray[Any]) -> bool:
-    """Whether an array lies row after row in a file that is mapped by name, on a system that reads at a position."""
+    """Whether an array lies in C order in a named memory-mapped file, on a system that has preadv."""
     memmap: Any = _memmap_of(array)
     named = memmap is not None and memmap.filename is not None and Path(memmap.filename).is_file()
     return named and array.flags.c_contiguous and hasattr(os, "preadv") and hasattr(os, "posix_fadvise")
 
 
 def _memmap_of(array: NDArray[Any]) -> NDArray[Any] | None:
-    """The array that was mapped, of which this one may be a view or a part."""
+    """The outermost `numpy.memmap` that an array is a view of, or None."""
     found: NDArray[Any] | None = None
     base: Any = array
     while isinstance(base, np.ndarray):

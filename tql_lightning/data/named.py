@@ -1,4 +1,4 @@
-"""A dataset by its name alone, whatever its format, and conversion into our own."""
+"""Loads a dataset of any format by its name, and converts it to our own formats."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tql_lightning.data.transitions import TransitionDataset
 from tql_lightning.system.files import require_writable
 
 MINARI = "minari:"
-MOST_SHOWN = 100  # characters of a path that is far too long
+MOST_SHOWN = 100  # characters of a long path in a message
 Kind = Literal["minari", "ogbench", "d4rl", "npz", "folder"]
 
 
 def kind_of(name: str) -> Kind:
-    """Which source a name means; the first that holds.
+    """The format that a name stands for; the first that fits.
 
     1. ``minari:ID``: Minari's dataset ID, cached or downloaded.
     2. An OGBench name with ``-singletask``: ``cube-double-play-singletask-task2-v0``.
@@ -33,7 +33,7 @@ def kind_of(name: str) -> Kind:
     5. The path of a folder: our own .npy files.
 
     Raises:
-        DatasetError: none of these, or a path that cannot be looked at.
+        DatasetError: None fits, or the path cannot be read.
     """
     if name.startswith(MINARI):
         return "minari"
@@ -59,7 +59,7 @@ def _check_path(path: Path) -> None:
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
-        return  # told of by whoever needs it
+        return  # the loader reports it
     except (OSError, ValueError) as error:  # too long, not allowed, a loop of links; or a zero byte in it
         reason = getattr(error, "strerror", None) or str(error)
         shown = f"{str(path)[:MOST_SHOWN]}..." if len(str(path)) > MOST_SHOWN else str(path)
@@ -67,16 +67,16 @@ def _check_path(path: Path) -> None:
 
 
 def load_dataset(name: str, validation_fraction: float = 0.0, env_id: str | None = None) -> TransitionDataset:
-    """Loads a dataset by its name alone.
+    """Loads a dataset by its name.
 
     Args:
         name: "minari:mujoco/hopper/medium-v0", "cube-double-play-singletask-task2-v0", or the path of an .npz file, a
             folder of .npy files or a D4RL .hdf5 file.
-        validation_fraction: share of the episodes, the last ones, held out; 0 where files hold some out already.
-        env_id: Gymnasium id of the environment to evaluate in, "Hopper-v5"; default: the one that the dataset names.
+        validation_fraction: Share of the episodes, from the end, to hold out; 0 for a dataset with a validation part.
+        env_id: Gymnasium id of the environment to evaluate in, such as "Hopper-v5"; default: the dataset's.
 
     Raises:
-        DatasetError: an unknown name, or whatever is wrong with the dataset.
+        DatasetError: The name is unknown, or the dataset cannot be used.
     """
     kind = kind_of(name)
     check_fraction(validation_fraction)
@@ -99,20 +99,20 @@ def load_dataset(name: str, validation_fraction: float = 0.0, env_id: str | None
 
 
 def convert(name: str, output: str, overwrite: bool = False) -> list[tuple[Path, TransitionDataset]]:
-    """Writes any dataset as an .npz file or a folder of .npy files; what it holds out goes to ``OUTPUT-val`` beside it.
+    """Writes any dataset as an .npz file or a folder of .npy files, and its validation part to ``OUTPUT-val``.
 
-    The very same transitions load from it. From a folder of .npy files only blocks are held in memory.
+    The same transitions load from it. A folder of .npy files is converted block by block.
 
     Args:
-        name: see `kind_of`; a folder may have any numeric dtypes, and no next observations.
-        output: a path ending in .npz, or without an ending for a folder; each is whole or not there.
-        overwrite: replace an existing file; folders are never replaced.
+        name: Name as in `kind_of`; a folder may have any numeric dtypes, and may lack next observations.
+        output: Path ending in .npz, or without an ending for a folder; it appears only once it is complete.
+        overwrite: Whether to replace an existing file; folders are never replaced.
 
     Returns:
-        What was written, with its transitions.
+        Written paths with their transitions.
 
     Raises:
-        DatasetError: something is wrong with the dataset, or ``output`` cannot be written.
+        DatasetError: The dataset cannot be used, or ``output`` cannot be written.
     """
     target = Path(output).expanduser()
     if target.suffix not in ("", ".npz"):
@@ -136,9 +136,9 @@ def convert(name: str, output: str, overwrite: bool = False) -> list[tuple[Path,
 def _write(dataset: TransitionDataset, target: Path) -> list[tuple[Path, TransitionDataset]]:
     parts = {target: dataset, validation_path(target): dataset.validation}
     if dataset.validation is None:
-        validation_path(target).unlink(missing_ok=True)  # of what was here before
+        validation_path(target).unlink(missing_ok=True)  # of the replaced dataset
     written = [(path, part) for path, part in parts.items() if part is not None]
-    for path, part in reversed(written):  # the held-out transitions first: a dataset is never there without them
+    for path, part in reversed(written):  # validation first, so that the dataset never stands without it
         if target.suffix:
             arrays, settings = fields_of(part)
             save_npz(path, **arrays, **settings)

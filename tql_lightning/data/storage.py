@@ -1,4 +1,4 @@
-"""Where a dataset's arrays lie while it is sampled: on the device that trains, in main memory, or in mapped files."""
+"""Storage of a dataset's arrays while it is sampled: the training device, main memory, or memory-mapped files."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from tql_lightning.data.mapped import RowReader, can_be_read, mapping_of
 from tql_lightning.data.transitions import TransitionDataset
 
 StorageChoice = Literal["auto", "trainer", "cpu"]
-FITTING_SHARE = 0.5  # of the free memory of a device; the rest is for networks and activations
-RESIDENT_BYTES = 512 * 2**20  # of mapped files, in this process's memory
+FITTING_SHARE = 0.5  # share of a device's free memory; networks and activations need the rest
+RESIDENT_BYTES = 512 * 2**20  # of memory-mapped files
 
 
 class Storage(ABC):
     """Arrays of N transitions that rows are taken from.
 
     Attributes:
-        device: where rows are given and taken.
-        target: the device that trains.
-        fields: arrays or tensors by name.
+        device: Device of row numbers and of rows.
+        target: Device that trains.
+        fields: Arrays or tensors by name.
     """
 
     fields: Mapping[str, Any]
@@ -49,7 +49,7 @@ class Storage(ABC):
         """
 
     def take_runs(self, field: str, rows: Tensor, length: int) -> Tensor:
-        """As `take`, but so many rows from each on, one after the other; beyond the last row of all anything finite.
+        """Takes ``length`` consecutive rows from each row on; rows beyond the last hold any finite numbers.
 
         Returns:
             The shape of ``rows``, then ``length``, then the field's own columns.
@@ -58,7 +58,7 @@ class Storage(ABC):
         return self.take(field, steps.clamp_(max=len(self.fields[field]) - 1))
 
     def deliver(self, batch: Fields) -> Fields:
-        """A batch on the device that trains; a copy to a GPU does not wait for what the GPU is doing."""
+        """Moves a batch to the training device; a copy to a GPU does not wait for the GPU's queue."""
         if self.device == self.target:
             return batch
         fields = (field.pin_memory() if self.pinned and not field.is_pinned() else field for field in batch)
@@ -105,11 +105,10 @@ class TensorStorage(Storage):
 
 
 class MappedStorage(Storage):
-    """Files mapped into memory and read in place, so that a dataset may be larger than memory.
+    """Memory-mapped files, for datasets larger than memory.
 
-    Small fields are looked up in the mapping, ``RESIDENT_BYTES`` of them at most; of larger ones rows are read from
-    the file. Either way pages stay in the kernel's cache, which all processes share that use the file, and which
-    shrinks when memory is needed.
+    Small fields, up to ``RESIDENT_BYTES`` in total, are indexed in the map; rows of larger ones are read from the file.
+    Both use the page cache, which processes share and the kernel shrinks under memory pressure.
 
     Args:
         dataset: transitions whose arrays are, at least in part, memory-mapped.
@@ -139,7 +138,7 @@ def store(
     target: torch.device | str,
     choice: StorageChoice = "auto",
 ) -> Storage:
-    """Holds a dataset where it is sampled fastest, or where it is told to.
+    """Stores a dataset where sampling is fastest, or as chosen.
 
     Args:
         dataset: the transitions.
@@ -159,7 +158,7 @@ def store(
 
 def _fits(dataset: TransitionDataset, target: torch.device) -> bool:
     if target.type == "cpu":
-        return False  # where it lies is where it is sampled
+        return False  # sampled in place
     if target.type != "cuda":
         return True
     free, _ = torch.cuda.mem_get_info(target)
@@ -168,5 +167,5 @@ def _fits(dataset: TransitionDataset, target: torch.device) -> bool:
 
 
 def _tensor(array: NDArray[Any]) -> Tensor:
-    """A tensor that shares an array's memory, or if it must not be written to holds a copy."""
+    """A tensor that shares an array's memory, or holds a copy if the array is read-only."""
     return torch.from_numpy(array if array.flags.writeable else array.copy())

@@ -1,4 +1,4 @@
-"""What a dataset holds, in figures: sizes, episodes, returns, ranges, columns that never change."""
+"""Figures about a dataset: sizes, episodes, returns, ranges, constant columns."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Column:
 
     @property
     def constant(self) -> list[int]:
-        """Columns that never change."""
+        """Indices of columns with a single value."""
         return [int(index) for index in np.flatnonzero(self.low == self.high)]
 
 
@@ -52,8 +52,8 @@ class Summary:
         columns: of each array.
         lengths: transitions of each episode, (episodes,).
         returns: undiscounted return of each episode, (episodes,).
-        terminals: transitions after which no value follows.
-        cut_episodes: episodes that end in a time limit or with the recording.
+        terminals: Number of transitions after which no value follows.
+        cut_episodes: Number of episodes that end with a time limit or with the recording.
     """
 
     dataset: TransitionDataset
@@ -117,7 +117,7 @@ def summarise(dataset: TransitionDataset) -> Summary:
 
 
 def histogram(values: NDArray[Any]) -> list[str]:
-    """Bars of the numbers of values in equal bins, as lines of text."""
+    """Histogram as lines of text."""
     counts, edges = np.histogram(values, bins=BINS)
     longest = max(1, int(counts.max()))
     return [

@@ -34,8 +34,8 @@ def normalized_score(returns: ArrayLike, reference_scores: tuple[float, float]) 
     """Returns in units where a random policy has 0 and an expert 100, as D4RL (arXiv 2004.07219) reports them.
 
     Args:
-        returns: undiscounted, any shape.
-        reference_scores: mean return of the random and of the expert policy.
+        returns: Undiscounted returns, any shape.
+        reference_scores: Mean returns of a random and of an expert policy.
     """
     random, expert = reference_scores
     return 100.0 * (np.asarray(returns, dtype=np.float64) - random) / (expert - random)
@@ -43,20 +43,20 @@ def normalized_score(returns: ArrayLike, reference_scores: tuple[float, float]) 
 
 @dataclass(frozen=True, eq=False)
 class TransitionDataset:
-    """Validated transitions (s, a, r, s') of whole episodes; build one with `from_arrays`.
+    """Checked transitions (s, a, r, s') of whole episodes; `from_arrays` builds one.
 
-    The arrays may be read-only memory maps of files larger than memory.
+    Arrays may be read-only memory maps of files larger than memory.
 
     Attributes:
         observations: s, float32 (N, n_s).
-        actions: a scaled to [-1, 1], float32 (N, n_a), clipped to 1e-5 inside it as in the authors' release.
+        actions: a scaled to [-1, 1], float32 (N, n_a), clipped 1e-5 inside the range as in the authors' release.
         rewards: float32 (N,).
         next_observations: s', float32 (N, n_s).
         masks: float32 (N,), 0 where the MDP truly terminated, 1 elsewhere; a time limit never masks.
         episode_ends: bool (N,), whether a transition is the last of its episode.
         action_low: lower bounds of the environment's actions, float32 (n_a,).
         action_high: upper bounds of the environment's actions, float32 (n_a,).
-        name: what reports call the dataset.
+        name: Name of the dataset in reports.
         env_id: Gymnasium id of its environment ("Pendulum-v1", "package:Env-v0"), or None.
         validation: held-out transitions, or None.
         reference_scores: returns of a random and of an expert policy (see `normalized_score`), or None.
@@ -105,7 +105,7 @@ class TransitionDataset:
         return self.actions.min(axis=0).tolist(), self.actions.max(axis=0).tolist()
 
     def digest(self) -> str:
-        """A checksum of 1,024 evenly spaced transitions, by which datasets of one name and size differ; 16 digits."""
+        """Checksum of 1,024 evenly spaced transitions, 16 digits; tells datasets of the same name and size apart."""
         at = np.linspace(0, len(self) - 1, 1024).astype(int)
         columns = (self.observations, self.actions, self.rewards, self.next_observations, self.masks)
         content = b"".join(np.ascontiguousarray(column[at], dtype="<f4").tobytes() for column in columns)
@@ -121,10 +121,10 @@ class TransitionDataset:
         """The same dataset with its last episodes held out as ``validation``.
 
         Args:
-            fraction: share of the episodes to hold out, below 1; at least one is, but none at all for 0.
+            fraction: Share of the episodes to hold out, below 1. At least one episode is held out, unless it is 0.
 
         Raises:
-            DatasetError: an impossible share, or no episode would be left to train on.
+            DatasetError: The share is out of range, or leaves no episode to train on.
         """
         check_fraction(fraction)
         if not fraction:
@@ -162,34 +162,33 @@ class TransitionDataset:
         reference_scores: ArrayLike | None = None,
         allocate: Allocate = in_memory,
     ) -> TransitionDataset:
-        """Checks arrays of transitions, in the order they were made, and scales the actions.
+        """Checks arrays of transitions in the order of recording, and scales the actions.
 
-        Arrays that need no change are used as they are, without a copy: float32, no transition to leave out,
-        actions already in [-1, 1] and clipped.
+        An array that needs no change is used without a copy: float32, no row to leave out, actions already scaled and
+        clipped.
 
         Args:
-            observations: (N, n_s).
-            actions: (N, n_a) in the environment's units.
-            rewards: (N,).
-            terminations: (N,), whether the MDP ended with this transition (bool, or 0 and 1).
-            truncations: (N,), whether the episode was cut short here, e.g. by a time limit.
-            next_observations: (N, n_s). Without them the following row's observation is taken within each
-                episode. The last transition of an episode that did not terminate is then left out, as nobody
-                knows where it led; one that terminated stays, with its own observation in the place that its
-                mask hides.
-            name: what reports call the dataset.
-            masks: (N,), 0 where no value follows, else 1. Default: 0 where the MDP terminated. For data that
-                go on after a goal was reached.
+            observations: Array (N, n_s).
+            actions: Array (N, n_a) in the environment's units.
+            rewards: Array (N,).
+            terminations: Flags (N,), true where the MDP ended with this transition (bool, or 0 and 1).
+            truncations: Flags (N,), true where the episode was cut, e.g. by a time limit.
+            next_observations: Array (N, n_s). Default: the next row's observation within each episode. The last
+                transition of a truncated episode is then left out, because its next observation is unknown; that of a
+                terminated episode stays with its own observation, which its mask hides.
+            name: Name of the dataset in reports.
+            masks: Flags (N,), 0 where no value follows, for data that go on after a goal was reached. Default: 0 where
+                the MDP terminated.
             env_id: Gymnasium id of the environment.
-            action_low: lower bounds of the actions, (n_a,) or a number; -1 if not given.
-            action_high: upper bounds of the actions, (n_a,) or a number; 1 if not given.
-            actions_scaled: whether the actions were already scaled from these bounds to [-1, 1].
-            validation: held-out transitions.
-            reference_scores: returns of a random and of an expert policy, (2,).
-            allocate: gives the array for one that must be changed, by its name and shape; default: in memory.
+            action_low: Lower bounds of the actions, (n_a,) or a number; default -1.
+            action_high: Upper bounds of the actions, (n_a,) or a number; default 1.
+            actions_scaled: Whether the actions are already scaled from these bounds to [-1, 1].
+            validation: Held-out transitions.
+            reference_scores: Returns of a random and of an expert policy, (2,).
+            allocate: Allocates an array, by name and shape, for one that must change; default: in memory.
 
         Raises:
-            DatasetError: something is wrong with an array; the message says what and where.
+            DatasetError: An array is wrong; the message says how and where.
         """
         fields = {
             "observations": check_numbers("observations", observations, 2, name),
@@ -226,7 +225,7 @@ class TransitionDataset:
             columns["next_observations"] = fields["next_observations"]
             kept = {field: select_rows(field, array, None, allocate) for field, array in columns.items()}
         else:
-            keep = terminated | ~ends  # an unterminated last row leads nowhere known
+            keep = terminated | ~ends  # the next observation of a truncated episode's last row is unknown
             if not keep.any():
                 raise DatasetError(
                     f"{name}: every episode has one row and no next_observations; nothing is left. Add them"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,8 @@ def make_env(env_id: str, render_mode: str | None = None) -> gymnasium.Env[Any, 
         close = difflib.get_close_matches(env_id.split(":")[-1], gymnasium.registry)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
         raise EnvError(f"environment {env_id}: {error}{hint}") from error
+    except (Exception, SystemExit) as error:  # of any simulator
+        raise EnvError(f"environment {env_id} failed: {type(error).__name__}: {error}") from error
     box = gymnasium.spaces.Box
     if not isinstance(env.action_space, box) or env.action_space.shape is None or len(env.action_space.shape) != 1:
         raise EnvError(f"environment {env_id}: expected a Box of actions of rank 1, found {env.action_space}")
@@ -83,7 +86,8 @@ def check_sizes(env_id: str, observation_dim: int, action_dim: int) -> None:
     try:
         found = {"observation": env.observation_space.shape, "action": env.action_space.shape}
     finally:
-        env.close()
+        with suppress(Exception, SystemExit):  # an evaluation will tell of it
+            env.close()
     expected = {"observation": (observation_dim,), "action": (action_dim,)}
     if found != expected:
         raise EnvError(f"environment {env_id}: expected sizes {expected} as in the dataset, found {found}")

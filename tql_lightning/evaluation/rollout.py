@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from tql_lightning.data.counter_random import normal, uniform
 from tql_lightning.data.transitions import normalized_score
-from tql_lightning.evaluation.envs import make_env
+from tql_lightning.evaluation.envs import EnvError, make_env
 from tql_lightning.evaluation.metrics import bootstrap_interval, mean_with_error, rate_interval
 from tql_lightning.evaluation.vector_envs import MakeEnv, VectorEnvs
 from tql_lightning.nn.policy import Actor
@@ -23,6 +24,7 @@ from tql_lightning.nn.policy import Actor
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
+MOST_STEPS = 100_000  # of an episode; longer ones count as endless
 ROWS = 16  # batch size of the policy, whatever the number of environments
 
 
@@ -113,7 +115,7 @@ def rollout(
         make: Function that makes an environment; None for ``make_env(env_id)``.
 
     Raises:
-        EnvError: an environment cannot be made, fails, or returns NaN or infinity.
+        EnvError: an environment cannot be made, fails, returns NaN or infinity, or an episode does not end.
         ValueError: ``episodes`` or ``num_envs`` is below 1.
     """
     if episodes < 1 or num_envs < 1:
@@ -129,9 +131,13 @@ def rollout(
                 actor.act(observations.to(device, dtype), noise.to(device, dtype)).float().cpu()
             ),
         )
-        return _play(moved, envs, own, seed, before_step or (lambda: None))
-    finally:
-        envs.close()
+        result = _play(moved, envs, own, seed, before_step or (lambda: None))
+    except BaseException:
+        with suppress(EnvError):  # the first error is the cause
+            envs.close()
+        raise
+    envs.close()
+    return result
 
 
 def _play(actor: Actor, envs: VectorEnvs, numbers: Ints, seed: int, before_step: Callable[[], None]) -> RolloutResult:
@@ -164,9 +170,15 @@ def _play(actor: Actor, envs: VectorEnvs, numbers: Ints, seed: int, before_step:
         lengths[current] += 1
         over = terminations | truncations
         ended = over & active
-        if "success" in info:
+        reported = envs.successes(info, ended)
+        if reported is not None:
             successes = np.zeros(episodes) if successes is None else successes
-            successes[playing[ended]] = np.asarray(info["success"], dtype=np.float64)[ended]
+            successes[playing[ended]] = reported
+        if (lengths[current] >= MOST_STEPS)[~over[active]].any():
+            raise EnvError(
+                f"environment {envs.env_id}: an episode did not end within {MOST_STEPS:,} steps; give the environment "
+                "a time limit (max_episode_steps)"
+            )
         playing = np.where(ended, playing + envs.number, playing)
         if over.any():
             # An environment without a further episode plays the last seed again, and its results are not counted.

@@ -53,15 +53,36 @@ class VectorEnvs:
         self._require_finite(outcome[0][active], outcome[1][active])
         return outcome
 
+    def successes(self, info: dict[str, Any], ended: NDArray[np.bool_]) -> NDArray[np.float64] | None:
+        """Success of the episodes that have ended, 0 or 1; None where the environment reports none.
+
+        Raises:
+            EnvError: it reports something else than a number for each.
+        """
+        if "success" not in info:
+            return None
+        found: NDArray[np.float64] = self._try(lambda: np.asarray(info["success"], dtype=np.float64))
+        if found.shape != ended.shape or not np.isfinite(found[ended]).all():
+            raise EnvError(
+                f"environment {self.env_id}: expected success as true or false, or as a number, found "
+                f"{type(info['success']).__name__} of shape {found.shape[1:]}"
+            )
+        reported: NDArray[np.float64] = found[ended]
+        return reported
+
     def close(self) -> None:
-        """Closes the environments and ends their processes, also those that hang or have died."""
+        """Closes the environments and ends their processes, also those that hang or have died.
+
+        Raises:
+            EnvError: an environment in this process cannot be closed.
+        """
         processes = getattr(self._envs, "processes", None)
         if processes is None:
-            self._envs.close()
+            self._try(self._envs.close)
             return
         try:
             self._envs.close(terminate=True)
-        except (EOFError, OSError, UserWarning):  # Gymnasium waits for a process that has died
+        except (Exception, SystemExit):  # Gymnasium waits for a process that has died
             for process in processes:
                 process.kill()
                 process.join()
@@ -76,7 +97,7 @@ class VectorEnvs:
             raise EnvError(
                 f"environment {self.env_id} failed: its process ended unexpectedly{self._exit_codes()}"
             ) from error
-        except Exception as error:  # of any simulator
+        except (Exception, SystemExit) as error:  # of any simulator
             raise EnvError(f"environment {self.env_id} failed: {type(error).__name__}: {error}") from error
 
     def _exit_codes(self) -> str:

@@ -22,12 +22,12 @@ class GaussianPolicy(nn.Module):
     Args:
         observation_dim: n_s (taken from the dataset by the CLI).
         action_dim: n_a (taken from the dataset by the CLI).
-        hidden_dims: sizes of the hidden layers.
-        layer_norm: whether hidden layers end in a LayerNorm.
-        learned_std: learn one standard deviation per action dimension, started at 1; false keeps it at 1.
+        hidden_dims: Sizes of the hidden layers.
+        layer_norm: Whether hidden layers end in a LayerNorm.
+        learned_std: Learn one standard deviation per action dimension, started at 1; false keeps it at 1.
 
     Raises:
-        ValueError: there is no hidden layer, or a size of one is below 1.
+        ValueError: There is no hidden layer, or a size of one is below 1.
     """
 
     def __init__(

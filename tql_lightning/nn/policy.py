@@ -107,22 +107,29 @@ class BehaviourFlow(nn.Module):
             actions = actions + self.velocity(observations, actions, t) / self.flow_steps
         return actions.clamp(-1.0, 1.0)
 
-    def best_flow_actions(
+    def scored_flow_actions(
         self, critic: Critic, observations: Tensor, noise: Tensor, aggregation: Literal["mean", "min"] = "min"
-    ) -> Tensor:
-        """The behaviour action with the highest Q out of S: (B, n_s), (B, S, n_a) -> (B, n_a).
+    ) -> tuple[Tensor, Tensor]:
+        """S behaviour actions and their Q: (B, n_s), (B, S, n_a) -> (B, S, n_a), (B, S).
 
         Args:
-            critic: scores the actions.
+            critic: Critic that scores the actions.
             observations: (B, n_s).
             noise: (B, S, n_a), one row per action.
-            aggregation: of the critic's heads into one score.
+            aggregation: Aggregation of the critic's heads into one score.
         """
         repeated = observations.unsqueeze(1).expand(-1, noise.shape[1], -1)
         candidates = self.flow_actions(repeated, noise)
         values = critic(repeated.flatten(0, 1), candidates.flatten(0, 1)).values
         scores = values.mean(dim=-1) if aggregation == "mean" else values.amin(dim=-1)
-        best = scores.view(noise.shape[:2]).argmax(dim=1, keepdim=True)
+        return candidates, scores.view(noise.shape[:2])
+
+    def best_flow_actions(
+        self, critic: Critic, observations: Tensor, noise: Tensor, aggregation: Literal["mean", "min"] = "min"
+    ) -> Tensor:
+        """The behaviour action with the highest Q out of S, see `scored_flow_actions`: -> (B, n_a)."""
+        candidates, scores = self.scored_flow_actions(critic, observations, noise, aggregation)
+        best = scores.argmax(dim=1, keepdim=True)
         return candidates.gather(1, best.unsqueeze(-1).expand(-1, 1, self.action_dim)).squeeze(1)
 
 
@@ -135,7 +142,7 @@ class FlowPolicy(BehaviourFlow):
         hidden_dims: sizes of the hidden layers of both networks.
         flow_steps: Euler steps from noise to a behaviour action.
         layer_norm: whether hidden layers end in a LayerNorm.
-        num_samples: Behaviour actions that the extraction "implicit" chooses from.
+        num_samples: Behaviour actions that the extractions "best_of_n" and "implicit" choose from.
         time_features: Cosines and sines that the time enters as, half of each (an option of Q-chunking's release);
             0 for the time itself.
 

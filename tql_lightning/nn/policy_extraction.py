@@ -12,7 +12,7 @@ from torch import Tensor
 from tql_lightning.nn.critic import Critic
 from tql_lightning.nn.policy import Actor, FlowPolicy
 
-Extraction = Literal["fql", "implicit", "behaviour_flow"]  # names of `EXTRACTIONS`
+Extraction = Literal["fql", "best_of_n", "implicit", "behaviour_flow"]  # names of `EXTRACTIONS`
 
 
 class PolicyExtraction(ABC):
@@ -70,19 +70,11 @@ class BestOfFlowExtraction(PolicyExtraction):
         assert critic is not None
         return policy.best_flow_actions(critic, observations, noise)
 
-    def candidates(
-        self, policy: FlowPolicy, critic: Critic, observations: Tensor, noise: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """See `Actor.candidates`."""
-        repeated = observations.unsqueeze(1).expand(-1, noise.shape[1], -1)
-        actions = policy.flow_actions(repeated, noise)
-        scores = critic(repeated.flatten(0, 1), actions.flatten(0, 1)).values.amin(dim=-1)
-        return actions, scores.view(noise.shape[:2])
-
 
 EXTRACTIONS: dict[str, PolicyExtraction] = {
     "fql": OneStepExtraction(),
-    "implicit": BestOfFlowExtraction(),
+    "best_of_n": BestOfFlowExtraction(),
+    "implicit": BestOfFlowExtraction(),  # acts as "best_of_n"; TQL trains another way for it
     "behaviour_flow": FlowExtraction(),
 }
 
@@ -128,7 +120,7 @@ def flow_actor(extraction: str, policy: FlowPolicy, critic: Critic, action_chunk
         partial(chosen.act, policy, critic),
         action_chunk,
         act_without_noise,
-        partial(chosen.candidates, policy, critic) if isinstance(chosen, BestOfFlowExtraction) else None,
+        partial(policy.scored_flow_actions, critic) if isinstance(chosen, BestOfFlowExtraction) else None,
         extraction=extraction,
         policy=policy,
         critic=critic if chosen.uses_critic else None,

@@ -14,11 +14,11 @@ class ValueNetwork(nn.Module):
 
     Args:
         observation_dim: n_s (taken from the dataset by the CLI).
-        hidden_dims: sizes of the hidden layers.
-        layer_norm: whether hidden layers end in a LayerNorm.
+        hidden_dims: Sizes of the hidden layers.
+        layer_norm: Whether hidden layers end in a LayerNorm.
 
     Raises:
-        ValueError: there is no hidden layer, or a size of one is below 1.
+        ValueError: There is no hidden layer, or a size of one is below 1.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Refuses symbolic links in a run's folder, so that no write follows one."""
+"""What must not be in a run's folder when a run uses it: symbolic links, and files that a kill left half written."""
 
 from __future__ import annotations
 
@@ -33,6 +33,13 @@ def refuse_links(folder: Path) -> None:
                 f"{path}: expected a file or folder of the run itself, found a symbolic link; replace it by its "
                 "target, or remove it; to keep checkpoints elsewhere, set dirpath"
             )
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Removes what interrupted calls of `write_whole` left; called by the process that holds the run's lock."""
+    for path in (*_places(folder), *folder.glob(".*.part")):
+        if path.name.startswith(".") and path.suffix == ".part":
+            path.unlink(missing_ok=True)
 
 
 def _places(folder: Path) -> Iterator[Path]:

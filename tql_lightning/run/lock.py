@@ -14,12 +14,13 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from tql_lightning.run.folder import LOCK_FILE
-from tql_lightning.run.links import refuse_links
+from tql_lightning.run.links import refuse_links, remove_unfinished
+from tql_lightning.trust.text import FileError
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # the file system has none
 
 
-class RunLockedError(ValueError):
+class RunLockedError(FileError):
     """Another run is using the folder; the message names its process."""
 
 
@@ -64,6 +65,7 @@ def only_run_in(folder: Path) -> Iterator[None]:
     try:
         with suppress(OSError):  # on a full disk the lock still holds
             path.write_text(json.dumps({"process": os.getpid(), "host": socket.gethostname()}))
+        remove_unfinished(folder)
         yield
     finally:
         path.unlink(missing_ok=True)  # while locked: a process that waits for this file sees that it is gone

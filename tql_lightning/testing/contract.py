@@ -201,13 +201,14 @@ class AlgorithmContract(ABC):
         np.testing.assert_allclose(found, expected.numpy(), atol=EXPORTED)
 
     def test_it_beats_behaviour_cloning(self, tmp_path: Path) -> None:
-        """On decisions whose reward the observation and the action's sign give; see `problems.preferences`."""
+        """On decisions of which those are rewarded that the untrained policy avoids; see `problems.preferences`."""
         if self.clones:
             pytest.skip("the algorithm is behaviour cloning")
         model = self.new_model()
-        dataset = preferences(self.action_chunk)
-        self.fit(tmp_path, model, self.learning_updates, dataset, batch_size=self.learning_batch_size)
-        reached = mean_reward(model.eval().actor())
+        sign = 1.0 if mean_reward(model.eval().actor(), 1.0) <= CLONED_REWARD else -1.0
+        dataset = preferences(sign, self.action_chunk)
+        self.fit(tmp_path, model.train(), self.learning_updates, dataset, batch_size=self.learning_batch_size)
+        reached = mean_reward(model.eval().actor(), sign)
         assert reached >= CLONED_REWARD + self.margin, (
             f"mean reward {reached:.3f} after {self.learning_updates} updates; cloning has {CLONED_REWARD}, expected "
             f"at least {self.margin} more; does the policy follow the values, and do learning rates suffice?"

@@ -30,27 +30,33 @@ def random_transitions(size: int = 240) -> TransitionDataset:
     ).hold_out(0.2)
 
 
-def preferences(action_chunk: int = 1, decisions: int = 2_000) -> TransitionDataset:
+def preferences(sign: float, action_chunk: int = 1, decisions: int = 2_000) -> TransitionDataset:
     """Episodes of one decision, whose observation says which sign of the actions is rewarded; actions are uniform.
 
-    The reward of a step is linear in the action, (1 + sign(s_1) * mean of a) / 2 in [0, 1]. Any policy that clones the
-    data, by samples or by the mean action, therefore gets `CLONED_REWARD`; the best policy gets 1.
+    The reward of a step is linear in the action, (1 + sign * sign(s_1) * mean of a) / 2 in [0, 1]. Any policy that
+    clones the data, by samples or by the mean action, therefore gets `CLONED_REWARD`; the best policy gets 1. What a
+    policy gets with one sign it lacks with the other.
+
+    Args:
+        sign: 1 or -1.
+        action_chunk: Steps of a decision.
+        decisions: Number of episodes.
     """
     rng = np.random.default_rng(0)
     observations = np.repeat(rng.uniform(-1, 1, size=(decisions, OBSERVATION_DIM)), action_chunk, axis=0)
     actions = rng.uniform(-1, 1, size=(decisions * action_chunk, ACTION_DIM))
     ends = np.arange(len(actions)) % action_chunk == action_chunk - 1
-    rewards = (1.0 + np.sign(observations[:, 0]) * actions.mean(axis=1)) / 2.0
+    rewards = (1.0 + sign * np.sign(observations[:, 0]) * actions.mean(axis=1)) / 2.0
     return TransitionDataset.from_arrays(
         observations, actions, rewards, ends, ends, observations, name="preferences", action_low=-1.0, action_high=1.0
     )
 
 
 @torch.no_grad()
-def mean_reward(actor: Actor, decisions: int = 1_000) -> float:
-    """Mean reward of a step when an actor decides for fresh observations of `preferences`."""
+def mean_reward(actor: Actor, sign: float, decisions: int = 1_000) -> float:
+    """Mean reward of a step when an actor decides for fresh observations of `preferences` with this sign."""
     rng = np.random.default_rng(1)
     observations = torch.from_numpy(rng.uniform(-1, 1, size=(decisions, OBSERVATION_DIM))).float()
     noise = torch.from_numpy(rng.standard_normal((decisions, *actor.noise_shape))).float()
-    preferred = observations[:, :1].sign()
+    preferred = sign * observations[:, :1].sign()
     return float((1.0 + preferred * actor.act(observations, noise)).mean()) / 2.0

@@ -22,7 +22,7 @@ from tql_lightning.training.chunks import (
     skip_validation_of_a_stop,
     validation_follows,
 )
-from tql_lightning.training.distributed import identity, over_processes, prefer_static_graph
+from tql_lightning.training.distributed import agree_to_stop, identity, over_processes, prefer_static_graph
 from tql_lightning.training.divergence import DivergenceWatch, broken_metrics, count_broken, diverged, require_sound
 from tql_lightning.training.execution import Execution
 from tql_lightning.training.guides import leave_out_finished_guides
@@ -292,8 +292,13 @@ class Algorithm(LightningModule, ABC):
             self._runner.clip()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Leaves out the validation that only a stop would cause; after the callbacks, which may have asked for it."""
+        """Stops all processes together, without the validation that only a stop causes; after the callbacks."""
+        agree_to_stop(self.trainer)
         skip_validation_of_a_stop(self.trainer)
+
+    def on_validation_end(self) -> None:
+        """Stops all processes together, if a callback of one has asked for it at a validation."""
+        agree_to_stop(self.trainer)
 
     def on_train_end(self) -> None:
         """Keeps how many updates the weights have seen, and checks them once more.

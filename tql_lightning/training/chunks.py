@@ -34,10 +34,13 @@ def restore_progress(trainer: Any, checkpoint: dict[str, Any], validated: bool) 
     of_epoch = chunks % limit if isinstance(limit, int) and limit else chunks
     whole, current = dict.fromkeys(_COUNTS, chunks), dict.fromkeys(_COUNTS, of_epoch)
     loops["epoch_loop.batch_progress"] |= {"total": whole, "current": current, "is_last_batch": False}
+    validation = loops["epoch_loop.val_loop.batch_progress"]
     if not within and not validated:  # as Lightning marks a validation that was broken off, before its first batch
         none = dict.fromkeys(_COUNTS, 0)
         begun = none | {"ready": 1, "started": 1}
-        loops["epoch_loop.val_loop.batch_progress"] |= {"total": begun, "current": none, "is_last_batch": False}
+        validation |= {"total": begun, "current": none, "is_last_batch": False}
+    else:  # the mark of an earlier start stays in Lightning's total, and would break off a finished validation
+        validation["total"] = dict.fromkeys(_COUNTS, validation["total"]["completed"])
 
 
 def validation_follows(trainer: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -56,6 +57,12 @@ def largest_over_processes(number: int, device: torch.device) -> int:
     largest = torch.tensor(number, device=device)
     dist.all_reduce(largest, op=dist.ReduceOp.MAX)
     return int(largest)
+
+
+def agree_to_stop(trainer: Any) -> None:
+    """Stops training on every process where one is to stop; the others would wait for it for ever."""
+    if trainer.world_size > 1 and largest_over_processes(int(trainer.should_stop), trainer.strategy.root_device):
+        trainer.should_stop = True
 
 
 def over_processes(metrics: Mapping[str, Tensor]) -> dict[str, float]:

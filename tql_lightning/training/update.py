@@ -169,7 +169,7 @@ class UpdateRunner:
     def losses(self, batch: Any, noise: Any, inputs: Inputs, with_metrics: bool) -> Losses:
         """Computes the losses of this process's rows; always with metrics when compiled, to compile one graph."""
         if not self.algorithm.execution.compile:
-            return self.algorithm.losses(batch, noise, inputs, with_metrics, mean_over_processes)
+            return self.algorithm.losses(batch, noise, inputs, with_metrics, whole_mean=mean_over_processes)
         losses = self._compiled(batch, noise, inputs)
         return losses if with_metrics else Losses(losses.total, {}, losses.diagnostics)
 

@@ -39,7 +39,7 @@ def check_class_paths(settings: Mapping[str, Any], of: type, trusted: bool = Fal
             themselves, or more than settings do.
     """
     _count_parts(settings)
-    hints = get_type_hints(of.__init__)  # type: ignore[misc]
+    hints = arguments_of(of)
     for name, value in settings.items():
         expected = _made_by(hints.get(name))
         if expected is not None and value is not None:
@@ -49,6 +49,31 @@ def check_class_paths(settings: Mapping[str, Any], of: type, trusted: bool = Fal
         _check_parts(name, value, trusted)
         if not trusted:
             _check_strings(name, value, hints.get(name))
+
+
+def arguments_of(kind: type) -> dict[str, Any]:
+    """Names of what a class is made from, with their annotations.
+
+    Those of its base classes belong to them where its constructor takes further arguments by name (``**settings``).
+
+    Raises:
+        ValueError: An annotation names what its module does not have.
+    """
+    found: dict[str, Any] = {}
+    for base in kind.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        _, *parameters = signature(base.__init__).parameters.values()  # type: ignore[misc]
+        try:
+            hints = get_type_hints(base.__init__)  # type: ignore[misc]
+        except NameError as error:
+            raise ValueError(f"{base.__name__}: its constructor's annotations cannot be read ({error})") from error
+        for each in parameters:
+            if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD):
+                found.setdefault(each.name, hints.get(each.name))
+        if not any(each.kind is each.VAR_KEYWORD for each in parameters):
+            break
+    return found
 
 
 def _count_parts(settings: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Scripted behaviours that datasets are collected with, for Gymnasium's classic environments."""
+"""Scripted behaviours for collecting datasets in Gymnasium's classic environments."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def weak_swing_up(action_space: Any, rng: np.random.Generator) -> Behaviour:
 
 
 def clumsy_climb(action_space: Any, rng: np.random.Generator) -> Behaviour:
-    """Drives Gymnasium's MountainCarContinuous-v0 up its hill, which random actions never do.
+    """Drives Gymnasium's MountainCarContinuous-v0 up its hill, where random actions never get.
 
     Two episodes in ten act at random. The others push along the direction of motion, with a power and a noise of
     their own: strong ones arrive in some 100 steps, at a cost; weak or noisy ones late or not at all.
@@ -73,7 +73,7 @@ DEFAULTS: dict[str, MakeBehaviour] = {"Pendulum-v1": weak_swing_up, "MountainCar
 
 @contextmanager
 def seeded_globally(rng: np.random.Generator) -> Iterator[None]:
-    """For what draws from numpy's global state: seeds it, and puts back what was there."""
+    """Seeds numpy's global state for code that draws from it, and restores the state afterwards."""
     before = np.random.get_state()  # noqa: NPY002
     np.random.seed(int(rng.integers(2**31)))  # noqa: NPY002
     try:

@@ -1,4 +1,4 @@
-"""Makes offline datasets from real environments with scripted behaviour."""
+"""Collects offline datasets in real environments with scripted behaviour."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ DATASETS_VARIABLE = "TQL_DATASETS"
 
 @dataclass(frozen=True)
 class Collected:
-    """What a collection wrote.
+    """Result of a collection.
 
     Attributes:
-        path: the dataset file.
-        transitions: in that file.
-        episodes: in that file.
-        mean_return: over the episodes; None where the file holds no rewards (OGBench adds them by task).
-        best_return: likewise.
+        path: Path of the dataset's file.
+        transitions: Number of transitions in the file.
+        episodes: Number of episodes in the file.
+        mean_return: Mean return of the episodes; None for a file without rewards (OGBench adds them by task).
+        best_return: Largest return; None as above.
     """
 
     path: Path
@@ -51,7 +51,7 @@ class Collected:
 
 
 def datasets_folder() -> Path:
-    """Where collected datasets go: the environment variable TQL_DATASETS, or ``datasets`` in the working folder."""
+    """Folder of collected datasets: the environment variable TQL_DATASETS, or ``datasets`` in the working folder."""
     return Path(os.environ.get(DATASETS_VARIABLE) or "datasets").expanduser()
 
 
@@ -76,17 +76,18 @@ def collect(
             OGBench play dataset, "pointmaze-medium", "-large", "-giant" or "-teleport" for a navigate dataset, in the
             official format (with a validation file beside it); or the id of any Gymnasium environment with Box
             actions, and observations in a Box or a Dict of them ("Pendulum-v1", "Reacher-v5").
-        transitions: at least so many, in whole episodes. OGBench's episodes have 1,000 (pointmaze-giant's 2,000), or
+        transitions: Smallest number of transitions; episodes are never cut.
+            OGBench's episodes have 1,000 (pointmaze-giant's 2,000), or
             so many if that is less; a Gymnasium episode is cut short (a truncation) if it alone comes to so many.
-        seed: of environments and behaviour.
-        workers: processes that collect.
-        output: file to write (.npz). Default: where OGBench keeps its datasets, or for others
+        seed: Seed of environments and behaviour.
+        workers: Number of processes.
+        output: File to write (.npz). Default: where OGBench keeps its datasets, or for others
             ``$TQL_DATASETS/ENVIRONMENT.npz`` (``datasets/`` if that variable is not set).
-        behaviour: a function (action_space, rng) that returns a function from observation to action in the
+        behaviour: Function (action_space, rng) that returns a function from observation to action in the
             environment's units, or its import path. Default: weak swing-up for Pendulum-v1, clumsy climbing for
             MountainCarContinuous-v0, random elsewhere.
-        overwrite: replace an existing file, and episodes that were kept with other settings.
-        validation_transitions: at least so many in OGBench's validation file. Default: a tenth.
+        overwrite: Whether to replace an existing file, and episodes that were kept with other settings.
+        validation_transitions: Smallest number of transitions in OGBench's validation file; default: a tenth.
 
     Raises:
         DatasetError: an argument is wrong, or the file exists already, or episodes with other settings do.
@@ -140,7 +141,7 @@ def _save(path: Path, env_id: str, bounds: tuple[Any, Any], episodes: list[Array
 
 
 def _versions() -> str:
-    """Of the packages that episodes depend on."""
+    """Versions of the packages that episodes depend on."""
     found = []
     for package in ("tql-lightning", "numpy", "gymnasium", "mujoco", "ogbench"):
         with suppress(metadata.PackageNotFoundError):
@@ -152,13 +153,13 @@ def _description(behaviour: MakeBehaviour) -> str:
     """A behaviour's name, and a checksum of its file: episodes of a changed behaviour must not be mixed."""
     made_by = behaviour if isinstance(behaviour, FunctionType | type) else type(behaviour)
     named = f"{behaviour.__module__}.{behaviour.__qualname__}" if made_by is behaviour else repr(behaviour)
-    with suppress(TypeError, OSError):  # of what has no file, the name must do
+    with suppress(TypeError, OSError):  # without a file, the name must suffice
         return f"{named} ({zlib.crc32(Path(inspect.getfile(made_by)).read_bytes()):08x})"
     return named
 
 
 def _action_bounds(env_id: str) -> tuple[Any, Any]:
-    """The bounds of an environment's actions, (n_a,) each, if a dataset can be made of it."""
+    """Bounds of an environment's actions, (n_a,) each; rejects environments that no dataset can be made of."""
     import gymnasium
 
     try:
@@ -216,7 +217,7 @@ def _collector(env_id: str, make_behaviour: MakeBehaviour, longest: int) -> Coll
             truncated = truncated or len(rows["rewards"]) + 1 == longest
             row = (columns(observation), action, reward, terminated, truncated, columns(following))
             for name, value in zip(fields, row, strict=True):
-                rows[name].append(np.array(value))  # some environments return the same array again
+                rows[name].append(np.array(value))  # copied, because some environments reuse an array
             observation, done = following, terminated or truncated
         return {name: np.asarray(values, dtype=flags.get(name, np.float32)) for name, values in rows.items()}
 

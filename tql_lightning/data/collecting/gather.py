@@ -1,4 +1,4 @@
-"""Episodes from several processes, the same whatever their number."""
+"""Collects episodes in several processes; the result does not depend on their number."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from tql_lightning.system.child_processes import (
     one_thread_in_new_processes,
 )
 
-Key = tuple[int, ...]  # seeds one episode
+Key = tuple[int, ...]  # seed of one episode
 CollectEpisode = Callable[[Key], Arrays]
-MakeCollector = Callable[[], CollectEpisode]  # makes the environment; called once in each process
+MakeCollector = Callable[[], CollectEpisode]  # creates the environment; called once in each process
 
 
 def gather(
     make: MakeCollector, keys: Iterable[Key], workers: int, rows: int, kept: KeptEpisodes | None = None
 ) -> list[Arrays]:
-    """Collects an episode for each key, in the keys' order, until there are so many rows.
+    """Collects one episode per key, in the order of the keys, until there are ``rows`` rows.
 
     Args:
         make: makes what collects the episode of a key; has to be picklable if there are several workers.

@@ -1,4 +1,4 @@
-"""Makes OGBench datasets with the package's own oracles, in the format of its official files."""
+"""Collects OGBench datasets with the package's own oracles, in the format of its official files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tql_lightning.data.sources.schema import validation_path
 from tql_lightning.data.transitions import DatasetError
 
 PLAY_LENGTH = 1000  # transitions in an episode of the official play files
-NOISE = 0.1  # of the plans, as in the official play datasets
+NOISE = 0.1  # noise of the plans, as in the official play datasets
 NOISE_SMOOTHING = 0.5
 
 # Environment: the oracles that its targets need, and the range of the probability to stack cubes.
@@ -53,13 +53,13 @@ def collect_official(
     observation ends it.
 
     Args:
-        environment: a key of ``KINDS``.
-        transitions: at least so many in the dataset, in whole episodes.
-        validation_transitions: likewise in the validation file.
-        seed: of the episodes.
-        workers: processes.
-        path: the dataset's file.
-        kept: see `gather`.
+        environment: Key of ``KINDS``.
+        transitions: Smallest number of transitions in the dataset; episodes are never cut.
+        validation_transitions: The same for the validation file.
+        seed: Seed of the episodes.
+        workers: Number of processes.
+        path: Path of the dataset's file.
+        kept: See `gather`.
 
     Returns:
         Transitions and episodes in the dataset.
@@ -78,7 +78,7 @@ def collect_official(
     keys = [(seed, 0, number) for number in range(episodes)] + [(seed, 1, number) for number in range(held_out)]
     rows = len(keys) * (length + 1)
     gathered = gather(partial(_collector, environment, length), keys, workers, rows, kept)
-    # The official files come in pairs; the training file comes last, so that it never stands without the other.
+    # Write the training file last, so that it never stands without its validation file.
     save_npz(validation_path(path), **joined(gathered[episodes:]))
     save_npz(path, **joined(gathered[:episodes]))
     return episodes * length, episodes
@@ -113,7 +113,7 @@ def _make_oracles(env: Any, tasks: tuple[str, ...]) -> dict[str, Any]:
     from ogbench.manipspace.oracles.plan.drawer_plan import DrawerPlanOracle
     from ogbench.manipspace.oracles.plan.window_plan import WindowPlanOracle
 
-    # With buttons alone there is nothing to grasp.
+    # An environment with buttons alone has nothing to grasp.
     button = partial(ButtonPlanOracle, gripper_always_closed=tasks == ("button",))
     makers = {"cube": CubePlanOracle, "button": button, "drawer": DrawerPlanOracle, "window": WindowPlanOracle}
     return {task: makers[task](env=env, noise=NOISE, noise_smoothing=NOISE_SMOOTHING) for task in tasks}

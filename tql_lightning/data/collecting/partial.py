@@ -1,4 +1,4 @@
-"""Episodes of a collection that may be interrupted, kept in a folder beside its output until that is whole."""
+"""Keeps the episodes of an unfinished collection in a folder beside its output, so that it can be continued."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tql_lightning.data.sources.npz import read_npz, save_npz
 from tql_lightning.data.transitions import DatasetError
 from tql_lightning.system.files import write_text_whole
 
-SECONDS_BETWEEN_PARTS = 10.0  # so that a kill costs no more, and a short collection writes nothing
+SECONDS_BETWEEN_PARTS = 10.0  # a kill loses at most this much; a short collection writes nothing
 SETTINGS = "settings.json"
 LENGTHS = "lengths"
 
@@ -23,7 +23,7 @@ Arrays = dict[str, NDArray[Any]]
 
 
 class KeptEpisodes:
-    """The first episodes of a collection, in order, in files that are whole or not there.
+    """The first episodes of a collection, in order, in files that appear once they are complete.
 
     Args:
         output: file that the collection is to make; the folder is ``<output>.partial``, and is made when there is
@@ -65,13 +65,13 @@ class KeptEpisodes:
         return episodes
 
     def add(self, episode: Arrays) -> None:
-        """Takes the next episode; writes those that wait once some seconds have passed."""
+        """Adds the next episode; writes pending episodes every few seconds."""
         self._waiting.append(episode)
         if time.monotonic() - self._last >= SECONDS_BETWEEN_PARTS:
             self.write()
 
     def write(self) -> None:
-        """Writes the episodes that wait."""
+        """Writes the pending episodes."""
         if not self._waiting:
             return
         if not self._written:
@@ -83,7 +83,7 @@ class KeptEpisodes:
         self._last = time.monotonic()
 
     def discard(self) -> None:
-        """Removes the folder: its episodes stand in the output, or are not wanted."""
+        """Removes the folder once its episodes are in the output or not wanted."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _part(self, first: int) -> Path:
@@ -91,5 +91,5 @@ class KeptEpisodes:
 
 
 def joined(episodes: list[Arrays]) -> Arrays:
-    """The arrays of several episodes, one after the other."""
+    """Concatenates the arrays of several episodes."""
     return {name: np.concatenate([episode[name] for episode in episodes]) for name in episodes[0]}

@@ -1,4 +1,4 @@
-"""OGBench's pointmaze: from goal to goal along the shortest way with much noise, as its navigate data were made."""
+"""Navigates OGBench's pointmaze from goal to goal along the shortest way with much noise, as in its navigate data."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ Cell = tuple[int, int]
 
 
 def navigator(make_env: Callable[..., Any]) -> CollectEpisode:
-    """What navigates a maze for one episode.
+    """Collects one episode of navigating a maze.
 
     An episode starts in a free cell and has a goal among the cells that are no mere hallway; when it is reached,
     another is drawn.
 
     Args:
-        make_env: makes the environment, with an episode's length set.
+        make_env: Creates the environment with the episode length set.
     """
     env = make_env(terminate_at_goal=False)
     free, turning = maze_cells(env.unwrapped.maze_map)
 
     def collect_episode(key: Key) -> Arrays:
         rng = np.random.default_rng(key)
-        with seeded_globally(rng):  # the environment draws its goals' noise and its teleports from it
+        with seeded_globally(rng):  # the environment draws noise and teleports from numpy's global state
             return _navigate(env, free, turning, rng)
 
     return collect_episode
 
 
 def maze_cells(maze_map: NDArray[np.int_]) -> tuple[list[Cell], list[Cell]]:
-    """Cells (i, j) that are free, and those of them where a way bends, branches or ends.
+    """Free cells (i, j), and those among them where a way bends, branches or ends.
 
     Args:
         maze_map: 1 for a wall, with walls all around, (rows, columns).
@@ -60,7 +60,7 @@ def maze_cells(maze_map: NDArray[np.int_]) -> tuple[list[Cell], list[Cell]]:
 def _navigate(env: Any, free: list[Cell], turning: list[Cell], rng: np.random.Generator) -> Arrays:
     maze = env.unwrapped
     start, goal = free[rng.integers(len(free))], turning[rng.integers(len(turning))]
-    maze.action_space.seed(int(rng.integers(2**31)))  # a reset makes some random steps
+    maze.action_space.seed(int(rng.integers(2**31)))  # resets take random steps
     task = {"init_ij": start, "goal_ij": goal}
     observation, _ = env.reset(seed=int(rng.integers(2**31)), options={"task_info": task})
     rows: dict[str, list[Any]] = {"observations": [], "actions": [], "terminals": [], "qpos": [], "qvel": []}

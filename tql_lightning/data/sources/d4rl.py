@@ -28,7 +28,7 @@ def load_d4rl(
     action_high: list[float] | float = 1.0,
     validation_fraction: float = 0.0,
 ) -> TransitionDataset:
-    """Loads a D4RL file: observations, actions, rewards, terminals, and timeouts and next_observations if it has them.
+    """Loads a D4RL file: observations, actions, rewards, terminals, and if present timeouts and next_observations.
 
     ``terminals`` end the MDP, ``timeouts`` only cut an episode. Where next_observations is missing, it is the row
     below within an episode, and the last row of a cut episode is left out, as D4RL itself does. The last row of the
@@ -76,7 +76,7 @@ def load_d4rl(
 
 
 def read_hdf5(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays of a D4RL file that transitions are made of.
+    """Reads the arrays of a D4RL file.
 
     Raises:
         DatasetError: the file is missing, damaged, lacks an array, or h5py is not installed.
@@ -110,7 +110,7 @@ def read_hdf5(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def _truncations(path: Path, arrays: dict[str, NDArray[Any]], max_episode_steps: int | None) -> NDArray[Any]:
-    """Where episodes are cut: as the file says, or else by the time limit; and at the end of the file."""
+    """Flags of truncated episodes: the file's timeouts or the time limit, and always the last row."""
     terminals = check_flags("terminals", arrays["terminals"], path.stem)
     if "timeouts" in arrays:
         truncations = np.array(check_flags("timeouts", arrays["timeouts"], path.stem))

@@ -51,7 +51,7 @@ REFERENCE_SCORES: dict[str, tuple[float, float]] = {
     **{f"kitchen-{kind}-v0": (0.0, 4.0) for kind in ("complete", "partial", "mixed")},
 }
 
-# Mazes and kitchens whose files are called otherwise than their datasets, without the version.
+# Mazes and kitchens whose files have other names than their datasets, without the version.
 _FILES = {
     "maze2d-umaze-sparse-v1": "maze2d-umaze-v1",
     "maze2d-medium-sparse-v1": "maze2d-medium-v1",
@@ -71,12 +71,12 @@ _FILES = {
 
 
 def dataset_name(stem: str) -> str:
-    """D4RL's name of the dataset in a published file ("hopper_medium_replay-v2" -> "hopper-medium-replay-v2").
+    """Name of D4RL's dataset in a published file ("hopper_medium_replay-v2" -> "hopper-medium-replay-v2").
 
     Args:
         stem: the file's name without its ending; returned with - for _ where the file is no published one.
     """
-    name = stem.removesuffix("_fixed")  # how the second version of the ant mazes is published
+    name = stem.removesuffix("_fixed")  # files of the second version of the ant mazes end so
     if name in _FILES:
         return _FILES[name].replace("-v0", "-v2") if name != stem else _FILES[name]
     return stem.replace("_", "-")

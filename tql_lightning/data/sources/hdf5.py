@@ -1,4 +1,4 @@
-"""What an HDF5 file may hold: arrays of its own, of sizes that it can hold; nothing that lies elsewhere."""
+"""Checks of HDF5 files: arrays must be stored in the file itself, at sizes that it can hold."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tql_lightning.data.checks import DatasetError
-from tql_lightning.data.claims import EXPANSION, HARMLESS, check_claim, stored_bytes
+from tql_lightning.data.claims import ALWAYS_ALLOWED_BYTES, MAX_EXPANSION, check_claim, stored_bytes
 
 
 def check_links(path: Path, group: Any, names: list[str]) -> None:
-    """Refuses links by name and into other files, which could lead anywhere.
+    """Rejects soft and external links, which may point to any file.
 
     Args:
         path: the file, for errors.
@@ -53,7 +53,7 @@ def claimed_bytes(path: Path, name: str, dataset: Any) -> int:
 
 
 def read_numbers(path: Path, file: Any, names: list[str]) -> dict[str, NDArray[Any]]:
-    """Arrays of numbers by name, once all of them have been found to be in the file.
+    """Reads arrays of numbers by name, after checking that each is stored in the file.
 
     Args:
         path: the file, for errors.
@@ -74,7 +74,7 @@ def read_numbers(path: Path, file: Any, names: list[str]) -> dict[str, NDArray[A
 
 
 def check_whole_file(path: Path) -> None:
-    """Looks at everything in a file that another package is going to read.
+    """Checks every object of a file that another package will read.
 
     Raises:
         DatasetError: something lies elsewhere, or claims more than the file can hold.
@@ -99,8 +99,8 @@ def check_whole_file(path: Path) -> None:
 
 
 def _check_lengths(path: Path, name: str, dataset: Any, stored: int, claims: list[int]) -> None:
-    """Adds up strings and rows of unequal lengths, all of which could be the same bytes of the file."""
-    rows = max(1, (HARMLESS // max(1, stored) + EXPANSION) // max(1, math.prod(dataset.shape[1:])))
+    """Adds up strings and ragged rows, which may all point to the same bytes of the file."""
+    rows = max(1, (ALWAYS_ALLOWED_BYTES // max(1, stored) + MAX_EXPANSION) // max(1, math.prod(dataset.shape[1:])))
     for start in range(0, len(dataset), rows):
         for value in np.ravel(dataset[start : start + rows]):
             claims[0] += len(value) if isinstance(value, bytes | str) else getattr(value, "nbytes", 0)

@@ -83,12 +83,12 @@ def _open(minari: Any, name: str, download: bool) -> Any:
         return minari.load_dataset(name)
     except DatasetError:
         raise
-    except Exception as error:  # whatever a damaged store makes its readers raise
+    except Exception as error:  # readers of a damaged store may raise anything
         raise _damaged(name, error) from error
 
 
 def _check_files(name: str) -> None:
-    """Looks at a cached dataset before its package does, which makes what the metadata name.
+    """Checks a cached dataset before minari opens it, which would create what the metadata name.
 
     Raises:
         FileNotFoundError: it is not cached.
@@ -118,7 +118,7 @@ def _check_files(name: str) -> None:
 
 
 def _check_space(name: str, space: Any) -> None:
-    """Refuses the description of a space whose bounds would fill the memory."""
+    """Rejects a space description whose bounds would exhaust memory."""
     for part in (space, *(space.get("subspaces") or {}).values()) if isinstance(space, dict) else ():
         shape = part.get("shape") if isinstance(part, dict) else None
         if isinstance(shape, list) and math.prod(shape) > MOST_COLUMNS:
@@ -139,7 +139,7 @@ def _fetch(minari: Any, name: str, download: bool) -> None:
         raise DatasetError(f"{name}: expected a cached dataset of Minari, found none; {hint}")
     try:
         minari.download_dataset(name)
-    except Exception as error:  # whatever a hub, a network or a wrong name makes minari raise
+    except Exception as error:  # minari raises many kinds of errors for hubs, networks and names
         first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise DatasetError(
             f"{name}: not cached, and its download failed ({first}); fetch it where there is a network with: "
@@ -170,7 +170,7 @@ def _check_spaces(name: str, source: Any) -> None:
 
 
 def _fields(name: str, source: Any) -> dict[str, Any]:
-    """Arrays of all episodes, one after another."""
+    """Concatenates the arrays of all episodes."""
     rows: dict[str, list[NDArray[Any]]] = {}
     try:
         for episode in _counted(source.iterate_episodes()):
@@ -195,12 +195,12 @@ def _fields(name: str, source: Any) -> dict[str, Any]:
 
 
 def _counted(episodes: Iterable[Any]) -> Iterable[Any]:
-    """Leaves out episodes in which nothing was done."""
+    """Leaves out episodes without a step."""
     return (episode for episode in episodes if len(episode))
 
 
 def _env_id(name: str, source: Any) -> str | None:
-    """The environment: its id, or its whole specification where it was made with arguments of its own.
+    """Gymnasium id of the environment, or its whole specification if it has arguments of its own.
 
     Raises:
         DatasetError: the specification names what a file may not have made.
@@ -220,7 +220,7 @@ def _env_id(name: str, source: Any) -> str | None:
                 environment_spec(described)
                 env_id = described
             except ValueError:
-                if registered is not None:  # else its package is not here, and nobody can play in it
+                if registered is not None:  # otherwise its package is missing, and the data can still be trained on
                     raise
         check_env_id(env_id)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""A folder of .npy files, mapped into memory: for datasets larger than it."""
+"""Memory-mapped folders of .npy files, for datasets larger than memory."""
 
 from __future__ import annotations
 
@@ -17,27 +17,28 @@ from tql_lightning.data.transitions import DatasetError, TransitionDataset
 from tql_lightning.system.files import write_whole_folder
 
 METADATA = "metadata.json"
-MAPPED = ("observations", "actions", "rewards", "next_observations")  # as they lie: float32, row after row
+MAPPED = ("observations", "actions", "rewards", "next_observations")  # used in place: float32 in C order
 
 
 def load_npy_folder(path: str, validation_fraction: float = 0.0, in_memory: bool = False) -> TransitionDataset:
-    """Loads a folder of .npy files without reading them into memory; only looked at, block by block.
+    """Memory-maps a folder of .npy files; checks them block by block.
 
     Files: observations.npy (N, n_s), actions.npy (N, n_a), rewards.npy and next_observations.npy (N, n_s), all
     float32; terminations.npy and truncations.npy (N,); optional masks.npy (N,), float32. An optional
     metadata.json holds env_id, action_low, action_high, actions_scaled and reference_scores. ``tql data convert``
-    writes all of it, with actions scaled. Actions that are not scaled and clipped yet take 4 n_a bytes of memory
-    a transition, all else stays on disk (but a byte or two a transition for ends, and four for masks if not given).
+    writes such folders, with scaled actions. Actions that are not yet scaled and clipped take 4 n_a bytes of memory per
+    transition, episode ends one or two bytes, and missing masks four; the rest stays on disk.
 
     A folder ``NAME-val`` beside it becomes the held-out transitions.
 
     Args:
-        path: the folder; relative to the working directory.
-        validation_fraction: share of the episodes, the last ones, held out for validation.
-        in_memory: read everything into memory, with any numeric dtype and with or without next_observations.npy.
+        path: Path of the folder, relative to the working directory.
+        validation_fraction: Share of the episodes, from the end, to hold out.
+        in_memory: Whether to read everything into memory; then any numeric dtype will do, and next_observations.npy
+            may be missing.
 
     Raises:
-        DatasetError: folder or file is missing, damaged, pickled, unknown or wrong.
+        DatasetError: A folder or file is missing, damaged, pickled, unknown or wrong.
     """
 
     def load(folder: Path) -> TransitionDataset:
@@ -55,14 +56,14 @@ def prepare_npy_folder(path: Path, scratch: Path) -> TransitionDataset:
     """Loads a folder of any numeric dtypes, with or without next observations, in bounded memory.
 
     Args:
-        path: the folder; what lies beside it is left out.
-        scratch: folder for mapped files of what cannot be used as it lies; they are needed as long as the dataset is.
+        path: Path of the folder; a validation folder beside it is ignored.
+        scratch: Folder for memory-mapped files of converted arrays, needed as long as the dataset is used.
 
     Raises:
-        DatasetError: as `load_npy_folder`.
+        DatasetError: As `load_npy_folder`.
     """
     folder = Path(tempfile.mkdtemp(dir=scratch))
-    numbers = count()  # an array may be changed twice
+    numbers = count()  # an array may be converted twice
 
     def allocate(name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
         file = folder / f"{next(numbers)}_{name}.npy"
@@ -72,11 +73,11 @@ def prepare_npy_folder(path: Path, scratch: Path) -> TransitionDataset:
 
 
 def save_npy_folder(path: Path | str, dataset: TransitionDataset) -> None:
-    """Writes a dataset's transitions as a folder that is whole or not there; held-out ones are left out.
+    """Writes a dataset's transitions as a folder, which appears once it is complete; leaves out held-out transitions.
 
     Args:
-        path: the folder to make; nothing may be there.
-        dataset: its arrays may be mapped; they are never copied.
+        path: Path of the folder to create; it must not exist.
+        dataset: Dataset to write; memory-mapped arrays are not copied into memory.
 
     Raises:
         FileExistsError: ``path`` exists.
@@ -92,7 +93,7 @@ def read_npy_folder(folder: Path) -> dict[str, Any]:
     """A folder's arrays, mapped read-only, and its settings, by name.
 
     Raises:
-        DatasetError: as `load_npy_folder`, but for what an array holds.
+        DatasetError: As `load_npy_folder`, apart from the contents of arrays.
     """
     if not folder.is_dir():
         raise DatasetError(
@@ -117,7 +118,7 @@ def read_npy_folder(folder: Path) -> dict[str, Any]:
 
 
 def _require_inside(folder: Path, file: Path) -> None:
-    """Refuses what is no file of the folder: a link that leads out of it, a pipe that nobody writes to."""
+    """Rejects links out of the folder, and pipes and other special files."""
     if not file.resolve().is_relative_to(folder.resolve()):
         raise DatasetError(f"{file}: expected a file of this folder, found a link out of it; copy its target (cp -L)")
     if not file.is_file() and not file.is_dir():
@@ -128,7 +129,7 @@ def _require_inside(folder: Path, file: Path) -> None:
 def _mapped(file: Path) -> NDArray[Any]:
     try:
         return np.lib.format.open_memmap(file, mode="r")
-    except Exception as error:  # whatever Python's own parser makes of the beginning
+    except Exception as error:  # numpy parses the header as Python, which may raise anything
         raise DatasetError(
             f"{file}: expected a whole .npy file of plain numbers, found one that cannot be mapped ({error}); "
             "make it again with numpy.save and a dtype of numbers"
@@ -149,7 +150,7 @@ def _metadata(file: Path) -> dict[str, Any]:
 
 
 def _require_mappable(folder: Path, fields: dict[str, Any]) -> None:
-    """Refuses what could not be used as it lies on disk."""
+    """Rejects arrays that cannot be used in place."""
     remedy = f"write it so with: tql data convert {folder} {folder}-float32, or give in_memory: true if it fits"
     if "next_observations" not in fields and set(REQUIRED) <= fields.keys():
         raise DatasetError(f"{folder}: expected next_observations.npy, found none; {remedy}")

@@ -20,7 +20,7 @@ from tql_lightning.system.files import write_whole
 
 
 def load_npz(path: str, validation_fraction: float = 0.0) -> TransitionDataset:
-    """Loads an npz file of transitions in the order they were made.
+    """Loads an npz file of transitions in the order of recording.
 
     Its arrays: observations (N, n_s), actions (N, n_a) in the environment's units, rewards, terminations
     and truncations (N,); optional next_observations (N, n_s), masks (N,), env_id (a string), action_low and
@@ -40,7 +40,7 @@ def load_npz(path: str, validation_fraction: float = 0.0) -> TransitionDataset:
 
 
 def save_npz(path: Path | str, **arrays: ArrayLike) -> None:
-    """Writes arrays to an npz file that is whole or not there.
+    """Writes arrays to an npz file, which appears once it is complete.
 
     Args:
         path: the file to make or replace.
@@ -58,14 +58,14 @@ def save_npz(path: Path | str, **arrays: ArrayLike) -> None:
 
 
 def read_npz(path: Path) -> dict[str, NDArray[Any]]:
-    """Every array of an npz file; raises as `open_npz` does."""
+    """Reads every array of an npz file; raises as `open_npz` does."""
     with open_npz(path) as file:
         return {key: file[key] for key in file.files}
 
 
 @contextmanager
 def open_npz(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
-    """An npz file opened without pickle, whose arrays are read on demand within the block.
+    """Opens an npz file without pickle; arrays are read on demand within the block.
 
     Raises:
         DatasetError: the file is missing, is no npz, is damaged, holds pickled objects or outgrows the memory.
@@ -75,7 +75,7 @@ def open_npz(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
             f"{path}: no such file; check the path, or make a dataset with: tql collect ENVIRONMENT --output {path}"
         )
     try:
-        # numpy leaves a file open that it cannot read, unless it is given an open one.
+        # numpy would leave a file open that it cannot read; so give it an open one.
         with path.open("rb") as stream:
             if stream.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX:
                 raise DatasetError(
@@ -101,7 +101,7 @@ def open_npz(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
 
 
 def _check_members(path: Path, archive: zipfile.ZipFile) -> None:
-    """Refuses an archive whose members claim what they do not hold, before any of them is unpacked.
+    """Rejects an archive whose members claim other sizes than they have, before any is unpacked.
 
     Raises:
         DatasetError: they do, or numpy wrote no such member.
@@ -142,6 +142,6 @@ def _header(name: str, stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any
             raise ValueError(f"format version {version}")
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError):
         raise
-    except Exception as error:  # whatever Python's own parser makes of it
+    except Exception as error:  # numpy parses the header as Python, which may raise anything
         raise ValueError(f"{name:.80}: {error or type(error).__name__}") from error
     return shape, dtype

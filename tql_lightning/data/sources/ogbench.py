@@ -27,7 +27,7 @@ SINGLE_TASK = re.compile(r"(?P<domain>.+)-singletask(-task(?P<task>\d+))?-v0")
 # What `tql collect` makes, by environment.
 COLLECTABLE = dict.fromkeys(("cube-single", "cube-double", "cube-triple", "scene", "puzzle-3x3", "puzzle-4x4"), "play")
 COLLECTABLE |= dict.fromkeys([f"pointmaze-{maze}" for maze in ("medium", "large", "giant", "teleport")], "navigate")
-DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer
+DOWNLOAD_TIMEOUT = 30.0  # seconds
 
 # Kinds of data that OGBench offers, by the beginning of the environment's name.
 DATA_KINDS = {
@@ -42,7 +42,7 @@ DATA_KINDS = {
 
 
 def dataset_file(domain: str, dataset_dir: str | None = None) -> Path:
-    """Where the file of a domain ("cube-double-play") is looked for.
+    """Path at which the file of a domain ("cube-double-play") is expected.
 
     Args:
         domain: environment and kind of data.
@@ -87,7 +87,7 @@ def load_ogbench(domain: str, task: int | None = None, dataset_dir: str | None =
         _download(domain, path)
     held_out = validation_path(path)
     for file in (path, held_out) if held_out.is_file() else (path,):
-        _check_arrays(file)  # before the seconds that making the environment takes
+        _check_arrays(file)  # before creating the environment, which takes seconds
     env_id = f"{domain.rpartition('-')[0]}-{suffix}"
     with without_display_warnings(), closing(gymnasium.make(env_id)) as env:
         validation = _labelled(held_out, env_id, env) if held_out.is_file() else None
@@ -127,7 +127,7 @@ def _domain_and_suffix(name: str, task: int | None) -> tuple[str, str]:
 
 @contextmanager
 def without_display_warnings() -> Iterator[None]:
-    """Keeps quiet what making an OGBench environment warns of and nobody can mend: no display, float64 bounds."""
+    """Silences warnings of OGBench environments that users cannot fix: no display, float64 bounds."""
     with warnings.catch_warnings():
         for message in (".*DISPLAY environment variable is missing", ".*precision lowered by casting to float32"):
             warnings.filterwarnings("ignore", message=message)
@@ -157,7 +157,7 @@ def _labelled(path: Path, env_id: str, env: Any, validation: TransitionDataset |
     try:
         arrays = _transitions(path)
         relabel_dataset(env_id, env, arrays)
-    except Exception as error:  # whatever a damaged or foreign file makes numpy or ogbench raise
+    except Exception as error:  # numpy and ogbench raise many kinds of errors for damaged files
         raise DatasetError(
             f"{path}: expected a dataset of OGBench for {env_id}, found one that its loader refuses "
             f"({type(error).__name__}: {error}); remove the file and fetch or collect it again"
@@ -167,7 +167,7 @@ def _labelled(path: Path, env_id: str, env: Any, validation: TransitionDataset |
         arrays["observations"],
         arrays["actions"],
         arrays["rewards"],
-        # A goal state masks the value but does not end the recording, so ends come from the file alone.
+        # A goal state masks the value but does not end the recording: episode ends come from the file.
         np.zeros_like(ends),
         ends,
         arrays["next_observations"],
@@ -188,7 +188,7 @@ def _transitions(path: Path) -> dict[str, Any]:
     if not saved:
         return dict(load_dataset(str(path), add_info=True))
     if "next_observations" not in arrays:
-        rows = np.flatnonzero(arrays["valids"])  # the others only hold the observation that ends an episode
+        rows = np.flatnonzero(arrays["valids"])  # other rows hold only the last observation of an episode
         following = arrays["observations"][rows + 1]
         arrays = {name: values[rows] for name, values in arrays.items()} | {"next_observations": following}
     return arrays
@@ -209,6 +209,6 @@ def _download(domain: str, path: Path) -> None:
         raise DatasetError(f"{path}: no such file, and its download failed ({error}); {remedy}") from error
     finally:
         socket.setdefaulttimeout(patience)
-        gc.collect()  # the package leaves its files to be closed, and thereby flushed, whenever that is
-        for part in path.parent.glob(f"{path.stem}*.npz.tmp"):  # whatever ended the download
+        gc.collect()  # the package closes, and so flushes, its files only when they are collected
+        for part in path.parent.glob(f"{path.stem}*.npz.tmp"):  # left by an interrupted download
             part.unlink()

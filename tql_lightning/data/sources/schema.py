@@ -1,4 +1,4 @@
-"""The project's own schema: the arrays and settings by which an npz file or a folder holds a dataset."""
+"""The project's own schema: the arrays and settings of a dataset in an npz file or a folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SETTINGS = ("env_id", "action_low", "action_high", "actions_scaled", "reference_
 
 
 def dataset_from(path: Path, fields: Mapping[str, Any], allocate: Allocate = in_memory) -> TransitionDataset:
-    """Checks what a file or folder holds and makes a dataset of it.
+    """Checks the contents of a file or folder and builds a dataset.
 
     Args:
         path: the file or folder, for the dataset's name and for errors.
@@ -56,7 +56,7 @@ def dataset_from(path: Path, fields: Mapping[str, Any], allocate: Allocate = in_
 
 
 def fields_of(dataset: TransitionDataset) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Arrays and settings from which `dataset_from` makes the very same transitions."""
+    """Arrays and settings from which `dataset_from` builds the same transitions."""
     terminations = dataset.episode_ends & (dataset.masks == 0)
     arrays = {
         "observations": dataset.observations,
@@ -80,7 +80,7 @@ def fields_of(dataset: TransitionDataset) -> tuple[dict[str, Any], dict[str, Any
 def with_held_out(
     load: Callable[[Path], TransitionDataset], path: Path, validation_fraction: float
 ) -> TransitionDataset:
-    """Loads a dataset and what is held out: what lies beside it (``NAME-val``), or a share of its last episodes.
+    """Loads a dataset with its validation part: ``NAME-val`` beside it, or a share of its last episodes.
 
     Args:
         load: loads what lies at a path.
@@ -114,5 +114,5 @@ def with_held_out(
 
 
 def validation_path(path: Path) -> Path:
-    """Where the held-out transitions of a dataset's file or folder lie, if there are any: ``NAME-val`` beside it."""
+    """Path of the validation part of a dataset's file or folder: ``NAME-val`` beside it."""
     return path.with_name(f"{path.stem}-val{path.suffix}")
