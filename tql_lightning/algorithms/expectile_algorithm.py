@@ -26,13 +26,8 @@ class ExpectileAlgorithm(CriticAlgorithm):
         observation_dim: n_s (taken from the dataset by the CLI).
         action_dim: n_a of one decision (taken from the dataset by the CLI).
         value: Makes V from (observation_dim).
-<<<<<<< HEAD
         expectile: kappa of V; 0.5 is the mean, and 1 the limit of the best action in the dataset.
         settings: Settings of `CriticAlgorithm`.
-=======
-        expectile: kappa of V: 0.5 is the mean, towards 1 the best of the data's actions.
-        settings: Those of `CriticAlgorithm`.
->>>>>>> f17
 
     Raises:
         ValueError: A setting is out of its range; the message names it.
