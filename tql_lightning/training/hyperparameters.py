@@ -1,4 +1,4 @@
-"""A model's settings: checked, and in a form that its checkpoint can be loaded from without pickle."""
+"""Checks a model's settings and writes them so that its checkpoint loads without pickle."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from functools import partial
 from inspect import signature
 from typing import Any
 
-ALGORITHM = "algorithm"  # key of a checkpoint under which its class stands
-INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"  # what makes a model from its settings
+ALGORITHM = "algorithm"  # key of the model's class in a checkpoint
+INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"  # function that Lightning makes the model with
 
 
 def loadable(hyperparameters: dict[str, Any]) -> dict[str, Any]:
-    """Hyperparameters with their parts as class path and arguments; callables without one are left out."""
+    """Writes classes and dataclasses among hyperparameters as class path and arguments; drops other callables."""
     described = {name: describe(value) for name, value in hyperparameters.items()}
     kept = {name: value for name, value in described.items() if not callable(value)}
     return {"_instantiator": INSTANTIATOR, **kept}
 
 
 def describe(value: Any) -> Any:
-    """A class, a partial of one, or a dataclass as class path and arguments, and so its arguments; else the value.
+    """Writes a class, a partial of one or a dataclass as class path and arguments, recursively; else the value.
 
-    Defaults are among the arguments: whoever makes the part again may have other ones, as where a setting's own default
-    is another class with an argument of the same name.
+    The arguments include defaults, since a setting's own default may be another class with an argument of the same name
+    and another default.
     """
     factory: object = value
     arguments: dict[str, Any] = {}
@@ -63,7 +63,7 @@ def require(name: str, condition: bool, expected: str, found: object) -> None:
     """Checks a setting of the model.
 
     Raises:
-        ValueError: the condition does not hold; the message names the setting, what was expected and what was found.
+        ValueError: The condition is false; the message names the setting, what was expected and what was found.
     """
     if not condition:
         raise ValueError(f"model.{name}: expected {expected}, found {found}")
