@@ -378,5 +378,5 @@ class Algorithm(LightningModule, ABC):
         if trainer is not None and trainer.state.fn == TrainerFn.FITTING:
             require_sound(self, trainer, self._watch)
         checkpoint[ALGORITHM] = class_path(type(self))
-        checkpoint["hyper_parameters"] = loadable(checkpoint["hyper_parameters"])
+        checkpoint["hyper_parameters"] = loadable(checkpoint["hyper_parameters"], type(self))
         checkpoint["validated_update"] = self._validated
