@@ -7,7 +7,7 @@ from functools import partial
 from inspect import signature
 from typing import Any
 
-PLAIN = bool | int | float | str | tuple | None  # what an argument may be that stands in a checkpoint as it is
+PLAIN = (bool, int, float, str, tuple, type(None))  # arguments that stand in a checkpoint as they are
 ALGORITHM = "algorithm"  # key of a checkpoint under which its class stands
 INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"  # what makes a model from its settings
 
