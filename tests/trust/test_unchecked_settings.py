@@ -200,7 +200,7 @@ TOO_LARGE: dict[str, Change] = {
 def test_a_network_larger_than_its_weights_is_not_built(change: Change, whole: Path, folder: Path) -> None:
     path = forged(whole, folder, change)
     started = time.process_time()
-    with watched(folder), pytest.raises(CheckpointError, match="does not fit a TQL model") as refused:
+    with watched(folder), pytest.raises(CheckpointError, match="does not fit its model") as refused:
         load_checkpoint(path)
     assert time.process_time() - started < 20
     assert len(str(refused.value)) < 500
