@@ -47,6 +47,6 @@ class BeforeDivergence(Callback):
             "state_dict": weights,
             "global_step": self._update,
             "pytorch-lightning_version": lightning.__version__,
-            LightningModule.CHECKPOINT_HYPER_PARAMS_KEY: loadable(dict(pl_module.hparams)),
+            LightningModule.CHECKPOINT_HYPER_PARAMS_KEY: loadable(dict(pl_module.hparams), type(pl_module)),
         }
         write_checkpoint(checkpoint, before_divergence_file(Path(trainer.default_root_dir), self._update))

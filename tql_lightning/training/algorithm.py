@@ -388,5 +388,5 @@ class Algorithm(LightningModule, ABC):
             require_sound(self, trainer, self._watch)
             leave_out_finished_guides(checkpoint, self, trainer.optimizers)
         checkpoint[ALGORITHM] = class_path(type(self))
-        checkpoint["hyper_parameters"] = loadable(checkpoint["hyper_parameters"])
+        checkpoint["hyper_parameters"] = loadable(checkpoint["hyper_parameters"], type(self))
         checkpoint["validated_update"] = self._validated

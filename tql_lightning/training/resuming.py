@@ -93,7 +93,7 @@ def refuse_changes(path: Path, raw: Mapping[str, Any], model: LightningModule, d
     Raises:
         ValueError: Settings differ; the message shows both values of each.
     """
-    now = loadable(dict(model.hparams))
+    now = loadable(dict(model.hparams), type(model))
     before = raw.get("hyper_parameters", {})
     changes = [
         change
