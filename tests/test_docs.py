@@ -6,6 +6,7 @@ import importlib
 import inspect
 import re
 import shlex
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from tests.command_line import parse_fit
 from tests.toy import fit, toy_model
+from tql_lightning.cli.configs import packaged_configs
 from tql_lightning.nn.attention import EntropyAttention
 from tql_lightning.nn.critic import TransformerCritic
 from tql_lightning.run.metrics_csv import read_metrics
@@ -134,3 +136,20 @@ def test_the_table_of_callbacks_lists_every_one_and_its_defaults(monkeypatch: py
     configuration = parse_fit(monkeypatch, "--config", "tql", "--data.dataset=tests.toy.toy_dataset")
     default = {callback["class_path"] for callback in configuration["trainer"]["callbacks"]}
     assert default == {f"tql_lightning.callbacks.{module}.{name}" for name, module, on in rows if on == "yes"}
+
+
+def test_the_commands_about_methods_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (DOCS / "methods.md").read_text()
+    (console,) = re.findall(r"```console\n(.*?)```", text, flags=re.DOTALL)
+    commands = [shlex.split(line) for line in console.splitlines()]
+    assert len(commands) == 3
+    for command in commands:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*left out.*")  # TQL's settings of the quickstart
+            configuration = parse_fit(monkeypatch, *command[command.index("fit") + 1 :])
+        assert "hidden_dims" in configuration["model"]["critic"]["init_args"]  # an MLP's
+
+
+def test_the_table_of_methods_names_every_configuration() -> None:
+    listed = re.findall(r"^\| `(method/\w+)`", (DOCS / "methods.md").read_text(), flags=re.MULTILINE)
+    assert sorted(listed) == sorted(name for name in packaged_configs() if re.fullmatch(r"method/\w+", name))

@@ -91,6 +91,7 @@ class TestReBRAC(AlgorithmContract):
 
 
 class TestQC(AlgorithmContract):
+    learning_updates = 800
     data: ClassVar[dict[str, Any]] = {"action_chunk": 2}
 
     def make(self, observation_dim: int, action_dim: int) -> QC:

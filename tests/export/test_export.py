@@ -68,11 +68,14 @@ class OwnActor(TQL):
         return Actor((1,), self.one_step_actions)
 
 
-class BeyondTorch(TQL):
-    """Acts by NumPy."""
+class Branching(TQL):
+    """Acts by Python's decision on a value."""
 
     def actor(self, extraction: str | None = None) -> Actor:
-        return Actor((1,), lambda observations, _: torch.from_numpy(np.tanh(observations.numpy()[:, :1])))
+        def act(observations: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+            return observations[:, :1].tanh() if float(observations.max()) > 0.0 else observations[:, 1:2].tanh()
+
+        return Actor((1,), act)
 
 
 def test_an_actor_of_ones_own_is_refused_as_torch(tmp_path: Path) -> None:
@@ -82,7 +85,7 @@ def test_an_actor_of_ones_own_is_refused_as_torch(tmp_path: Path) -> None:
 
 
 def test_an_actor_that_torch_cannot_write_is_refused_with_the_reason(tmp_path: Path) -> None:
-    path = trained(tmp_path / "run", kind=BeyondTorch)
+    path = trained(tmp_path / "run", kind=Branching)
     with pytest.raises(ExportError, match="format onnx: expected an actor that is made of torch's operations"):
         export_checkpoint(path, tmp_path / "policy")
     assert not (tmp_path / "policy").exists()

@@ -12,6 +12,7 @@ from tql_lightning.algorithms import losses
 from tql_lightning.nn.critic import Critic, CriticOutput
 from tql_lightning.nn.dropout import without_dropout
 from tql_lightning.nn.temperature import EntropyControl
+from tql_lightning.system.private_api import interpolate
 from tql_lightning.training.optimisation import ParameterGroup, nothing
 from tql_lightning.training.sharding import call_with_frozen_parameters, own_shares
 from tql_lightning.training.update import Inputs
@@ -113,6 +114,6 @@ def move_target(target: nn.Module, source: nn.Module, share: float | Tensor) -> 
         share: Number, or scalar tensor; at 0 nothing moves, buffers neither.
     """
     own, other = own_shares(target.parameters()), own_shares(source.parameters())
-    torch._foreach_lerp_(own, other, [share] * len(own) if isinstance(share, Tensor) else share)
+    interpolate(own, other, share)
     for target_buffer, buffer in zip(target.buffers(), source.buffers(), strict=True):
         target_buffer.copy_(torch.where(share > 0, buffer, target_buffer) if isinstance(share, Tensor) else buffer)

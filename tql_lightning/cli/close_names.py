@@ -13,7 +13,9 @@ import sys
 from collections.abc import Collection, Iterator
 from typing import Any, get_args
 
-RELEASE_NAMES = {  # settings of the authors' release, and the options that they became
+from tql_lightning.cli.private_api import actions, argument_type
+
+RELEASE_NAMES = {  # of the authors' release, and what they are here
     "seed": "--seed_everything",
     "alpha": "--model.bc_coefficient",
     "lr": "--model.optimisation.learning_rate",
@@ -54,10 +56,10 @@ ARGUMENT_OF_PART = re.compile(r"Option '(\w+)' is not accepted\. Got value: Name
 def option_names(parser: Any) -> set[str]:
     """Options of a parser, and of every imported class that one of its options takes by class path."""
     names: set[str] = set()
-    for action in parser._actions:
+    for action in actions(parser):
         names |= {*action.option_strings}
         is_setting = action.option_strings and not action.option_strings[0].endswith(".help")
-        for kind in _classes(getattr(action, "_typehint", None)) if is_setting else ():
+        for kind in _classes(argument_type(action)) if is_setting else ():
             for part in _with_subclasses(kind):
                 names |= {f"{action.option_strings[0]}.{name}" for name in _arguments(part)}
     return names

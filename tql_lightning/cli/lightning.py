@@ -25,6 +25,7 @@ from tql_lightning.cli.close_names import add_note, option_names
 from tql_lightning.cli.commands import COMMANDS, GROUPS
 from tql_lightning.cli.model import ModelParser, chosen_model, without_model
 from tql_lightning.cli.parsers import add_group, command_parser
+from tql_lightning.cli.private_api import actions, subcommand_choices
 from tql_lightning.cli.saved_config import SaveFitConfig
 from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.data.sampler import rows_per_process
@@ -33,6 +34,7 @@ from tql_lightning.run.checkpoint_io import LAST, SUFFIX, CheckpointError, Whole
 from tql_lightning.run.folder import CONFIG_FILE, METRICS_BEFORE_FILE, METRICS_FILE
 from tql_lightning.run.lock import only_run_in
 from tql_lightning.run.superseded import take_back
+from tql_lightning.system.private_api import given_checkpoint_io, last_checkpoints
 from tql_lightning.training.hyperparameters import ALGORITHM, class_path
 from tql_lightning.training.out_of_memory import explained_memory
 from tql_lightning.training.resuming import newest_whole, refuse_changes, refuse_foreign_checkpoint
@@ -85,8 +87,8 @@ class TQLCLI(LightningCLI):
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
         """Adds our own commands to the help; `cli.main` runs them."""
         super()._add_subcommands(parser, **kwargs)
-        (action,) = (action for action in parser._actions if hasattr(action, "add_subcommand"))
-        for choice in action._choices_actions:  # type: ignore[attr-defined]
+        (action,) = (action for action in actions(parser) if hasattr(action, "add_subcommand"))
+        for choice in subcommand_choices(action):
             choice.help = SUMMARIES[choice.dest]
         for name, command in COMMANDS.items():
             below = command_parser(name, command, GROUPS.get(name), whole=False)
@@ -136,8 +138,8 @@ class TQLCLI(LightningCLI):
         plugins = [*plugins] if isinstance(plugins, list | tuple) else [plugins]
         writers: list[Any] = [each for each in plugins if isinstance(each, CheckpointIO)]
         strategy = trainer_config.get("strategy")
-        if not isinstance(strategy, str) and getattr(strategy, "_checkpoint_io", None) is not None:
-            writers.append(strategy._checkpoint_io)
+        if (own_io := given_checkpoint_io(strategy)) is not None:
+            writers.append(own_io)
         base = base_io(writers[0]) if writers else None
         if not writers:
             kwargs["plugins"] = [*plugins, WholeCheckpointIO()]
@@ -276,7 +278,7 @@ class TQLCLI(LightningCLI):
         callbacks = [
             callback for callback in self.trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)
         ]
-        candidates = [Path(path) for callback in callbacks for path in callback._find_last_checkpoints(self.trainer)]
+        candidates = [path for callback in callbacks for path in last_checkpoints(callback, self.trainer)]
         kept = {Path(callback.dirpath) for callback in callbacks if callback.dirpath}
         if not candidates:  # a killed run may have only its best checkpoint
             candidates = [folder / LAST for folder in sorted(kept) if any(folder.glob(f"[!.]*{SUFFIX}"))]

@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 from tql_lightning.algorithms.tql import TQL
 from tql_lightning.cli.configs import DEFAULTS, ConfigError, config_files, holds, packaged_configs
 from tql_lightning.cli.moved import moved_paths
+from tql_lightning.cli.private_api import actions
 from tql_lightning.training.algorithm import Algorithm
 from tql_lightning.training.hyperparameters import class_path
 from tql_lightning.trust.class_paths import check_class_paths
@@ -108,7 +109,7 @@ class ModelParser(LightningArgumentParser):
         """Sets the class whose arguments have been added, and links those that follow from the data."""
         self.model = model
         self.model_settings = frozenset(
-            action.dest.split(".")[1] for action in self._actions if action.dest.startswith("model.")
+            action.dest.split(".")[1] for action in actions(self) if action.dest.startswith("model.")
         )
         for name in sorted(FROM_DATASET & self.model_settings):
             self.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
@@ -116,7 +117,7 @@ class ModelParser(LightningArgumentParser):
             self.link_arguments("data.action_chunk", "model.action_chunk")
         if "discount" in self.model_settings:
             self.link_arguments("model.discount", "data.discount")
-        (action,) = (action for action in self._actions if action.dest == "model")
+        (action,) = (action for action in actions(self) if action.dest == "model")
         action.metavar = "CLASS"
         action.help = f"Import path of the algorithm, such as my_module.MyAlgorithm; now {class_path(model)}."
 

@@ -7,6 +7,8 @@ from typing import Literal
 
 import jsonargparse
 
+from tql_lightning.cli.private_api import actions, argument_groups, argument_type, take_many
+
 Command = Callable[..., object]
 CertifiedOutput = Literal["action", "q"]  # choices of an option of `tql certify`
 
@@ -27,16 +29,17 @@ def command_parser(
     parser = jsonargparse.ArgumentParser(prog=f"tql {name}", description=summary, exit_on_error=False)
     if not isinstance(command, dict):
         parser.add_function_arguments(command, as_positional=True)
-        for group in parser._action_groups:
+        for group in argument_groups(parser):
             if group.title == summary.rstrip("."):
                 group.title = "arguments"  # instead of repeating the description
     elif whole:
         add_group(parser, name, command)
-    for action in parser._actions:
-        if not action.option_strings and getattr(action, "_typehint", None) == list[str]:  # values after spaces
-            action.nargs, action._typehint, action.metavar = "+", str, action.dest  # type: ignore[attr-defined]
-        elif getattr(action, "_typehint", None) == list[float] | None:
-            action.nargs, action._typehint = "+", float  # type: ignore[attr-defined]
+    for action in actions(parser):
+        if not action.option_strings and argument_type(action) == list[str]:  # given one after the other
+            take_many(action, str)
+            action.metavar = action.dest
+        elif argument_type(action) == list[float] | None:
+            take_many(action, float)
     return parser
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tql_lightning.system.files import write_whole
+from tql_lightning.system.private_api import add_summary
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -70,7 +71,7 @@ def _add_animation(writer: Any, key: str, path: Path, update: int) -> None:
 
     encoded, (width, height) = animation(path)
     image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded)
-    writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=key, image=image)]), update)
+    add_summary(writer, Summary(value=[Summary.Value(tag=key, image=image)]), update)
 
 
 def read_picture(path: Path) -> NDArray[np.uint8]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tql_lightning.loggers.media import read_picture
 from tql_lightning.system.full_disk import free_bytes, unwritten
+from tql_lightning.system.private_api import event_file
 
 MIN_FREE_BYTES = 10_000_000  # free space at which logging goes on after a full disk
 P = ParamSpec("P")
@@ -105,7 +106,7 @@ class ContinuedTensorBoardLogger(TensorBoardLogger):
     def finalize(self, status: str) -> None:
         """Writes what was logged and closes the file; removes the file of a run that failed before it logged."""
         if self._experiment is not None and status == "failed" and not self._used:
-            file = Path(self.experiment.file_writer.event_writer._file_name)
+            file = event_file(self.experiment)
             self.experiment.close()
             self._experiment = None
             file.unlink()

@@ -18,10 +18,10 @@ from typing import Any, BinaryIO
 
 import torch
 from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
-from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 
 from tql_lightning.system.files import remove_leftovers, write_whole
 from tql_lightning.system.full_disk import unwritten
+from tql_lightning.system.private_api import wraps_checkpoint_io
 from tql_lightning.trust.archive import blocks, is_intact, read_archive
 from tql_lightning.trust.text import FileError, shown
 from tql_lightning.trust.torch_file import check_torch_file
@@ -100,9 +100,11 @@ class WholeCheckpointIO(TorchCheckpointIO):
 
 def base_io(checkpoint_io: CheckpointIO | None) -> CheckpointIO | None:
     """The plugin inside wrappers such as Lightning's ``AsyncCheckpointIO``; None if it is not set yet."""
-    while isinstance(checkpoint_io, _WrappingCheckpointIO):
-        checkpoint_io = checkpoint_io.checkpoint_io
-    return checkpoint_io
+    inner: Any = checkpoint_io
+    while wraps_checkpoint_io(inner):
+        inner = inner.checkpoint_io
+    found: CheckpointIO | None = inner
+    return found
 
 
 def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:

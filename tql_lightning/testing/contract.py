@@ -26,6 +26,7 @@ from tql_lightning.data.transitions import TransitionDataset
 from tql_lightning.data.windows import Span
 from tql_lightning.export.policy import Policy
 from tql_lightning.export.writer import export_checkpoint
+from tql_lightning.system.private_api import recompilation_raises
 from tql_lightning.testing.observers import Gradients, observers
 from tql_lightning.testing.problems import (
     ACTION_DIM,
@@ -154,16 +155,16 @@ class AlgorithmContract(ABC):
         model.execution = replace(model.execution, compile=True)
         inputs = [model.inputs(update) for update in range(3)]
         minibatches = [self.minibatch(model, update) for update in range(3)]
-        torch._dynamo.reset()
+        torch.compiler.reset()
         compiled = torch.compile(copy.deepcopy(model).losses, fullgraph=True, dynamic=False, backend="eager")
-        with torch._dynamo.config.patch(error_on_recompile=True):
+        with recompilation_raises():
             for update, (batch, noise) in enumerate(minibatches):
                 torch.manual_seed(0)
                 found = compiled(batch, noise, inputs[update])
                 torch.manual_seed(0)
                 expected = model.losses(batch, noise, inputs[update])
                 torch.testing.assert_close(found.total, expected.total)
-        torch._dynamo.reset()
+        torch.compiler.reset()
 
     def test_observers_do_not_change_training(self, tmp_path: Path) -> None:
         """Neither validation, nor checkpoints, nor callbacks that act, take losses and draw random numbers."""

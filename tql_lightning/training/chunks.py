@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from tql_lightning.system.private_api import skip_next_validation, validation_is_due
+
 _COUNTS = ("ready", "started", "processed", "completed")
 
 
@@ -47,13 +49,13 @@ def validation_follows(trainer: Any) -> bool:
     stops = trainer.should_stop
     if stops:  # else it is left alone: a signal may set it at any time
         trainer.should_stop = False
-    due = ends_chunk and trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+    due = ends_chunk and validation_is_due(trainer)
     if stops:
         trainer.should_stop = True
-    return bool(due)
+    return due
 
 
 def skip_validation_of_a_stop(trainer: Any) -> None:
     """Where training is to stop, leaves out the validation that an uninterrupted run would not make here."""
     if trainer.should_stop and not validation_follows(trainer):
-        trainer.fit_loop.epoch_loop._skip_next_val = True
+        skip_next_validation(trainer)

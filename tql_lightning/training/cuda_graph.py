@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from tql_lightning.system.private_api import copy_into
+
 WARM_UP_STEPS = 3  # torch's own number: libraries set themselves up, and the optimizer makes its state
 
 
@@ -90,7 +92,7 @@ class GraphedStep:
             with uncached_autocast(self.model):
                 self.recorder.record(self._work)
         static = [tensor for tensor in self.inputs if tensor is not None]
-        torch._foreach_copy_(static, [tensor for tensor in given if tensor is not None])  # few launches
+        copy_into(static, [tensor for tensor in given if tensor is not None])
         return self.recorder.replay()
 
     def _work(self) -> Any:

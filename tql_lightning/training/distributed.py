@@ -11,6 +11,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
 from tql_lightning.nn.number_types import at_least_float32
+from tql_lightning.system.private_api import ddp_settings, restart_static_graph
 
 # What gloo and NCCL say where another process is gone.
 PEER_LOST_MESSAGES = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exit")
@@ -103,7 +104,8 @@ def prefer_static_graph(strategy: object) -> None:
     """
     if not isinstance(strategy, DDPStrategy):
         return
-    if not strategy._ddp_kwargs.get("find_unused_parameters"):
-        strategy._ddp_kwargs.setdefault("static_graph", True)
-    # Lightning starts the sums of the first update itself, as manual optimisation needs it; once, not at every fit.
-    strategy._pl_static_graph_delay_done = False
+    settings = ddp_settings(strategy)
+    if not settings.get("find_unused_parameters"):
+        settings.setdefault("static_graph", True)
+    # Manual optimisation needs the first all-reduce of every fit, and Lightning starts only that of the first fit.
+    restart_static_graph(strategy)

@@ -25,6 +25,7 @@ from tql_lightning.data.sampler import TrainingStream
 from tql_lightning.run.checkpoint_io import CheckpointError, read_checkpoint
 from tql_lightning.run.folder import CONFIG_FILE, divergence_file
 from tql_lightning.system.files import write_text_whole, write_whole
+from tql_lightning.system.private_api import norms
 from tql_lightning.training.distributed import sum_over_processes
 
 MOST_SHOWN = 3
@@ -108,7 +109,7 @@ def count_broken(model: LightningModule, trainer: Trainer) -> Tensor:
         by_type.setdefault((tensor.device, tensor.dtype), []).append(tensor)
     count = torch.zeros((), device=model.device)
     for tensors in by_type.values():
-        largest = torch.stack(torch._foreach_norm(tensors, math.inf))  # NaN where there is one
+        largest = torch.stack(norms(tensors, math.inf))  # NaN where there is one
         count += (~largest.isfinite()).sum().to(count.device)
     return count
 

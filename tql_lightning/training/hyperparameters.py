@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields, is_dataclass
 from functools import partial
+from inspect import signature
 from typing import Any
 
 ALGORITHM = "algorithm"  # key of a checkpoint under which its class stands
@@ -18,7 +19,11 @@ def loadable(hyperparameters: dict[str, Any]) -> dict[str, Any]:
 
 
 def describe(value: Any) -> Any:
-    """A class, a partial of one, or a dataclass as class path and arguments, and so its arguments; else the value."""
+    """A class, a partial of one, or a dataclass as class path and arguments, and so its arguments; else the value.
+
+    Defaults are among the arguments: whoever makes the part again may have other ones, as where a setting's own default
+    is another class with an argument of the same name.
+    """
     factory: object = value
     arguments: dict[str, Any] = {}
     if isinstance(value, partial):
@@ -27,8 +32,26 @@ def describe(value: Any) -> Any:
         factory, arguments = type(value), {part.name: getattr(value, part.name) for part in fields(value)}
     if not isinstance(factory, type):
         return value
-    described = {name: describe(argument) for name, argument in arguments.items()}
+    described = {name: describe(argument) for name, argument in (_defaults(factory) | arguments).items()}
     return {"class_path": class_path(factory), "init_args": described}
+
+
+def _defaults(kind: type) -> dict[str, Any]:
+    """A class's defaults by name, as far as a checkpoint can hold them."""
+    parameters = signature(kind).parameters.values()
+    defaults = {
+        parameter.name: parameter.default for parameter in parameters if parameter.default is not parameter.empty
+    }
+    return {name: value for name, value in defaults.items() if _can_be_held(describe(value))}
+
+
+def _can_be_held(value: Any) -> bool:
+    """Whether a described value is made of numbers, text and nothing, in lists and mappings."""
+    if isinstance(value, dict):
+        return all(map(_can_be_held, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_can_be_held, value))
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def class_path(kind: type) -> str:

@@ -22,6 +22,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.func import functional_call
 
+from tql_lightning.system.private_api import forget_forward_passes
+
 NAME = "sharded"
 TIMEOUT = timedelta(minutes=30)
 
@@ -215,11 +217,7 @@ def _forget(module: nn.Module, *_: Any) -> None:
     """Drops what torch notes at forward passes for backward passes, and only these drop: a target has none."""
     for part in module.modules():
         if isinstance(part, FSDPModule):
-            state: Any = part._get_fsdp_state()
-            state._comm_ctx.post_forward_order.clear()
-            one = getattr(state, "_fsdp_param_group", None)  # before torch had several
-            for group in getattr(state, "_fsdp_param_groups", [one] if one is not None else []):
-                group._post_forward_indices.clear()
+            forget_forward_passes(part)
 
 
 def _gather(value: Any, keep: bool) -> Any:

@@ -10,8 +10,8 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.plugins.precision import HalfPrecision
 from lightning.pytorch.strategies import ModelParallelStrategy
-from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
+from tql_lightning.system.private_api import start_method
 from tql_lightning.training.cuda_graph import can_record
 from tql_lightning.training.execution import Execution
 from tql_lightning.training.sharding import NAME, ShardedStrategy
@@ -80,10 +80,11 @@ def refuse_launch(trainer: Trainer) -> None:
             and nothing says where they are.
     """
     strategy = trainer.strategy
-    if isinstance(strategy.launcher, _MultiProcessingLauncher):
+    method = start_method(strategy)
+    if method is not None:
         raise ValueError(
             "trainer.strategy: expected processes that run the command themselves, as with ddp, found "
-            f"{type(strategy).__name__} by {strategy.launcher._start_method}, whose processes cannot hand back how "
+            f"{type(strategy).__name__} by {method}, whose processes cannot hand back how "
             "training ended; use ddp"
         )
     environment = getattr(strategy, "cluster_environment", None)

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
-from torch._functorch import config as aot_config
 
 from tql_lightning.batch import UpdateSpec
 from tql_lightning.nn.structured import advance_guides, guided_layers
+from tql_lightning.system.private_api import uncast_backward
 from tql_lightning.system.signals import SignalGuard
 from tql_lightning.training.cuda_graph import GraphedStep, ReplayedAdamW, new_recorder
 from tql_lightning.training.distributed import mean_over_processes
@@ -177,12 +177,11 @@ class UpdateRunner:
     def _compiled(self) -> Callable[[Any, Any, Inputs], Losses]:
         whole = partial(self.algorithm.losses, whole_mean=mean_over_processes)
         compiled = torch.compile(whole, fullgraph=True, dynamic=False)
-        known = hasattr(aot_config, "backward_pass_autocast")  # torch 2.8 does not have it
-        without_autocast = {"backward_pass_autocast": "off"} if known else {}
+        without_autocast = uncast_backward()
 
         def run(batch: Any, noise: Any, inputs: Inputs) -> Losses:
             # The backward pass is compiled with it; autocast must not round it either, see `_backward`.
-            with aot_config.patch(without_autocast):
+            with without_autocast():
                 outputs: Losses = compiled(batch, noise, inputs)
             return outputs
 

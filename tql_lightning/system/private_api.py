@@ -1,0 +1,128 @@
+"""Private names of torch and Lightning, each behind a function with a plain name.
+
+An upgrade that renames one breaks here, and ``tests/system/test_private_api.py`` names it. Not here are methods and
+attributes that a subclass must override or inherit under their own name; the same test lists them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from lightning.fabric.plugins import CheckpointIO
+    from lightning.pytorch import Trainer
+    from lightning.pytorch.callbacks import ModelCheckpoint
+    from lightning.pytorch.strategies import DDPStrategy, Strategy
+    from torch.distributed.fsdp import FSDPModule
+    from torch.utils.tensorboard import SummaryWriter
+
+# ------------------------------------------------------------------ torch
+
+
+def copy_into(targets: list[Tensor], sources: list[Tensor]) -> None:
+    """Copies each source into its target, with few kernel launches."""
+    torch._foreach_copy_(targets, sources)
+
+
+def interpolate(targets: list[Tensor], sources: list[Tensor], share: float | Tensor) -> None:
+    """Sets each target to share * source + (1 - share) * target, with few kernel launches."""
+    if isinstance(share, Tensor):
+        torch._foreach_lerp_(targets, sources, [share] * len(targets))
+    else:
+        torch._foreach_lerp_(targets, sources, share)
+
+
+def norms(tensors: list[Tensor], order: float) -> tuple[Tensor, ...]:
+    """The norm of each tensor, with few kernel launches."""
+    return tuple(torch._foreach_norm(tensors, order))
+
+
+def uncast_backward() -> Callable[[], AbstractContextManager[Any]]:
+    """Makes contexts in which a compiled function's backward pass is compiled without autocast."""
+    from torch._functorch import config
+
+    known = hasattr(config, "backward_pass_autocast")  # torch 2.8 does not have it
+    return partial(config.patch, {"backward_pass_autocast": "off"} if known else {})
+
+
+def recompilation_raises() -> AbstractContextManager[Any]:
+    """A context in which ``torch.compile`` raises where it would compile a function a second time."""
+    return torch._dynamo.config.patch(error_on_recompile=True)  # type: ignore[no-any-return]
+
+
+def forget_forward_passes(part: FSDPModule) -> None:
+    """Removes what FSDP records at a forward pass for its backward pass; without one the records would pile up."""
+    state: Any = part._get_fsdp_state()
+    state._comm_ctx.post_forward_order.clear()
+    one = getattr(state, "_fsdp_param_group", None)  # newer versions of torch have several
+    for group in getattr(state, "_fsdp_param_groups", [one] if one is not None else []):
+        group._post_forward_indices.clear()
+
+
+def add_summary(writer: SummaryWriter, summary: Any, update: int) -> None:
+    """Writes a TensorBoard summary that the writer has no method for."""
+    writer._get_file_writer().add_summary(summary, update)  # type: ignore[no-untyped-call]
+
+
+def event_file(writer: SummaryWriter) -> Path:
+    """Path of the event file that a TensorBoard writer writes."""
+    files: Any = writer.file_writer
+    return Path(files.event_writer._file_name)
+
+
+# ------------------------------------------------------------------ Lightning
+
+
+def validation_is_due(trainer: Trainer) -> bool:
+    """Whether Lightning validates after the batch that has just ended."""
+    loop: Any = trainer.fit_loop
+    return bool(loop.epoch_loop._should_check_val_fx(loop._data_fetcher))
+
+
+def skip_next_validation(trainer: Trainer) -> None:
+    """Makes Lightning leave out the validation after the batch that has just ended."""
+    loop: Any = trainer.fit_loop.epoch_loop
+    loop._skip_next_val = True
+
+
+def ddp_settings(strategy: DDPStrategy) -> dict[str, Any]:
+    """Arguments that the strategy passes to DistributedDataParallel; changes take effect when it wraps the model."""
+    return strategy._ddp_kwargs
+
+
+def restart_static_graph(strategy: DDPStrategy) -> None:
+    """Makes Lightning start the all-reduce of the first backward pass again, which it does once a strategy."""
+    strategy._pl_static_graph_delay_done = False
+
+
+def start_method(strategy: Strategy) -> str | None:
+    """How a strategy starts its processes with ``multiprocessing``: "fork" or "spawn"; None if it does not."""
+    from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+
+    launcher = strategy.launcher
+    return launcher._start_method if isinstance(launcher, _MultiProcessingLauncher) else None
+
+
+def given_checkpoint_io(strategy: Any) -> CheckpointIO | None:
+    """The checkpoint plugin that a strategy was constructed with."""
+    found: CheckpointIO | None = getattr(strategy, "_checkpoint_io", None)
+    return found
+
+
+def wraps_checkpoint_io(checkpoint_io: Any) -> bool:
+    """Whether a checkpoint plugin wraps another, its ``checkpoint_io``, as ``AsyncCheckpointIO`` does."""
+    from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
+
+    return isinstance(checkpoint_io, _WrappingCheckpointIO)
+
+
+def last_checkpoints(callback: ModelCheckpoint, trainer: Trainer) -> list[Path]:
+    """Files that Lightning takes for a callback's last checkpoint."""
+    return [Path(path) for path in callback._find_last_checkpoints(trainer)]
