@@ -41,7 +41,10 @@ from tql_lightning.training.resuming import newest_whole, refuse_changes, refuse
 from tql_lightning.training.trainer_checks import refuse_launch
 from tql_lightning.trust.text import FileError
 
-DESCRIPTION = "Transformer Q-Learning: offline reinforcement learning with a transformer critic"
+DESCRIPTION = (
+    "Transformer Q-Learning: offline reinforcement learning with a transformer critic. Without a GPU a thread runs on "
+    "each core that the process may use; OMP_NUM_THREADS in the environment sets another number."
+)
 SUMMARIES = {
     "fit": "Trains on a dataset; continues a run with --ckpt_path=last.",
     "validate": "Computes the losses of a checkpoint on held-out transitions.",

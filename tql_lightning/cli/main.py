@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+# OpenMP reads it when torch is imported. Threads that spin while they wait take cores from whatever else runs.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # about Lightning's use of jsonargparse
 
 from tql_lightning.cli.close_names import add_note, key_of, option_names

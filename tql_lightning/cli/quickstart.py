@@ -145,7 +145,7 @@ def _check(runs: Sequence[Run], parallel: int) -> None:
 def _train(runs: Sequence[Run], parallel: int) -> None:
     waiting = deque(runs)
     running: list[Run] = []
-    threads = max(1, (os.cpu_count() or 1) // min(parallel, len(runs)))
+    threads = max(1, len(os.sched_getaffinity(0)) // min(parallel, len(runs)))
     total = len(runs) * int(read_yaml(packaged_configs()[CONFIG].read_text())["trainer"]["max_steps"])
     # Handle SIGTERM like Ctrl-C: the runs have process groups of their own and would go on.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
