@@ -179,7 +179,9 @@ def test_the_releases_windows_are_refused_for_a_model_that_does_not_read_which_s
 
 
 def test_a_model_of_other_sizes_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"model.observation_dim: expected the data's, 3, found 4; make the TQL of data"):
+    with pytest.raises(
+        ValueError, match=r"model.observation_dim: expected the data's, 3, found 4; make the TQL of data"
+    ):
         fit(tmp_path, TQL(4, 1), 5)
     with pytest.raises(ValueError, match=r"model.action_dim: expected the data's, 1, found 2"):
         fit(tmp_path, TQL(3, 2), 5)
