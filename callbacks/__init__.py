@@ -1,5 +1,5 @@
-"""Observers of training; import them as ``tql_lightning.callbacks``. Training is the same with and without."""
+"""Callbacks that observe training and never change it; import them as ``tql_lightning.callbacks``."""
 
-# Those that conf/tql.yaml leaves out: so the command line knows every one by its class alone.
+# Imported so that the command line finds them by class name; conf/tql.yaml imports the others.
 from tql_lightning.callbacks import before_divergence as before_divergence
 from tql_lightning.callbacks import episode_videos as episode_videos

@@ -22,22 +22,21 @@ from tql_lightning.training.algorithm import Algorithm
 from tql_lightning.training.distributed import mean_over_processes
 from tql_lightning.training.sharding import gathered
 
-PATIENCE = 3  # times in a row that metrics are logged
+PATIENCE = 3  # logged updates in a row
 
 
 class AttentionEntropyMonitor(Callback):
-    """Writes entropy, target and temperature per layer and token group to the loggers, and the entropy of every head.
+    """Logs attention entropy, target and temperature per layer and token group, and the entropy of every head.
 
-    Keys, for the groups "value" ([VALUE] query) and "others": ``train/attention_entropy/layer_0/value``, its share of
-    the largest possible ``train/attention_entropy_share/...``, ``train/target_entropy/...``,
-    ``train/attention_entropy_distance/...`` (entropy minus target), ``train/temperature/...``, all of the last
-    minibatch, and ``train/head_entropy/layer_0/value/head_3`` of a fixed batch of the dataset's transitions. Without
-    entropy control there are no targets and temperatures; with a critic that has no attention nothing is written.
+    Token groups are "value" (the [VALUE] query) and "others". Keys of the last minibatch:
+    ``train/attention_entropy/layer_0/value``, ``train/attention_entropy_share/...`` (entropy over its maximum ln n),
+    ``train/target_entropy/...``, ``train/attention_entropy_distance/...`` (entropy minus target) and
+    ``train/temperature/...``. ``train/head_entropy/layer_0/value/head_3`` is of a fixed batch from the dataset. Without
+    entropy control there are no targets and temperatures. A critic without attention logs nothing.
 
     Args:
-        floor: warn, once a layer, when a group's share of ln n stays under it for three logged updates in a row; 0
-            for never.
-        transitions: in the batch that the heads' entropies are taken over; 0 to leave them out.
+        floor: Share of ln n. Below it for three logged updates in a row, a layer causes one warning; 0 for no warning.
+        transitions: Size of the fixed batch for head entropies; 0 to leave them out.
 
     Raises:
         ValueError: ``floor`` is not between 0 and 1, or ``transitions`` is negative.
@@ -55,7 +54,7 @@ class AttentionEntropyMonitor(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Writes at the updates at which the module writes its own metrics."""
+        """Logs at the updates at which the algorithm logs its metrics."""
         diagnostics = outputs["diagnostics"]
         if not outputs["log_now"] or "attention_entropy" not in diagnostics:
             return
@@ -86,7 +85,7 @@ class AttentionEntropyMonitor(Callback):
             logger.log_metrics(scalars, step=trainer.global_step)
 
     def _head_entropies(self, trainer: Trainer, model: Algorithm) -> dict[str, float]:
-        """By the key they are written under; on the first process, but called on all of them."""
+        """Head entropies by key on the first process; called on every process, as sharded weights are gathered."""
         if self.transitions == 0 or not trainer.loggers:
             return {}
         critic = require_critic(self, model)
@@ -112,7 +111,7 @@ class AttentionEntropyMonitor(Callback):
             self._times_under[layer] = self._times_under.get(layer, 0) + 1 if under else 0
             if self._times_under[layer] != PATIENCE:
                 continue
-            self._times_under[layer] = PATIENCE + 1  # said once; entropy may come back and fall again
+            self._times_under[layer] = PATIENCE + 1  # no second warning until entropy has recovered
             target = "without a target" if targets is None else f"of target {targets[layer][group]:.2f}"
             remedy = (
                 "set model.entropy_control to AttentionTemperature"

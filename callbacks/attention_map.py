@@ -1,4 +1,4 @@
-"""Draws where the critic attends."""
+"""Draws the critic's attention maps."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from tql_lightning.training.algorithm import Algorithm
 
 
 class AttentionMap(PeriodicObserver):
-    """Draws each layer's attention map, the mean over heads and a fixed batch of the dataset's transitions.
+    """Draws the attention map of each layer, averaged over heads and a fixed batch from the dataset.
 
-    Rows are queries and sum to 1; axes are tokens: [VALUE], observation, action. Pictures go to
+    Rows are queries and sum to 1; the axes are the tokens [VALUE], observation and action. Pictures go to
     ``pictures/attention_map/`` in the run's folder and to the loggers. A critic without attention has none.
 
     Args:
-        every_n_updates: updates between two pictures; a multiple of the data's ``updates_per_step``. There is one
-            before the first update and one after the last, too.
-        transitions: in the batch.
+        every_n_updates: Updates between two pictures, a multiple of the data's ``updates_per_step``. Pictures are also
+            drawn before the first and after the last update.
+        transitions: Size of the fixed batch.
     """
 
     def __init__(self, every_n_updates: int = 100_000, transitions: int = 64) -> None:

@@ -1,4 +1,4 @@
-"""Observers that another process works for, while training goes on."""
+"""Base class of observers that work in another process while training goes on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tql_lightning.callbacks.saving import try_save
 from tql_lightning.evaluation.background import BackgroundEvaluator, Job, Outcome
 from tql_lightning.run.folder import EVALUATION_FOLDER, pending_file
 
-MOST_PENDING = 2  # snapshots that wait for what is made of them; training waits rather than pile up more
+MOST_PENDING = 2  # unfinished snapshots; training waits rather than add more
 WAIT_SECONDS = 0.2
 AFTER_SIGNAL_SECONDS = (
     120.0  # that training waits for them where a signal has ended it; snapshots stay for its continuation
@@ -25,20 +25,19 @@ AFTER_SIGNAL_SECONDS = (
 
 
 class BackgroundObserver(Callback, ABC):
-    """Gives snapshots of the model to a process of its own, and waits for what is left when training ends.
+    """Gives snapshots of the model to another process, and waits for unfinished jobs when training ends.
 
-    Subclasses call `submit`, and write what has become of it in `log_finished`, at the updates at which metrics are
-    logged and whenever they are told to wait. The process starts with the first job.
+    Subclasses call `submit`, and write results in `log_finished`. The process starts with the first job.
 
     Args:
-        timeout: seconds that a step of an environment may take before it counts as hung.
+        timeout: Seconds after which a step of an environment counts as hung.
 
     Raises:
         ValueError: ``timeout`` is not above 0.
     """
 
-    plural = "jobs"  # of what the process does, for messages
-    kind = EVALUATION_FOLDER  # of the run's folder, in which snapshots wait
+    plural = "jobs"  # name of the jobs in messages
+    kind = EVALUATION_FOLDER  # folder in the run's folder for waiting snapshots
 
     def __init__(self, timeout: float) -> None:
         if timeout <= 0:
@@ -48,30 +47,30 @@ class BackgroundObserver(Callback, ABC):
 
     @abstractmethod
     def log_finished(self, trainer: Trainer, until_pending: int | None = None) -> None:
-        """Writes what `finished` gives; called on every process.
+        """Writes the outcomes that `finished` returns; called on every process.
 
         Args:
-            trainer: that trains.
-            until_pending: wait until at most so many jobs are unfinished; None: do not wait.
+            trainer: Trainer of the run.
+            until_pending: Number of unfinished jobs to wait for; None for no waiting.
         """
 
     def save_snapshot(self, trainer: Trainer, weights_only: bool = True) -> tuple[Path, str | None]:
-        """Writes the model as it is, for a job; called on every process.
+        """Writes a snapshot of the model for a job; called on every process.
 
         Args:
-            trainer: that trains.
-            weights_only: without what a run needs to continue.
+            trainer: Trainer of the run.
+            weights_only: Whether to leave out the optimizer's state and the loops.
 
         Returns:
-            The file, and None or why it could not be written.
+            The file, and None or the error's text if the write failed.
         """
         snapshot = pending_file(Path(trainer.default_root_dir), trainer.global_step, self.kind)
         reason = try_save(self, trainer, partial(trainer.save_checkpoint, snapshot, weights_only))
-        trainer.strategy.checkpoint_io.teardown()  # one that writes in a thread has written it then
+        trainer.strategy.checkpoint_io.teardown()  # waits for a plugin that writes in a thread
         return snapshot, reason
 
     def submit(self, job: Job) -> None:
-        """Hands over a job and returns at once."""
+        """Submits a job without waiting."""
         self._evaluator = self._evaluator or BackgroundEvaluator(self.timeout)
         self._evaluator.submit(job)
 
@@ -121,12 +120,12 @@ class BackgroundObserver(Callback, ABC):
 
 
 def interrupted(trainer: Trainer) -> bool:
-    """Whether a signal has asked training to end; the same on every process."""
+    """Whether a signal is ending training; the same on every process."""
     return any(callback.received is not None for callback in _interrupts(trainer))
 
 
 def hears_signal(trainer: Trainer) -> bool:
-    """Whether a signal has reached this process, of which others may not know yet."""
+    """Whether a signal has reached this process; other processes may not know yet."""
     return any(callback.heard is not None for callback in _interrupts(trainer))
 
 

@@ -1,4 +1,4 @@
-"""Keeps the weights that an update which went wrong began with."""
+"""Saves the weights from before a diverged update."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from tql_lightning.training.sharding import whole
 
 
 class BeforeDivergence(Callback):
-    """Writes ``divergence/before_update_<N>.ckpt`` when training diverges: the weights before the last chunk.
+    """Writes ``divergence/before_update_<N>.ckpt`` when training diverges: the weights before the last trainer step.
 
-    With ``--config replay``, where a chunk is one update, those are the weights that update N turned into NaN. Each
-    chunk copies all weights once, on their device. The first process writes them whole, also where they are in shares.
+    With ``--config replay`` a trainer step is one update, so that these are the weights that update N turned into NaN.
+    Each trainer step copies all weights once, on their device. The first process writes them whole, even if sharded.
     """
 
     def __init__(self) -> None:
@@ -37,16 +37,16 @@ class BeforeDivergence(Callback):
                 self._weights[name] = value.clone()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Writes them, as a checkpoint to look at; it has no optimizer to continue with."""
+        """Writes the copied weights as a checkpoint without optimizer state, from which no run can continue."""
         if not isinstance(exception, TrainingDivergedError) or not self._weights:
             return
-        weights = {name: whole(value).cpu() for name, value in self._weights.items()}  # every process diverges at once
+        weights = {name: whole(value).cpu() for name, value in self._weights.items()}  # all processes raise together
         if not trainer.is_global_zero:
             return
         checkpoint = {
             "state_dict": weights,
             "global_step": self._update,
             "pytorch-lightning_version": lightning.__version__,
-            LightningModule.CHECKPOINT_HYPER_PARAMS_KEY: loadable(dict(pl_module.hparams)),
+            LightningModule.CHECKPOINT_HYPER_PARAMS_KEY: loadable(dict(pl_module.hparams), type(pl_module)),
         }
         write_checkpoint(checkpoint, before_divergence_file(Path(trainer.default_root_dir), self._update))

@@ -1,4 +1,4 @@
-"""Keeps the weights of the best evaluation, also of evaluations in the background."""
+"""Keeps the weights of the best evaluation, in the foreground or background."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ FALLBACK_METRIC = "eval/return"
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keeps ``best.ckpt``: the weights of the evaluation with the highest success rate, written when it is known.
+    """Keeps ``best.ckpt``, the weights of the evaluation with the highest success rate.
 
-    `RolloutEvaluation` tells it of every evaluation but that of update 0. The result of one in the background comes
-    when training has gone on; what is kept then is the snapshot that was evaluated, not the weights at hand.
+    `RolloutEvaluation` reports every evaluation except that of update 0. A background evaluation ends after training
+    has moved on, so its snapshot is kept instead of the current weights.
 
     Args:
-        dirpath: folder of the checkpoint.
-        monitor: logged key that is to be high; ``eval/return`` stands in where an evaluation does not have it.
+        dirpath: Folder of the checkpoint.
+        monitor: Logged key to maximise; ``eval/return`` replaces it where an evaluation lacks it.
     """
 
     def __init__(self, dirpath: str | None = None, monitor: str = "eval/success_rate") -> None:
@@ -51,19 +51,19 @@ class BestCheckpoint(ModelCheckpoint):
         self._taken_up = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Lightning's, without its warning that a continued run's folder is not empty."""
+        """Sets up without Lightning's warning that a continued run's folder is not empty."""
         self._taken_up = False
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Checkpoint directory")
             super().setup(trainer, pl_module, stage)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes up the best so far: it may have become known after the checkpoint that the run continues from."""
+        """Restores the best so far, which may be newer than the checkpoint that the run continues from."""
         super().on_train_start(trainer, pl_module)
         self._take_up(trainer)
 
     def _take_up(self, trainer: Trainer) -> None:
-        """Once a run; one that is damaged, gone or of a later update is replaced by the next evaluation's."""
+        """Restores the best once per run; the next evaluation replaces one that is damaged, missing or too new."""
         if self._taken_up:
             return
         self._taken_up = True
@@ -77,7 +77,7 @@ class BestCheckpoint(ModelCheckpoint):
                 rank_zero_warn(f"{error}\nBestCheckpoint: the next evaluation's weights take its place")
             self._forget()
             return
-        if update > trainer.global_step:  # that the run had come to before it was continued from here
+        if update > trainer.global_step:  # the run continues from an earlier checkpoint
             self._forget()
             if trainer.is_global_zero:
                 with training_goes_on(best):
@@ -98,13 +98,13 @@ class BestCheckpoint(ModelCheckpoint):
         self.best_model_score = self.current_score = None
 
     def consider(self, trainer: Trainer, update: int, metrics: dict[str, float], snapshot: Path | None) -> None:
-        """Keeps an evaluation's weights if it is the best so far; warns if they cannot be written. On every process.
+        """Keeps an evaluation's weights if it is the best so far; warns if the write fails. Call it on every process.
 
         Args:
-            trainer: that trains.
-            update: that the evaluated weights are of.
-            metrics: by logged key.
-            snapshot: checkpoint of these weights; None where they are those at hand.
+            trainer: Trainer of the run.
+            update: Update of the evaluated weights.
+            metrics: Metrics by logged key.
+            snapshot: Checkpoint of the evaluated weights; None for the current weights.
         """
         self._take_up(trainer)
         self._snapshot = snapshot
@@ -118,7 +118,7 @@ class BestCheckpoint(ModelCheckpoint):
         return torch.tensor(metrics.get(self.monitor or "", metrics[FALLBACK_METRIC]))
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        """Writes the weights at hand, or the snapshot's file."""
+        """Writes the current weights, or copies the snapshot."""
         if self._snapshot is None:
             super()._save_checkpoint(trainer, filepath)
             return

@@ -37,20 +37,19 @@ from tql_lightning.training.distributed import largest_over_processes
 class LastCheckpoint(ModelCheckpoint):
     """Keeps ``last.ckpt``: written every N updates and whenever training ends, also by an interrupt.
 
-    Continue from it with ``--ckpt_path=last``. With `WholeCheckpointIO`, the default of ``tql fit``, the one before it
-    stays as ``previous.ckpt``, which a run continues from if the last is damaged.
+    Continue from it with ``--ckpt_path=last``. With `WholeCheckpointIO`, the default of ``tql fit``, its predecessor
+    stays as ``previous.ckpt``, which a run continues from if the last one is damaged.
 
-    Where it cannot be written, for a full disk above all, the last good one stays. Training then goes on, with a
-    warning, since there may be room again before the next write; it ends in an error if the checkpoint of the last
-    update cannot be written.
+    A failed write, as on a full disk, keeps the last good checkpoint and causes a warning. Training goes on, since
+    there may be room at the next write. At the last update a failed write is an error.
 
     Args:
-        dirpath: folder of the checkpoint.
-        every_n_updates: updates between two writes; a multiple of the data's ``updates_per_step``.
-        if_unwritable: whether training goes on when a checkpoint cannot be written: "continue" or "stop".
+        dirpath: Folder of the checkpoint.
+        every_n_updates: Updates between two writes, a multiple of the data's ``updates_per_step``.
+        if_unwritable: What a failed write does: "continue" or "stop".
 
     Raises:
-        ValueError: an argument is out of its range.
+        ValueError: An argument is out of its range.
     """
 
     def __init__(
@@ -82,39 +81,39 @@ class LastCheckpoint(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Writes at the interval, once validation is over where it is due: what a run continues from has it done."""
+        """Writes at the interval, unless validation is due: then `on_validation_end` writes."""
         if trainer.global_step % self._every_n_train_steps == 0 and not validation_follows(trainer):
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes at the interval."""
+        """Writes at the interval, after validation, so that a continued run does not repeat it."""
         super().on_train_batch_end(trainer, pl_module, {}, None, 0)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the checkpoint of the last update, whatever ended the run.
 
         Raises:
-            CheckpointWriteError: it cannot be written.
+            CheckpointWriteError: The write failed.
         """
         self._ends = True
         if trainer.global_step > 0 and self._last_global_step_saved != trainer.global_step:
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on there are updates to come, and those that the folder's checkpoints had come to are made anew."""
+        """Sets aside checkpoints of later updates, since the run repeats those updates."""
         super().on_train_start(trainer, pl_module)
         self._ends = False
         if trainer.is_global_zero and trainer.global_step > 0:
             self._set_aside_later(trainer)
 
     def _set_aside_later(self, trainer: Trainer) -> None:
-        """Leaves no checkpoint of later updates that ``--ckpt_path=last`` would take for this run's."""
+        """Sets aside later checkpoints, which ``--ckpt_path=last`` would otherwise continue from."""
         for path in (Path(self.dirpath or "") / name for name in (LAST, PREVIOUS)):
             if path.absolute() == Path(trainer.ckpt_path or "").absolute():
                 continue
             try:
                 later = read_checkpoint(path, mmap=True)["global_step"] > trainer.global_step
-            except CheckpointError:  # none, or a damaged one: nothing is continued from it
+            except CheckpointError:  # missing or damaged, so that no run continues from it
                 continue
             if later:
                 with training_goes_on(path):
@@ -122,7 +121,7 @@ class LastCheckpoint(ModelCheckpoint):
                     tell_set_aside([path], trainer.global_step)
 
     def _save_last_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
-        """Lightning's; what cannot be written ends training only where it must, or is to."""
+        """Saves; a failed write ends training only at the last update or with ``if_unwritable="stop"``."""
         reason = try_save(self, trainer, partial(super()._save_last_checkpoint, trainer, monitor_candidates))
         if reason is None:
             return
@@ -135,9 +134,9 @@ class LastCheckpoint(ModelCheckpoint):
             warnings.warn(f"{what}; {kept}, training goes on", stacklevel=2)
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        """Lightning's; keeps what it replaces, if this run wrote it or continues from it.
+        """Saves, and keeps the checkpoint that it replaces if this run wrote it or continues from it.
 
-        Loggers write first: a run that is killed right after has the metrics of what it continues from.
+        Loggers write first, so that a run killed afterwards has the metrics up to its checkpoint.
         """
         for logger in trainer.loggers:
             with training_goes_on(logger.save_dir or trainer.default_root_dir):
@@ -158,8 +157,8 @@ class GracefulInterrupt(Callback):
     an update, each process in another.
 
     Attributes:
-        received: the signal that ends training, or None; the same on every process.
-        heard: the signal that this process got, or None; the others may not know of it yet.
+        received: Signal that ends training, or None; the same on every process.
+        heard: Signal that reached this process, or None; other processes may not know yet.
         count: how many signals this process got.
     """
 
@@ -171,7 +170,7 @@ class GracefulInterrupt(Callback):
         self._trainer: Trainer | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes over the signals."""
+        """Installs the signal handlers."""
         self._trainer = trainer
         self.received = self.heard = None
         self.count = 0
@@ -189,7 +188,7 @@ class GracefulInterrupt(Callback):
                 trainer.should_stop = True
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Says where the run stopped and how to continue it."""
+        """Prints where the run stopped and how to continue it."""
         if self.received is None or not trainer.is_global_zero:
             return
         paths = [

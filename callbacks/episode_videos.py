@@ -1,4 +1,4 @@
-"""Films the policy while it is trained."""
+"""Records videos of the policy during training."""
 
 from __future__ import annotations
 
@@ -22,24 +22,23 @@ from tql_lightning.run.folder import VIDEO_FOLDER, pending_files
 class EpisodeVideos(BackgroundObserver):
     """Films the first episodes of an evaluation before the first update, every N updates, and after the last one.
 
-    They are the episodes that `RolloutEvaluation` plays first with the same seed. A process of its own films a snapshot
-    of the policy while training goes on, on one CPU thread and at low priority; training waits for it at its end, and
-    where two snapshots are not filmed yet. Videos (MP4) go to ``videos/`` in the run's folder and to the loggers that
-    can show them, at the update they belong to.
+    These are the episodes that `RolloutEvaluation` plays first with the same seed. A low-priority process with one CPU
+    thread films a snapshot of the policy while training goes on. Training waits at its end, and while two snapshots are
+    unfinished. Videos (MP4) go to ``videos/`` in the run's folder and to the loggers that can show them.
 
-    Needs ``pip install tql-lightning[video]``, and without a display EGL or OSMesa (see `evaluation.videos`). Where
-    a film cannot be made the first reason is a warning, and training goes on.
+    Filming needs ``pip install tql-lightning[video]``, and without a display EGL or OSMesa (see `evaluation.videos`).
+    The first failure causes a warning, and training goes on.
 
     Args:
-        episodes: to film each time.
-        every_n_updates: updates between them; a multiple of the data's ``updates_per_step``.
-        seed: of the episodes.
+        episodes: Number of episodes to film each time.
+        every_n_updates: Updates between films, a multiple of the data's ``updates_per_step``.
+        seed: Seed of the episodes.
         env_id: Gymnasium id; null for the environment that the dataset names.
-        extraction: how actions are chosen; null for the model's own setting.
-        timeout: seconds that a step may take before the environment counts as hung.
+        extraction: How to choose actions; null for the model's own setting.
+        timeout: Seconds after which a step of the environment counts as hung.
 
     Raises:
-        ValueError: an argument is out of its range, no environment is known, or its sizes are not the model's.
+        ValueError: An argument is out of its range, no environment is known, or its sizes differ from the model's.
     """
 
     plural = "videos"
@@ -77,12 +76,12 @@ class EpisodeVideos(BackgroundObserver):
             check_sizes(self.env_id, model.observation_dim, model.env_action_dim)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Films the policy as it was initialised; of a continued run, what its first part left unfilmed."""
+        """Films the initial policy; in a continued run, the snapshots that its first part left unfilmed."""
         self._started = True
         self._begin(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Waits for what is still being filmed; before, a run whose last update was made films what it left out."""
+        """Films what a complete run left out when it was stopped, and waits for unfinished films."""
         if not self._started and trainer.global_step > 0:
             self._begin(trainer)
         super().on_fit_end(trainer, pl_module)
@@ -113,13 +112,13 @@ class EpisodeVideos(BackgroundObserver):
             self.log_finished(trainer)
 
     def log_finished(self, trainer: Trainer, until_pending: int | None = None) -> None:
-        """Shows the loggers what has been filmed."""
+        """Logs finished films."""
         for outcome in self.finished(trainer, until_pending):
             update, error = outcome.job.update, outcome.error
             try:
                 for episode, path in enumerate(outcome.result or ()):
                     log_video(trainer.loggers, f"{VIDEO_FOLDER}/episode_{episode}", path, update)
-            except (OSError, RuntimeError, SubprocessError) as refused:  # of a logger, or of what makes an animation
+            except (OSError, RuntimeError, SubprocessError) as refused:  # raised by a logger or by ffmpeg
                 error = f"logging it failed: {refused}"
             if error is not None:
                 self._warn(f"at update {update}: {error}")

@@ -1,4 +1,4 @@
-"""Intervals in updates, where a step of the trainer is a chunk of them."""
+"""Intervals in updates, where a trainer step may hold several."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from lightning.pytorch import Trainer
 
 
 def require_multiple(trainer: Trainer, name: str, every_n_updates: int) -> None:
-    """Refuses an interval that would end within a chunk of updates.
+    """Rejects an interval that would end within a trainer step.
 
     Args:
-        trainer: with its datamodule.
-        name: of the setting, for the message.
-        every_n_updates: the interval.
+        trainer: Trainer with its datamodule.
+        name: Name of the setting, for the message.
+        every_n_updates: Interval.
 
     Raises:
-        ValueError: it is no multiple of the data's ``updates_per_step``.
+        ValueError: The interval is not a multiple of the data's ``updates_per_step``.
     """
     datamodule: Any = getattr(trainer, "datamodule", None)
     per_step = getattr(datamodule, "updates_per_step", 1)

@@ -1,4 +1,4 @@
-"""What observers share: looking at a model without a trace, and at the same transitions every time."""
+"""Helpers of observers: evaluation mode, checked access to model and data, and fixed transitions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tql_lightning.training.algorithm import Algorithm
 
 @contextmanager
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Every module in evaluation mode, so that no dropout draws and no buffer moves; afterwards each as it was."""
+    """Puts every submodule in evaluation mode, and restores each one's mode afterwards."""
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
@@ -30,10 +30,10 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
 
 
 def require_algorithm(callback: Callback, pl_module: LightningModule) -> Algorithm:
-    """The model as an `Algorithm`.
+    """Returns the model if it is an `Algorithm`.
 
     Raises:
-        ValueError: It is another LightningModule.
+        ValueError: The model is another LightningModule.
     """
     if not isinstance(pl_module, Algorithm):
         raise ValueError(
@@ -44,10 +44,10 @@ def require_algorithm(callback: Callback, pl_module: LightningModule) -> Algorit
 
 
 def require_critic(callback: Callback, pl_module: LightningModule) -> Critic:
-    """The critic Q(s, a) of an algorithm.
+    """Returns the critic Q(s, a) of an algorithm.
 
     Raises:
-        ValueError: It has none.
+        ValueError: The algorithm has no critic.
     """
     critic = getattr(require_algorithm(callback, pl_module), "critic", None)
     if not isinstance(critic, Critic):
@@ -59,7 +59,7 @@ def require_critic(callback: Callback, pl_module: LightningModule) -> Critic:
 
 
 def find_critic(callback: Callback, model: Algorithm) -> Critic | None:
-    """The critic Q(s, a) of an algorithm; None with a note where it has none, as behaviour cloning."""
+    """Returns the critic Q(s, a), or logs a note and returns None for an algorithm without one."""
     critic = getattr(model, "critic", None)
     if not isinstance(critic, Critic):
         rank_zero_info(f"{type(callback).__name__}: {type(model).__name__} has no critic; nothing is drawn")
@@ -68,10 +68,10 @@ def find_critic(callback: Callback, model: Algorithm) -> Critic | None:
 
 
 def data_of(callback: Callback, trainer: Trainer) -> OfflineDataModule:
-    """The data that are trained on.
+    """Returns the trainer's data.
 
     Raises:
-        ValueError: the trainer has no OfflineDataModule.
+        ValueError: The trainer has no OfflineDataModule.
     """
     data = getattr(trainer, "datamodule", None)
     if not isinstance(data, OfflineDataModule):
@@ -80,10 +80,10 @@ def data_of(callback: Callback, trainer: Trainer) -> OfflineDataModule:
 
 
 def environment_of(callback: Callback, trainer: Trainer, env_id: str | None) -> str:
-    """The environment that episodes are played in: the one given, else the one that the dataset names.
+    """Returns the given environment, else the one that the dataset names.
 
     Raises:
-        ValueError: there is neither.
+        ValueError: Neither is there.
     """
     found = env_id or getattr(getattr(trainer, "datamodule", None), "env_id", None)
     if found is None:
@@ -95,15 +95,15 @@ def environment_of(callback: Callback, trainer: Trainer, env_id: str | None) -> 
 
 
 def fixed_transitions(data: OfflineDataModule, size: int, model: LightningModule) -> tuple[Tensor, Tensor]:
-    """Evenly spaced rows of what is trained on, the same at every call, as the model computes.
+    """Returns evenly spaced training transitions, the same at every call, on the model's device and in its type.
 
     Args:
-        data: to take them from.
-        size: how many at most.
-        model: whose device and floating type they get.
+        data: Data that is trained on.
+        size: Largest number of transitions.
+        model: Model with the device and floating-point type to convert to.
 
     Returns:
-        Observations (size, n_s) and actions (size, n_a), of action chunks h actions in a row.
+        Observations (size, n_s) and actions (size, n_a); with action chunks the h actions are concatenated.
     """
     windows = Windows(store(data.dataset, "cpu"), data.dataset, data.span)
     batch = windows.batch(torch.linspace(0, len(windows) - 1, min(size, len(windows))).long())

@@ -1,4 +1,4 @@
-"""Observers that look at the model every N updates."""
+"""Base class of observers that run every N updates."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from tql_lightning.training.sharding import gathered
 class PeriodicObserver(Callback, ABC):
     """Calls `observe` on the first process before the first update, every N updates, and after the last one.
 
-    Where it cannot write, for a full disk above all, a warning says so and training goes on.
+    A failed write, as on a full disk, causes a warning, and training goes on.
 
     Args:
-        every_n_updates: updates between two calls; a multiple of the data's ``updates_per_step``.
+        every_n_updates: Updates between two calls, a multiple of the data's ``updates_per_step``.
 
     Raises:
         ValueError: ``every_n_updates`` is below 1.
@@ -33,7 +33,7 @@ class PeriodicObserver(Callback, ABC):
 
     @abstractmethod
     def observe(self, trainer: Trainer, model: Algorithm) -> None:
-        """Looks at the model, in training mode and with its critic and policy whole, and leaves it as it is."""
+        """Observes the model, which is in training mode with gathered weights, and must not change it."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Checks interval, model and data before any training."""
@@ -43,14 +43,14 @@ class PeriodicObserver(Callback, ABC):
             data_of(self, trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Looks at the model as it was initialised, not when a run is resumed."""
+        """Observes the initial weights; a continued run has observed them already."""
         if trainer.global_step == 0:
             self._observe(trainer, require_algorithm(self, pl_module))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Looks at the interval and after the last update."""
+        """Observes at the interval and after the last update."""
         if is_due(trainer, self.every_n_updates):
             self._observe(trainer, require_algorithm(self, pl_module))
 

@@ -14,7 +14,7 @@ class TrainingPlots(Callback):
     """Writes return.png, attention_entropy.png and losses.png beside the CSV logger's metrics.csv."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Checks that there is something to draw from."""
+        """Checks that a CSVLogger records the curves."""
         if stage == "fit" and not any(isinstance(logger, CSVLogger) for logger in trainer.loggers):
             raise ValueError("TrainingPlots: expected a CSVLogger in trainer.logger, found none; add one")
 

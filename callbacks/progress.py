@@ -10,17 +10,17 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 
 class UpdateProgressBar(TQDMProgressBar):
-    """Lightning's bar in updates: updates per second, time left, last evaluation's success rate or return.
+    """Shows updates per second, time left, and the last evaluation's success rate or return.
 
     Args:
-        refresh_rate: steps of the trainer between redraws; 0 for no bar.
+        refresh_rate: Trainer steps between redraws; 0 for no bar.
     """
 
     def __init__(self, refresh_rate: int = 1) -> None:
         super().__init__(refresh_rate=refresh_rate)
 
     def init_train_tqdm(self) -> Tqdm:
-        """Lightning's training bar with another unit; its rate follows the last seconds."""
+        """Makes Lightning's bar with "updates" as the unit and a rate smoothed over recent steps."""
         bar = super().init_train_tqdm()
         bar.unit = " updates"
         bar.smoothing = 0.1
@@ -35,12 +35,12 @@ class UpdateProgressBar(TQDMProgressBar):
         bar.set_description("Training")
 
     def on_train_epoch_start(self, *_: Any) -> None:
-        """Keeps Lightning's from starting over: a resumed run goes on in the middle of its only epoch."""
+        """Does nothing, where Lightning would reset the bar: a resumed run continues within its only epoch."""
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Moves the bar to the trainer's update."""
+        """Moves the bar to the current update."""
         if self.is_enabled and ((batch_idx + 1) % self.refresh_rate == 0 or trainer.global_step == trainer.max_steps):
             bar = self.train_progress_bar
             bar.update(trainer.global_step - bar.n)
@@ -49,7 +49,7 @@ class UpdateProgressBar(TQDMProgressBar):
     def get_metrics(
         self, trainer: Trainer, pl_module: LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
-        """The last success rate, or where there is none the last return."""
+        """Returns the last success rate, or without one the last return."""
         for name in ("success_rate", "return"):
             value = trainer.callback_metrics.get(f"eval/{name}")
             if value is not None:

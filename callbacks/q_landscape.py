@@ -1,4 +1,4 @@
-"""Draws Q over the actions, and measures how jagged it is."""
+"""Draws Q over actions, and measures its slope and roughness."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ COLUMNS = 3  # observations in a picture
 
 
 class QLandscape(PeriodicObserver):
-    """Draws Q over a grid of offsets in two action dimensions, around actions of the dataset and of the policy.
+    """Draws Q over a grid of offsets in two action dimensions, around the dataset's and the policy's actions.
 
     Logs ``train/q_slope`` and ``train/q_roughness`` over evenly spaced transitions of the dataset (see
-    `landscape.smoothness`); pictures, of three of them, go to ``pictures/q_landscape/`` in the run's folder and to
-    the loggers. With one action dimension Q is drawn as a curve.
+    `landscape.smoothness`). Pictures of three of them go to ``pictures/q_landscape/`` in the run's folder and to the
+    loggers. With one action dimension Q is drawn as a curve.
 
     Args:
-        every_n_updates: updates between two pictures; a multiple of the data's ``updates_per_step``. There is one
-            before the first update and one after the last, too.
-        dimensions: two action dimensions; null for the two in which Q is steepest, found anew for every picture.
-        transitions: that slope and roughness are taken over.
-        grid: offsets along each dimension.
-        radius: largest offset; actions lie in [-1, 1].
+        every_n_updates: Updates between two pictures, a multiple of the data's ``updates_per_step``. Pictures are also
+            drawn before the first and after the last update.
+        dimensions: Two action dimensions; null for those in which Q is steepest, chosen anew for every picture.
+        transitions: Number of transitions for slope and roughness.
+        grid: Number of offsets along each dimension.
+        radius: Largest offset; actions lie in [-1, 1].
 
     Raises:
-        ValueError: a setting is out of its range.
+        ValueError: A setting is out of its range.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class QLandscape(PeriodicObserver):
         self.radius = radius
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Checks also the dimensions."""
+        """Also checks the dimensions."""
         super().setup(trainer, pl_module, stage)
         size, chosen = require_algorithm(self, pl_module).action_dim, self.dimensions
         if chosen is not None and (len(set(chosen)) != 2 or len(chosen) != 2 or not set(chosen) <= set(range(size))):

@@ -27,35 +27,33 @@ from tql_lightning.training.sharding import gathered
 class RolloutEvaluation(BackgroundObserver):
     """Evaluates the policy before the first update, every N updates, and after the last one.
 
-    Logs ``eval/return``, ``eval/length``, ``eval/success_rate`` (where the environment reports success) and
-    ``eval/normalized_score`` (where the dataset names reference scores), each with its standard error and bootstrap
-    interval, and writes every evaluation to ``evaluations/`` in the run's folder; ``tql test`` logs the same under
-    ``test/``. The episodes and their noise are the same at every evaluation, and each of several processes plays its
-    share of them.
+    Logs ``eval/return``, ``eval/length``, ``eval/success_rate`` (if the environment reports success) and
+    ``eval/normalized_score`` (if the dataset has reference scores), each with standard error and bootstrap interval.
+    Writes every evaluation to ``evaluations/`` in the run's folder. ``tql test`` logs the same under ``test/``. All
+    evaluations have the same episodes and noise; processes share the episodes.
 
-    An environment that fails, returns NaN, or takes longer than ``timeout`` for a step ends that evaluation with a
-    warning; training goes on, and ``eval/failures`` counts them. A signal (see `GracefulInterrupt`) ends an evaluation
-    at its next step; a continued run plays it again.
+    An environment that raises, returns NaN, or exceeds ``timeout`` ends the evaluation with a warning. Training goes
+    on, and ``eval/failures`` counts failed evaluations. A signal (see `GracefulInterrupt`) ends an evaluation at its
+    next step, and a continued run repeats it.
 
-    With ``background`` a process of its own plays with a snapshot while training goes on, on one CPU thread and
-    at low priority. Its results are logged at the update they belong to, at the next time that metrics are
-    logged; training waits for them at its end, also after a signal, and where two are unfinished already. What is still
-    to be played when a run is killed is played when it is continued. Which weights are the best is known late, so
-    use `BestCheckpoint`, which keeps those that were evaluated.
+    With ``background`` a low-priority process with one CPU thread evaluates a snapshot while training goes on. Results
+    are logged at the update they belong to, when metrics are next logged. Training waits at its end, and while two
+    evaluations are unfinished. A killed run's unfinished evaluations are made when it is continued. Use it with
+    `BestCheckpoint`, which keeps the evaluated snapshot instead of the current weights.
 
     Args:
-        episodes: episodes of an evaluation.
-        every_n_updates: updates between evaluations; a multiple of the data's ``updates_per_step``.
-        seed: of the episodes.
-        num_envs: environments that play at once; no influence on the result.
-        parallel: a process for each environment, for slow environments.
+        episodes: Number of episodes.
+        every_n_updates: Updates between evaluations, a multiple of the data's ``updates_per_step``.
+        seed: Seed of the episodes.
+        num_envs: Number of environments that run at once; it does not change the result.
+        parallel: Whether each environment runs in a process of its own, for slow environments.
         env_id: Gymnasium id; null for the environment that the dataset names.
-        extraction: how actions are chosen; null for the model's own setting.
-        background: play in another process while training goes on.
-        timeout: seconds that a step of the environments may take, or making them, before they count as hung.
+        extraction: How to choose actions; null for the model's own setting.
+        background: Whether to evaluate in another process while training goes on.
+        timeout: Seconds after which a step of the environments, or making them, counts as hung.
 
     Raises:
-        ValueError: an argument is out of its range, no environment is known, or its sizes are not the model's.
+        ValueError: An argument is out of its range, no environment is known, or its sizes differ from the model's.
     """
 
     plural = "evaluations"
@@ -86,7 +84,7 @@ class RolloutEvaluation(BackgroundObserver):
         self.background = background
         self.result: RolloutResult | None = None
         self.failures = 0
-        self._known = -1  # update of the last evaluation that something came of
+        self._known = -1  # update of the last evaluation that ended, with a result or an error
         self._started = False
         self._reference_scores: tuple[float, float] | None = None
 
@@ -106,7 +104,7 @@ class RolloutEvaluation(BackgroundObserver):
             check_sizes(self.env_id, model.observation_dim, model.env_action_dim)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Evaluates the policy as it was initialised; of a continued run, what its first part left out."""
+        """Evaluates the initial policy; in a continued run, the evaluation that its first part left unfinished."""
         self._started = True
         if trainer.global_step == 0:
             self._evaluate(trainer, pl_module)
@@ -133,13 +131,13 @@ class RolloutEvaluation(BackgroundObserver):
             self.log_finished(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Waits for what is still being played; before, a run whose last update was made evaluates what it left out."""
+        """Makes an evaluation that a complete run left out when it was stopped, and waits for unfinished ones."""
         if not self._started and trainer.global_step > 0:
             self._catch_up(trainer, pl_module, is_due(trainer, self.every_n_updates))
         super().on_fit_end(trainer, pl_module)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Evaluates for ``tql test``; an environment that fails is an error there."""
+        """Evaluates for ``tql test``, which a failed environment ends with an error."""
         result = self._play(trainer, pl_module)
         if isinstance(result, str):
             raise EnvError(result)
@@ -148,11 +146,11 @@ class RolloutEvaluation(BackgroundObserver):
                 pl_module.log(f"test/{name}", value, sync_dist=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """How many evaluations have failed, and the update of the last that something came of."""
+        """Returns the number of failed evaluations and the update of the last one that ended."""
         return {"failures": self.failures, "known": self._known}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Counts on."""
+        """Restores what `state_dict` returned."""
         self.failures, self._known = state_dict["failures"], state_dict.get("known", -1)
 
     # ------------------------------------------------------------------ what
@@ -173,7 +171,7 @@ class RolloutEvaluation(BackgroundObserver):
         self.log_finished(trainer, until_pending=MOST_PENDING)
 
     def _play(self, trainer: Trainer, pl_module: LightningModule) -> RolloutResult | str | None:
-        """Plays now, each process its share: the result, why there is none, or None if a signal ended it."""
+        """Plays this process's episodes now; returns the joint result, an error's text, or None after a signal."""
         model = require_algorithm(self, pl_module)
         play = partial(
             rollout,
@@ -188,7 +186,7 @@ class RolloutEvaluation(BackgroundObserver):
             (trainer.global_rank, trainer.world_size),
         )
         own: RolloutResult | str | None
-        # Processes play different numbers of steps, so that none may wait for another within one.
+        # Processes play different numbers of steps, so no collective operation may happen within a rollout.
         with gathered(*model.trained_networks()), evaluation_mode(model):
             try:
                 own = watch_rollout(play, self.timeout, partial(hears_signal, trainer))
@@ -221,7 +219,7 @@ class RolloutEvaluation(BackgroundObserver):
         )
 
     def log_finished(self, trainer: Trainer, until_pending: int | None = None) -> None:
-        """Logs what has finished in the background."""
+        """Logs finished background evaluations."""
         if not self.background:
             return
         outcomes = [(each.job, each.result or str(each.error)) for each in self.finished(trainer, until_pending)]
@@ -231,11 +229,11 @@ class RolloutEvaluation(BackgroundObserver):
             self._log(trainer, job.update, result, Path(job.snapshot))
             if trainer.is_global_zero:
                 for logger in trainer.loggers:
-                    logger.save()  # before the snapshot goes: a run that is killed plays it again, or has the result
+                    logger.save()  # before the snapshot is deleted, so that a killed run has one of the two
                 Path(job.snapshot).unlink(missing_ok=True)
 
     def _log(self, trainer: Trainer, update: int, result: RolloutResult | str, snapshot: Path | None) -> None:
-        """Writes a result, or why there is none, at the update it belongs to; called on every process."""
+        """Logs a result, or an error's text, at the update it belongs to; called on every process."""
         self._known = max(self._known, update)
         if isinstance(result, str):
             self.failures += 1

@@ -1,4 +1,4 @@
-"""Checkpoints that cannot be written, known to every process."""
+"""Saves checkpoints and tells every process if the write failed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from lightning.pytorch import Callback, Trainer
 
-# What a ModelCheckpoint records of its files, partly before it has written them or where another process writes.
+# Attributes of ModelCheckpoint that describe its files; Lightning sets some before the write, on every process.
 CHECKPOINT_STATE = {
     *("best_k_models", "best_model_path", "best_model_score", "kth_best_model_path", "kth_value", "current_score"),
     *("last_model_path", "_last_checkpoint_saved", "_last_global_step_saved"),
@@ -15,12 +15,12 @@ CHECKPOINT_STATE = {
 
 
 def try_save(callback: Callback, trainer: Trainer, save: Callable[[], None]) -> str | None:
-    """Saves, and gives the reason if that cannot be written; called on every process, the same is known to all.
+    """Saves; returns None, or the error's text on every process if the write failed. Call it on every process.
 
     Args:
-        callback: that saves; if it is a ModelCheckpoint, it then takes what is there for its last and best as before.
-        trainer: that saves.
-        save: calls ``trainer.save_checkpoint``, once or not at all.
+        callback: Callback that saves. After a failed write a ModelCheckpoint's records of its files are restored.
+        trainer: Trainer of the run.
+        save: Function that calls ``trainer.save_checkpoint`` at most once.
     """
     before = {name: copy.copy(value) for name, value in vars(callback).items() if name in CHECKPOINT_STATE}
     reason = None
@@ -28,7 +28,7 @@ def try_save(callback: Callback, trainer: Trainer, save: Callable[[], None]) -> 
         save()
     except OSError as error:
         reason = str(error)
-        trainer.strategy.barrier()  # where the others wait for what should have been written
+        trainer.strategy.barrier()  # the one that ends save_checkpoint, at which the other processes wait
     found: str | None = trainer.strategy.broadcast(reason)
     if found is not None:
         vars(callback).update(before)

@@ -1,4 +1,4 @@
-"""How fast training is, and how much of the device it uses."""
+"""Logs the speed of training and its use of the device."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from tql_lightning.run.provenance import peak_memory_bytes
 from tql_lightning.training.algorithm import Algorithm
 from tql_lightning.training.sharding import is_sharded
 
-ROWS = 2  # of a batch that operations are counted for; their number is proportional to the rows
+ROWS = 2  # batch size for counting operations, whose number is proportional to it
 
 # Dense peak of matrix products in FLOP/s by NVIDIA's data sheets, which give twice as much "with sparsity":
-# pattern of the device's whole name -> (16 bit, float32 on tensor cores, float32). Parts of a device (MIG) match none.
+# pattern of the device's whole name -> (16 bit, float32 on tensor cores, float32). MIG partitions match none.
 PEAKS = {
     r"NVIDIA H200": (989e12, 494e12, 67e12),
     r"NVIDIA H100 80GB HBM3": (989e12, 494e12, 67e12),
@@ -33,12 +33,12 @@ PEAKS = {
 
 
 class Throughput(Callback):
-    """Logs updates and samples per second, memory, and where the device's peak is known the share of it in use.
+    """Logs updates and samples per second, peak memory, and model FLOPs utilization.
 
-    Only time in updates counts: evaluations, pictures and checkpoints do not make training look slow. Keys:
-    ``train/updates_per_second``, ``train/samples_per_second`` (over all processes), ``train/memory_gb`` (highest so
-    far: of the device, or of the process on a CPU), ``train/model_flops_utilization`` (operations of the model's
-    matrix products, forward and backward, per second, over the peak of the devices at the run's precision).
+    Only time in updates counts, not that of evaluations, pictures and checkpoints. Keys: ``train/updates_per_second``,
+    ``train/samples_per_second`` (over all processes), ``train/memory_gb`` (peak so far of the device, or of the process
+    on a CPU) and, for devices in `PEAKS`, ``train/model_flops_utilization`` (FLOP/s of the model's matrix products,
+    forward and backward, over the device's peak at the run's precision).
     """
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class Throughput(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stops the clock; at the updates whose metrics are logged, which wait for the device, writes."""
+        """Stops the clock; logs at the updates whose metrics are logged, which have waited for the device."""
         self._seconds += time.perf_counter() - self._started
         if not outputs["log_now"]:
             return
@@ -66,14 +66,14 @@ class Throughput(Callback):
         if not trainer.is_global_zero:
             return
         model = require_algorithm(self, pl_module)
-        rows = batch[0][0].shape[1]  # of this process
+        rows = batch[0][0].shape[1]  # batch size of this process
         per_second = updates / seconds
         scalars = {
             "train/updates_per_second": per_second,
             "train/samples_per_second": per_second * rows * trainer.world_size,
             "train/memory_gb": memory_gb(model.device),
         }
-        # Of a sharded model the others would have to take part in finding out how many operations an update has.
+        # Counting the operations of a sharded model would need every process.
         peak = (
             None
             if any(map(is_sharded, model.trained_networks()))
@@ -88,14 +88,14 @@ class Throughput(Callback):
 
 
 def memory_gb(device: torch.device) -> float:
-    """Highest memory so far in GB: of tensors on a CUDA device, or of this process."""
+    """Returns peak memory so far in GB, of tensors on a CUDA device or of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     return peak_memory_bytes() / 1e9
 
 
 def device_peak(device: torch.device, precision: str) -> float | None:
-    """FLOP/s that a device's matrix products can reach at a precision of Lightning's; None where it is not known."""
+    """Returns the peak FLOP/s of a device's matrix products at a Lightning precision; None if unknown."""
     if device.type != "cuda" or precision.startswith("64"):
         return None
     name = torch.cuda.get_device_name(device)
@@ -108,14 +108,14 @@ def device_peak(device: torch.device, precision: str) -> float | None:
 
 
 def flops_of_update(model: Algorithm, batches: Any, noises: Any) -> int:
-    """Floating point operations of the matrix products of an update on `ROWS` transitions, forward and backward.
+    """Counts FLOPs of an update's matrix products on `ROWS` transitions, forward and backward.
 
-    Nothing of the model changes: gradients are returned, not kept. Kernels that torch cannot see into are not counted.
+    The model stays unchanged, and no gradient is stored. Custom kernels are not counted.
 
     Args:
-        model: that trains.
-        batches: a chunk, leading dimensions (K, B).
-        noises: of the same chunk.
+        model: Algorithm that is trained.
+        batches: Batches with leading dimensions (K, B).
+        noises: Noise with leading dimensions (K, B).
     """
     batch, noise = (type(each)(*(field[:ROWS] for field in at_update(each, 0))) for each in (batches, noises))
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -6,7 +6,6 @@ import importlib
 import inspect
 import re
 import shlex
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -144,9 +143,7 @@ def test_the_commands_about_methods_are_understood(monkeypatch: pytest.MonkeyPat
     commands = [shlex.split(line) for line in console.splitlines()]
     assert len(commands) == 3
     for command in commands:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*left out.*")  # TQL's settings of the quickstart
-            configuration = parse_fit(monkeypatch, *command[command.index("fit") + 1 :])
+        configuration = parse_fit(monkeypatch, *command[command.index("fit") + 1 :])
         assert "hidden_dims" in configuration["model"]["critic"]["init_args"]  # an MLP's
 
 

@@ -1,8 +1,8 @@
-"""What one update is computed from, and the shape legend used in every file.
+"""Inputs of one update, and the shape legend used in every file.
 
 Shape legend
     B    batch: transitions in one update
-    K    updates in one chunk (a leading dimension of everything the sampler yields)
+    K    updates in one trainer step (a leading dimension of everything the sampler yields)
     n_s  observation size, n_a action size
     n    tokens of the critic: 1 + n_s + n_a, token 0 is [VALUE]
     H    hidden size, h heads, e = H / h head size, L transformer layers
@@ -39,12 +39,12 @@ class Batch(NamedTuple):
 
 
 class NoNoise(NamedTuple):
-    """The noise of an algorithm whose update draws nothing."""
+    """Noise of an algorithm whose update uses no random numbers."""
 
 
 @dataclass(frozen=True)
 class Draw:
-    """Random numbers that one row of an update uses.
+    """Random numbers that an update uses for each row of its batch.
 
     Args:
         distribution: "normal" for N(0, 1), "uniform" for [0, 1).
@@ -57,7 +57,7 @@ class Draw:
 
 @dataclass(frozen=True)
 class UpdateSpec:
-    """What one update of an algorithm reads: nothing else is gathered or drawn.
+    """Batch fields and random numbers that one update uses; nothing else is gathered or drawn.
 
     Args:
         batch: NamedTuple class whose fields are gathered from the dataset by name.
@@ -81,5 +81,5 @@ class UpdateSpec:
 
 
 def at_update(fields: Fields, k: int) -> Fields:
-    """The fields of the k-th update of a chunk: a NamedTuple of (K, B, ...) to one of (B, ...)."""
+    """Returns the k-th update of a NamedTuple of tensors: (K, B, ...) -> (B, ...)."""
     return type(fields)(*(each[k] for each in fields))

@@ -91,11 +91,12 @@ class TestReBRAC(AlgorithmContract):
 
 
 class TestQC(AlgorithmContract):
-    learning_updates = 800
     data: ClassVar[dict[str, Any]] = {"action_chunk": 2}
 
     def make(self, observation_dim: int, action_dim: int) -> QC:
-        return QC(observation_dim, action_dim, policy=FLOW, action_chunk=2, **OPPONENT)
+        # Enough steps and candidates: few steps of a flow give actions that lie close together.
+        policy = partial(BehaviourFlow, hidden_dims=(64, 64), flow_steps=8, num_samples=32)
+        return QC(observation_dim, action_dim, policy=policy, action_chunk=2, **OPPONENT)
 
 
 class TestQCFQL(AlgorithmContract):

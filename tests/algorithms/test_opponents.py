@@ -17,6 +17,7 @@ from tests.toy import fit
 from tql_lightning.algorithms.bc import BC, Demonstrations
 from tql_lightning.algorithms.ifql import IFQL
 from tql_lightning.algorithms.iql import IQL
+from tql_lightning.algorithms.loading import load_checkpoint
 from tql_lightning.algorithms.qc import QC
 from tql_lightning.algorithms.rebrac import ReBRAC
 from tql_lightning.callbacks.attention_map import AttentionMap
@@ -244,3 +245,11 @@ def test_rebrac_resumes_exactly_between_updates_of_the_actor(tmp_path: Path) -> 
     fit(tmp_path, again, 10, ckpt_path=tmp_path / "part.ckpt", updates_per_step=1)
     for parameter, value in whole.state_dict().items():
         assert torch.equal(value, again.state_dict()[parameter]), parameter
+
+
+def test_a_part_keeps_its_own_defaults_where_the_settings_default_is_another_class(tmp_path: Path) -> None:
+    """`BehaviourFlow`, the default, has no LayerNorm; `FlowPolicy` has, and argument names in common."""
+    trainer = fit(tmp_path, made("qc_fql"), 1)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    model: Any = load_checkpoint(tmp_path / "last.ckpt")[0]
+    assert (model.policy.behaviour_flow.norm_layers, model.policy.num_samples) != ([], 32)

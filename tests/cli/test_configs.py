@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
@@ -285,13 +284,11 @@ COEFFICIENTS = {
 
 
 def method_model(monkeypatch: pytest.MonkeyPatch, problem: str, method: str) -> Any:
-    """The model of a method on a problem; what it leaves out of TQL's settings is told in a warning."""
+    """The model of a method on a problem."""
     arguments = ["fit", "--config", problem, "--config", method]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*left out.*")
-        configuration = parse_fit(monkeypatch, *arguments[1:])
-        chunk = configuration["data"]["action_chunk"]
-        return make_model(configuration, 28, 5 * chunk, chosen_model(resolve_configs(arguments, ["fit"])))
+    configuration = parse_fit(monkeypatch, *arguments[1:])
+    chunk = configuration["data"]["action_chunk"]
+    return make_model(configuration, 28, 5 * chunk, chosen_model(resolve_configs(arguments, ["fit"])))
 
 
 @pytest.mark.parametrize("problem", ["quickstart", "ogbench/cube-double"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -115,8 +116,10 @@ def test_settings_of_a_class_stand_flat_or_under_init_args(monkeypatch: pytest.M
 def test_another_class_takes_of_a_packaged_configuration_only_the_settings_that_it_has(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with pytest.warns(UserWarning, match=r"quickstart\.yaml: left out model\.bc_coefficient, .*of TQL that Other"):
-        _, configuration = parsed(monkeypatch, "--config=quickstart", "--model=mine.Other")
+    told: list[str] = []
+    monkeypatch.setattr("tql_lightning.cli.model.rank_zero_info", told.append)
+    _, configuration = parsed(monkeypatch, "--config=quickstart", "--model=mine.Other")
+    assert re.search(r"quickstart\.yaml: left out model\.bc_coefficient, .*of TQL that Other", told[0])
     own = {"observation_dim", "action_dim", "expectile", "tau"}
     assert configuration["model"].keys() <= own
     assert (configuration["model"]["tau"], configuration["trainer"]["max_steps"]) == (0.05, 1250)

@@ -86,13 +86,15 @@ def test_an_actor_of_ones_own_is_refused_as_torch(tmp_path: Path) -> None:
 
 def test_an_actor_that_torch_cannot_write_is_refused_with_the_reason(tmp_path: Path) -> None:
     path = trained(tmp_path / "run", kind=Branching)
-    with pytest.raises(ExportError, match="format onnx: expected an actor that is made of torch's operations"):
+    with pytest.raises(ExportError, match="format onnx: expected an actor of torch operations"):
         export_checkpoint(path, tmp_path / "policy")
     assert not (tmp_path / "policy").exists()
 
 
 def test_an_extraction_that_the_model_does_not_know_is_refused(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="extraction: expected fql or implicit or behaviour_flow, found best"):
+    with pytest.raises(
+        ValueError, match="extraction: expected fql or best_of_n or implicit or behaviour_flow, found best"
+    ):
         export_checkpoint(checkpoint, tmp_path / "policy", extraction="best")
 
 

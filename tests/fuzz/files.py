@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import struct
 import zipfile
 from typing import Any
@@ -187,3 +188,89 @@ def built_config(draw: st.DrawFn) -> bytes:
     if not draw(st.integers(0, 3)):
         text = f"{draw(st.sampled_from(['model', 'data', 'x', 'trainer']))}: {draw(st.sampled_from(odd))}\n"
     return text.encode()
+
+
+INSTRUCTIONS = [
+    b"N",
+    b"\x88",
+    b")",
+    b"]",
+    b"}",
+    b"(",
+    b"t",
+    b"a",
+    b"e",
+    b"s",
+    b"u",
+    b"\x85",
+    b"\x86",
+    b"\x87",
+    b"R",
+    b"b",
+    b"Q",
+]
+INSTRUCTIONS += [
+    b"q\0",
+    b"h\0",
+    b"q\1",
+    b"h\1",
+    b"K\1",
+    b"K\xff",
+    b"J\xff\xff\xff\x7f",
+    b"\x8a\1\xff",
+    b"X\2\0\0\0ab",
+    b"0",
+    b"\x81",
+]
+INSTRUCTIONS += [
+    b"X\x0c\0\0\0global_step",
+    b"X\x0a\0\0\0state_dict",
+    b"X\7\0\0\0storage",
+    b"X\1\0\0\0000",
+    b"X\3\0\0\0cpu",
+]
+INSTRUCTIONS += [
+    b"\x96" + struct.pack("<Q", 1 << 32),
+    b"\x8e" + struct.pack("<Q", 1 << 62),
+    b"\x8b\xff\xff\xff\x7f",
+    b"G" + bytes(8),
+]
+INSTRUCTIONS += [
+    b"ctorch\nFloatStorage\n",
+    b"ctorch._utils\n_rebuild_tensor_v2\n",
+    b"ccollections\nOrderedDict\n",
+    b"cos\nsystem\n",
+]
+INSTRUCTIONS += [b"c__builtin__\nset\n", b"ctorch\nSize\n", b"c_codecs\nencode\n", b"c__builtin__\nbytearray\n"]
+
+
+@st.composite
+def built_checkpoint(draw: st.DrawFn) -> bytes:
+    """An archive of a pickle whose instructions do not belong together, sometimes with another archive around it."""
+    pickled = b"\x80\2" + b"".join(draw(st.lists(st.sampled_from(INSTRUCTIONS), max_size=60))) + b"."
+    for _ in range(draw(st.sampled_from([0, 0, 40]))):
+        pickled = pickled[:-1] + b"q\2h\2\x86."
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", draw(st.sampled_from([0, 0, 0, 8]))) as target:
+        target.writestr("archive/data.pkl", pickled)
+        target.writestr(
+            draw(st.sampled_from(["archive/data/0", "archive/DATA.pkl", "other/data/0", "archive/../x"])), bytes(8)
+        )
+    whole = file.getvalue()
+    around = [
+        whole,
+        whole,
+        b"#" + whole,
+        whole + b"x",
+        whole + whole,
+        whole[:-2] + struct.pack("<H", len(whole)) + whole,
+    ]
+    return draw(st.sampled_from(around))
+
+
+@st.composite
+def built_policy(draw: st.DrawFn, metadata: dict[str, Any]) -> bytes:
+    """Metadata of an exported policy with values of other kinds and sizes."""
+    odd = [None, -1, 10**400, 1e400, [], [1] * 60_000, {}, [[[8]]], "\x1b]0;x\x07", "x" * 100_000, True, [10**9] * 3]
+    changes = draw(st.dictionaries(st.sampled_from(sorted(metadata)), st.sampled_from(odd), max_size=3))
+    return json.dumps(metadata | changes).encode()

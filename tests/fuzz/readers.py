@@ -19,7 +19,17 @@ from hypothesis import strategies as st
 
 from tests.command_line import ParsedOnly
 from tests.data.test_transitions import arrays
-from tests.fuzz.files import CONFIG, built_config, built_hdf5, built_npz, changed, hdf5_bytes, npz_bytes
+from tests.fuzz.files import (
+    CONFIG,
+    built_checkpoint,
+    built_config,
+    built_hdf5,
+    built_npz,
+    built_policy,
+    changed,
+    hdf5_bytes,
+    npz_bytes,
+)
 from tests.toy import toy_model
 from tql_lightning.algorithms.loading import check_contents
 from tql_lightning.cli.configs import find_config, packaged_configs
@@ -124,8 +134,8 @@ def readers() -> dict[str, Reader]:
         Reader("config", _config, _all(CONFIG.encode()) | built_config(), data),
         Reader("npy", _beside("observations.npy"), _all(_npy()), data),
         Reader("settings", _beside("metadata.json"), _all(SETTINGS), data),
-        Reader("checkpoint", _checkpoint, _all(_saved()), (CheckpointError,)),
-        Reader("policy", _metadata, _all(json.dumps(EXPORTED).encode()), (PolicyError,)),
+        Reader("checkpoint", _checkpoint, _all(_saved()) | built_checkpoint(), (CheckpointError,)),
+        Reader("policy", _metadata, _all(json.dumps(EXPORTED).encode()) | built_policy(EXPORTED), (PolicyError,)),
     ]
     return {reader.name: reader for reader in all_of_them}
 

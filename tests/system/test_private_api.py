@@ -39,7 +39,7 @@ CALLED = [
     ("lightning", "lightning.pytorch.plugins.io.wrapper", "_WrappingCheckpointIO", []),
     ("lightning", "lightning.pytorch.callbacks", "ModelCheckpoint", ["_find_last_checkpoints"]),
     ("jsonargparse", "jsonargparse", "ArgumentParser", ["_actions", "_action_groups"]),
-    ("jsonargparse", "jsonargparse._actions", "_ActionSubCommands", ["_choices_actions"]),
+    ("jsonargparse", "jsonargparse._subcommands", "ActionSubCommands", ["_choices_actions"]),
     ("jsonargparse", "jsonargparse._typehints", "ActionTypeHint", ["_typehint"]),
 ]
 
@@ -115,7 +115,7 @@ def _private_names(path: Path) -> set[str]:
             used.add(node.attr)
         elif isinstance(node, ast.ImportFrom):
             used |= {*str(node.module).split("."), *(alias.name for alias in node.names)}
-    return {name for name in used if _is_private(name)} - _OURS - NAMED_TUPLE
+    return {name for name in used if _is_private(name)} - _OURS - _defined(path) - NAMED_TUPLE
 
 
 def _is_private(name: str) -> bool:

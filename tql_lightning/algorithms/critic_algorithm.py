@@ -1,4 +1,4 @@
-"""The shell of algorithms that have one critic and its target network, whatever their policy is."""
+"""Base class of algorithms with one critic and its target network."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tql_lightning.training.update import Inputs, Losses
 
 
 class CriticAlgorithm(Algorithm):
-    """An algorithm with a critic and its target network; any critic, value loss and entropy control go with it.
+    """An algorithm with a critic and its target network, for any critic, value loss and entropy control.
 
     Args:
         observation_dim: n_s (taken from the dataset by the CLI).
@@ -41,7 +41,7 @@ class CriticAlgorithm(Algorithm):
         final_reward_range: The same of transitions that terminate; null if none does.
         discount: gamma.
         tau: Share of the critic that moves into the target critic at each update.
-        settings: Those of `Algorithm`.
+        settings: Settings of `Algorithm`.
 
     Raises:
         ValueError: A setting is out of its range; the message names it.
@@ -71,11 +71,11 @@ class CriticAlgorithm(Algorithm):
         self.temperature = make_temperature(entropy_control, self.critic)
 
     def critic_groups(self) -> list[ParameterGroup]:
-        """Parameter groups of the critic and its temperatures."""
+        """Returns the parameter groups of the critic and its temperatures."""
         return critic_groups(self.critic, self.temperature)
 
     def inputs(self, update: int) -> Inputs:
-        """Entropy targets at the update."""
+        """Returns the entropy targets at the update."""
         return entropy_inputs(self.temperature, update)
 
     def fit_critic(
@@ -89,7 +89,7 @@ class CriticAlgorithm(Algorithm):
         sum_over_heads: bool = False,
         row_weights: Tensor | None = None,
     ) -> CriticFit:
-        """TD loss of the online critic, and the two losses of entropy control where there is any.
+        """Computes the TD loss of the online critic, and the two losses of entropy control if there is any.
 
         Args:
             observations: (B, n_s).
@@ -97,8 +97,8 @@ class CriticAlgorithm(Algorithm):
             target: TD target y, (B,), without gradient.
             inputs: Result of `inputs`.
             with_metrics: Whether to compute what is only logged.
-            sum_over_heads: Multiply the TD loss, a mean over heads, by their number.
-            row_weights: How much the TD loss of each row counts, (B,); None for 1.
+            sum_over_heads: Whether to sum the TD loss over heads instead of averaging.
+            row_weights: Weight of each row's TD loss, (B,); None for 1.
         """
 
         def td_loss(values: Tensor, logits: Tensor | None, target: Tensor) -> Tensor:
@@ -110,13 +110,13 @@ class CriticAlgorithm(Algorithm):
         return fit_critic(output, target, td_loss, self.temperature, inputs)
 
     def target_values(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """Target critic's values (B, E), without gradient."""
+        """Returns the target critic's values (B, E), without gradient."""
         with torch.no_grad():
             values: Tensor = self.target_critic(observations, actions).at_least_float32().values
         return values
 
     def frozen_critic_values(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """Online critic's values (B, E) whose gradient reaches the actions and not the critic."""
+        """Returns the online critic's values (B, E); gradients reach the actions but not the critic."""
         return frozen_values(self.critic, observations, actions)
 
     def before_step(self, inputs: Inputs) -> None:
@@ -124,13 +124,13 @@ class CriticAlgorithm(Algorithm):
         move_target(self.target_critic, self.critic, self.tau)
 
     def train(self, mode: bool = True) -> Any:
-        """Switches to training or evaluation; the target critic never drops out."""
+        """Switches to training or evaluation mode; the target critic stays in evaluation mode, without dropout."""
         super().train(mode)
         self.target_critic.eval()
         return self
 
 
 def collected(total: Tensor, metrics: dict[str, Tensor], diagnostics: dict[str, Tensor], with_metrics: bool) -> Losses:
-    """Losses whose metrics carry no gradient, and are left out where they are not wanted."""
+    """Makes `Losses` with detached metrics, or none without ``with_metrics``."""
     kept = {name: value.detach() for name, value in metrics.items()} if with_metrics else {}
     return Losses(total, kept, diagnostics)

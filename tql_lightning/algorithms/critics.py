@@ -1,4 +1,4 @@
-"""What algorithms share that learn Q(s, a) from TD targets: fitting a critic, entropy control, target networks."""
+"""Functions of algorithms that learn Q(s, a) from TD targets: critic fit, entropy control, target networks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tql_lightning.training.update import Inputs
 
 
 class CriticFit(NamedTuple):
-    """What fitting a critic to TD targets gives.
+    """Losses and values of a critic's fit to TD targets.
 
     Attributes:
         loss: TD loss, plus entropy loss and temperature loss under entropy control; a scalar.
@@ -37,14 +37,14 @@ class CriticFit(NamedTuple):
 def make_temperature(
     entropy_control: Callable[[int, int], EntropyControl] | None, critic: Critic
 ) -> EntropyControl | None:
-    """The attention temperatures of a critic; None without entropy control or without attention."""
+    """Makes the attention temperatures of a critic; None without entropy control or without attention."""
     if entropy_control is None or critic.num_layers == 0:
         return None
     return entropy_control(critic.num_layers, critic.num_tokens)
 
 
 def critic_groups(critic: Critic, temperature: EntropyControl | None) -> list[ParameterGroup]:
-    """Parameter groups of a critic and its temperatures, whose gradients are clipped together."""
+    """Returns the parameter groups of a critic and its temperatures, whose gradients are clipped together."""
     groups = [ParameterGroup("critic", critic, critic.decays)]
     if temperature is not None and any(True for _ in temperature.parameters()):
         groups.append(ParameterGroup("temperature", temperature, nothing, clipped_with="critic"))
@@ -52,7 +52,7 @@ def critic_groups(critic: Critic, temperature: EntropyControl | None) -> list[Pa
 
 
 def entropy_inputs(temperature: EntropyControl | None, update: int) -> Inputs:
-    """Entropy targets (L, 2) at an update, as ``target_entropy``; none without control or without a target."""
+    """Returns entropy targets (L, 2) as ``target_entropy``; empty without entropy control or without a target."""
     target = None if temperature is None else temperature.target_entropy(update)
     return {} if target is None else {"target_entropy": target}
 
@@ -64,12 +64,12 @@ def fit_critic(
     temperature: EntropyControl | None,
     inputs: Inputs,
 ) -> CriticFit:
-    """TD loss (moves the critic), entropy loss (moves the critic) and temperature loss (moves the temperatures).
+    """Computes TD and entropy loss, which move the critic, and temperature loss, which moves the temperatures.
 
     Args:
-        output: The online critic's at (s, a), with entropy if there are temperatures.
+        output: Output of the online critic at (s, a), with entropy if there are temperatures.
         target: TD target y, (B,), without gradient.
-        value_loss: TD loss.
+        value_loss: TD loss from values, logits and target.
         temperature: Attention temperatures, or None.
         inputs: Result of `entropy_inputs`.
     """
@@ -98,7 +98,7 @@ def fit_critic(
 
 
 def frozen_values(critic: Critic, observations: Tensor, actions: Tensor) -> Tensor:
-    """A critic's values (B, E), without dropout; their gradient reaches the actions and not the critic."""
+    """Returns a critic's values (B, E) without dropout; gradients reach the actions but not the critic."""
     with without_dropout(critic):
         output: CriticOutput = call_with_frozen_parameters(critic, observations, actions)
     return output.at_least_float32().values
@@ -109,9 +109,9 @@ def move_target(target: nn.Module, source: nn.Module, share: float | Tensor) -> 
     """Target <- share * source + (1 - share) * target; buffers (sigma-Reparam's singular vectors) are copied.
 
     Args:
-        target: Network that follows.
-        source: Network of the same kind.
-        share: Number, or scalar tensor; at 0 nothing moves, buffers neither.
+        target: Network to move.
+        source: Network with the same layers.
+        share: Number or scalar tensor; 0 leaves parameters and buffers unchanged.
     """
     own, other = own_shares(target.parameters()), own_shares(source.parameters())
     interpolate(own, other, share)

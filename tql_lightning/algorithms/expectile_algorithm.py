@@ -1,4 +1,4 @@
-"""What IQL (arXiv 2110.06169) and IFQL (arXiv 2502.02538) share: values learned without a policy's actions."""
+"""Value losses of IQL (arXiv 2110.06169) and IFQL (arXiv 2502.02538), which need no actions of the policy."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from tql_lightning.training.update import Inputs
 
 
 class ExpectileAlgorithm(CriticAlgorithm):
-    """A critic whose TD target is V(s'), and V an expectile of the target critic at the data's actions.
+    """Learns V(s) as an expectile of the target critic at the dataset's actions, and Q(s, a) from V(s').
 
     Args:
         observation_dim: n_s (taken from the dataset by the CLI).
         action_dim: n_a of one decision (taken from the dataset by the CLI).
         value: Makes V from (observation_dim).
-        expectile: kappa of V: 0.5 is the mean, towards 1 the best of the data's actions.
-        settings: Those of `CriticAlgorithm`.
+        expectile: kappa of V; 0.5 is the mean, and 1 the limit of the best action in the dataset.
+        settings: Settings of `CriticAlgorithm`.
 
     Raises:
-        ValueError: a setting is out of its range; the message names it.
+        ValueError: A setting is out of its range; the message names it.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class ExpectileAlgorithm(CriticAlgorithm):
         self.expectile = expectile
 
     def value_groups(self) -> list[ParameterGroup]:
-        """Parameter groups of critic, temperatures and V."""
+        """Returns the parameter groups of critic, temperatures and V."""
         return [*self.critic_groups(), ParameterGroup("value", self.value)]
 
     def value_loss(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

@@ -24,7 +24,7 @@ class FlowNoise(NamedTuple):
 
 
 def flow_draws(action_dim: int) -> dict[str, Draw]:
-    """Draws of `FlowNoise`."""
+    """Returns the draws of `FlowNoise`."""
     return {"flow_x0": Draw("normal", (action_dim,)), "flow_t": Draw("uniform", (1,))}
 
 

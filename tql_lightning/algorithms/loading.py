@@ -1,4 +1,4 @@
-"""Loads a checkpoint's algorithm without pickle, once everything that it names is checked."""
+"""Loads a checkpoint's algorithm without pickle, after checking every name in it."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from tql_lightning.trust.class_paths import IMPORTABLE, arguments_of, check_clas
 from tql_lightning.trust.imports import import_if_allowed
 from tql_lightning.trust.text import shown
 
-LONGEST_REASON = 200  # characters of what a library says
+LONGEST_REASON = 200  # characters of a library's message
 MOST_SHOWN = 5
 
 
 def load_checkpoint(path: Path | str, trusted: bool = False, plays: bool = True) -> tuple[Algorithm, dict[str, Any]]:
-    """A model in evaluation mode and the raw checkpoint it came from, loaded without pickle.
+    """Loads a model in evaluation mode, and returns it with the contents of its checkpoint.
 
-    The classes that the checkpoint names are checked before anything is made of them; see `check_class_paths`.
+    Classes that the checkpoint names are checked before they are imported; see `check_class_paths`.
 
     Args:
-        path: a checkpoint that `tql fit` wrote.
-        trusted: import any module that it names; for checkpoints that this program has just written.
-        plays: whether the environment that it names is going to be made.
+        path: Path of a checkpoint that `tql fit` wrote.
+        trusted: Whether any module may be imported; for checkpoints that this program has just written.
+        plays: Whether the checkpoint's environment will be made.
 
     Raises:
-        CheckpointError: no such file, damaged, or not a checkpoint of an algorithm.
+        CheckpointError: The file is missing, damaged, or not a checkpoint of an algorithm.
     """
     raw = read_checkpoint(path)
     kind = check_contents(path, raw, trusted, plays)
@@ -49,10 +49,10 @@ def load_checkpoint(path: Path | str, trusted: bool = False, plays: bool = True)
 
 
 def _make_model(kind: type[Algorithm], raw: dict[str, Any]) -> Algorithm:
-    """Makes the model from the checked settings alone; Lightning would read further keys, and the file again."""
+    """Makes the model from checked settings only; Lightning would also use unchecked keys and read the file again."""
     weights = raw["state_dict"]
     with building_no_more_than(weights.values()), suppress(Exception), torch.device("meta"):
-        # Takes no memory. Fails where a part of a user's needs numbers; then that is made below, and refused there.
+        # Checks sizes without memory. A user's part that fails on the meta device is made and checked below.
         instantiate_module(kind, checked_settings(raw))
     with building_no_more_than(weights.values()):
         model: Algorithm = instantiate_module(kind, checked_settings(raw))
@@ -63,20 +63,20 @@ def _make_model(kind: type[Algorithm], raw: dict[str, Any]) -> Algorithm:
 
 
 def checked_settings(raw: dict[str, Any]) -> dict[str, Any]:
-    """The model's settings in a checkpoint that `check_contents` has accepted."""
+    """Returns the model's settings in a checkpoint that `check_contents` has accepted."""
     return {name: value for name, value in raw["hyper_parameters"].items() if name != "_instantiator"}
 
 
 def algorithm_of(path: Path | str, raw: dict[str, Any], trusted: bool = False) -> type[Algorithm]:
-    """The class of a checkpoint's algorithm; TQL for a checkpoint that names none.
+    """Imports the class of a checkpoint's algorithm; TQL for a checkpoint that names none.
 
     Args:
         path: Path of the checkpoint, for messages.
         raw: Contents of the checkpoint.
-        trusted: Import any module that it names.
+        trusted: Whether any module may be imported.
 
     Raises:
-        CheckpointError: The name is no algorithm, or in a module that may not be imported.
+        CheckpointError: The name is not an algorithm, or its module may not be imported.
     """
     named = raw.get(ALGORITHM, f"{TQL.__module__}.{TQL.__qualname__}")
     try:
@@ -89,18 +89,16 @@ def algorithm_of(path: Path | str, raw: dict[str, Any], trusted: bool = False) -
 
 
 def check_contents(path: Path | str, raw: dict[str, Any], trusted: bool = False, plays: bool = True) -> type[Algorithm]:
-    """Refuses what Lightning would pass over, or act on before it looks; gives the class of the algorithm.
-
-    That is settings that are not the algorithm's, classes that are none of its parts, and weights that cannot act.
+    """Checks settings, classes and weights that Lightning would ignore or use unchecked; returns the algorithm's class.
 
     Args:
-        path: of the checkpoint, for messages.
-        raw: what it holds.
-        trusted: see `load_checkpoint`.
-        plays: see `load_checkpoint`.
+        path: Path of the checkpoint, for messages.
+        raw: Contents of the checkpoint.
+        trusted: See `load_checkpoint`.
+        plays: See `load_checkpoint`.
 
     Raises:
-        CheckpointError: with the reason.
+        CheckpointError: A setting is unknown, a class is not a part of the algorithm, or a weight is not finite.
     """
     settings, weights = raw.get("hyper_parameters"), raw["state_dict"]
     if settings is None:
@@ -140,7 +138,7 @@ def check_contents(path: Path | str, raw: dict[str, Any], trusted: bool = False,
 
 
 def _check_data(path: Path | str, raw: dict[str, Any], with_environment: bool) -> None:
-    """Refuses what is not what OfflineDataModule says of the data, or an environment that a file may not have made."""
+    """Rejects malformed records of the data, and environments that a checkpoint must not make."""
     data = raw.get("OfflineDataModule", {})
     fits = isinstance(data, dict) and isinstance(data.get("env_id"), str | None)
     for name in ("action_low", "action_high", "reference_scores"):
@@ -160,7 +158,7 @@ def _is_number(value: object) -> bool:
 
 
 def _is_real_tensor(value: object) -> bool:
-    """Whether a value is a tensor of real numbers that it holds, none repeated by strides: training saves no other."""
+    """Whether a value is a real tensor that holds each element, not repeated by strides, as training saves them."""
     if not isinstance(value, torch.Tensor) or value.is_complex() or value.is_quantized or value.is_meta:
         return False
     if value.layout != torch.strided:

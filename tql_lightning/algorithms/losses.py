@@ -20,9 +20,9 @@ def td_target(
     Args:
         rewards: (B,).
         masks: (B,), 0 only where the MDP terminated.
-        next_values: values of the target critic's heads at (s', a'), (B, E).
+        next_values: Values of the target critic's heads at (s', a'), (B, E).
         discount: gamma.
-        aggregation: over the heads.
+        aggregation: Aggregation over the heads.
 
     Returns:
         (B,) without gradient.
@@ -57,7 +57,7 @@ def distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def q_scale(values: Tensor) -> Tensor:
-    """Mean over the batch of |mean of the heads|, without gradient: what a normalised Q loss is divided by, section 5.
+    """Mean over the batch of |mean of the heads|, the divisor of a normalised Q loss, without gradient (section 5).
 
     Args:
         values: Q_k(s, clip mu(s, z)), (B, E).
@@ -69,8 +69,8 @@ def q_loss(values: Tensor, scale: Tensor | None = None) -> Tensor:
     """-mean over the batch of the mean of the online heads at the policy's action, section 5.
 
     Args:
-        values: Q_k(s, clip mu(s, z)), (B, E); always averaged over the heads, whatever the TD target does.
-        scale: what to divide by, `q_scale` of the whole batch; None for 1.
+        values: Q_k(s, clip mu(s, z)), (B, E); averaged over the heads for every aggregation of the TD target.
+        scale: Divisor, the `q_scale` of the whole batch; None for 1.
     """
     loss = -values.mean(dim=-1).mean()
     return loss if scale is None else loss / scale.detach()
@@ -81,7 +81,7 @@ def expectile_loss(values: Tensor, target: Tensor, expectile: float) -> Tensor:
 
     Args:
         values: V(s), (B,).
-        target: what the values are an expectile of, (B,); without gradient.
+        target: Values whose expectile V regresses to, (B,), without gradient.
         expectile: kappa, between 0 and 1.
     """
     difference = target.detach() - values
@@ -100,10 +100,10 @@ def cloning_penalty(actions: Tensor, data_actions: Tensor) -> Tensor:
 
 
 def normalised_q_loss(value: Tensor, scale: Tensor) -> Tensor:
-    """-mean over the batch of Q(s, pi(s)) over the mean |Q| of the whole batch, which passes no gradient.
+    """-mean over the batch of Q(s, pi(s)), divided by the detached mean |Q| of the whole batch.
 
     Args:
-        value: one value of the online critic's heads, (B,).
-        scale: mean of |value|, a scalar.
+        value: One value per row from the online critic's heads, (B,).
+        scale: Mean of |value| over the whole batch, a scalar.
     """
     return -value.mean() / scale.detach()

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningArgumentParser
-from lightning_utilities.core.rank_zero import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from omegaconf import OmegaConf
 
 from tql_lightning.algorithms.tql import TQL
@@ -164,7 +164,8 @@ class ModelParser(LightningArgumentParser):
             name for name in _settings_of(written_for) & flat.keys() if not self._takes(name, flat[name], written_for)
         )
         if foreign and self._file != str(packaged_configs()[DEFAULTS]):
-            rank_zero_warn(
+            tell = rank_zero_info if packaged else rank_zero_warn  # of a packaged one, nothing is the user's mistake
+            tell(
                 f"--config {self._file}: left out {', '.join(f'model.{name}' for name in foreign)}: settings of "
                 f"{written_for.__name__} that {self.model.__name__} does not take"
             )

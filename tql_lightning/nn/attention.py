@@ -1,4 +1,4 @@
-"""Multi-head self-attention that also returns its entropy (docs/algorithm.md, 2 and 3), and what computes it."""
+"""Multi-head self-attention that also returns its entropy, and its implementations (docs/algorithm.md, 2 and 3)."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def attention_scores(products: Tensor, size: int, transform: ScoreTransform | None) -> Tensor:
-    """What the softmax is taken of, at least in float32.
+    """Computes the softmax's inputs, at least in float32.
 
     Args:
-        products: of queries and keys, (B, h, m, n).
-        size: e, of a head.
-        transform: applied to products over sqrt(e).
+        products: Products of queries and keys, (B, h, m, n).
+        size: e, size of a head.
+        transform: Function of the products over sqrt(e); None for none.
     """
     scores = (products if products.dtype == torch.float64 else products.float()) / math.sqrt(size)
     return scores if transform is None else transform(scores)
@@ -48,16 +48,16 @@ def plain_attention(
     score_transform: ScoreTransform | None = None,
     weight_transform: WeightTransform | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention and its entropy, with the whole matrix of weights in memory: what the other implementations equal.
+    """Computes attention and its entropy with the whole weight matrix in memory; the reference implementation.
 
     Args:
         queries: (B, h, m, e).
         keys: (B, h, n, e).
         values: (B, h, n, e).
-        num_attended: of how many queries, from the first on, the attended values are wanted.
-        with_entropy: whether the entropies of all m queries are wanted too.
-        score_transform: applied to the scores before the softmax.
-        weight_transform: applied to the softmax's weights; the entropy is the softmax's.
+        num_attended: Number of queries, from the first on, to compute attended values for.
+        with_entropy: Whether to compute the entropies of all m queries.
+        score_transform: Function of the scores, before the softmax.
+        weight_transform: Function of the weights, after the softmax; it does not change the entropy.
 
     Returns:
         Attended values (B, h, num_attended, e) and entropies (B, h, m) or None. Softmax and entropies are float32,
@@ -78,17 +78,17 @@ def plain_attention(
 
 
 def choose_implementation(keys: Tensor, transformed: bool) -> Implementation:
-    """What computes attention where nobody says what should: never the Triton kernels, which no GPU has run yet.
+    """Chooses the implementation for "auto"; never the Triton kernels, which no GPU has run yet.
 
     Args:
         keys: (B, h, n, e).
-        transformed: whether scores or weights go through a transform; only the plain implementation has those at hand.
+        transformed: Whether there is a transform of scores or weights, which only "plain" supports.
     """
     return "plain" if transformed or keys.shape[-2] <= MAX_PLAIN_TOKENS else "chunked"
 
 
 def _kernels_take(queries: Tensor, keys: Tensor) -> bool:
-    """Whether the Triton kernels are made for such sizes and number types."""
+    """Whether the Triton kernels support these sizes and number types."""
     num_tokens, size = max(queries.shape[-2], keys.shape[-2]), keys.shape[-1]
     return num_tokens <= MAX_PLAIN_TOKENS and size <= KERNEL_HEAD_DIM and keys.dtype in KERNEL_DTYPES
 
@@ -102,20 +102,19 @@ class EntropyAttention(nn.Module):
 
     Args:
         hidden_dim: H.
-        num_heads: h, must divide ``hidden_dim``.
-        query_key_norm: what makes, from the size of a head, the normalisation of queries and of keys
-            (QK-norm, arXiv 2302.05442); null for none.
-        score_transform: applied to the scores before the softmax; null for none.
-        weight_transform: applied to the softmax's weights; the entropy is the softmax's. Null for none.
-        gate: what makes the gates on the heads' outputs from (hidden_dim, num_heads); null for none.
-        implementation: what computes it: "plain" holds the matrix of weights; "chunked" takes memory linear in the
-            number of tokens; "triton" is one kernel for up to 128 tokens on NVIDIA GPUs from capability 8.0 on, not
-            yet run on one; "auto" is plain up to 128 tokens, then chunked (docs/attention.md). Transforms of scores or
-            weights are "plain" only, and "auto" knows.
+        num_heads: h, a divisor of ``hidden_dim``.
+        query_key_norm: Makes the normalisation of queries and of keys from the size of a head (QK-norm,
+            arXiv 2302.05442); null for none.
+        score_transform: Function of the scores, before the softmax; null for none.
+        weight_transform: Function of the weights, after the softmax; it does not change the entropy. Null for none.
+        gate: Makes the gates on the heads' outputs from (hidden_dim, num_heads); null for none.
+        implementation: "plain" keeps the weight matrix in memory. "chunked" needs memory linear in the number of
+            tokens. "triton" is one kernel for up to 128 tokens on NVIDIA GPUs from capability 8.0 on, not yet run on
+            one. "auto" is plain up to 128 tokens and with transforms, else chunked (docs/attention.md).
 
     Raises:
         ValueError: ``num_heads`` does not divide ``hidden_dim``, or ``implementation`` is unknown, not installed, or
-            at odds with a transform.
+            does not support a transform.
     """
 
     def __init__(
@@ -155,8 +154,8 @@ class EntropyAttention(nn.Module):
 
         Args:
             tokens: (B, n, H).
-            value_only: return the output of token 0 only; exact, it just leaves out what nobody reads.
-            with_entropy: also return the entropy of all n queries.
+            value_only: Whether to compute the output of token 0 only, with the same result.
+            with_entropy: Whether to also return the entropies of all n queries.
 
         Returns:
             The attended tokens, (B, n, H) or (B, 1, H), and the entropies (B, h, n) in float32 or None.
@@ -172,7 +171,7 @@ class EntropyAttention(nn.Module):
     def _attend(
         self, queries: Tensor, keys: Tensor, values: Tensor, num_attended: int, with_entropy: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """See `plain_attention`; by the implementation that was set or is chosen."""
+        """Runs the configured implementation; see `plain_attention`."""
         implementation = self.implementation
         if implementation == "auto":
             transformed = self.score_transform is not None or self.weight_transform is not None
@@ -187,7 +186,7 @@ class EntropyAttention(nn.Module):
                 score_transform=self.score_transform,
                 weight_transform=self.weight_transform,
             )
-        if torch.is_autocast_enabled(queries.device.type):  # which knows torch's operators only
+        if torch.is_autocast_enabled(queries.device.type):  # autocast does not reach custom operators
             dtype = torch.get_autocast_dtype(queries.device.type)
             queries, keys, values = queries.to(dtype), keys.to(dtype), values.to(dtype)
         if implementation == "chunked":
@@ -204,11 +203,11 @@ class EntropyAttention(nn.Module):
     def _attend_from_value(self, tokens: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
         """Attends from token 0 of (B, n, H) alone; returns (B, 1, H) and the entropies.
 
-        A single query needs no value vectors and, where no entropy is asked for, no key vectors: in (q W_k) x_j and
-        W_v (sum_j A_j x_j) the weight matrices stand next to what there is only one of.
+        A single query needs no value vectors and, without entropy, no key vectors: (q W_k) x_j and W_v (sum_j A_j x_j)
+        apply each weight matrix once instead of once per token.
         """
         size, heads = self.qkv.in_features, self.num_heads
-        weight, bias = self.qkv.weight, self.qkv.bias  # once: a reparametrised weight is computed when it is read
+        weight, bias = self.qkv.weight, self.qkv.bias  # read once: a parametrization computes the weight on each read
         entropy = None
         if with_entropy or self.key_norm is not None:
             queries, keys = self._heads(linear(tokens, weight[: 2 * size], bias[: 2 * size]), stacked=2)
@@ -237,13 +236,13 @@ class EntropyAttention(nn.Module):
         return rearrange(projected, "b n (s h e) -> s b h n e", s=stacked, h=self.num_heads)
 
     def _normalised(self, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries and keys (B, h, ., e) after QK-norm, where there is one."""
+        """Applies QK-norm, if there is one, to queries and keys (B, h, ., e)."""
         if self.query_norm is None or self.key_norm is None:
             return queries, keys
         return self.query_norm(queries), self.key_norm(keys)
 
     def _output(self, attended: Tensor, tokens: Tensor | FactoredTokens) -> Tensor:
-        """What the heads attended, (B, h, queries, e), through gates and output projection: (B, queries, H)."""
+        """Applies gates and output projection: attended values (B, h, queries, e) -> (B, queries, H)."""
         if self.gate is not None:
             attended = attended * self.gate(dense(tokens)[:, : attended.shape[2]])
         output: Tensor = self.out(rearrange(attended, "b h n e -> b n (h e)"))

@@ -1,4 +1,4 @@
-"""What every critic promises, TQL's transformer critic and FQL's MLP critic (section 2 of docs/algorithm.md)."""
+"""Interface of critics, TQL's transformer critic and FQL's MLP critic (section 2 of docs/algorithm.md)."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from tql_lightning.nn.weight_decay import is_decaying_matrix
 
 
 class CriticOutput(NamedTuple):
-    """What a critic returns.
+    """Output of a critic.
 
     Attributes:
         values: Q_k(s, a) of every ensemble member, (B, E).
-        attention_entropy: mean entropy in nats per layer (rows) of the [VALUE] query (column 0) and of the
-            other queries (column 1), (L, 2); None if not asked for, or if the critic has no attention.
-        logits: of the bins whose mean the values are, (B, E, M); None from a critic that gives values directly.
+        attention_entropy: Mean entropy in nats per layer (rows) of the [VALUE] query (column 0) and of the other
+            queries (column 1), (L, 2); None unless requested, or for a critic without attention.
+        logits: Logits of the bins whose mean is the value, (B, E, M); None for a critic without bins.
     """
 
     values: Tensor
@@ -34,7 +34,7 @@ class CriticOutput(NamedTuple):
     logits: Tensor | None = None
 
     def at_least_float32(self) -> CriticOutput:
-        """The same as losses are computed with it, see `losses.at_least_float32`."""
+        """Converts all tensors to the number type of losses; see `number_types.at_least_float32`."""
         entropy, logits = (None if tensor is None else at_least_float32(tensor) for tensor in self[1:])
         return CriticOutput(at_least_float32(self.values), entropy, logits)
 
@@ -47,8 +47,8 @@ class Critic(nn.Module, ABC):
     ``support``, the centres of the bins to give logits for, as a keyword.
 
     Attributes:
-        num_layers: L, attention layers whose entropy is reported; 0 for a critic without attention.
-        num_tokens: n, keys that a query attends to; ln n is the largest entropy.
+        num_layers: L, number of attention layers; 0 for a critic without attention.
+        num_tokens: n, number of keys of a query; ln n is the largest entropy.
     """
 
     num_layers: int = 0
@@ -56,24 +56,24 @@ class Critic(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, observations: Tensor, actions: Tensor, *, with_entropy: bool = False) -> CriticOutput:
-        """Values of observation-action pairs.
+        """Computes values of observation-action pairs.
 
         Args:
             observations: (B, n_s).
             actions: (B, n_a) in [-1, 1].
-            with_entropy: whether the attention entropies are wanted too.
+            with_entropy: Whether to compute attention entropies.
         """
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
-        """Whether weight decay applies to a parameter: by default to matrices that their layer does not exempt."""
+        """Whether weight decay applies to a parameter; by default to matrices, except those that a layer exempts."""
         return is_decaying_matrix(self, name, parameter)
 
 
 class Bins(nn.Module):
-    """What heads give, as values: themselves, or the mean of the bins that they are the logits of.
+    """Turns outputs of heads into values: the outputs themselves, or the mean over bins with these logits.
 
     Args:
-        support: centres of M bins; None for heads that give values.
+        support: Centres of M bins; None for heads that output values.
     """
 
     centres: Tensor | None
@@ -85,7 +85,7 @@ class Bins(nn.Module):
         self.register_buffer("centres", centres, persistent=False)
 
     def forward(self, outputs: Tensor, attention_entropy: Tensor | None) -> CriticOutput:
-        """Outputs of the heads (B, E, M) or (B, E, 1) -> what the critic returns."""
+        """Turns outputs of the heads, (B, E, M) or (B, E, 1), into the critic's output."""
         if self.centres is None:
             return CriticOutput(outputs.squeeze(-1), attention_entropy)
         # No matrix product: autocast would round values to bfloat16.
@@ -103,21 +103,20 @@ class TransformerCritic(Critic):
         action_dim: n_a (taken from the dataset by the CLI).
         hidden_dim: H, a multiple of ``head_dim``.
         num_layers: L.
-        head_dim: size of an attention head; there are hidden_dim / head_dim of them.
-        mlp_ratio: width of the feed-forward layers over ``hidden_dim``.
+        head_dim: Size of an attention head; there are hidden_dim / head_dim heads.
+        mlp_ratio: Width of the feed-forward layers over ``hidden_dim``.
         num_critics: E, heads of the value ensemble.
-        dropout: probability of dropout inside the blocks.
-        modality_embeddings: whether state and action tokens carry a learned embedding of their kind.
-        norm: what makes every normalisation of tokens, e.g. ``RMSNorm``.
-        block: what makes a block from (hidden_dim, num_heads, inner width, dropout, norm).
-        weight_parametrisation: what makes, from a linear layer of a block, the map from the stored weight to
-            the one that is used, e.g. ``SigmaReparam``; null for the weight itself.
-        support: centres of the bins whose mean the values are (given by the model's ``value_loss``); null for
-            values without bins.
+        dropout: Probability of dropout inside the blocks.
+        modality_embeddings: Whether to add a learned embedding to all observation tokens, and one to all action tokens.
+        norm: Makes every normalisation of tokens, e.g. ``RMSNorm``.
+        block: Makes a block from (hidden_dim, num_heads, inner width, dropout, norm).
+        weight_parametrisation: Makes, from a linear layer of a block, the function from the stored weight to the
+            effective one, e.g. ``SigmaReparam``; null for the stored weight.
+        support: Centres of the bins (given by the model's ``value_loss``); null for a critic without bins.
 
     Raises:
-        ValueError: a size is not positive, ``hidden_dim`` is below 2 (the heads halve it) or no multiple of
-            ``head_dim``, or ``dropout`` is no probability.
+        ValueError: A size is not positive, ``hidden_dim`` is below 2 or not a multiple of ``head_dim``, or ``dropout``
+            is not in [0, 1).
     """
 
     def __init__(
@@ -186,7 +185,7 @@ class TransformerCritic(Critic):
         return output
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
-        """Matrices decay, but nothing of the tokenizer: input projections, positions, embeddings, [VALUE]."""
+        """Decays matrices, except the tokenizer's: input projections, positions, embeddings and [VALUE]."""
         return is_decaying_matrix(self, name, parameter) and not name.startswith("tokenizer.")
 
 
@@ -196,14 +195,13 @@ class MLPCritic(Critic):
     Args:
         observation_dim: n_s (taken from the dataset by the CLI).
         action_dim: n_a (taken from the dataset by the CLI).
-        hidden_dims: sizes of the hidden layers.
+        hidden_dims: Sizes of the hidden layers.
         num_critics: E, members of the ensemble.
-        layer_norm: whether hidden layers end in a LayerNorm.
-        support: centres of the bins whose mean the values are (given by the model's ``value_loss``); null for
-            values without bins.
+        layer_norm: Whether hidden layers end in a LayerNorm.
+        support: Centres of the bins (given by the model's ``value_loss``); null for a critic without bins.
 
     Raises:
-        ValueError: a size is not positive, or there is no hidden layer.
+        ValueError: A size is not positive, or there is no hidden layer.
     """
 
     def __init__(
@@ -231,10 +229,10 @@ class MLPCritic(Critic):
 
 
 def make_critic(critic: Callable[..., Critic], observation_dim: int, action_dim: int, value_loss: ValueLoss) -> Critic:
-    """The critic for a value loss; only one of bins is told of them, so that others need just two arguments.
+    """Makes a critic for a value loss, and passes it ``support`` only if the loss has bins.
 
     Raises:
-        ValueError: the value loss needs bins, and the critic does not take them.
+        ValueError: The value loss has bins, and the critic takes no ``support``.
     """
     if value_loss.support is None:
         return critic(observation_dim, action_dim)

@@ -1,4 +1,4 @@
-"""Passes of a network in training mode that do not drop out."""
+"""Disables dropout of a network in training mode."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Number types that losses and entropies are computed in."""
+"""Number types of losses and entropies."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from torch import Tensor
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """The tensor in float32, or in float64 if it is that: what losses are computed in, whatever networks compute in."""
+    """Converts a tensor to float32, the number type of losses, unless it is float64."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -1,8 +1,8 @@
-"""Tokens of one scalar each, kept as factors: what their first normalisation and linear layer need not do.
+"""Tokens of one scalar each, kept as factors to speed up their first normalisation and linear layer.
 
-A token is affine in its scalar, x * direction + offset. Normalised by LayerNorm it is still a combination of three
-vectors that the batch shares, so that a linear map is applied to those (3 n rows) and not to every token (B n rows),
-forward and backward. Exact but for rounding.
+A token is affine in its scalar, x * direction + offset. After LayerNorm it is still a combination of three vectors that
+the batch shares. A linear map is therefore applied to those (3 n rows) instead of every token (B n rows), forward and
+backward. The result is the same up to rounding.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class FactoredTokens(NamedTuple):
     """Tokens of low rank: token i of batch row b is features[b, i] @ basis[i].
 
     Attributes:
-        features: (B, n, r), at least float32: rounding one would move a whole token one way.
+        features: (B, n, r), at least float32, as the rounding error of a feature affects its whole token.
         basis: (n, r, H), in the number type of the tokens.
     """
 
@@ -84,7 +84,7 @@ class ScalarTokens(NamedTuple):
 
 
 def normalise(norm: nn.Module, tokens: Tensor | ScalarTokens) -> Tensor | FactoredTokens:
-    """Tokens through a normalisation; factored where that is exact, which is LayerNorm with weight and bias."""
+    """Normalises tokens; keeps the factors for LayerNorm with weight and bias."""
     if isinstance(tokens, Tensor):
         normalised: Tensor = norm(tokens)
         return normalised
@@ -94,5 +94,5 @@ def normalise(norm: nn.Module, tokens: Tensor | ScalarTokens) -> Tensor | Factor
 
 
 def dense(tokens: Tensor | FactoredTokens | ScalarTokens) -> Tensor:
-    """Tokens (B, n, H) that may be kept as factors."""
+    """Multiplies out tokens (B, n, H) that are kept as factors."""
     return tokens if isinstance(tokens, Tensor) else tokens.dense()

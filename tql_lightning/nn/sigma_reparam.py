@@ -16,8 +16,8 @@ class SigmaReparam(nn.Module):
     buffers, so checkpoints hold them. The gradient flows through sigma.
 
     Args:
-        layer: whose weight is reparametrised. One that stacks several maps (``stacked`` of them, as the fused
-            query, key and value do) has a sigma and a gamma for each.
+        layer: Layer to reparametrise. A layer that stacks several maps, such as the fused query, key and value, has a
+            sigma and a gamma for each of its ``stacked`` maps.
     """
 
     left: Tensor

@@ -1,7 +1,7 @@
-"""Forms of entropy control: what weighs the attention entropy in the critic's loss (section 3 of docs/algorithm.md).
+"""Forms of entropy control: weights of the attention entropy in the critic's loss (section 3 of docs/algorithm.md).
 
-The *attention* temperature is a loss weight: it rises while the entropy is under its target and falls
-while it is over. It is neither a softmax temperature nor SAC's policy temperature.
+The *attention* temperature is such a weight. It rises while the entropy is below its target and falls while it is
+above. It is neither a softmax temperature nor SAC's policy temperature.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TOKEN_GROUPS = ("value", "others")
 
 
 class EntropyControl(nn.Module, ABC):
-    """What weighs the attention entropy of each layer and token group. Subclass it to plug in your own.
+    """Weights of the attention entropy of each layer and token group. Subclass it to plug in your own.
 
     The constructor's first two arguments are ``num_layers`` and ``num_tokens``, taken from the critic.
     """
@@ -45,12 +45,12 @@ class TargetSchedule:
     A step beyond the paper, whose targets are constant.
 
     Args:
-        start_offset: nats added to every target at update 0.
-        updates: after so many updates the targets are what they are without a schedule.
-        form: how the offset goes to zero: "linear", "cosine" (half a wave), or "constant": not before the end.
+        start_offset: Nats added to every target at update 0.
+        updates: Number of updates until the offset is 0.
+        form: Shape of the offset's decay: "linear", "cosine" (half a wave), or "constant" (full offset until the end).
 
     Raises:
-        ValueError: ``updates`` is below 1 or ``form`` is none of the three.
+        ValueError: ``updates`` is below 1, or ``form`` is unknown.
     """
 
     start_offset: float
@@ -64,7 +64,7 @@ class TargetSchedule:
             raise ValueError(f"schedule.form: expected 'constant', 'linear' or 'cosine', found {self.form!r}")
 
     def offset(self, update: int) -> float:
-        """What is added to the targets at an update, in nats."""
+        """Returns the offset of the targets at an update, in nats."""
         progress = min(update / self.updates, 1.0)
         match self.form:
             case "linear":
@@ -77,7 +77,7 @@ class TargetSchedule:
 
 
 class AttentionTemperature(EntropyControl):
-    """One learned temperature per layer and token group, with the entropy each is to reach.
+    """One learned temperature and one target entropy per layer and token group.
 
     Targets are either given, or follow the paper's recipe: ``target_scale`` times the largest entropy ln n
     in every layer, ``last_layer_offset`` added in the last one.
@@ -85,18 +85,18 @@ class AttentionTemperature(EntropyControl):
     Args:
         num_layers: L (taken from the critic).
         num_tokens: n (taken from the critic).
-        targets: one row (value, others) in nats per layer; null for the recipe.
-        target_scale: share of ln n that the recipe aims at.
-        last_layer_offset: what the recipe adds in the last layer, in nats.
-        initial: temperature at the start.
-        form: "exp": exp(x), or "sign": sign(x) (exp|x| - 1), which may become negative.
-        minimum: lower clip of the temperature where it weighs the entropy loss.
-        maximum: upper clip of the temperature where it weighs the entropy loss.
-        schedule: moves the targets over training; null for constant targets.
+        targets: One row (value, others) in nats per layer; null for the recipe.
+        target_scale: Share of ln n in the recipe.
+        last_layer_offset: Nats that the recipe adds in the last layer.
+        initial: Temperature at the start.
+        form: "exp" for exp(x), or "sign" for sign(x) (exp|x| - 1), which may become negative.
+        minimum: Lower clip of the temperature in the entropy loss.
+        maximum: Upper clip of the temperature in the entropy loss.
+        schedule: Schedule of the targets over training; null for constant targets.
 
     Raises:
-        ValueError: targets of the wrong shape or outside (0, ln n), an initial value the form cannot take, an unknown
-            form, or ``minimum`` not below ``maximum``.
+        ValueError: Targets have the wrong shape or lie outside (0, ln n), the form is unknown or cannot take the
+            initial value, or ``minimum`` is not below ``maximum``.
     """
 
     targets: Tensor
@@ -161,15 +161,15 @@ class SingleTemperature(AttentionTemperature):
 
 
 class FixedPenalty(EntropyControl):
-    """A constant weight on the attention entropy, nothing learned and no target: an ablation of the paper.
+    """A constant weight of the attention entropy, without target: an ablation of the paper.
 
     Args:
         num_layers: L (taken from the critic).
-        num_tokens: n (taken from the critic; without a target nothing depends on it).
-        weight: alpha; above 0 entropy is pushed up, below 0 down.
+        num_tokens: n (taken from the critic; not used).
+        weight: alpha; a positive weight raises entropy, a negative one lowers it.
 
     Raises:
-        ValueError: ``weight`` is 0 (give null as the model's entropy control instead) or not finite.
+        ValueError: ``weight`` is 0 (set the model's entropy control to null instead) or not finite.
     """
 
     weight: Tensor
@@ -197,22 +197,22 @@ class FixedPenalty(EntropyControl):
 
 
 def check_targets(targets: Sequence[Sequence[float]], num_layers: int, num_tokens: int, at: str = "") -> Tensor:
-    """Entropy targets as a tensor (L, 2).
+    """Checks entropy targets and makes a tensor (L, 2) of them.
 
     Args:
-        targets: one row (value, others) in nats per layer.
+        targets: One row (value, others) in nats per layer.
         num_layers: L.
         num_tokens: n.
-        at: which targets these are, for the message.
+        at: Prefix of the message that says which targets these are.
 
     Raises:
-        ValueError: a target that no attention over n tokens can hold; the message gives the range.
+        ValueError: A target is not between 0 and ln n; the message gives the range.
     """
     largest = math.log(num_tokens)
     reachable = f"above 0 and below ln {num_tokens} = {largest:.3f} nats"
     try:
         table = np.asarray(targets, dtype=np.float64)
-    except (TypeError, ValueError):  # rows of different lengths, or what is no number
+    except (TypeError, ValueError):  # rows of different lengths, or not numbers
         table = np.empty(0)
     if table.shape != (num_layers, len(TOKEN_GROUPS)):
         raise ValueError(

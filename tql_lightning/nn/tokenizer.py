@@ -1,4 +1,4 @@
-"""Every scalar of an observation and of an action becomes one token (section 2 of docs/algorithm.md)."""
+"""Turns every scalar of an observation and of an action into one token (section 2 of docs/algorithm.md)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ScalarTokenizer(nn.Module):
         observation_dim: n_s.
         action_dim: n_a.
         hidden_dim: H.
-        modality_embeddings: whether the two groups carry a learned embedding of their kind.
+        modality_embeddings: Whether each of the two groups has a learned embedding added to its tokens.
     """
 
     def __init__(

@@ -23,11 +23,11 @@ class TransformerBlock(nn.Module):
     Args:
         hidden_dim: H.
         num_heads: h.
-        inner_dim: width of the feed-forward layer.
-        dropout: probability of every dropout.
-        norm: what makes a normalisation of H-sized tokens.
-        attention: what makes the attention from (hidden_dim, num_heads).
-        feedforward: what makes the feed-forward layer from (hidden_dim, inner_dim, dropout).
+        inner_dim: Width of the feed-forward layer.
+        dropout: Probability of every dropout.
+        norm: Makes a normalisation of tokens from their size.
+        attention: Makes the attention from (hidden_dim, num_heads).
+        feedforward: Makes the feed-forward layer from (hidden_dim, inner_dim, dropout).
     """
 
     def __init__(
@@ -61,12 +61,12 @@ class TransformerBlock(nn.Module):
         return tokens + self.feedforward_output(self.feedforward(self.feedforward_norm(tokens))), entropy
 
     def branch_output(self, norm: Norm, hidden_dim: int) -> nn.Module:
-        """What a branch's output (B, n, H) goes through before it is added; here nothing."""
+        """Makes the module applied to a branch's output (B, n, H) before the sum; here the identity."""
         return nn.Identity()
 
 
 class SandwichBlock(TransformerBlock):
-    """A block that normalises also what attention and feed-forward layer give (sandwich norm, arXiv 2105.13290).
+    """A block that also normalises the outputs of attention and feed-forward layer (sandwich norm, arXiv 2105.13290).
 
     x + Drop(norm(attention(norm x))), then x + norm(feedforward(norm x)); arguments as of `TransformerBlock`.
     """
@@ -78,10 +78,10 @@ class SandwichBlock(TransformerBlock):
 
 @runtime_checkable
 class PlacedPart(Protocol):
-    """A part of a block that is not the same in every block, such as `StructuredFeedForward`."""
+    """A part of a block that depends on the block's position, such as `StructuredFeedForward`."""
 
     def in_block(self, position: int) -> nn.Module:
-        """The part that stands in a block, counted from 0: this one or another."""
+        """Returns the part for the block at a position, counted from 0: this part or another."""
 
 
 Block = Callable[[int, int, int, float, Norm], TransformerBlock]
@@ -94,12 +94,12 @@ class Transformer(nn.Module):
         hidden_dim: H.
         num_heads: h.
         num_layers: L.
-        inner_dim: width of the feed-forward layers.
-        dropout: probability of every dropout.
-        norm: what makes every normalisation of tokens.
-        block: what makes a block from (hidden_dim, num_heads, inner_dim, dropout, norm).
-        weight_parametrisation: what makes, from a linear layer of a block, the map from the stored weight to
-            the one that is used; None for the weight itself.
+        inner_dim: Width of the feed-forward layers.
+        dropout: Probability of every dropout.
+        norm: Makes every normalisation of tokens.
+        block: Makes a block from (hidden_dim, num_heads, inner_dim, dropout, norm).
+        weight_parametrisation: Makes, from a linear layer of a block, the function from the stored weight to the
+            effective one; None for the stored weight.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class Transformer(nn.Module):
 
 
 def _place(block: nn.Module, position: int) -> None:
-    """Tells the parts of a block that ask for it (by a method ``in_block``) which block they stand in, from 0 on."""
+    """Replaces each `PlacedPart` of a block by the one for its position."""
     for name, part in list(block.named_children()):
         if isinstance(part, PlacedPart):
             setattr(block, name, part.in_block(position))

@@ -1,4 +1,4 @@
-"""The class between LightningModule and every algorithm: an algorithm fills in a form, this runs it."""
+"""Base class of every algorithm: it runs in Lightning what a subclass declares."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from tql_lightning.training.chunks import (
     skip_validation_of_a_stop,
     validation_follows,
 )
+from tql_lightning.training.cost import warn_of_many_tokens
 from tql_lightning.training.distributed import agree_to_stop, identity, over_processes, prefer_static_graph
 from tql_lightning.training.divergence import DivergenceWatch, broken_metrics, count_broken, diverged, require_sound
 from tql_lightning.training.execution import Execution
@@ -38,7 +39,7 @@ BROKEN = "broken_tensors"
 
 
 class Algorithm(LightningModule, ABC):
-    """An offline-RL algorithm: subclasses say what one update computes, this class runs it.
+    """An offline-RL algorithm: a subclass defines one update, and this class runs it.
 
     A subclass declares what an update reads (`Batch`, `Noise`, `noise_draws`), which networks it trains
     (`parameter_groups`), what it minimises (`losses`), how target networks move (`before_step`, `after_step`) and how
@@ -49,7 +50,7 @@ class Algorithm(LightningModule, ABC):
     Args:
         observation_dim: n_s (taken from the dataset by the CLI).
         action_dim: n_a of one decision (taken from the dataset by the CLI): ``action_chunk`` times the environment's.
-        action_chunk: h, environment steps that one decision is made of (taken from the data by the CLI).
+        action_chunk: h, environment steps per decision (taken from the data by the CLI).
         optimisation: Learning rates, their schedule, weight decay and clipping.
         execution: Compilation, CUDA graphs and the precision of matrix products.
 
@@ -59,8 +60,8 @@ class Algorithm(LightningModule, ABC):
     Attributes:
         Batch: NamedTuple class of the fields that an update reads from the dataset.
         Noise: NamedTuple class of the random numbers that an update uses.
-        extraction: How the model chooses actions, where its `actor` knows several ways; None where there is one.
-        fixed_settings: Names of settings that a continued run must not change, since the weights are their values.
+        extraction: How the model chooses actions, if its `actor` has several ways; None if there is one.
+        fixed_settings: Names of settings that a continued run must not change, since its weights depend on them.
     """
 
     Batch: ClassVar[type[Any]] = Batch
@@ -89,22 +90,22 @@ class Algorithm(LightningModule, ABC):
         self._runner: UpdateRunner | None = None
         self._watch = DivergenceWatch()
         self._held_out = HeldOutMeans()
-        self._seen_updates = 0  # updates of the weights, while no trainer trains them
+        self._seen_updates = 0  # updates of the weights, for use outside training
         self._validated = -1  # update of the last validation
         self._precision_before = torch.get_float32_matmul_precision()
 
-    # ------------------------------------------------------------------ what a subclass says
+    # ------------------------------------------------------------------ defined by subclasses
 
     def noise_draws(self) -> dict[str, Draw]:
-        """One `Draw` for each field of `Noise`, in the same order."""
+        """Returns a `Draw` for each field of `Noise`, in the same order."""
         return {}
 
     @abstractmethod
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Networks that are trained; every trainable parameter belongs to exactly one group."""
+        """Returns the networks to train; every trainable parameter belongs to exactly one group."""
 
     def inputs(self, update: int) -> Inputs:
-        """Tensors that the losses need and that depend on the update, counted from 0."""
+        """Returns tensors for `losses` that depend on the update, counted from 0."""
         return {}
 
     @abstractmethod
@@ -116,39 +117,39 @@ class Algorithm(LightningModule, ABC):
         with_metrics: bool = True,
         whole_mean: Callable[[Tensor], Tensor] = identity,
     ) -> Losses:
-        """What the algorithm minimises, as a function of parameters and arguments alone.
+        """Computes what the algorithm minimises, from the parameters and the arguments only.
 
         Args:
             batch: A `Batch`, leading dimension (B,).
             noise: A `Noise`, leading dimension (B,).
             inputs: Result of `inputs`.
-            with_metrics: Whether to compute what is only logged.
-            whole_mean: Turns a mean over these rows into that over the whole batch, of which other processes have the
-                rest. Only a loss that divides by a statistic of the batch needs it: gradients are averaged anyway.
+            with_metrics: Whether to compute values that are only logged.
+            whole_mean: Function from the mean over this process's rows to that over the whole batch. Only a loss that
+                divides by a statistic of the batch needs it, since gradients are averaged anyway.
         """
 
     def before_step(self, inputs: Inputs) -> None:
-        """Moves target networks that follow the weights as they are before the optimizer's step."""
+        """Moves target networks towards the weights from before the optimizer's step."""
 
     def after_step(self, inputs: Inputs) -> None:
-        """Moves target networks that follow the weights as they are after the optimizer's step."""
+        """Moves target networks towards the weights from after the optimizer's step."""
 
     @abstractmethod
     def actor(self, extraction: str | None = None) -> Actor:
-        """The policy as a pure function of observations and noise.
+        """Returns the policy as a pure function of observations and noise.
 
         Args:
-            extraction: How to choose actions, where there are several ways; None for the model's own.
+            extraction: How to choose actions, if there are several ways; None for the model's own.
 
         Raises:
-            ValueError: There is no such way.
+            ValueError: The extraction is unknown.
         """
 
-    # ------------------------------------------------------------------ what others ask of it
+    # ------------------------------------------------------------------ used by data, callbacks and evaluation
 
     @property
     def update_spec(self) -> UpdateSpec:
-        """What one update reads; the data gather and draw nothing else."""
+        """Batch fields and random numbers of one update; the sampler gathers and draws nothing else."""
         return UpdateSpec(self.Batch, self.Noise, self.noise_draws())
 
     @property
@@ -157,12 +158,12 @@ class Algorithm(LightningModule, ABC):
         return self.action_dim // self.action_chunk
 
     def trained_networks(self) -> list[nn.Module]:
-        """The networks of `parameter_groups`, each once."""
+        """Returns the networks of `parameter_groups`, each once."""
         return list({id(group.module): group.module for group in self.parameter_groups()}.values())
 
     @property
     def current_update(self) -> int:
-        """Updates that the weights have seen: also for a trainer that only validates or tests, which counts none."""
+        """Number of updates that the weights have seen, also while a trainer only validates or tests."""
         trains = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
         return self.global_step if trains else self._seen_updates
 
@@ -177,23 +178,23 @@ class Algorithm(LightningModule, ABC):
     # ------------------------------------------------------------------ set-up
 
     def configure_model(self) -> None:
-        """Takes on the trainer's number type, and where the strategy is "sharded" only its share of the networks."""
+        """Converts the weights to the trainer's precision, and shards them with the strategy "sharded"."""
         if self._trainer is None:
             return
         if self.trainer.state.fn == TrainerFn.FITTING:
             self.check_trainer(self.trainer)
-        # Before a checkpoint is loaded; Lightning would do so afterwards, and its float64 would have been rounded.
+        # Before a checkpoint is loaded: Lightning converts later, when float64 weights would have been rounded.
         self.trainer.precision_plugin.convert_module(self)
         if isinstance(self.trainer.strategy, ShardedStrategy):
             shard(self, self.trainer.strategy.device_mesh)
 
     def check_trainer(self, trainer: Trainer) -> None:
-        """Refuses a trainer that cannot train this algorithm; see `trainer_checks.check_trainer`."""
+        """Rejects a trainer that cannot train this algorithm; see `trainer_checks.check_trainer`."""
         self.optimisation.for_run(trainer.max_steps)
         check_trainer(trainer, self, self.execution)
 
     def setup(self, stage: str) -> None:
-        """Sets the precision of float32 matrix products while a trainer runs, and DDP's graph."""
+        """Checks parameter groups, and sets DDP's static graph and the precision of matrix products."""
         if stage == "fit":
             self.optimisation.check_groups(self, self.parameter_groups())
         prefer_static_graph(self.trainer.strategy)
@@ -201,14 +202,14 @@ class Algorithm(LightningModule, ABC):
         torch.set_float32_matmul_precision(self.execution.float32_matmul_precision)
 
     def teardown(self, stage: str) -> None:
-        """Restores the precision of matrix products and the signal handlers, and frees what was recorded."""
+        """Restores the precision of matrix products and signal handlers, and frees the CUDA graph."""
         torch.set_float32_matmul_precision(self._precision_before)
         if self._runner is not None:
             self._runner.guard.give_back()
             self._runner = None
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """One AdamW over all networks, and the one schedule of their learning rates."""
+        """Makes one AdamW for all networks, and the schedule of its learning rates."""
         scaled = self._trainer is not None and getattr(self.trainer.precision_plugin, "scaler", None) is not None
         optimizer, schedule = self._optimisation_of_run().optimizer(
             self.parameter_groups(), self.execution.cuda_graphs, self.device, scaled
@@ -221,12 +222,14 @@ class Algorithm(LightningModule, ABC):
     # ------------------------------------------------------------------ training
 
     def on_fit_start(self) -> None:
-        """Begins to watch for divergence."""
+        """Starts the record of finite updates and the update runner, and warns of an update that takes long."""
+        rows = int(getattr(self.trainer.datamodule, "batch_size", 0)) // self.trainer.world_size  # type: ignore[attr-defined]
+        warn_of_many_tokens(self, rows, self.device)
         self._watch = DivergenceWatch()
         self._runner = UpdateRunner(self)
 
     def on_train_start(self) -> None:
-        """Takes over signal handlers; a continued run gets its own rates and forgets what came after its update."""
+        """Wraps signal handlers; in a continued run, sets its learning rates and removes later records."""
         assert self._runner is not None
         self._runner.guard.take_over()
         if self.global_step > 0:
@@ -242,15 +245,15 @@ class Algorithm(LightningModule, ABC):
         )
 
     def training_step(self, chunk: tuple[Any, Any], batch_idx: int) -> dict[str, Any]:
-        """K updates on a chunk of K minibatches; stops between two of them when the trainer is to stop.
+        """Makes K updates on a chunk of K minibatches; ends early when the trainer is to stop.
 
         Args:
             chunk: Batches and noise with leading dimensions (K, B).
             batch_idx: Number of the chunk.
 
         Returns:
-            For callbacks, of the last update and without gradient: "loss", "log_now", whether its metrics are logged,
-            "metrics" (name -> scalar; empty where they are not) and "diagnostics" (name -> tensor).
+            Results of the last update for callbacks, without gradient: "loss", "log_now" (whether metrics are logged),
+            "metrics" (name -> scalar; empty unless logged) and "diagnostics" (name -> tensor).
 
         Raises:
             TooLittleMemoryError: An update needs more memory than there is.
@@ -259,20 +262,20 @@ class Algorithm(LightningModule, ABC):
         assert self._runner is not None
         batches, noises = chunk
         num_updates, rows = batches[0].shape[:2]
-        begun = self.global_step - self.global_step % chunk_size(self.trainer)  # also if a stop cut the chunk in two
+        begun = self.global_step - self.global_step % chunk_size(self.trainer)  # a stop may have cut the chunk in two
         seed = getattr(self.trainer.datamodule, "seed", None)  # type: ignore[attr-defined]
         first, rank = self.global_step, self.global_rank
         schedule: Any = self.lr_schedulers()
         log_now = self._crosses_log_interval(begun, first + num_updates)
         with explained_memory(self, rows, self.device, self.execution.cuda_graphs):
             for k in range(num_updates):
-                if seed is not None:  # what is drawn from torch's own generators, as by dropout
+                if seed is not None:  # seeds torch's own generators, which dropout uses
                     seed_generators(self.device, seed, first + k, rank)
                 last = k == num_updates - 1
                 inputs, measured = self.inputs(first + k), last and log_now
                 losses = self._runner.run(at_update(batches, k), at_update(noises, k), inputs, measured, kept=last)
                 schedule.step()
-                if last or not self.execution.cuda_graphs:  # the next replay overwrites what has no metrics
+                if last or not self.execution.cuda_graphs:  # the next replay overwrites results that are not copied
                     self._watch.keep(first + k, losses.total)
                 if self.trainer.should_stop:
                     break
@@ -287,7 +290,7 @@ class Algorithm(LightningModule, ABC):
         }
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Measures and clips gradients after any unscaling; a recorded step does so itself."""
+        """Measures and clips gradients after any unscaling; a CUDA graph contains this already."""
         if self._runner is not None and not self.execution.cuda_graphs:
             self._runner.clip()
 
@@ -301,16 +304,16 @@ class Algorithm(LightningModule, ABC):
         agree_to_stop(self.trainer)
 
     def on_train_end(self) -> None:
-        """Keeps how many updates the weights have seen, and checks them once more.
+        """Records the number of updates, and checks the weights once more.
 
         Raises:
-            TrainingDivergedError: They hold NaN or infinity.
+            TrainingDivergedError: A weight or the optimizer's state is NaN or infinite.
         """
         self._seen_updates = self.global_step
         require_sound(self, self.trainer, self._watch)
 
     def log_metrics(self, metrics: dict[str, Tensor]) -> None:
-        """Logs an update's metrics, of the whole batch over all processes, and learning rates, as ``train/NAME``.
+        """Logs an update's metrics over all processes, and learning rates, as ``train/NAME``.
 
         Raises:
             TrainingDivergedError: A metric, a parameter or the optimizer's state is NaN or infinite.
@@ -345,7 +348,7 @@ class Algorithm(LightningModule, ABC):
         self._add_held_out(*batch_and_noise, first=batch_idx == 0)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs their means over transitions as ``val/...``, but for a pass that only a stop has caused."""
+        """Logs means over transitions as ``val/...``, except for a pass that only a stop has caused."""
         fits = self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking
         if fits and not validation_follows(self.trainer):  # a signal came too late for `on_train_batch_end`
             return
@@ -354,11 +357,11 @@ class Algorithm(LightningModule, ABC):
             self._validated = self.global_step
 
     def on_test_epoch_end(self) -> None:
-        """Logs their means over transitions as ``test/...``."""
+        """Logs means over transitions as ``test/...``."""
         self._held_out.log(self, "test")
 
     def _add_held_out(self, batch: Any, noise: Any, first: bool) -> None:
-        if first:  # the pass before may have been broken off
+        if first:  # the pass before may have been interrupted
             self._held_out = HeldOutMeans()
         losses = self.losses(batch, noise, self.current_inputs())
         self._held_out.add(len(batch[0]), losses.metrics, losses.diagnostics)
@@ -366,7 +369,7 @@ class Algorithm(LightningModule, ABC):
     # ------------------------------------------------------------------ checkpoints
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes over how many updates the checkpoint's weights have seen, and how far the loops were with them."""
+        """Restores the number of updates, and Lightning's loops."""
         self._seen_updates = int(checkpoint.get("global_step", 0))
         self._validated = int(checkpoint.get("validated_update", self._seen_updates))
         if self._trainer is not None:
@@ -378,12 +381,12 @@ class Algorithm(LightningModule, ABC):
         A factory that is neither a class nor a ``functools.partial`` of one has to be given again on loading.
 
         Raises:
-            TrainingDivergedError: What is to be saved holds NaN or infinity; nothing is written.
+            TrainingDivergedError: A weight or the optimizer's state is NaN or infinite; nothing is written.
         """
-        trainer = self._trainer  # None where a model is saved that never trained
+        trainer = self._trainer  # None for a model that is saved without a trainer
         if trainer is not None and trainer.state.fn == TrainerFn.FITTING:
             require_sound(self, trainer, self._watch)
             leave_out_finished_guides(checkpoint, self, trainer.optimizers)
         checkpoint[ALGORITHM] = class_path(type(self))
-        checkpoint["hyper_parameters"] = loadable(checkpoint["hyper_parameters"])
+        checkpoint["hyper_parameters"] = loadable(checkpoint["hyper_parameters"], type(self))
         checkpoint["validated_update"] = self._validated

@@ -1,7 +1,7 @@
-"""How Lightning counts chunks of updates and validates by that count, so that a continued run does as if never stopped.
+"""Restores Lightning's counts of batches, so that a continued run validates as an uninterrupted one would.
 
-A stop may come within a chunk, and a checkpoint be written before the validation at its update. Which chunk an update
-belongs to is a function of the update alone: chunks end at multiples of K, the data's ``updates_per_step``.
+One of Lightning's batches is a chunk of K updates, the data's ``updates_per_step``. Chunks end at multiples of K. A
+stop may come within a chunk, and a checkpoint may be written before the validation at its update.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ _COUNTS = ("ready", "started", "processed", "completed")
 
 
 def chunk_size(trainer: Any) -> int:
-    """K, or 1 for data that are no `OfflineDataModule`."""
+    """Returns K, or 1 for data other than an `OfflineDataModule`."""
     return int(getattr(trainer.datamodule, "updates_per_step", 1))
 
 
 def restore_progress(trainer: Any, checkpoint: dict[str, Any], validated: bool) -> None:
-    """Makes the loops of a checkpoint those of an uninterrupted run; leaves those over other data than ours alone.
+    """Sets the loops of a checkpoint to those of an uninterrupted run; does nothing for data without chunks.
 
     Args:
-        trainer: that is to continue, with its datamodule.
-        checkpoint: to continue from; changed in place.
-        validated: whether the validation at its update is done, if one is due; else all of it follows.
+        trainer: Trainer of the continued run, with its datamodule.
+        checkpoint: Checkpoint to continue from; changed in place.
+        validated: Whether the validation at the checkpoint's update is done. If one is due and not done, it follows.
     """
     if not hasattr(trainer.datamodule, "updates_per_step") or "loops" not in checkpoint:
         return
     loops, size = checkpoint["loops"]["fit_loop"], chunk_size(trainer)
     chunks, within = divmod(int(checkpoint["global_step"]), size)
-    limit = trainer.limit_train_batches  # chunks of an epoch, where it is a whole number
+    limit = trainer.limit_train_batches  # chunks per epoch if it is an integer
     of_epoch = chunks % limit if isinstance(limit, int) and limit else chunks
     whole, current = dict.fromkeys(_COUNTS, chunks), dict.fromkeys(_COUNTS, of_epoch)
     loops["epoch_loop.batch_progress"] |= {"total": whole, "current": current, "is_last_batch": False}
@@ -44,10 +44,10 @@ def restore_progress(trainer: Any, checkpoint: dict[str, Any], validated: bool) 
 
 
 def validation_follows(trainer: Any) -> bool:
-    """Whether validation is due after the chunk in hand, apart from the one that Lightning makes when it is to stop."""
+    """Whether validation is due after this chunk, not counting the one that Lightning makes because of a stop."""
     ends_chunk = trainer.global_step % chunk_size(trainer) == 0 or trainer.global_step == trainer.max_steps
     stops = trainer.should_stop
-    if stops:  # else it is left alone: a signal may set it at any time
+    if stops:  # otherwise untouched, since a signal may set it at any time
         trainer.should_stop = False
     due = ends_chunk and validation_is_due(trainer)
     if stops:
@@ -56,6 +56,6 @@ def validation_follows(trainer: Any) -> bool:
 
 
 def skip_validation_of_a_stop(trainer: Any) -> None:
-    """Where training is to stop, leaves out the validation that an uninterrupted run would not make here."""
+    """Skips the validation that Lightning makes because of a stop, unless one is due here anyway."""
     if trainer.should_stop and not validation_follows(trainer):
         skip_next_validation(trainer)

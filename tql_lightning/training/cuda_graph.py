@@ -1,7 +1,7 @@
-"""A gradient step recorded once as a CUDA graph and replayed.
+"""Records a gradient step once as a CUDA graph and replays it.
 
-Loss, backward pass, clipping, AdamW and the target critic's step are one launch, so that small critics are not held up
-by Python.
+Loss, backward pass, clipping, AdamW and the target critic's step become one launch. Small critics then do not wait for
+Python.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ from torch import Tensor, nn
 
 from tql_lightning.system.private_api import copy_into
 
-WARM_UP_STEPS = 3  # torch's own number: libraries set themselves up, and the optimizer makes its state
+WARM_UP_STEPS = 3  # torch's own number; libraries initialise, and the optimizer allocates its state
 
 
 class Recorder(Protocol):
-    """What records work on a device."""
+    """Records work on a device and replays it."""
 
     def warm_up(self, work: Callable[[], object]) -> None:
-        """Runs the work apart from what else the device does."""
+        """Runs the work on a stream of its own before recording."""
 
     def record(self, work: Callable[[], Any]) -> None:
-        """Records the work, which need not run."""
+        """Records the work; whether it also runs is up to the recorder."""
 
     def replay(self) -> Any:
-        """Runs what was recorded; returns what it gave, in memory that the next replay writes over."""
+        """Runs the recorded work; the next replay overwrites the memory of its result."""
 
 
 class CudaRecorder:
-    """Records a CUDA graph, on the current device and on a stream of its own, as recording demands."""
+    """Records a CUDA graph on the current device, on a stream of its own, which CUDA requires."""
 
     def __init__(self) -> None:
         self.graph = torch.cuda.CUDAGraph()
-        # torch's own stream for recordings stays on the device of the process's first.
+        # torch's default capture stream stays on the device of the process's first capture.
         self.stream: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self.outputs: Any = None
 
@@ -51,7 +51,7 @@ class CudaRecorder:
 
     def record(self, work: Callable[[], Any]) -> None:
         """See `Recorder`."""
-        # What other threads do, such as one that pins memory, is none of the recording.
+        # Otherwise a CUDA call of another thread, such as the one that pins memory, would invalidate the capture.
         with torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode="thread_local"):
             self.outputs = work()
 
@@ -62,14 +62,14 @@ class CudaRecorder:
 
 
 class GraphedStep:
-    """A gradient step, recorded at its first call and replayed at every call.
+    """A gradient step that its first call records and every call replays.
 
     Args:
-        step: a gradient step; a function of tensors of fixed shapes, parameters and the optimizer's state alone,
-            that never waits for the device.
-        model: whose parameters and buffers the step changes.
-        optimizer: whose state the step changes.
-        recorder: what records.
+        step: Gradient step that depends only on its tensors, of fixed shapes, on the parameters and on the optimizer's
+            state, and never waits for the device.
+        model: Model whose parameters and buffers the step changes.
+        optimizer: Optimizer whose state the step changes.
+        recorder: Recorder for the model's device.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class GraphedStep:
         self.inputs: list[Tensor | None] | None = None
 
     def __call__(self, inputs: Iterable[Tensor | None]) -> Any:
-        """Makes the step on inputs; returns its outputs, which the next call writes over."""
+        """Makes the step on inputs; the next call overwrites the memory of its outputs."""
         given = list(inputs)
         if self.inputs is None:
             self.inputs = [None if tensor is None else tensor.clone() for tensor in given]
@@ -100,16 +100,16 @@ class GraphedStep:
 
 
 class ReplayedAdamW(torch.optim.AdamW):
-    """AdamW whose step a trainer can count although it is part of what is replayed.
+    """AdamW that can replay a recorded update, so that Lightning counts the step.
 
-    Where ``replay`` is set, the next ``step`` calls it instead and gives what it gives.
+    Where ``replay`` is set, the next ``step`` calls it instead and returns its result.
     """
 
     replay: Callable[[], Any] | None = None
-    _warned_capturable_if_run_uncaptured = True  # torch's flag: warming up runs a capturable step on purpose
+    _warned_capturable_if_run_uncaptured = True  # silences torch's warning: the warm-up runs uncaptured on purpose
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step, or one replay."""
+        """Makes one step or one replay."""
         replay, self.replay = self.replay, None
         if replay is None:
             return super().step(closure)
@@ -119,19 +119,19 @@ class ReplayedAdamW(torch.optim.AdamW):
 
 
 def can_record(device: torch.device) -> bool:
-    """Whether work on a device can be recorded."""
+    """Whether a device supports recording."""
     return device.type == "cuda"
 
 
 def new_recorder(device: torch.device) -> Recorder:
-    """What records on a device, one for which `can_record` is true."""
+    """Makes a recorder for a device that `can_record`."""
     with torch.cuda.device(device):
         return CudaRecorder()
 
 
 @contextmanager
 def unchanged(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Puts parameters, buffers, the optimizer's state and the random generators back to what they were."""
+    """Restores parameters, buffers, the optimizer's state and the random generators after the block."""
     kept = [(tensor, tensor.detach().clone()) for tensor in (*model.parameters(), *model.buffers())]
     states = [state for state in optimizer.state.values() for state in state.values() if isinstance(state, Tensor)]
     kept += [(tensor, tensor.clone()) for tensor in states]
@@ -145,12 +145,12 @@ def unchanged(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[No
         for state in optimizer.state.values():
             for tensor in state.values():
                 if isinstance(tensor, Tensor) and id(tensor) not in known:
-                    tensor.zero_()  # AdamW's state before its first step
+                    tensor.zero_()  # value of AdamW's state before its first step
 
 
 @contextmanager
 def uncached_autocast(model: nn.Module) -> Iterator[None]:
-    """Autocast as it is, without its cache of cast weights, which a recording would keep for ever."""
+    """Disables autocast's cache of cast weights, whose stale copies a recording would reuse in every replay."""
     kind = next(model.parameters()).device.type
     dtype, enabled = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
     with torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False):

@@ -1,4 +1,4 @@
-"""What processes that train together share: one batch, of which each has an equal part, and one model."""
+"""Collective operations of processes that train one model, each on an equal part of the batch."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from torch import Tensor
 from tql_lightning.nn.number_types import at_least_float32
 from tql_lightning.system.private_api import ddp_settings, restart_static_graph
 
-# What gloo and NCCL say where another process is gone.
+# Parts of gloo's and NCCL's messages when another process has ended.
 PEER_LOST_MESSAGES = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exit")
-# How a metric of each process's part becomes that of the whole batch, where it is not by the mean.
+# Metrics that are not averaged over processes.
 EXTREMES: dict[str, Callable[..., Tensor]] = {"q_min": torch.min, "q_max": torch.max}
 
 
 def identity(mean: Tensor) -> Tensor:
-    """A mean over rows as it is: of all the rows there are, or of those that alone are meant."""
+    """Identity: the mean over this process's rows."""
     return mean
 
 
 def mean_over_processes(mean: Tensor) -> Tensor:
-    """The mean over the whole batch from the mean over each process's part of it; called by all of them at once.
+    """Averages each process's mean to that of the whole batch. Call it on every process.
 
     Args:
-        mean: of this process's part; any shape, the same on every process.
+        mean: Mean over this process's rows; any shape, the same on every process.
 
     Returns:
-        The same shape, without gradient; ``mean`` itself where one process trains.
+        A tensor of the same shape without gradient; ``mean`` itself if one process trains.
     """
     return sum_over_processes(mean) / dist.get_world_size() if _are_several() else mean
 
 
 def sum_over_processes(value: Tensor) -> Tensor:
-    """The sum of what each process has; any shape, the same on every one; called by all of them at once."""
+    """Sums tensors of the same shape over processes. Call it on every process."""
     if not _are_several():
         return value
     total = value.detach().clone()
@@ -46,11 +46,11 @@ def sum_over_processes(value: Tensor) -> Tensor:
 
 
 def largest_over_processes(number: int, device: torch.device) -> int:
-    """The largest of the numbers that each process has; called by all of them at once.
+    """Returns the largest of the processes' numbers. Call it on every process.
 
     Args:
-        number: this process's.
-        device: that it trains on.
+        number: Number of this process.
+        device: Device of this process.
     """
     if not _are_several():
         return number
@@ -60,19 +60,19 @@ def largest_over_processes(number: int, device: torch.device) -> int:
 
 
 def agree_to_stop(trainer: Any) -> None:
-    """Stops training on every process where one is to stop; the others would wait for it for ever."""
+    """Stops training on every process if one is to stop; otherwise the others would wait for it for ever."""
     if trainer.world_size > 1 and largest_over_processes(int(trainer.should_stop), trainer.strategy.root_device):
         trainer.should_stop = True
 
 
 def over_processes(metrics: Mapping[str, Tensor]) -> dict[str, float]:
-    """Metrics of the whole batch from those of each process's part of it; called by all of them at once.
+    """Combines each process's metrics to those of the whole batch. Call it on every process.
 
     Args:
-        metrics: scalars by name, the same names on every process.
+        metrics: Scalars by name, the same names on every process.
 
     Returns:
-        Numbers by name: means over the processes, or what `EXTREMES` says.
+        Numbers by name: means over the processes, or their extremes where `EXTREMES` says so.
     """
     if not metrics:
         return {}
@@ -90,17 +90,17 @@ def _are_several() -> bool:
 
 
 def has_lost_another(error: BaseException) -> bool:
-    """Whether an error comes of another process that has ended while this one waited for it."""
+    """Whether an error says that another process ended while this one waited for it."""
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in PEER_LOST_MESSAGES)
 
 
 def prefer_static_graph(strategy: object) -> None:
-    """Lets DDP take every update for the same graph, which it is: no update searches for parameters it left out.
+    """Sets DDP's ``static_graph``, since every update has the same graph; DDP then need not search unused parameters.
 
-    A strategy for which ``static_graph`` or ``find_unused_parameters`` is set keeps what is set.
+    A strategy with ``static_graph`` or ``find_unused_parameters`` keeps its setting.
 
     Args:
-        strategy: of a trainer, before it wraps its model.
+        strategy: Strategy of a trainer, before it wraps the model.
     """
     if not isinstance(strategy, DDPStrategy):
         return

@@ -1,8 +1,8 @@
-"""Training that has diverged: noticed before anything of it is saved, named, and kept to look at.
+"""Detects diverged training before a checkpoint holds it, names what is not finite, and keeps the minibatches.
 
-NaN in a parameter stays there, so looking at all of them once an interval misses nothing: one reduction on the device,
-read together with the metrics. Every checkpoint is looked at too before it is written, so none ever holds NaN. In
-between only references to losses are kept; they tell, when it has happened, in which update it began.
+A NaN in a parameter stays there, so one check of all parameters per logging interval misses none. It is one reduction
+on the device, read together with the metrics. Every checkpoint is checked before it is written. Between two checks only
+references to the losses are kept, which show at which update the divergence began.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from tql_lightning.system.private_api import norms
 from tql_lightning.training.distributed import sum_over_processes
 
 MOST_SHOWN = 3
-MOST_UPDATES = 256  # whose minibatches are written
-MOST_LOSSES = 4096  # references kept between two looks, one an update
+MOST_UPDATES = 256  # limit of the minibatches that are written
+MOST_LOSSES = 4096  # references kept between two checks, one per update
 GRADIENT_NORM = "gradient_norm/"
-NOISE = "noise_"  # begins the names of noise in a file of minibatches
-NO_STEP_SCALE = 2.0**-40  # float16's gradients overflow at no scale below this: none of them is finite
+NOISE = "noise_"  # prefix of noise in a file of minibatches
+NO_STEP_SCALE = 2.0**-40  # finite float16 gradients do not overflow at a loss scale this small
 
 Named = Iterator[tuple[str, Tensor]]
 
@@ -43,35 +43,35 @@ class TrainingDivergedError(ValueError):
 
 
 class DivergenceWatch:
-    """Looks once an interval whether training is sound, and says since when it has not been."""
+    """Records which updates were found finite, to tell where a divergence began."""
 
     def __init__(self) -> None:
-        self._sound: int | None = None  # updates done when everything was last found finite
+        self._sound: int | None = None  # updates done at the last check that found everything finite
         self._losses: deque[tuple[int, Tensor]] = deque(maxlen=MOST_LOSSES)
 
     def keep(self, update: int, loss: Tensor) -> None:
-        """Keeps a reference to an update's loss; the device is not waited for.
+        """Keeps a reference to an update's loss, without waiting for the device.
 
         Args:
-            update: counted from 0.
-            loss: scalar, detached, that nothing writes over.
+            update: Number of the update, counted from 0.
+            loss: Detached scalar in memory that later updates do not overwrite.
         """
         self._sound = update if self._sound is None else self._sound
         self._losses.append((update, loss))
 
     def passed(self, update: int) -> None:
-        """Everything was found finite after so many updates."""
+        """Records that everything was finite after ``update`` updates."""
         self._sound = update
         self._losses.clear()
 
     def first_broken(self, passes: bool = False) -> tuple[int | None, int | None]:
-        """The first update whose loss is NaN or infinite, and the last before it whose loss is known to be finite.
+        """Returns the first update whose loss is not finite, and the last one before it whose loss is finite.
 
-        Counted from 0, None where there is none; of the whole batch, so called on all processes.
+        Updates count from 0; None stands for no such update. Call it on every process, as losses are summed over them.
 
         Args:
-            passes: whether such a loss may leave no trace, as with float16, whose steps are then left out: the first is
-                that after which none is finite.
+            passes: Whether training can recover from such a loss, as with float16, which skips the step. The first
+                update is then the one after which no loss is finite.
         """
         if not self._losses:
             return None, None
@@ -83,14 +83,14 @@ class DivergenceWatch:
         return (updates[first] if first < len(finite) else None), (updates[first - 1] if first else None)
 
     def suspects(self, update: int, broken: int | None, finite: int | None, by_losses: bool = True) -> range:
-        """The updates, counted from 0, one of which was the first to go wrong; ``update`` of them are done.
+        """Returns the updates, counted from 0, among which the divergence began.
 
         Args:
-            update: how many are done.
-            broken: see `first_broken`.
-            finite: see `first_broken`.
-            by_losses: whether what went wrong shows in losses: a finite one of update k then tells that updates
-                before k left sound weights. Infinite squared gradients in the optimizer's state show in none.
+            update: Number of updates done.
+            broken: First result of `first_broken`.
+            finite: Second result of `first_broken`.
+            by_losses: Whether the divergence shows in losses. A finite loss at update k then proves that updates before
+                k left finite weights. Infinite squared gradients in the optimizer's state show in no loss.
         """
         begin = self._sound if self._sound is not None else max(update - 1, 0)
         if by_losses and finite is not None:
@@ -100,22 +100,22 @@ class DivergenceWatch:
 
 
 def count_broken(model: LightningModule, trainer: Trainer) -> Tensor:
-    """How many of parameters, buffers and optimizer's tensors hold NaN or infinity: a scalar on the device, float32.
+    """Counts parameters, buffers and optimizer tensors that hold NaN or infinity: a float32 scalar on the device.
 
-    Nothing waits for it, and each process counts the tensors, or parts of them, that it holds.
+    It does not wait for the device. Each process counts the tensors, or shards of tensors, that it holds.
     """
     by_type: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for _, tensor in (*_weights(model), *_optimizer_state(model, trainer)):
         by_type.setdefault((tensor.device, tensor.dtype), []).append(tensor)
     count = torch.zeros((), device=model.device)
     for tensors in by_type.values():
-        largest = torch.stack(norms(tensors, math.inf))  # NaN where there is one
+        largest = torch.stack(norms(tensors, math.inf))  # the norm of a tensor with NaN is NaN
         count += (~largest.isfinite()).sum().to(count.device)
     return count
 
 
 def broken_metrics(scalars: dict[str, float], trainer: Trainer) -> list[str]:
-    """Metrics that are not finite and should be: float16's gradients overflow now and then, and are passed over."""
+    """Returns names of metrics that are not finite; with float16 without gradient norms, which may overflow."""
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     expected = [name for name in scalars if scaler is None or GRADIENT_NORM not in name]
     found = [name for name in expected if not math.isfinite(scalars[name])]
@@ -125,10 +125,10 @@ def broken_metrics(scalars: dict[str, float], trainer: Trainer) -> list[str]:
 
 
 def require_sound(model: LightningModule, trainer: Trainer, watch: DivergenceWatch) -> None:
-    """Refuses to save, or to end with, what holds NaN or infinity; called on every process.
+    """Checks weights and optimizer before a save or the end of training; call it on every process.
 
     Raises:
-        TrainingDivergedError: something does.
+        TrainingDivergedError: A parameter, buffer or optimizer tensor holds NaN or infinity.
     """
     broken = trainer.strategy.reduce(count_broken(model, trainer), reduce_op="sum")
     if float(broken) > 0:
@@ -139,15 +139,15 @@ def require_sound(model: LightningModule, trainer: Trainer, watch: DivergenceWat
 def diverged(
     model: LightningModule, trainer: Trainer, watch: DivergenceWatch, metrics: Sequence[str]
 ) -> TrainingDivergedError:
-    """What to raise where something is not finite; writes the minibatches in question into the run's folder.
+    """Makes the error of a divergence and writes the suspected minibatches into the run's folder.
+
+    Call it on every process.
 
     Args:
-        model: that was trained.
-        trainer: that trains it.
-        watch: what is known of when it began.
-        metrics: names of those that are not finite.
-
-    Called on every process at once.
+        model: Algorithm that diverged.
+        trainer: Its trainer.
+        watch: Record of the updates that were finite.
+        metrics: Names of metrics that are not finite.
     """
     update, folder = trainer.global_step, Path(trainer.default_root_dir)
     scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
@@ -186,7 +186,7 @@ def diverged(
 
 
 def last_good(trainer: Trainer) -> tuple[Path, int] | None:
-    """This run's last checkpoint, or the one it continues from, if it is whole; and how many updates it has seen."""
+    """Returns the run's newest undamaged checkpoint, or the one it continued from, and its number of updates."""
     named = [trainer.ckpt_path, *(getattr(each, "last_model_path", None) for each in trainer.checkpoint_callbacks)]
     found = []
     for path in {Path(each) for each in named if each}:
@@ -198,19 +198,19 @@ def last_good(trainer: Trainer) -> tuple[Path, int] | None:
 
 
 def _from_here(path: Path) -> Path:
-    """A path as short as it can be given to a command."""
+    """Shortens a path to one relative to the working folder, where that is above it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def read_minibatches(path: Path | str, spec: UpdateSpec) -> tuple[int, Any, Any]:
-    """What was kept of a training that diverged; nothing in it is executed.
+    """Reads the minibatches that a diverged run kept, without pickle.
 
     Args:
-        path: ``divergence/update_<N>.npz`` in the run's folder.
-        spec: What an update of the algorithm reads (its ``update_spec``).
+        path: Path of ``divergence/update_<N>.npz`` in the run's folder.
+        spec: The algorithm's ``update_spec``.
 
     Returns:
-        The first update, counted from 0, and batches and noise of this and the following ones, (K, B, ...).
+        The first update, counted from 0, and the batches and noise of K updates from there, (K, B, ...).
     """
     with np.load(path, allow_pickle=False) as arrays:
         batch = spec.batch(*(torch.from_numpy(arrays[name]) for name in spec.batch._fields))
@@ -219,7 +219,7 @@ def read_minibatches(path: Path | str, spec: UpdateSpec) -> tuple[int, Any, Any]
 
 
 def _draw(trainer: Trainer, updates: range) -> tuple[Any, Any] | None:
-    """The minibatches of some updates, drawn again; None if they are too many, or come not from our stream."""
+    """Draws the minibatches of updates again; None if they are too many or another data module drew them."""
     stream = trainer.train_dataloader
     if not isinstance(stream, TrainingStream) or not 0 < len(updates) <= MOST_UPDATES:
         return None
@@ -227,7 +227,7 @@ def _draw(trainer: Trainer, updates: range) -> tuple[Any, Any] | None:
 
 
 def _write_minibatches(trainer: Trainer, folder: Path, updates: range, minibatches: tuple[Any, Any] | None) -> str:
-    """Writes minibatches, each process its own rows; says where they are."""
+    """Writes this process's rows of the minibatches; returns where, for the message."""
     if minibatches is None:
         return f"minibatches are kept of at most {MOST_UPDATES} updates, drawn by OfflineDataModule"
     path = divergence_file(folder, updates.start, trainer.global_rank)
@@ -241,7 +241,7 @@ def _write_minibatches(trainer: Trainer, folder: Path, updates: range, minibatch
 
 
 def _write_text(trainer: Trainer, folder: Path, updates: range, text: str) -> None:
-    """Writes all that is known beside the minibatches, with every name; a full disk does not hide the error itself."""
+    """Writes the message with every name beside the minibatches; ignores a failed write, so that the error shows."""
     if updates:
         with suppress(OSError):
             write_text_whole(divergence_file(folder, updates.start, trainer.global_rank).with_suffix(".txt"), text)
@@ -271,7 +271,7 @@ def _optimizer_state(model: LightningModule, trainer: Trainer) -> Named:
 
 
 def _floating(named: Iterable[tuple[str, Tensor]]) -> Named:
-    """Tensors that could hold NaN; of those divided over processes this one's part."""
+    """Yields floating-point tensors; of a sharded one this process's shard."""
     for name, tensor in named:
         local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
         if local.is_floating_point() and local.numel():
@@ -279,7 +279,7 @@ def _floating(named: Iterable[tuple[str, Tensor]]) -> Named:
 
 
 def _broken(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
-    """Names of those that hold NaN or infinity, with how many."""
+    """Names tensors that hold NaN or infinity, with the number of such elements."""
     found = []
     for name, tensor in tensors:
         count = int((~tensor.isfinite()).sum())

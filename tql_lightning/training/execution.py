@@ -1,4 +1,4 @@
-"""How the arithmetic of an update is executed; its results are the same but for rounding."""
+"""Settings of how an update is executed, which change its results by rounding at most."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MatmulPrecision = Literal["highest", "high", "medium"]
 
 @dataclass  # not frozen: Lightning copies settings field by field
 class Execution:
-    """How the arithmetic of an update is executed.
+    """Compilation, CUDA graphs and precision of matrix products; they change results by rounding at most.
 
     Args:
         compile: Compile the losses of an update into one graph (``torch.compile``). Pays on GPUs; the first update

@@ -1,4 +1,4 @@
-"""Checkpoints without the guides of self-guided layers that are over; see `tql_lightning.nn.structured.SelfGuide`."""
+"""Leaves finished guides of self-guided layers out of checkpoints; see `tql_lightning.nn.structured.SelfGuide`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tql_lightning.nn.structured import guided_layers
 
 
 def leave_out_finished_guides(checkpoint: dict[str, Any], model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
-    """Removes the optimizer's state of guides that have no share any more; the layers leave out the weights themselves.
+    """Removes the optimizer state of finished guides; the layers leave out their weights themselves.
 
     Args:
         checkpoint: Checkpoint that is about to be written.

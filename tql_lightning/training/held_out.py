@@ -14,7 +14,7 @@ from tql_lightning.training.distributed import EXTREMES, over_processes, sum_ove
 
 
 class HeldOutMeans:
-    """Adds up what the batches of a pass over held-out transitions give; batches may differ in size and number."""
+    """Averages metrics over a pass through held-out transitions, weighting each batch by its size."""
 
     def __init__(self) -> None:
         self._transitions = 0
@@ -26,8 +26,8 @@ class HeldOutMeans:
 
         Args:
             transitions: Number of transitions in the batch.
-            metrics: Means over it, smallest and largest values.
-            diagnostics: Further tensors of the losses; of these attention_entropy (L, 2) is taken.
+            metrics: Scalars of the batch: means, and the extremes that `EXTREMES` names.
+            diagnostics: Diagnostics of the losses; only attention_entropy (L, 2) is used.
         """
         values, entropy = dict(metrics), diagnostics.get("attention_entropy")
         for layer, row in enumerate(() if entropy is None else entropy):
@@ -42,7 +42,7 @@ class HeldOutMeans:
         self._transitions += transitions
 
     def take(self) -> dict[str, float]:
-        """Metrics of the pass, which is over, of all processes together; none where nothing was held out."""
+        """Ends the pass and returns its metrics over all processes; empty where nothing was held out."""
         sums, extremes, transitions = self._sums, self._extremes, self._transitions
         self._sums, self._extremes, self._transitions = {}, {}, 0
         if not sums:
@@ -53,10 +53,10 @@ class HeldOutMeans:
         return dict(zip(sums, means, strict=True)) | over_processes(extremes)
 
     def log(self, module: Any, stage: str) -> None:
-        """Logs the metrics of the pass as ``STAGE/NAME``, at the update that the weights have seen.
+        """Ends the pass and logs its metrics as ``STAGE/NAME``, at the model's current update.
 
         Args:
-            module: Algorithm that made the pass, with its trainer.
+            module: Algorithm that was validated, attached to a trainer.
             stage: "val" or "test".
         """
         taken = self.take()

@@ -7,23 +7,24 @@ from functools import partial
 from inspect import signature
 from typing import Any
 
-ALGORITHM = "algorithm"  # key of a checkpoint under which its class stands
-INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"  # what makes a model from its settings
+PLAIN = (bool, int, float, str, tuple, type(None))  # arguments that stand in a checkpoint as they are
+ALGORITHM = "algorithm"  # key of the model's class in a checkpoint
+INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"  # function that Lightning makes the model with
 
 
-def loadable(hyperparameters: dict[str, Any]) -> dict[str, Any]:
-    """Hyperparameters with their parts as class path and arguments; callables without one are left out."""
-    described = {name: describe(value) for name, value in hyperparameters.items()}
+def loadable(hyperparameters: dict[str, Any], of: type) -> dict[str, Any]:
+    """Writes a class's hyperparameters, with parts as class path and arguments; drops other callables."""
+    parameters = signature(of).parameters
+    described = {
+        name: describe(unlike(value, parameters[name].default) if name in parameters else value)
+        for name, value in hyperparameters.items()
+    }
     kept = {name: value for name, value in described.items() if not callable(value)}
     return {"_instantiator": INSTANTIATOR, **kept}
 
 
 def describe(value: Any) -> Any:
-    """A class, a partial of one, or a dataclass as class path and arguments, and so its arguments; else the value.
-
-    Defaults are among the arguments: whoever makes the part again may have other ones, as where a setting's own default
-    is another class with an argument of the same name.
-    """
+    """Writes a class, a partial of one or a dataclass as class path and arguments, recursively; else the value."""
     factory: object = value
     arguments: dict[str, Any] = {}
     if isinstance(value, partial):
@@ -32,26 +33,23 @@ def describe(value: Any) -> Any:
         factory, arguments = type(value), {part.name: getattr(value, part.name) for part in fields(value)}
     if not isinstance(factory, type):
         return value
-    described = {name: describe(argument) for name, argument in (_defaults(factory) | arguments).items()}
+    described = {name: describe(argument) for name, argument in arguments.items()}
     return {"class_path": class_path(factory), "init_args": described}
 
 
-def _defaults(kind: type) -> dict[str, Any]:
-    """A class's defaults by name, as far as a checkpoint can hold them."""
-    parameters = signature(kind).parameters.values()
-    defaults = {
-        parameter.name: parameter.default for parameter in parameters if parameter.default is not parameter.empty
+def unlike(value: Any, default: Any) -> Any:
+    """A part with its own defaults as arguments, where those of a setting's default class would replace them."""
+    kind, given = (value.func, value.keywords) if isinstance(value, partial) else (value, {})
+    other, preset = (default.func, default.keywords) if isinstance(default, partial) else (default, {})
+    if not (isinstance(kind, type) and isinstance(other, type)):
+        return value
+    replaced = preset.keys() if kind is other else signature(other).parameters.keys()
+    own = {
+        parameter.name: parameter.default
+        for parameter in signature(kind).parameters.values()
+        if parameter.name in replaced and isinstance(parameter.default, PLAIN)
     }
-    return {name: value for name, value in defaults.items() if _can_be_held(describe(value))}
-
-
-def _can_be_held(value: Any) -> bool:
-    """Whether a described value is made of numbers, text and nothing, in lists and mappings."""
-    if isinstance(value, dict):
-        return all(map(_can_be_held, value.values()))
-    if isinstance(value, list | tuple):
-        return all(map(_can_be_held, value))
-    return value is None or isinstance(value, bool | int | float | str)
+    return partial(kind, **(own | given)) if own else value
 
 
 def class_path(kind: type) -> str:

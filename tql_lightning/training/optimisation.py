@@ -1,4 +1,4 @@
-"""How gradients change parameters: groups, AdamW, learning rates, clipping (docs/algorithm.md, section 6)."""
+"""Parameter groups, AdamW, learning rates and gradient clipping (docs/algorithm.md, section 6)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tql_lightning.training.sharding import whole
 
 Schedule = Literal["warmup_cosine", "constant"]
 Decays = Callable[[str, nn.Parameter], bool]
-NO_DECAY = "_no_decay"  # end of the name of the part of a group that has no weight decay
+NO_DECAY = "_no_decay"  # suffix of the torch parameter group without weight decay
 
 
 def nothing(_: str, __: nn.Parameter) -> bool:
@@ -92,10 +92,10 @@ class Optimisation:
         require("optimisation.gradient_clip_norm", clip is None or clip > 0, "above 0", clip)
 
     def for_run(self, max_steps: int) -> Optimisation:
-        """The same for a run of so many updates, on which the schedule is laid out where it names no number itself.
+        """Returns these settings with ``schedule_updates`` set to the run's length, unless it is set already.
 
         Raises:
-            ValueError: The schedule needs a number, and the run has no end.
+            ValueError: The schedule needs a length, and the run has no end.
         """
         if self.schedule_updates is not None:
             return self
@@ -171,7 +171,7 @@ class Optimisation:
     def optimizer(
         self, groups: Sequence[ParameterGroup], replayed: bool, device: torch.device, scaled: bool
     ) -> tuple[ReplayedAdamW, torch.optim.lr_scheduler.LambdaLR]:
-        """The optimizer and the schedule of its learning rates.
+        """Makes the optimizer and the schedule of its learning rates.
 
         Args:
             groups: Networks to train.
@@ -180,7 +180,7 @@ class Optimisation:
             scaled: Whether gradients are scaled (float16). The fused step would unscale them itself, too late for
                 measuring and clipping them.
         """
-        # The schedule multiplies peaks that are numbers also where learning rates are tensors: fewer launches.
+        # Peaks stay numbers where learning rates are tensors, so that the schedule launches fewer kernels.
         split = [group | {"initial_lr": group["lr"]} for group in self.torch_groups(groups)]
         split = [group | {"lr": learning_rate(group["lr"], replayed, device)} for group in split]
         optimizer = ReplayedAdamW(split, fused=not scaled, capturable=replayed and device.type == "cuda")
@@ -195,15 +195,15 @@ class Optimisation:
         replayed: bool,
         device: torch.device,
     ) -> None:
-        """Gives a continued run its own learning rates and weight decay, where the checkpoint's were restored.
+        """Replaces the checkpoint's learning rates and weight decay by the run's own.
 
-        The schedule goes on at the update, also where it had been saved a step behind the optimizer.
+        The schedule continues at ``update``, even if the checkpoint has it one step behind the optimizer.
 
         Args:
             optimizer: Made by `optimizer`.
             schedule: Made by `optimizer`.
             groups: Networks to train.
-            update: Update that the run goes on from.
+            update: Update that the run continues from.
             replayed: See `optimizer`.
             device: See `optimizer`.
         """
@@ -219,14 +219,14 @@ class Optimisation:
         schedule.last_epoch = update
 
     def clip(self, groups: Sequence[ParameterGroup], measure: bool) -> dict[str, Tensor]:
-        """Clips the gradient of each network, where that is set.
+        """Clips the gradient of each network to ``gradient_clip_norm``, if that is set.
 
         Args:
-            groups: Networks that are trained.
-            measure: Whether to measure gradients also where nothing is clipped.
+            groups: Networks to train.
+            measure: Whether to compute norms even without clipping.
 
         Returns:
-            2-norms before clipping, ``gradient_norm/NAME`` to a scalar; empty where nothing was measured.
+            2-norms before clipping by name, ``gradient_norm/NAME``; empty if none was computed.
         """
         if not measure and self.gradient_clip_norm is None:
             return {}
@@ -240,12 +240,12 @@ class Optimisation:
 
 
 def learning_rate(value: float, replayed: bool, device: torch.device) -> float | Tensor:
-    """A learning rate as the optimizer takes it."""
+    """Turns a learning rate into a tensor where updates are replayed, since a CUDA graph cannot read new numbers."""
     return torch.tensor(value, device=device) if replayed else value
 
 
 def _clipped_together(groups: Sequence[ParameterGroup]) -> Mapping[str, list[nn.Parameter]]:
-    """Parameters by the name that their common norm is logged under."""
+    """Returns parameters by the name of their common gradient norm."""
     together: dict[str, list[nn.Parameter]] = {}
     for group in groups:
         together.setdefault(group.clipped_with or group.name, []).extend(group.parameters())

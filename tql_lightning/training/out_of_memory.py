@@ -1,4 +1,4 @@
-"""Says what an update's memory goes to, and what to lower, where there is too little of it."""
+"""Explains out-of-memory errors: what used the memory, and which settings need less."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-LONGEST_REASON = 200  # characters of what an allocator says
-SIGNS = (  # of allocators that raise a RuntimeError
+LONGEST_REASON = 200  # characters of an allocator's message
+SIGNS = (  # in messages of allocators that raise a RuntimeError
     *("can't allocate memory", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED"),
 )
 
 
 class TooLittleMemoryError(MemoryError):
-    """Memory did not suffice; the message says what for, and what to lower."""
+    """An update needs more memory than there is; the message names sizes and remedies."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error is that of an allocator: CUDA's, torch's on the CPU, or Python's and NumPy's."""
+    """Whether an error comes from an allocator: CUDA's, torch's on the CPU, Python's or NumPy's."""
     if isinstance(error, RuntimeError):
         return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in SIGNS)
     return isinstance(error, MemoryError)
@@ -29,16 +29,16 @@ def is_out_of_memory(error: BaseException) -> bool:
 def explained_memory(
     model: nn.Module, batch_size: int, device: torch.device, cuda_graphs: bool = False
 ) -> Iterator[None]:
-    """Where the block needs more memory than there is, says what for.
+    """Turns an allocator's error in the block into a `TooLittleMemoryError`.
 
     Args:
-        model: Algorithm to train; its ``critic``, where it has one, tells tokens and sizes.
-        batch_size: transitions that this process takes at once.
-        device: that computes.
-        cuda_graphs: whether updates are recorded.
+        model: Algorithm to train; its ``critic``, if any, gives tokens and sizes for the message.
+        batch_size: Number of transitions per update in this process.
+        device: Device of the update.
+        cuda_graphs: Whether updates are recorded.
 
     Raises:
-        TooLittleMemoryError: in the place of what an allocator raised.
+        TooLittleMemoryError: An allocator failed.
     """
     try:
         yield
@@ -61,12 +61,12 @@ def explained_memory(
 
 
 def remedies_for(device: torch.device, attends: bool = True, cuda_graphs: bool = False) -> list[str]:
-    """What takes less memory, as far as it applies: one line for each kind of it.
+    """Lists settings that need less memory, one line per effect on the results.
 
     Args:
-        device: that computes; a CPU's memory holds the dataset anyway, and is no larger for several processes.
-        attends: whether the critic is a transformer.
-        cuda_graphs: whether updates are recorded.
+        device: Device of the update. On a CPU, more processes or another storage do not help.
+        attends: Whether the critic is a transformer.
+        cuda_graphs: Whether updates are recorded.
     """
     exact, near = [], ["--trainer.precision=bf16-mixed"]
     if device.type != "cpu":
@@ -85,12 +85,12 @@ def remedies_for(device: torch.device, attends: bool = True, cuda_graphs: bool =
 
 
 def advice(error: BaseException, what: str, remedies: Sequence[str]) -> str:
-    """What is said of too little memory.
+    """Composes the message of an out-of-memory error.
 
     Args:
-        error: an allocator's.
-        what: needed it.
-        remedies: see `remedies_for`.
+        error: The allocator's error.
+        what: First line of the message.
+        remedies: Result of `remedies_for`.
     """
     reason = (str(error).splitlines() or [type(error).__name__])[0][:LONGEST_REASON]
     return "\n".join([what, reason, *remedies])

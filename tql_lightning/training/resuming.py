@@ -1,4 +1,4 @@
-"""Continuing a run: which checkpoint it continues from, and which settings must be those it was begun with."""
+"""Chooses the checkpoint that a run continues from, and checks that its settings fit."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ MOST_SHOWN = 5
 
 
 def newest_whole(last: Sequence[Path]) -> tuple[Path, dict[str, Any]]:
-    """The checkpoint that a run continues from, and what it holds.
+    """Reads the checkpoint that a run continues from.
 
-    That is the newest of its last checkpoints. If it is damaged, it is the one with the most updates of all
-    in its folder that are whole and hold everything a run needs; a warning names both.
+    That is the newest of its last checkpoints. If it is damaged, the undamaged one with the most updates in the same
+    folder replaces it, provided that it holds the optimizer's state; a warning names both.
 
     Args:
-        last: candidates for the last checkpoint; at least one. Those that are not there are passed over.
+        last: Candidates for the last checkpoint, at least one; missing files are skipped.
 
     Raises:
-        CheckpointError: none is whole.
+        CheckpointError: Every checkpoint is missing or damaged.
     """
     there = sorted((path for path in last if path.is_file()), key=lambda path: path.stat().st_mtime, reverse=True)
     others = sorted({path for folder in {path.parent for path in last} for path in folder.glob(f"[!.]*{SUFFIX}")})
@@ -57,15 +57,15 @@ def newest_whole(last: Sequence[Path]) -> tuple[Path, dict[str, Any]]:
 
 
 def refuse_foreign_checkpoint(path: Path, folder: Path, kept: Sequence[Path]) -> None:
-    """Refuses to go on from a checkpoint from elsewhere where a run's own would be replaced.
+    """Rejects a checkpoint from another run, in a folder whose own checkpoints would be overwritten.
 
     Args:
-        path: the checkpoint.
-        folder: of a run.
-        kept: folders of its checkpoints.
+        path: Path of the checkpoint.
+        folder: Folder of the run.
+        kept: Folders of the run's checkpoints.
 
     Raises:
-        ValueError: there are some, and the checkpoint is not among them.
+        ValueError: The folder has checkpoints, and this one is not among them.
     """
     own = any(path.resolve().is_relative_to(each.resolve()) for each in (folder, *kept))
     there = sorted(each for below in kept for each in below.glob(f"[!.]*{SUFFIX}"))
@@ -78,22 +78,22 @@ def refuse_foreign_checkpoint(path: Path, folder: Path, kept: Sequence[Path]) ->
 
 
 def refuse_changes(path: Path, raw: Mapping[str, Any], model: LightningModule, data: OfflineDataModule) -> None:
-    """Refuses to continue with another algorithm, or with settings that a run cannot change.
+    """Rejects another algorithm, and changes of settings that the weights or minibatches depend on.
 
-    Those are the model's ``fixed_settings``. Every other setting of the model is applied: it says how weights move
-    from now on (learning rates, tau, weights of losses), how actions are chosen, or how fast the same numbers are
-    computed. A setting is compared where both sides have it: a checkpoint of an earlier version may lack some.
+    These are the model's ``fixed_settings`` and the data's ``stream_settings``. Other settings may change between two
+    parts of a run, such as learning rates and the weights of losses. A setting that one side lacks is not compared, as
+    checkpoints of earlier versions lack some.
 
     Args:
-        path: the checkpoint.
-        raw: what it holds.
-        model: to be trained on.
-        data: to be trained with.
+        path: Path of the checkpoint.
+        raw: Contents of the checkpoint.
+        model: Model to continue with.
+        data: Data to continue with.
 
     Raises:
-        ValueError: some differ; the message shows both values of each.
+        ValueError: Settings differ; the message shows both values of each.
     """
-    now = loadable(dict(model.hparams))
+    now = loadable(dict(model.hparams), type(model))
     before = raw.get("hyper_parameters", {})
     changes = [
         change
@@ -126,10 +126,10 @@ def _differences(name: str, before: Any, now: Any) -> Iterator[tuple[str, Any, A
 
 
 def _short(value: Any) -> Any:
-    """A part of a model by its class, anything else as it is."""
+    """Returns the class path of a part of a model, and any other value as it is."""
     return value.get("class_path", value) if isinstance(value, Mapping) else value
 
 
 def _plain(value: Any) -> Any:
-    """A value apart from whether its sequences are lists or tuples."""
+    """Turns tuples into lists, recursively."""
     return [_plain(part) for part in value] if isinstance(value, list | tuple) else value

@@ -1,7 +1,7 @@
-"""Critics beyond one device: every process holds a share of each weight and gathers a block's weights to use them.
+"""Trains critics that do not fit on one device: shards weights with FSDP2 and gathers them block by block.
 
-Lightning's ``ModelParallelStrategy`` with torch's ``fully_shard`` (FSDP2), as ``--trainer.strategy=sharded``. Weights,
-gradients and the optimizer's state are shares; checkpoints are whole and those of any other run.
+``--trainer.strategy=sharded`` is Lightning's ``ModelParallelStrategy`` with torch's ``fully_shard``. Weights, gradients
+and the optimizer's state are sharded; checkpoints are whole, as those of any other run.
 """
 
 from __future__ import annotations
@@ -29,21 +29,20 @@ TIMEOUT = timedelta(minutes=30)
 
 
 class ShardedStrategy(ModelParallelStrategy):
-    """Every process holds a share of each network; ``--trainer.strategy=sharded``.
+    """Shards every network over the processes; ``--trainer.strategy=sharded``.
 
-    A checkpoint is one whole file, written by `WholeCheckpointIO` like that of any run: it can be continued by any
-    number of processes, sharded or not. The first process holds all of it in main memory while it is written, every
-    process while it is loaded, which each reads from the file itself.
+    A checkpoint is one whole file that any number of processes can continue from, sharded or not. The first process
+    holds all of it in main memory while it is written, and every process while it is loaded.
 
     Args:
-        timeout: after which a process that waits for another gives up.
+        timeout: Time after which a process that waits for another fails.
     """
 
     def __init__(self, timeout: timedelta = TIMEOUT) -> None:
         super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False, timeout=timeout)
 
     def setup_environment(self) -> None:
-        """Lightning's; all processes together share the data and the weights."""
+        """Makes all processes one data-parallel group over which the weights are sharded."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
@@ -51,18 +50,18 @@ class ShardedStrategy(ModelParallelStrategy):
 
     @property
     def lightning_restore_optimizer(self) -> bool:
-        """True: the optimizer's state is a part of the one file."""
+        """True, since the optimizer's state is in the same file."""
         return True
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """The whole weights on the first process, an empty dict on the others; called on all of them."""
+        """Gathers the whole weights on the first process; empty on the others. Call it on every process."""
         assert self.lightning_module is not None
         own = self.lightning_module.state_dict()
         weights = {name: _gather(value, self.is_global_zero) for name, value in own.items()}
         return weights if self.is_global_zero else {}
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """The optimizer's whole state on the first process, an empty dict on the others; called on all of them."""
+        """Gathers the optimizer's state on the first process; empty on the others. Call it on every process."""
         own: Any = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
         state = own.state_dict()
         state["state"] = {
@@ -74,14 +73,14 @@ class ShardedStrategy(ModelParallelStrategy):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
     ) -> None:
-        """Any strategy's: the first process writes one file."""
+        """Writes one file from the first process, as the base strategy does."""
         Strategy.save_checkpoint(self, checkpoint, filepath, storage_options)
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Any strategy's: each process reads the file, with all its checks.
+        """Reads the file on every process, as the base strategy does.
 
         Raises:
-            ValueError: it is a folder, of a distributed checkpoint.
+            ValueError: The path is a folder, as of a distributed checkpoint.
         """
         if Path(checkpoint_path).is_dir():
             raise ValueError(
@@ -90,14 +89,14 @@ class ShardedStrategy(ModelParallelStrategy):
         return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        """Takes over this process's share of whole weights."""
+        """Loads this process's shard of whole weights."""
         assert self.lightning_module is not None
         own = self.lightning_module.state_dict()
         weights = {name: _share(value, own.get(name)) for name, value in checkpoint["state_dict"].items()}
         self.lightning_module.load_state_dict(weights, strict=strict)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Takes over this process's share of the optimizer's whole state."""
+        """Loads this process's shard of the optimizer's whole state."""
         for optimizer, whole in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             numbers = [number for group in whole["param_groups"] for number in group["params"]]
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -113,48 +112,48 @@ StrategyRegistry.register(NAME, ShardedStrategy, description=ShardedStrategy.__d
 
 
 def shard(model: nn.Module, mesh: DeviceMesh) -> None:
-    """Leaves this process its share of every network of a model; does nothing a second time.
+    """Shards every network of a model; a second call does nothing.
 
-    A network is a child that has a forward, or such a child of one that has none. Each part that it holds in a
-    ``ModuleList`` (blocks, heads) is gathered for itself while its forward runs, the rest of it while the network's
-    does; elsewhere weights cannot be used.
+    A network is a child with a forward method, or such a child of a container without one. Each part in a
+    ``ModuleList`` (blocks, heads) is gathered while its own forward runs, and the rest while the network's runs.
+    Weights cannot be used outside these forwards.
 
     Args:
-        model: the same on every process.
-        mesh: of `ShardedStrategy`.
+        model: Model with the same weights on every process.
+        mesh: Device mesh of `ShardedStrategy`.
 
     Raises:
-        ValueError: weights are in no module with a forward.
+        ValueError: A parameter is in no module with a forward method.
     """
     if any(is_sharded(module) for module in model.modules()):
         return
-    # Only what is done in place to such an output would be wrong, and nothing is.
+    # FSDP warns of in-place changes to outputs of a module; no module here makes any.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
     for child in model.children():
         _shard_child(child, mesh["data_parallel"])
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether a module's weights are shares."""
+    """Whether a module's weights are sharded."""
     return isinstance(module, FSDPModule)
 
 
 def own_shares(tensors: Iterator[nn.Parameter]) -> list[Tensor]:
-    """Of each tensor this process's share, in the same memory; the tensor itself where it is whole."""
+    """Returns views of this process's shards; a tensor that is not sharded is returned itself."""
     return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor that may be in shares, on every process; called on all of them."""
+    """Gathers a tensor that may be sharded. Call it on every process."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def call_with_frozen_parameters(module: nn.Module, *arguments: Tensor) -> Any:
-    """What a module gives, whose gradient reaches the arguments and not the module's parameters."""
+    """Calls a module so that gradients reach its arguments but not its parameters."""
     if not is_sharded(module):
         fixed = {name: parameter.detach() for name, parameter in module.named_parameters()}
         return functional_call(module, fixed, arguments)
-    # Weights that are gathered take the place of those that it would be called with.
+    # FSDP's gathered weights would replace those that functional_call passes in.
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     for parameter in parameters:
         parameter.requires_grad_(False)
@@ -167,9 +166,9 @@ def call_with_frozen_parameters(module: nn.Module, *arguments: Tensor) -> Any:
 
 @contextmanager
 def gathered(*modules: nn.Module) -> Iterator[None]:
-    """Whole weights on every process, for work that is not the same on each; called on all of them.
+    """Gathers weights for a block in which processes do different work. Enter it on every process.
 
-    Within, nothing waits for another process. Without effect on modules that are whole.
+    Within the block no forward waits for another process. Modules that are not sharded are left alone.
     """
     parts = [part for module in modules for part in module.modules() if isinstance(part, FSDPModule)]
     with ExitStack() as stack:
@@ -214,14 +213,14 @@ def _has_forward(module: nn.Module) -> bool:
 
 
 def _forget(module: nn.Module, *_: Any) -> None:
-    """Drops what torch notes at forward passes for backward passes, and only these drop: a target has none."""
+    """Forward hook of target networks: removes FSDP's records, which only a backward pass would remove."""
     for part in module.modules():
         if isinstance(part, FSDPModule):
             forget_forward_passes(part)
 
 
 def _gather(value: Any, keep: bool) -> Any:
-    """What a checkpoint holds of a value: a whole tensor in main memory, on a process that is to keep it."""
+    """Gathers a tensor into main memory where ``keep`` is true, else None; returns other values as they are."""
     if not isinstance(value, Tensor):
         return value
     tensor = whole(value)
@@ -229,7 +228,7 @@ def _gather(value: Any, keep: bool) -> Any:
 
 
 def _share(value: Any, like: Any) -> Any:
-    """This process's share of a whole tensor, where ``like`` is in shares and of its shape."""
+    """Shards a whole tensor like ``like``, where that is sharded and of the same shape."""
     if not isinstance(like, DTensor) or not isinstance(value, Tensor) or value.shape != like.shape:
         return value
     value = value.to(like.device, like.dtype)

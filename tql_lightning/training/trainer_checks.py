@@ -1,4 +1,4 @@
-"""Trainers that cannot train: refused before training starts, with what to set instead."""
+"""Rejects trainer settings that cannot train an algorithm, before training starts."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ NARROW = (torch.bfloat16, torch.float16)
 
 
 def check_trainer(trainer: Trainer, model: LightningModule, execution: Execution) -> None:
-    """Refuses a trainer that cannot train an algorithm.
+    """Rejects a trainer that cannot train an algorithm.
 
     Args:
         trainer: Trainer of a fit.
         model: Algorithm to train.
-        execution: Its execution settings.
+        execution: Execution settings of the algorithm.
 
     Raises:
-        ValueError: It clips or accumulates gradients itself; ``cuda_graphs`` without a CUDA device, with several
-            processes or with float16; or see `refuse_narrow_weights` and `refuse_strategy`.
+        ValueError: The trainer clips or accumulates gradients; ``cuda_graphs`` is set without a CUDA device, with
+            several processes or with float16; or `refuse_narrow_weights` or `refuse_strategy` rejects it.
     """
     if trainer.gradient_clip_val:
         raise ValueError(
@@ -52,13 +52,13 @@ def check_trainer(trainer: Trainer, model: LightningModule, execution: Execution
 
 
 def refuse_narrow_weights(model: LightningModule, trainer: Trainer) -> None:
-    """Refuses to train weights of 16 bits.
+    """Rejects 16-bit weights.
 
-    Their last digit is 1/256 (bfloat16) or 1/2048 (float16) of them. Most steps of a tau of 0.005 and of learning rates
-    are smaller and are rounded away: the target critic would stand still.
+    Their relative precision is 1/256 (bfloat16) or 1/2048 (float16). Most steps of an optimizer, and of a target
+    network with tau 0.005, are smaller and would be rounded away.
 
     Raises:
-        ValueError: the trainer's precision, or the model itself, asks for that.
+        ValueError: The trainer's precision makes weights 16-bit, or the model already has such weights.
     """
     narrow = any(weight.dtype in NARROW for weight in model.parameters())
     if narrow or isinstance(trainer.precision_plugin, HalfPrecision):
@@ -70,14 +70,14 @@ def refuse_narrow_weights(model: LightningModule, trainer: Trainer) -> None:
 
 
 def refuse_launch(trainer: Trainer) -> None:
-    """Refuses ways of starting processes that would end badly: in an error after training, or in waiting for ever.
+    """Rejects launches of processes that would fail after training, or wait for each other for ever.
 
     Args:
-        trainer: of a command.
+        trainer: Trainer of a command.
 
     Raises:
-        ValueError: processes are forked or spawned, and lose what becomes of them; or other machines are to take part,
-            and nothing says where they are.
+        ValueError: Processes are forked or spawned, so that they cannot return results; or there are several machines
+            without an address of the first.
     """
     strategy = trainer.strategy
     method = start_method(strategy)
@@ -97,14 +97,15 @@ def refuse_launch(trainer: Trainer) -> None:
 
 
 def refuse_strategy(trainer: Trainer, graphs: Mapping[str, bool]) -> None:
-    """Refuses shares of weights where they cannot be had.
+    """Rejects settings that sharded weights do not support.
 
     Args:
-        trainer: with any strategy.
-        graphs: settings by name that make an update one graph, in which nothing is gathered, and whether they are on.
+        trainer: Trainer with any strategy.
+        graphs: Values by name of the settings that make an update one graph, within which weights cannot be gathered.
 
     Raises:
-        ValueError: another ``ModelParallelStrategy`` than ours; or with ours such a setting, or float16.
+        ValueError: The strategy is a ``ModelParallelStrategy`` other than `ShardedStrategy`; or with that one such a
+            setting is on, or the precision is float16.
     """
     strategy = trainer.strategy
     if not isinstance(strategy, ModelParallelStrategy):

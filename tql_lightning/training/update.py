@@ -1,4 +1,4 @@
-"""One update of any algorithm: losses, backward pass, clipping, the optimizer's step; plain, compiled or replayed."""
+"""Runs one update of any algorithm: losses, backward pass, clipping, optimizer step; plain, compiled or replayed."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ Inputs = dict[str, Tensor]  # tensors that depend on the update, such as entropy
 
 
 class Losses(NamedTuple):
-    """What an algorithm's losses give for one minibatch.
+    """Losses of one minibatch.
 
     Attributes:
-        total: Scalar that is minimised.
-        metrics: Scalars to log by name, without gradient; empty where they were not asked for.
+        total: Scalar to minimise.
+        metrics: Scalars to log by name, without gradient; empty unless requested.
         diagnostics: Tensors of any shape for callbacks by name, without gradient, such as attention_entropy (L, 2).
     """
 
@@ -36,7 +36,7 @@ class Losses(NamedTuple):
     diagnostics: dict[str, Tensor]
 
     def detached(self, norms: dict[str, Tensor]) -> Losses:
-        """The same without gradient, with gradient norms among the metrics."""
+        """Detaches all tensors and adds gradient norms to the metrics."""
         return Losses(
             self.total.detach(),
             {name: value.detach() for name, value in self.metrics.items()} | norms,
@@ -44,7 +44,7 @@ class Losses(NamedTuple):
         )
 
     def copied(self) -> Losses:
-        """The same in memory of its own: the next replay overwrites what this one returned."""
+        """Copies all tensors, since the next replay overwrites them."""
         return Losses(
             self.total.clone(),
             {name: value.clone() for name, value in self.metrics.items()},
@@ -53,7 +53,7 @@ class Losses(NamedTuple):
 
 
 class Trainable(Protocol):
-    """What an update needs of an algorithm; see `Algorithm`."""
+    """The part of `Algorithm` that an update uses."""
 
     execution: Execution
     optimisation: Optimisation
@@ -100,14 +100,14 @@ class UpdateRunner:
         self._measure, self._norms = False, dict[str, Tensor]()
 
     def run(self, batch: Any, noise: Any, inputs: Inputs, with_metrics: bool, kept: bool = True) -> Losses:
-        """One update, or the recorded one replayed; the trainer counts one step either way.
+        """Runs or replays one update; Lightning counts one optimizer step either way.
 
         Args:
             batch: Transitions, leading dimension (B,).
             noise: Random numbers, leading dimension (B,).
             inputs: Tensors that depend on the update.
-            with_metrics: Whether to compute what is only logged.
-            kept: Whether the result must outlive the next update, which a replay writes over it.
+            with_metrics: Whether to compute values that are only logged.
+            kept: Whether to copy the result of a replay, which the next replay overwrites.
         """
         optimizer = self.algorithm.optimizers()
         if not self.algorithm.execution.cuda_graphs:
@@ -126,7 +126,7 @@ class UpdateRunner:
         self._norms = self.algorithm.optimisation.clip(self.groups, self._measure)
 
     def step(self, batch: Any, noise: Any, inputs: Inputs, optimizer: Any, with_metrics: bool) -> Losses:
-        """All that changes parameters in an update; it never waits for the device. For the arguments see `run`."""
+        """Makes an update without waiting for the device; for the arguments see `run`."""
         optimizer.zero_grad()
         losses = self.losses(batch, noise, inputs, with_metrics)
         self._backward(losses.total)
@@ -142,11 +142,11 @@ class UpdateRunner:
         return losses.detached(self._norms if with_metrics else {})
 
     def _advance_guides(self) -> None:
-        """Counts the update in self-guided layers; several processes must keep the graph that they began with."""
+        """Counts the update in self-guided layers; with DDP's static graph guides stay in the graph."""
         advance_guides(self.guided, may_leave_out=not torch.distributed.is_initialized())
 
     def record(self, optimizer: ReplayedAdamW, input_names: list[str]) -> GraphedStep:
-        """The step as a CUDA graph, a function of the fields of batch, noise and inputs, one after the other."""
+        """Makes the CUDA graph of a step, a function of the fields of batch, noise and inputs in this order."""
         spec = self.algorithm.update_spec
         batch_size, noise_size = len(spec.batch._fields), len(spec.noise._fields)
 
@@ -160,14 +160,14 @@ class UpdateRunner:
         return GraphedStep(work, model, optimizer, new_recorder(model.device))
 
     def _backward(self, loss: Tensor) -> None:
-        """Lightning's backward pass, in the number types of the forward pass."""
-        # Autocast, in which Lightning makes the whole step, would round also what the losses kept out of it.
+        """Runs Lightning's backward pass outside autocast, in the number types of the forward pass."""
+        # Lightning wraps the whole step in autocast, which would also round what the losses compute in float32.
         device = self.algorithm.device.type
         with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
             self.algorithm.manual_backward(loss)
 
     def losses(self, batch: Any, noise: Any, inputs: Inputs, with_metrics: bool) -> Losses:
-        """The losses of this process's rows; compiled always with metrics, so that there is one graph."""
+        """Computes the losses of this process's rows; always with metrics when compiled, to compile one graph."""
         if not self.algorithm.execution.compile:
             return self.algorithm.losses(batch, noise, inputs, with_metrics, whole_mean=mean_over_processes)
         losses = self._compiled(batch, noise, inputs)
@@ -180,7 +180,7 @@ class UpdateRunner:
         without_autocast = uncast_backward()
 
         def run(batch: Any, noise: Any, inputs: Inputs) -> Losses:
-            # The backward pass is compiled with it; autocast must not round it either, see `_backward`.
+            # This call also compiles the backward pass; see `_backward` for why without autocast.
             with without_autocast():
                 outputs: Losses = compiled(batch, noise, inputs)
             return outputs
