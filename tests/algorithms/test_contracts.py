@@ -8,6 +8,8 @@ import pkgutil
 from functools import partial
 from typing import Any, ClassVar
 
+import pytest
+
 from tql_lightning import algorithms
 from tql_lightning.algorithms.bc import BC
 from tql_lightning.algorithms.floq import Floq
@@ -60,6 +62,7 @@ class TestBC(AlgorithmContract):
         return BC(observation_dim, action_dim, policy=FLOW)
 
 
+@pytest.mark.slow
 class TestGaussianBC(AlgorithmContract):
     clones = True
 
@@ -73,12 +76,14 @@ class TestIQL(AlgorithmContract):
         return IQL(observation_dim, action_dim, value=VALUE, policy=policy, **OPPONENT)
 
 
+@pytest.mark.slow
 class TestIQLByDDPG(AlgorithmContract):
     def make(self, observation_dim: int, action_dim: int) -> IQL:
         policy = partial(GaussianPolicy, **SIZES, learned_std=True)
         return IQL(observation_dim, action_dim, value=VALUE, policy=policy, actor_loss="ddpgbc", alpha=0.01, **OPPONENT)
 
 
+@pytest.mark.slow
 class TestIFQL(AlgorithmContract):
     def make(self, observation_dim: int, action_dim: int) -> IFQL:
         return IFQL(observation_dim, action_dim, value=VALUE, policy=FLOW, **OPPONENT)
@@ -90,6 +95,7 @@ class TestReBRAC(AlgorithmContract):
         return ReBRAC(observation_dim, action_dim, policy=policy, actor_bc_coefficient=0.01, **OPPONENT)
 
 
+@pytest.mark.slow
 class TestQC(AlgorithmContract):
     data: ClassVar[dict[str, Any]] = {"action_chunk": 2}
 
@@ -132,6 +138,7 @@ class TestFloq(AlgorithmContract):
         )
 
 
+@pytest.mark.slow
 class TestPAC(AlgorithmContract):
     def make(self, observation_dim: int, action_dim: int) -> TQL:
         return TQL(

@@ -290,7 +290,7 @@ class TQL(Algorithm):
         for state in checkpoint.get("optimizer_states", []) if fits else []:
             of_policy = [group for group in state["param_groups"] if str(group.get("name")).startswith("actor")]
             trained = sum(len(group["params"]) for group in of_policy)
-            own = len(self.parameter_groups()[-1].parameters())
+            own = sum(len(group.parameters()) for group in self.parameter_groups() if group.name == "actor")
             if of_policy and trained != own:
                 remedy = "implicit" if trained < own else "fql or best_of_n"
                 raise ValueError(

@@ -38,6 +38,8 @@ RELEASE_NAMES = {  # of the authors' release, and what they are here
     "temp_type": "--model.entropy_control.form",
     "actor_hidden_dims": "--model.policy.hidden_dims",
     "actor_layer_norm": "--model.policy.layer_norm",
+    "extraction": "--model.extraction",
+    "num_samples": "--model.policy.num_samples",
 }
 FORMER_NAMES = {  # of earlier versions, whose last part is another now
     "critic_learning_rate": "--model.optimisation.learning_rate",
