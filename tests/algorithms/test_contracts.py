@@ -55,6 +55,7 @@ FLOW = partial(BehaviourFlow, **SIZES, flow_steps=3, num_samples=8)
 VALUE = partial(ValueNetwork, **SIZES)
 
 
+@pytest.mark.slow
 class TestBC(AlgorithmContract):
     clones = True
 
@@ -89,6 +90,7 @@ class TestIFQL(AlgorithmContract):
         return IFQL(observation_dim, action_dim, value=VALUE, policy=FLOW, **OPPONENT)
 
 
+@pytest.mark.slow
 class TestReBRAC(AlgorithmContract):
     def make(self, observation_dim: int, action_dim: int) -> ReBRAC:
         policy = partial(SquashedGaussianPolicy, **SIZES)
@@ -125,6 +127,7 @@ ONE_STEP = partial(FlowPolicy, **SIZES, flow_steps=3, layer_norm=False)
 SCALED: dict[str, Any] = {"reward_range": (0.0, 1.0), "discount": 0.5}  # of methods that scale or bin returns
 
 
+@pytest.mark.slow
 class TestFloq(AlgorithmContract):
     def make(self, observation_dim: int, action_dim: int) -> Floq:
         return Floq(
@@ -154,6 +157,7 @@ class TestPAC(AlgorithmContract):
         )
 
 
+@pytest.mark.slow
 class TestQTransformer(AlgorithmContract):
     def make(self, observation_dim: int, action_dim: int) -> QTransformer:
         return QTransformer(
