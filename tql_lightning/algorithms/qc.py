@@ -13,7 +13,7 @@ from torch import Tensor
 from tql_lightning.algorithms import losses
 from tql_lightning.algorithms.critic_algorithm import CriticAlgorithm, collected
 from tql_lightning.algorithms.critics import CriticFit
-from tql_lightning.algorithms.flow_matching import flow_draws
+from tql_lightning.algorithms.flow_matching import distill, flow_draws
 from tql_lightning.batch import Draw
 from tql_lightning.nn.critic import Critic, MLPCritic
 from tql_lightning.nn.policy import Actor, BehaviourFlow, FlowPolicy
@@ -203,10 +203,7 @@ class QC(CriticAlgorithm):
         loss = flow_loss = (errors * batch.valid[:, : self.action_chunk, None]).mean()
         metrics = {"behaviour_flow_loss": flow_loss}
         if isinstance(self.policy, FlowPolicy):
-            with torch.no_grad():
-                teacher = self.policy.flow_actions(batch.observations, noise.distillation)
-            student = self.policy.one_step_actions(batch.observations, noise.distillation)
-            distillation_loss = losses.distillation_loss(student, teacher)
+            student, distillation_loss = distill(self.policy, batch.observations, noise.distillation, noise.flow_t)
             policy_values = self.frozen_critic_values(batch.observations, student.clamp(-1.0, 1.0))
             q_loss = losses.q_loss(policy_values)
             loss = flow_loss + self.bc_coefficient * distillation_loss + q_loss

@@ -54,6 +54,7 @@ from tql_lightning.algorithms.critics import (
     make_temperature,
     move_target,
 )
+from tql_lightning.algorithms.flow_matching import distill
 from tql_lightning.batch import Batch, Draw
 from tql_lightning.nn.critic import Critic, TransformerCritic, make_critic
 from tql_lightning.nn.dropout import without_dropout
@@ -256,10 +257,7 @@ class TQL(Algorithm):
             return behaviour_flow_loss, {"actor_loss": behaviour_flow_loss, "behaviour_flow_loss": behaviour_flow_loss}
 
         # Distillation: the one-step policy follows the flow from the same noise
-        with torch.no_grad():
-            teacher = self.policy.flow_actions(batch.observations, noise.distillation)
-        student = self.policy.one_step_actions(batch.observations, noise.distillation)
-        distillation_loss = losses.distillation_loss(student, teacher)
+        student, distillation_loss = distill(self.policy, batch.observations, noise.distillation, noise.flow_t)
 
         # Q term: the online critic, held fixed, at the one-step policy's action; over the batch's mean |Q| on request
         policy_values = self.frozen_critic_values(batch.observations, student.clamp(-1.0, 1.0))
