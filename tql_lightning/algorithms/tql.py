@@ -208,7 +208,7 @@ class TQL(Algorithm):
 
         One side effect: where sigma-Reparam is used, each of the critic's two passes moves its buffers in training.
         """
-        fit = self.critic_loss(batch, noise, inputs, with_metrics)
+        fit = self.critic_loss(batch, noise, inputs, with_metrics, whole_mean)
         actor_loss, actor_metrics = self.actor_loss(batch, noise, whole_mean)
         total = fit.loss + actor_loss
         if not with_metrics:
@@ -220,7 +220,9 @@ class TQL(Algorithm):
                 metrics["action_error"] = (sampled - batch.actions).square().mean()
         return Losses(total, {name: value.detach() for name, value in metrics.items()}, fit.diagnostics)
 
-    def critic_loss(self, batch: Batch, noise: TQLNoise, inputs: Inputs, with_metrics: bool) -> CriticFit:
+    def critic_loss(
+        self, batch: Batch, noise: TQLNoise, inputs: Inputs, with_metrics: bool, whole_mean: Callable[[Tensor], Tensor]
+    ) -> CriticFit:
         """TD, entropy and temperature loss; y = r + discount * mask * aggregate Q_target(s', `next_actions`)."""
         with torch.no_grad():
             next_actions = self.next_actions(batch.next_observations, noise.next_action)
@@ -231,7 +233,7 @@ class TQL(Algorithm):
         with_entropy = self.temperature is not None or with_metrics
         output = self.critic(batch.observations, batch.actions, with_entropy=with_entropy)
         td_loss = partial(self.value_loss.bootstrapped, bootstrap=bootstrap)
-        return fit_critic(output, target, td_loss, self.temperature, inputs)
+        return fit_critic(output, target, td_loss, self.temperature, inputs, whole_mean)
 
     def next_actions(self, observations: Tensor, noise: Tensor) -> Tensor:
         """Actions a' of the TD target: clip(mu(s', z')); with "implicit" the best of N behaviour actions.
