@@ -22,7 +22,7 @@ from tql_lightning.trust.imports import import_if_allowed
 from tql_lightning.trust.text import shown
 
 LONGEST_REASON = 200  # characters of a library's message
-MOST_SHOWN = 5
+MOST_SHOWN = 5  # unknown settings that a message names
 
 
 def load_checkpoint(path: Path | str, trusted: bool = False, plays: bool = True) -> tuple[Algorithm, dict[str, Any]]:
@@ -33,7 +33,7 @@ def load_checkpoint(path: Path | str, trusted: bool = False, plays: bool = True)
     Args:
         path: Path of a checkpoint that `tql fit` wrote.
         trusted: Whether any module may be imported; for checkpoints that this program has just written.
-        plays: Whether the checkpoint's environment will be made.
+        plays: Whether the checkpoint's environment will be created.
 
     Raises:
         CheckpointError: The file is missing, damaged, or not a checkpoint of an algorithm.
@@ -126,26 +126,26 @@ def check_contents(path: Path | str, raw: dict[str, Any], trusted: bool = False,
     if strange:
         raise CheckpointError(
             f"checkpoint {path}: does not fit its model "
-            f"({shown(strange[0])} is no tensor of real numbers, or claims more than it holds)"
+            f"({shown(strange[0])} is no tensor of real numbers, or its shape claims more elements than are stored)"
         )
     broken = [name for name, each in weights.items() if not torch.isfinite(each).all()]
     if broken:
         raise CheckpointError(
             f"checkpoint {path}: {len(broken)} of its weights hold NaN or infinite numbers, first {shown(broken[0])}; "
-            "training diverged: use an earlier checkpoint"
+            "training diverged; use an earlier checkpoint"
         )
     return kind
 
 
 def _check_data(path: Path | str, raw: dict[str, Any], with_environment: bool) -> None:
-    """Rejects malformed records of the data, and environments that a checkpoint must not make."""
+    """Rejects malformed records of the data, and environments that a checkpoint must not create."""
     data = raw.get("OfflineDataModule", {})
     fits = isinstance(data, dict) and isinstance(data.get("env_id"), str | None)
     for name in ("action_low", "action_high", "reference_scores"):
         value = data.get(name) if fits else None
         fits = fits and (value is None or (isinstance(value, list | tuple) and all(map(_is_number, value))))
     if not fits:
-        raise CheckpointError(f"checkpoint {path}: expected what tql fit says of its data, found something else")
+        raise CheckpointError(f"checkpoint {path}: expected what tql fit says of its data, found other values")
     try:
         if with_environment:
             check_env_id(data.get("env_id"))
