@@ -186,8 +186,7 @@ class AutoregressiveCritic(nn.Module):
         """
         if bins is None:
             return self._choose(observations, self.action_dim if dimensions is None else dimensions)
-        chosen = [self._chosen_token(bins[:, i : i + 1], i) for i in range(self.action_dim - 1)]
-        tokens = torch.cat([self._first_tokens(observations), *chosen], dim=1)
+        tokens = torch.cat([self._first_tokens(observations), *self._chosen_tokens(bins)], dim=1)
         entropies: list[Tensor] = []
         for block in self.blocks:
             tokens, _, entropy = block(tokens, with_entropy=with_entropy)
@@ -222,6 +221,9 @@ class AutoregressiveCritic(nn.Module):
         if self.state_modality is not None and self.action_modality is not None:
             state, start = state + self.state_modality, start + self.action_modality
         return torch.cat([state, start], dim=1) + self.position[: self.num_state_tokens + 1]
+
+    def _chosen_tokens(self, bins: Tensor) -> list[Tensor]:
+        return [self._chosen_token(bins[:, i : i + 1], i) for i in range(self.action_dim - 1)]
 
     def _chosen_token(self, bins: Tensor, dimension: int) -> Tensor:
         """Embeds one dimension's bins, (B, 1) -> (B, 1, H)."""
