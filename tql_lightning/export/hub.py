@@ -21,8 +21,8 @@ tags: [offline-reinforcement-learning, tql]
 ---
 # Policy for {env_id}
 
-Made by tql_lightning: {updates} updates on the dataset {dataset}, exported as {format}. Observations have {observation_dim}
-numbers, actions {action_dim}. `metadata.json` has bounds, checksums and the comparison with its source.
+Made by tql_lightning: {updates} updates on the dataset {dataset}, exported as {format}. Observations have
+{observation_dim} numbers, actions {action_dim}. `metadata.json` has bounds, checksums and how the files were checked.
 
 ```python
 from tql_lightning import Policy
