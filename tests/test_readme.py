@@ -52,7 +52,7 @@ def test_every_make_command_shown_exists() -> None:
 
 def test_every_tql_command_shown_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = commands("tql")
-    assert [arguments[0] for arguments in shown] == ["fit", "fit", "evaluate", "report", "export"]
+    assert [arguments[0] for arguments in shown] == ["fit", "fit", "evaluate", "report", "export", "benchmark"]
     for arguments in shown:
         understand(monkeypatch, arguments)
 
