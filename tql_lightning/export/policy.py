@@ -37,6 +37,11 @@ class Policy:
 
     Attributes:
         metadata: Content of metadata.json.
+
+    Example:
+        >>> policy = Policy.load("policy", seed=0)  # what `tql export CHECKPOINT --output policy` wrote
+        >>> policy.act(np.zeros(3)).shape
+        (1,)
     """
 
     def __init__(self, metadata: Mapping[str, Any], act: Act, act_deterministic: Act, seed: int = 0) -> None:
