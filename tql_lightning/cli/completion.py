@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any, NoReturn
 
 from tql_lightning.cli.close_names import LINK_OR_HELP, option_names
-from tql_lightning.cli.commands import COMMANDS, GROUPS
 from tql_lightning.cli.configs import packaged_configs
+from tql_lightning.cli.help import CommandError, summaries
 from tql_lightning.cli.lightning import TQLCLI
-from tql_lightning.cli.overview import CommandError, summaries
-from tql_lightning.cli.parsers import Shell, command_parser
+from tql_lightning.cli.parsers import Command, Shell, command_parser
 from tql_lightning.cli.private_api import actions
 
 
@@ -25,8 +25,13 @@ class _OnlyParsers(TQLCLI):
         raise _Built(self._subcommand_parsers)
 
 
-def completion_script(shell: Shell) -> str:
+def completion_script(shell: Shell, own: Mapping[str, Command | dict[str, Command]], groups: Mapping[str, str]) -> str:
     """A script for a shell.
+
+    Args:
+        shell: Name of the shell.
+        own: Our own commands.
+        groups: A line of help for each group among them.
 
     Raises:
         CommandError: The package shtab, which writes it, is not installed.
@@ -36,13 +41,13 @@ def completion_script(shell: Shell) -> str:
     import shtab
 
     parser = argparse.ArgumentParser("tql")
-    commands, about = parser.add_subparsers(), summaries()
+    commands, about = parser.add_subparsers(), summaries(own, groups)
     for name, below in _trained_parsers().items():
         _add_options(commands.add_parser(name, help=about[name]), below)
-    for name, command in COMMANDS.items():
+    for name, command in own.items():
         made = commands.add_parser(name, help=about[name])
         if not isinstance(command, dict):
-            _add_options(made, command_parser(name, command, GROUPS.get(name)))
+            _add_options(made, command_parser(name, command, groups.get(name)))
             continue
         inside = made.add_subparsers()
         for part, each in command.items():

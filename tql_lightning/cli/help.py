@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from argparse import SUPPRESS, Action
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
@@ -13,6 +13,15 @@ from tql_lightning.cli.configs import DEFAULTS, packaged_configs
 from tql_lightning.cli.private_api import actions
 from tql_lightning.trust.yaml_text import read_yaml
 
+DESCRIPTION = (
+    "Transformer Q-Learning: offline reinforcement learning with a transformer critic. Without a GPU a thread runs on "
+    "each core that the process may use; OMP_NUM_THREADS in the environment sets another number."
+)
+SUMMARIES = {
+    "fit": "Trains on a dataset; continues a run with --ckpt_path=last.",
+    "validate": "Computes the losses of a checkpoint on held-out transitions.",
+    "test": "Computes the losses of a checkpoint on held-out transitions and plays evaluation episodes.",
+}
 FLAG = "--help="
 EVERYTHING = "all"
 GROUPS = ("data", "model", "trainer")
@@ -50,6 +59,10 @@ usage: tql {name} --config NAME [--data.dataset=NAME] [options]
 INDENT, WIDTH = 38, 118
 
 
+class CommandError(ValueError):
+    """There is no such command, or what it needs is not installed."""
+
+
 class HelpError(ValueError):
     """No setting belongs to the group of settings asked for."""
 
@@ -59,6 +72,12 @@ class WordWrapHelp(DefaultHelpFormatter):
 
     def _split_lines(self, text: str, width: int) -> list[str]:
         return textwrap.wrap(" ".join(text.split()), width, break_long_words=False, break_on_hyphens=False)
+
+
+def summaries(commands: Mapping[str, Any], groups: Mapping[str, str]) -> dict[str, str]:
+    """First line of each command's help: Lightning's, then our own by name."""
+    own = {name: groups.get(name) or str(command.__doc__).strip().split("\n")[0] for name, command in commands.items()}
+    return SUMMARIES | dict(sorted(own.items()))
 
 
 def take_group(arguments: list[str]) -> tuple[list[str], str]:

@@ -6,7 +6,7 @@ import signal
 import sys
 import traceback
 from argparse import ArgumentError
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,11 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from tql_lightning.algorithms.loading import LONGEST_REASON, check_contents, checked_settings
+from tql_lightning.algorithms.starting import load_weights
 from tql_lightning.cli.close_names import add_note, option_names
-from tql_lightning.cli.commands import COMMANDS, GROUPS
+from tql_lightning.cli.help import DESCRIPTION, SUMMARIES
 from tql_lightning.cli.model import ModelParser, chosen_model, without_model
-from tql_lightning.cli.overview import DESCRIPTION, SUMMARIES
-from tql_lightning.cli.parsers import add_group, command_parser
+from tql_lightning.cli.parsers import Command, add_group, command_parser
 from tql_lightning.cli.private_api import actions, subcommand_choices
 from tql_lightning.cli.saved_config import SaveFitConfig
 from tql_lightning.cli.start_checks import refuse_earlier_run
@@ -52,9 +52,18 @@ class TQLCLI(LightningCLI):
     Args:
         arguments: Command line as the user typed it, which the run records.
         help_group: Group of settings that the help shows; "" for those that a user sets first.
+        commands: Our own commands, for the help; `cli.main` runs them.
+        groups: A line of help for each group among them.
     """
 
-    def __init__(self, arguments: Sequence[str] = (), help_group: str = "") -> None:
+    def __init__(
+        self,
+        arguments: Sequence[str] = (),
+        help_group: str = "",
+        commands: Mapping[str, Command | dict[str, Command]] | None = None,
+        groups: Mapping[str, str] | None = None,
+    ) -> None:
+        self._commands, self._groups = commands or {}, groups or {}
         # References such as ${trainer.max_steps} are resolved after overrides, and across files.
         jsonargparse.set_parsing_settings(
             omegaconf_absolute_to_relative_paths=True, subclasses_enabled=[TransitionDataset]
@@ -78,13 +87,13 @@ class TQLCLI(LightningCLI):
         return {name: skip for name, skip in LightningCLI.subcommands().items() if name != "predict"}
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
-        """Adds our own commands to the help; `cli.main` runs them."""
+        """Adds our own commands to the help."""
         super()._add_subcommands(parser, **kwargs)
         (action,) = (action for action in actions(parser) if hasattr(action, "add_subcommand"))
         for choice in subcommand_choices(action):
             choice.help = SUMMARIES[choice.dest]
-        for name, command in COMMANDS.items():
-            below = command_parser(name, command, GROUPS.get(name), whole=False)
+        for name, command in self._commands.items():
+            below = command_parser(name, command, self._groups.get(name), whole=False)
             action.add_subcommand(name, below, help=below.description)
             if isinstance(command, dict):
                 add_group(below, name, command)
@@ -107,7 +116,7 @@ class TQLCLI(LightningCLI):
         parser.use_model(self._model_class)
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        """Adds ``--force`` to fit, and says what the help shows."""
+        """Adds to fit what only it takes, and says what the help shows."""
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         assert isinstance(parser, ModelParser)
         parser.shown = subcommand, self._help_group
@@ -117,6 +126,21 @@ class TQLCLI(LightningCLI):
                 type=bool,
                 default=False,
                 help="Continue a run even if settings changed that its weights or minibatches depend on.",
+            )
+            parser.add_argument(
+                "--weights",
+                type=str | None,
+                default=None,
+                help="Checkpoint, or folder of a run, whose weights a new run starts from, at update 0.",
+            )
+            parser.add_argument(
+                "--weights_optimizer", type=bool, default=False, help="Start with that run's optimizer state, too."
+            )
+            parser.add_argument(
+                "--weights_parts",
+                type=list[str] | None,
+                default=None,
+                help="Networks to take from --weights, such as [policy] or [critic,target_critic]; default: all.",
             )
         return parser
 
@@ -235,6 +259,22 @@ class TQLCLI(LightningCLI):
             refuse_foreign_checkpoint(found[0], folder, [Path(dirpath) for dirpath in dirpaths if dirpath])
         if not self._get(self.config, "ckpt_path"):
             refuse_earlier_run(folder)
+        self._load_weights()
+
+    def _load_weights(self) -> None:
+        """Loads ``--weights`` into a model that continues no run.
+
+        Raises:
+            ValueError: Its options stand without it.
+            CheckpointError: See `load_weights`.
+        """
+        weights, parts = self._get(self.config, "weights"), self._get(self.config, "weights_parts")
+        with_optimizer = self._get(self.config, "weights_optimizer")
+        if weights is None and (parts is not None or with_optimizer):
+            name = "weights_optimizer" if parts is None else "weights_parts"
+            raise ValueError(f"{name}: expected only together with weights; add --weights=RUN_OR_CHECKPOINT")
+        if weights is not None and not self._get(self.config_init, "ckpt_path"):
+            load_weights(self.model, weights, parts, with_optimizer)
 
     def before_validate(self) -> None:
         """Checks that there is a checkpoint to measure and held-out data to measure it on.

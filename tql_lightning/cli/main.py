@@ -23,9 +23,9 @@ from tql_lightning.cli.close_names import add_note, key_of, option_names
 from tql_lightning.cli.commands import COMMANDS, GROUPS
 from tql_lightning.cli.configs import files_that_set, resolve_configs
 from tql_lightning.cli.errors import exit_code_of, short_message
-from tql_lightning.cli.help import take_group
+from tql_lightning.cli.help import SUMMARIES, take_group
 from tql_lightning.cli.moved import moved_paths
-from tql_lightning.cli.overview import SUMMARIES, check_command, overview
+from tql_lightning.cli.overview import check_command, overview
 from tql_lightning.cli.parsers import command_parser
 from tql_lightning.cli.start_checks import check_start, own_folder
 from tql_lightning.system.full_disk import drop_unwritable_output, steady_output
@@ -42,19 +42,26 @@ SILENCED_WARNINGS = (
 ADVERTISEMENT = "try installing ["
 
 
-def run_command(name: str, arguments: Sequence[str]) -> None:
-    """Parses the arguments of one of our own commands, or of a command in a group, and runs it."""
+def run_command(name: str, arguments: Sequence[str]) -> int:
+    """Parses the arguments of one of our own commands, or of a command in a group, runs it, and returns its code."""
     command = COMMANDS[name]
     if isinstance(command, dict) and arguments and arguments[0] in command:
         name, command, arguments = f"{name} {arguments[0]}", command[arguments[0]], arguments[1:]
     parser = command_parser(name, command, GROUPS.get(name))
     try:
-        parsed = parser.parse_args(list(arguments))
+        parsed = parser.parse_args([_underscored(argument) for argument in arguments])
     except ArgumentError as error:
         add_note(error, option_names(parser), arguments)
         raise
-    if not isinstance(command, dict):  # the parser refuses a group without a command
-        command(**parsed.as_dict())
+    assert not isinstance(command, dict), "the parser refuses a group without a command"
+    code = command(**parsed.as_dict())
+    return code if isinstance(code, int) else 0
+
+
+def _underscored(argument: str) -> str:
+    """--dry-run as --dry_run."""
+    flag, equals, value = argument.partition("=")
+    return f"--{flag[2:].replace('-', '_')}{equals}{value}" if flag.startswith("--") else argument
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -81,9 +88,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         if arguments[0] in COMMANDS:
             with plain_messages(), plain_output():
-                run_command(arguments[0], arguments[1:])
+                code = run_command(arguments[0], arguments[1:])
             sys.stdout.flush()  # raises BrokenPipeError here if the reader has gone
-            return 0
+            return code
         resolved, group = take_group(resolve_configs(arguments, SUMMARIES))
         resolved += own_folder(resolved)
         sys.argv[1:] = resolved
@@ -92,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from tql_lightning.cli.lightning import TQLCLI
 
         with plain_messages(), steady_output():
-            return exit_code_of(TQLCLI(arguments, group).trainer)
+            return exit_code_of(TQLCLI(arguments, group, COMMANDS, GROUPS).trainer)
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)
         return 130

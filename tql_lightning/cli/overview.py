@@ -7,33 +7,18 @@ import textwrap
 from collections.abc import Sequence
 
 from tql_lightning.cli.commands import COMMANDS, GROUPS
+from tql_lightning.cli.help import DESCRIPTION, CommandError, summaries
 
-DESCRIPTION = (
-    "Transformer Q-Learning: offline reinforcement learning with a transformer critic. Without a GPU a thread runs on "
-    "each core that the process may use; OMP_NUM_THREADS in the environment sets another number."
-)
-SUMMARIES = {
-    "fit": "Trains on a dataset; continues a run with --ckpt_path=last.",
-    "validate": "Computes the losses of a checkpoint on held-out transitions.",
-    "test": "Computes the losses of a checkpoint on held-out transitions and plays evaluation episodes.",
-}
 OTHER_NAMES = {"train": "fit", "resume": "fit", "run": "fit", "eval": "evaluate", "play": "evaluate", "plot": "report"}
-
-
-class CommandError(ValueError):
-    """There is no such command."""
 
 
 def overview() -> str:
     """Help of ``tql`` itself."""
     lines = ["usage: tql COMMAND [options]", "", textwrap.fill(DESCRIPTION, 100), "", "commands:"]
-    for name, summary in summaries().items():
+    for name, summary in summaries(COMMANDS, GROUPS).items():
         lines += textwrap.wrap(f"    {name:12}{summary}", 100, subsequent_indent=" " * 16)
-    ends = [
-        "",
-        "tql COMMAND --help explains one; tql --version; tql --print_completion=shtab-bash (or -zsh) completes them.",
-    ]
-    return "\n".join(lines + ends)
+    lines += ["", "tql COMMAND --help explains one; tql --version; tql completion bash (or zsh) completes them."]
+    return "\n".join(lines)
 
 
 def check_command(arguments: Sequence[str]) -> None:
@@ -42,7 +27,7 @@ def check_command(arguments: Sequence[str]) -> None:
     Raises:
         CommandError: There is no such command.
     """
-    known, name = [*summaries()], arguments[0] if arguments else ""
+    known, name = [*summaries(COMMANDS, GROUPS)], arguments[0] if arguments else ""
     if not name:
         raise CommandError(f"expected a command, found none; there is: {', '.join(known)}")
     if name in known or name.startswith("-"):
@@ -51,12 +36,3 @@ def check_command(arguments: Sequence[str]) -> None:
     close = [OTHER_NAMES[name]] if name in OTHER_NAMES else longer or difflib.get_close_matches(name, known, n=2)
     meant = f"did you mean {' or '.join(close)}? " if close else ""
     raise CommandError(f"{name:.80}: no such command; {meant}there is: {', '.join(known)}")
-
-
-def summaries() -> dict[str, str]:
-    """First line of each command's help."""
-    own = {
-        name: GROUPS.get(name) or str(getattr(command, "__doc__", "")).strip().split("\n")[0]
-        for name, command in sorted(COMMANDS.items())
-    }
-    return SUMMARIES | own

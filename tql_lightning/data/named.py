@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from tql_lightning.data.checks import DatasetError, check_fraction
+from tql_lightning.data.environment import check_environment
 from tql_lightning.data.sources.d4rl import load_d4rl, require_hdf5
 from tql_lightning.data.sources.d4rl_scores import REFERENCE_SCORES
 from tql_lightning.data.sources.minari import is_cached, load_minari
@@ -63,6 +64,15 @@ def kind_of(name: str) -> Kind:
         f"{name}: expected minari:ID, an OGBench name such as cube-double-play-singletask-task2-v0, a path ending in "
         f".npz or .hdf5, or a folder of .npy files, found none of these; {hint}"
     )
+
+
+def is_dataset_name(text: str) -> bool:
+    """Whether a text is a dataset's name or path, and not a class path."""
+    try:
+        kind_of(text)
+    except (DatasetError, OSError):  # a class path, perhaps longer than a path may be
+        return False
+    return True
 
 
 def require_there(kind: Kind, path: Path) -> None:
@@ -157,7 +167,7 @@ def convert(
         Written paths with their transitions.
 
     Raises:
-        DatasetError: The dataset cannot be used, or ``output`` cannot be written.
+        DatasetError: The dataset cannot be used or does not fit its environment, or ``output`` cannot be written.
     """
     target = Path(output).expanduser()
     if target.suffix not in ("", ".npz"):
@@ -180,6 +190,7 @@ def convert(
 
 
 def _write(dataset: TransitionDataset, target: Path) -> list[tuple[Path, TransitionDataset]]:
+    check_environment(dataset)  # a copy of data that fit no environment would be of no use
     parts = {target: dataset, validation_path(target): dataset.validation}
     if dataset.validation is None:
         validation_path(target).unlink(missing_ok=True)  # of the replaced dataset
