@@ -24,6 +24,13 @@ class PeriodicObserver(Callback, ABC):
 
     Raises:
         ValueError: ``every_n_updates`` is below 1.
+
+    Example:
+        >>> class PrintUpdate(PeriodicObserver):
+        ...     def observe(self, trainer, model):
+        ...         print(trainer.global_step)
+        >>> PrintUpdate(every_n_updates=100).every_n_updates
+        100
     """
 
     def __init__(self, every_n_updates: int) -> None:

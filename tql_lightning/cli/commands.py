@@ -7,7 +7,7 @@ from json import dumps
 from pathlib import Path
 from typing import Any
 
-from tql_lightning.cli.parsers import CertifiedOutput, Command, Engine
+from tql_lightning.cli.parsers import CertifiedOutput, Command, Engine, Shell
 from tql_lightning.export.policy_folder import ExportFormat
 
 COLUMNS = ("return", "success_rate", "normalized_score", "length")  # of the table that `evaluate` prints
@@ -106,13 +106,18 @@ def benchmark(
     return 1 if run_suite(found, runs, folder, engine or "serial", cpus) else 0
 
 
-def inspect_command(name: str, plot: str | None = None) -> None:
+def inspect_command(
+    name: str, plot: str | None = None, keys: dict[str, str] | None = None, max_episode_steps: int | None = None
+) -> None:
     """Checks a dataset as training would, and prints figures about it.
 
     Args:
         name: "minari:ID"; an OGBench name such as "cube-double-play-singletask-task2-v0"; or the path of an .npz file,
             a D4RL .hdf5 file, or a folder of .npy files.
         plot: File for a plot of returns, episode lengths and rewards (.png, .pdf, .svg).
+        keys: Our name -> the file's name, of arrays under other names: '{observations: obs, actions: acts}'.
+        max_episode_steps: Time limit that splits an array dones into terminations and truncations; 0 if all are
+            terminations.
     """
     from tql_lightning.data.environment import check_environment
     from tql_lightning.data.named import load_dataset
@@ -121,7 +126,7 @@ def inspect_command(name: str, plot: str | None = None) -> None:
 
     if plot:
         require_writable(Path(plot))
-    dataset = load_dataset(name)
+    dataset = load_dataset(name, keys=keys, max_episode_steps=max_episode_steps)
     summary = summarise(dataset)
     print("\n".join(summary.lines()))
     if plot:
@@ -134,7 +139,13 @@ def inspect_command(name: str, plot: str | None = None) -> None:
         print(f"not compared with {dataset.env_id}, which cannot be made here ({problem})")
 
 
-def convert_command(name: str, output: str, overwrite: bool = False) -> None:
+def convert_command(
+    name: str,
+    output: str,
+    overwrite: bool = False,
+    keys: dict[str, str] | None = None,
+    max_episode_steps: int | None = None,
+) -> None:
     """Converts any dataset to our own formats, from which the same transitions load.
 
     Args:
@@ -143,10 +154,13 @@ def convert_command(name: str, output: str, overwrite: bool = False) -> None:
         output: Path ending in .npz, or of a folder to create, whose files are memory-mapped when loaded. Held-out
             transitions go to OUTPUT-val beside it. Both appear only once they are complete.
         overwrite: Replace an existing file.
+        keys: Our name -> the file's name, of arrays under other names: '{observations: obs, actions: acts}'.
+        max_episode_steps: Time limit that splits an array dones into terminations and truncations; 0 if all are
+            terminations.
     """
     from tql_lightning.data.named import convert
 
-    for path, part in convert(name, output, overwrite):
+    for path, part in convert(name, output, overwrite, keys, max_episode_steps):
         print(f"wrote {path}: {len(part):,} transitions in {int(part.episode_ends.sum()):,} episodes")
 
 
@@ -340,11 +354,23 @@ def report(runs: list[str], output: str = "report.html", media_mb: float = 30.0)
     print(f"wrote {written} ({written.stat().st_size / 1e6:.1f} MB)")
 
 
+def completion(shell: Shell) -> None:
+    """Prints a script that completes commands and options in a shell; see docs/command_line.md.
+
+    Args:
+        shell: "bash", "zsh" or "tcsh".
+    """
+    from tql_lightning.cli.completion import completion_script
+
+    print(completion_script(shell, COMMANDS, GROUPS))
+
+
 GROUPS = {"data": "Inspects and converts datasets."}
 COMMANDS: dict[str, Command | dict[str, Command]] = {
     "benchmark": benchmark,
     "certify": certify,
     "collect": collect_command,
+    "completion": completion,
     "data": {"inspect": inspect_command, "convert": convert_command},
     "evaluate": evaluate,
     "export": export,

@@ -26,7 +26,16 @@ Allocate = Callable[[str, tuple[int, ...]], Floats]
 
 
 class DatasetError(FileError):
-    """A dataset cannot be used; the message names the field, what was expected and found, and the remedy."""
+    """A dataset cannot be used; the message names the field, what was expected and found, and the remedy.
+
+    Example:
+        >>> from tql_lightning import load_dataset
+        >>> try:
+        ...     load_dataset("absent.npz")
+        ... except DatasetError as error:
+        ...     print(str(error).split(";")[0])
+        absent.npz: no such file
+    """
 
 
 def in_memory(_: str, shape: tuple[int, ...]) -> Floats:

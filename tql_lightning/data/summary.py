@@ -71,6 +71,7 @@ class Summary:
             f"{dataset.name}",
             f"environment       {dataset.env_id or 'not named'}",
             f"transitions       {len(dataset):,} (held out: {held_out:,})",
+            *self._left_out(),
             f"episodes          {len(self.lengths):,}",
             f"episode length    {_spread(self.lengths, '.0f')}",
             f"return            {_spread(self.returns)}",
@@ -94,6 +95,13 @@ class Summary:
                 f"{column.low.min():12.4g}{column.high.max():12.4g}  {constant or '-'}"
             )
         return [*lines, "", "returns of the episodes", *histogram(self.returns)]
+
+    def _left_out(self) -> list[str]:
+        rows = self.dataset.rows_left_out
+        if not rows:
+            return []
+        why = "the last of each episode that was cut, as no next observation is recorded for it"
+        return [f"rows left out     {rows:,}: {why}; add next_observations to keep them"]
 
 
 def summarise(dataset: TransitionDataset) -> Summary:

@@ -39,6 +39,11 @@ class Policy:
     Attributes:
         metadata: Content of metadata.json.
         folder: Folder that the policy was loaded from.
+
+    Example:
+        >>> policy = Policy.load("policy", seed=0)  # what `tql export CHECKPOINT --output policy` wrote
+        >>> policy.act(np.zeros(3)).shape
+        (1,)
     """
 
     def __init__(

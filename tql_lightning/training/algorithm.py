@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, ClassVar
 
 import torch
@@ -28,7 +30,7 @@ from tql_lightning.training.divergence import DivergenceWatch, broken_metrics, c
 from tql_lightning.training.execution import Execution
 from tql_lightning.training.guides import leave_out_finished_guides
 from tql_lightning.training.held_out import HeldOutMeans
-from tql_lightning.training.hyperparameters import ALGORITHM, class_path, loadable, require
+from tql_lightning.training.hyperparameters import ALGORITHM, class_path, loadable, require, require_loadable
 from tql_lightning.training.optimisation import NO_DECAY, Optimisation, ParameterGroup, load_moments
 from tql_lightning.training.out_of_memory import explained_memory
 from tql_lightning.training.sharding import ShardedStrategy, shard
@@ -62,6 +64,14 @@ class Algorithm(LightningModule, ABC):
         Noise: NamedTuple class of the random numbers that an update uses.
         extraction: How the model chooses actions, if its `actor` has several ways; None if there is one.
         fixed_settings: Names of settings that a continued run must not change, since its weights depend on them.
+
+    Example:
+        >>> from tql_lightning import TQL
+        >>> model = TQL(3, 1)  # an algorithm; docs/own_algorithm.md writes one
+        >>> [group.name for group in model.parameter_groups()]
+        ['critic', 'temperature', 'actor']
+        >>> model.update_spec.batch.__name__
+        'Batch'
     """
 
     Batch: ClassVar[type[Any]] = Batch
@@ -94,6 +104,22 @@ class Algorithm(LightningModule, ABC):
         self._validated = -1  # update of the last validation
         self._first_optimizer_state: dict[str, Any] | None = None
         self._precision_before = torch.get_float32_matmul_precision()
+
+    def save_hyperparameters(
+        self,
+        *names: Any,
+        ignore: Any = None,
+        frame: FrameType | None = None,
+        logger: bool = True,
+    ) -> None:
+        """Lightning's; rejects settings that the model could not be made from again when its checkpoint is loaded.
+
+        Raises:
+            ValueError: A part is a lambda, another function or an object.
+        """
+        caller = frame or getattr(inspect.currentframe(), "f_back", None)  # whose arguments Lightning reads
+        super().save_hyperparameters(*names, ignore=ignore, frame=caller, logger=logger)
+        require_loadable(self.hparams)
 
     # ------------------------------------------------------------------ defined by subclasses
 
