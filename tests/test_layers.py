@@ -28,6 +28,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 ALLOWED["algorithms"] = {"training", "trust", *ALLOWED["training"]}
 ALLOWED["evaluation"] = {"algorithms", *ALLOWED["algorithms"]}
+ALLOWED["online"] = {"evaluation", *ALLOWED["evaluation"]}
 ALLOWED["export"] = {"evaluation", *ALLOWED["evaluation"]}
 ALLOWED["callbacks"] = {"loggers", "report", "evaluation", *ALLOWED["evaluation"]}
 ALLOWED["testing"] = set(ALLOWED)
