@@ -1,32 +1,18 @@
-"""Helpers of observers: evaluation mode, checked access to model and data, and fixed transitions."""
+"""Helpers of observers: checked access to model and data, and fixed transitions."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info
-from torch import Tensor, nn
+from torch import Tensor
 
 from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.data.storage import store
 from tql_lightning.data.windows import Windows
 from tql_lightning.nn.critic import Critic
+from tql_lightning.nn.dropout import evaluation_mode as evaluation_mode
 from tql_lightning.training.algorithm import Algorithm
-
-
-@contextmanager
-def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Puts every submodule in evaluation mode, and restores each one's mode afterwards."""
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes.items():
-            part.training = training
 
 
 def require_algorithm(callback: Callback, pl_module: LightningModule) -> Algorithm:

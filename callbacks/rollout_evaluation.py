@@ -14,6 +14,7 @@ from tql_lightning.callbacks.background import MOST_PENDING, BackgroundObserver,
 from tql_lightning.callbacks.best_checkpoint import BestCheckpoint
 from tql_lightning.callbacks.intervals import is_due, require_multiple
 from tql_lightning.callbacks.observing import environment_of, evaluation_mode, require_algorithm
+from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.evaluation.background import EvaluationJob
 from tql_lightning.evaluation.checkpoint import write_evaluation
 from tql_lightning.evaluation.envs import EnvError, check_sizes
@@ -252,7 +253,9 @@ class RolloutEvaluation(BackgroundObserver):
                 folder = Path(trainer.default_root_dir)
                 with training_goes_on(evaluation_file(folder, update)):
                     write_evaluation(folder, update, str(self.env_id), self.seed, result, summary)
-        logged = scalars | {"eval/failures": float(self.failures)}
+        data: Any = getattr(trainer, "datamodule", None)
+        steps = data.env_steps(update) if isinstance(data, OfflineDataModule) and trainer.training else {}
+        logged = scalars | {"eval/failures": float(self.failures)} | steps
         for logger in trainer.loggers if trainer.is_global_zero else ():
             logger.log_metrics(logged, step=update)
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in logged.items()})

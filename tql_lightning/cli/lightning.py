@@ -32,6 +32,8 @@ from tql_lightning.cli.start_checks import refuse_earlier_run
 from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.data.sampler import rows_per_process
 from tql_lightning.data.transitions import TransitionDataset
+from tql_lightning.online.collector import Collector
+from tql_lightning.online.settings import Online
 from tql_lightning.run.checkpoint_io import LAST, SUFFIX, CheckpointError, WholeCheckpointIO, base_io, read_checkpoint
 from tql_lightning.run.folder import CONFIG_FILE, METRICS_BEFORE_FILE, METRICS_FILE
 from tql_lightning.run.lock import only_run_in
@@ -127,6 +129,7 @@ class TQLCLI(LightningCLI):
                 default=False,
                 help="Continue a run even if settings changed that its weights or minibatches depend on.",
             )
+            parser.add_class_arguments(Online, "online")
             parser.add_argument(
                 "--weights",
                 type=str | None,
@@ -171,6 +174,15 @@ class TQLCLI(LightningCLI):
                 f"trainer: {type(base).__name__} writes checkpoints instead of WholeCheckpointIO: they carry no "
                 "checksum, and none is kept for a damaged last one"
             )
+        online = self._get(self.config_init, "online")
+        if online is not None and online.updates:
+            offline = trainer_config.get("max_steps")
+            if offline is None or offline < 0:
+                raise ValueError(
+                    f"trainer.max_steps: expected the number of offline updates before online.steps, found {offline}; "
+                    "set it, or 0"
+                )
+            kwargs["max_steps"] = offline + online.updates
         callbacks = trainer_config.get("callbacks")
         if isinstance(callbacks, list):  # a dict keeps the first position and the last value
             kept = {_kind_of(callback): callback for callback in callbacks}
@@ -247,6 +259,9 @@ class TQLCLI(LightningCLI):
                 settings, the batch cannot be divided over the processes, or the trainer cannot train the model.
             CheckpointError: The checkpoint is missing, damaged, or of another algorithm.
         """
+        online = self._get(self.config_init, "online")
+        if online.updates:
+            self.datamodule.go_online(Collector(online))
         rows_per_process(self.datamodule.batch_size, self.trainer.world_size)
         self.model.check_trainer(self.trainer)
         found = self._find_checkpoint()

@@ -42,6 +42,7 @@ OUTCOME_FILE = "outcome.json"
 BENCHMARK_FILE = "benchmark.json"  # in the folder of a benchmark: its plan
 EVALUATION_FOLDER = "evaluations"
 VIDEO_FOLDER = "videos"
+REPLAY_FOLDER = "replay"
 SUPERSEDED_FOLDER = "superseded"
 ATTENTION_MAP = "attention_map"
 Q_LANDSCAPE = "q_landscape"

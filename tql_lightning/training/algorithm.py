@@ -16,11 +16,13 @@ from torch import Tensor, nn
 
 from tql_lightning.batch import Batch, Draw, NoNoise, UpdateSpec, at_update
 from tql_lightning.data.counter_random import seed_generators
+from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.nn.policy import Actor
 from tql_lightning.run.superseded import take_back
 from tql_lightning.training.chunks import (
     chunk_size,
     restore_progress,
+    scheduled_updates,
     skip_validation_of_a_stop,
     validation_follows,
 )
@@ -172,6 +174,10 @@ class Algorithm(LightningModule, ABC):
             ValueError: The extraction is unknown.
         """
 
+    def exploring_actor(self) -> Actor:
+        """Returns the policy that collects transitions in an online phase; by default `actor`."""
+        return self.actor()
+
     # ------------------------------------------------------------------ used by data, callbacks and evaluation
 
     @property
@@ -217,7 +223,7 @@ class Algorithm(LightningModule, ABC):
 
     def check_trainer(self, trainer: Trainer) -> None:
         """Rejects a trainer that cannot train this algorithm; see `trainer_checks.check_trainer`."""
-        self.optimisation.for_run(trainer.max_steps)
+        self.optimisation.for_run(scheduled_updates(trainer))
         check_trainer(trainer, self, self.execution)
 
     def setup(self, stage: str) -> None:
@@ -254,7 +260,9 @@ class Algorithm(LightningModule, ABC):
         self._first_optimizer_state = state
 
     def _optimisation_of_run(self) -> Optimisation:
-        return self.optimisation if self._trainer is None else self.optimisation.for_run(self.trainer.max_steps)
+        return (
+            self.optimisation if self._trainer is None else self.optimisation.for_run(scheduled_updates(self.trainer))
+        )
 
     # ------------------------------------------------------------------ training
 
@@ -362,6 +370,9 @@ class Algorithm(LightningModule, ABC):
             name = group.get("name", f"group_{index}")
             if not name.endswith(NO_DECAY):
                 scalars[f"train/learning_rate/{name}"] = float(group["lr"])
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(data, OfflineDataModule):
+            scalars |= data.env_steps(self.global_step) | data.online_metrics()
         for logger in self.loggers:
             logger.log_metrics(scalars, step=self.global_step)
         self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in scalars.items()})
