@@ -7,8 +7,9 @@ from json import dumps
 from pathlib import Path
 from typing import Any
 
-from tql_lightning.cli.parsers import CertifiedOutput, Command, Engine
+from tql_lightning.cli.parsers import CertifiedOutput, Command, Engine, ReportFormat
 from tql_lightning.export.policy_folder import ExportFormat
+from tql_lightning.report.protocol import Protocol
 
 COLUMNS = ("return", "success_rate", "normalized_score", "length")  # of the table that `evaluate` prints
 
@@ -326,18 +327,43 @@ def certify(
         print(f"wrote {json}")
 
 
-def report(runs: list[str], output: str = "report.html", media_mb: float = 30.0) -> None:
-    """Writes one self-contained HTML page about runs: scores, curves, pictures, configurations; see docs/report.md.
+def report(
+    runs: list[str],
+    format: ReportFormat = "html",  # noqa: A002  (the option's name)
+    output: str | None = None,
+    protocol: Protocol | None = None,
+    media_mb: float = 30.0,
+) -> None:
+    """Sums up runs: one self-contained HTML page, or the table of scores; see docs/report.md.
 
     Args:
-        runs: Folders of runs, or folders that contain runs. Runs of one configuration are seeds of one method.
-        output: HTML file to write.
+        runs: Folders of runs, or folders that contain runs. Runs of one configuration are seeds of one method. For the
+            table also one folder of `tql benchmark`, or one summary that --format json wrote.
+        format: "html" for the page with curves and pictures; "md", "csv", "latex" or "json" for the table alone.
+        output: File to write; default: report.html, or the table on the screen.
+        protocol: Score of a run in the table: the mean of the "last_three" evaluations, the "last", or the "best",
+            which is marked as chosen by its own score; default: the suite's, else "last_three".
         media_mb: Largest size of all pictures and videos in the page, in megabytes.
     """
-    from tql_lightning.report.page import write_report
+    from tql_lightning.benchmark.summary import summary_of
+    from tql_lightning.report.table_formats import render_table, table_html
+    from tql_lightning.system.files import require_writable, write_text_whole
 
-    written = write_report([Path(run) for run in runs], Path(output), media_mb)
-    print(f"wrote {written} ({written.stat().st_size / 1e6:.1f} MB)")
+    folders = [Path(run) for run in runs]
+    if format == "html":
+        from tql_lightning.report.page import write_report
+
+        written = write_report(
+            folders, Path(output or "report.html"), media_mb, lambda: table_html(summary_of(folders, protocol))
+        )
+        print(f"wrote {written} ({written.stat().st_size / 1e6:.1f} MB)")
+        return
+    if output:
+        require_writable(Path(output))
+    text = render_table(summary_of(folders, protocol), format)
+    if output:
+        write_text_whole(Path(output), text)
+    print(f"wrote {output}" if output else text, end="\n" if output else "")
 
 
 GROUPS = {"data": "Inspects and converts datasets."}

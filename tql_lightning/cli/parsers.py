@@ -11,6 +11,7 @@ from tql_lightning.cli.private_api import actions, argument_groups, argument_typ
 
 Command = Callable[..., object]
 CertifiedOutput = Literal["action", "q"]  # choices of an option of `tql certify`
+ReportFormat = Literal["html", "md", "csv", "latex", "json"]
 Engine = Literal["serial"]  # of `tql benchmark`
 
 
