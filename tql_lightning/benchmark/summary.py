@@ -15,7 +15,7 @@ from tql_lightning.report.methods import choose_score, group_methods
 from tql_lightning.report.protocol import LAST_THREE, Protocol
 from tql_lightning.report.runs import ReportError, Run, read_runs
 from tql_lightning.report.table import ALL, Entry, Summary, summarise
-from tql_lightning.run.folder import BENCHMARK_FILE, METRICS_FILE
+from tql_lightning.run.folder import BENCHMARK_FILE, METRICS_FILE, SEARCH_FILE
 
 PARTS = {"metric", "protocol", "runs", "rows", "iqm", "improvement", "published", "unfinished"}
 SINGLE_TASK = re.compile(r"(?:ogbench:)?(.+)-singletask-task(\d)-v0")
@@ -81,7 +81,10 @@ def _of_benchmark(output: Path, protocol: Protocol | None) -> Summary:
     published = [_published(each, suite) for each in suite.published]
     whole = {name: len(domain.tasks) for name, domain in suite.domains.items()}
     whole[ALL] = sum(max(number, 1) for number in whole.values())
-    return {"suite": suite.name} | summarise(entries, suite.metric, protocol or suite.protocol, published, whole)
+    summary = summarise(entries, suite.metric, protocol or suite.protocol, published, whole)
+    file = output / SEARCH_FILE
+    search = {"search": json.loads(file.read_text())} if file.is_file() else {}
+    return {"suite": suite.name} | summary | search
 
 
 def _state(run: PlannedRun, output: Path) -> str:

@@ -12,7 +12,7 @@ from tql_lightning.cli.private_api import actions, argument_groups, argument_typ
 Command = Callable[..., object]
 CertifiedOutput = Literal["action", "q"]  # choices of an option of `tql certify`
 ReportFormat = Literal["html", "md", "csv", "latex", "json"]
-Engine = Literal["serial"]  # of `tql benchmark`
+Engine = Literal["ray", "slurm", "serial"]  # of `tql benchmark`
 
 
 def command_parser(

@@ -6,7 +6,7 @@ import csv
 import html
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from tql_lightning.report.protocol import DESCRIPTIONS
@@ -47,10 +47,14 @@ def table_html(summary: Summary) -> str:
 
 
 def _markdown(summary: Summary) -> str:
-    head, *rows = _cells(summary)
-    aligned = ["---", *["---:"] * (len(head) - 1)]
-    table = "\n".join(f"| {' | '.join(row)} |" for row in [head, aligned, *rows])
-    return table + "\n\n" + "\n\n".join(_notes(summary)) + "\n"
+    parts = [_markdown_table(_cells(summary)), *_notes(summary)]
+    parts += [search_markdown(summary["search"])] if "search" in summary else []
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_table(cells: Sequence[Sequence[str]]) -> str:
+    aligned = ["---", *["---:"] * (len(cells[0]) - 1)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [cells[0], aligned, *cells[1:]])
 
 
 def _latex(summary: Summary) -> str:
@@ -102,6 +106,39 @@ def _cells(summary: Summary) -> list[list[str]]:
     updates = [_range(run["updates"] for run in summary["runs"] if run["method"] == method) for method in methods]
     rows.append(["updates", *updates, *[NONE] * len(published)])
     return rows
+
+
+def search_markdown(search: Mapping[str, Any]) -> str:
+    """The record of a search as Markdown: every trial, the best with its interval, the tuning-budget curves."""
+    show = _shown({"metric": search["metric"]})
+    ranked = sorted(search["trials"], key=lambda each: (each["mean"] is None, -(each["mean"] or 0.0)))
+    rows = [
+        [
+            ", ".join(f"{key}={_rounded(value)}" for key, value in each["settings"].items()),
+            NONE if each["mean"] is None else show(each["mean"]),
+            ", ".join(show(score) for score in each["scores"]) or NONE,
+        ]
+        for each in ranked
+    ]
+    parts = [_markdown_table([["trial", f"mean {search['metric']}", "runs"], *rows])]
+    best = search["best"]
+    if best is not None:
+        interval = "" if best["low"] is None else f" [{show(best['low'])}, {show(best['high'])}]"
+        settings = ", ".join(f"{key}={_rounded(value)}" for key, value in best["settings"].items())
+        parts.append(f"Best: {settings}, {show(best['mean'])}{interval}; chosen by this score, and so too high.")
+    if search["curves"]:
+        head = ["evaluation episodes", *(f"best of {curve['policies']}" for curve in search["curves"])]
+        points = zip(*(curve["points"] for curve in search["curves"]), strict=True)
+        body = [
+            [str(row[0][0]), *(f"{show(each[1])} [{show(each[2])}, {show(each[3])}]" for each in row)] for row in points
+        ]
+        parts.append("Tuning-budget curve (arXiv 2504.11453): expected score of the policy that a bandit chooses.")
+        parts.append(_markdown_table([head, *body]))
+    return "\n\n".join(parts)
+
+
+def _rounded(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _title(summary: Summary) -> str:
