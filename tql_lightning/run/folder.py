@@ -40,6 +40,7 @@ LOCK_FILE = "run.lock"
 LOG_FILE = "train.log"
 OUTCOME_FILE = "outcome.json"
 BENCHMARK_FILE = "benchmark.json"  # in the folder of a benchmark: its plan
+SEARCH_FILE = "search.json"  # in the folder of a benchmark: the record of a search
 EVALUATION_FOLDER = "evaluations"
 VIDEO_FOLDER = "videos"
 REPLAY_FOLDER = "replay"
