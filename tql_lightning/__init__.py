@@ -5,6 +5,7 @@ The names below are loaded when first used, so that importing the package stays 
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from tql_lightning.training.execution import Execution
     from tql_lightning.training.optimisation import Optimisation, ParameterGroup
     from tql_lightning.training.update import Losses
+
+if sys.platform == "win32":  # without fork, poll and the resource module
+    raise ImportError("tql_lightning: expected Linux or macOS, found Windows; use the Windows Subsystem for Linux")
 
 _HOMES = {
     "batch": ("Batch", "Draw"),

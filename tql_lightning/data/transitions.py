@@ -41,8 +41,12 @@ def normalized_score(returns: ArrayLike, reference_scores: tuple[float, float]) 
     return 100.0 * (np.asarray(returns, dtype=np.float64) - random) / (expert - random)
 
 
+class _BuiltByPath:
+    """Base without fields: jsonargparse builds such a class by class path, and plain dataclasses field by field."""
+
+
 @dataclass(frozen=True, eq=False)
-class TransitionDataset:
+class TransitionDataset(_BuiltByPath):
     """Checked transitions (s, a, r, s') of whole episodes; `from_arrays` builds one.
 
     Arrays may be read-only memory maps of files larger than memory.
