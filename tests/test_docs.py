@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch.callbacks
 import numpy as np
 import pytest
 import torch
@@ -29,6 +30,7 @@ from tql_lightning.nn.attention import EntropyAttention
 from tql_lightning.nn.critic import TransformerCritic
 from tql_lightning.run.metrics_csv import read_metrics
 from tql_lightning.training.optimisation import Optimisation
+from tql_lightning.training.trainer_checks import REFUSED_CALLBACKS
 
 DOCS = Path(__file__).parents[1] / "docs"
 CALLBACKS = (DOCS / "callbacks.md").read_text()
@@ -51,7 +53,7 @@ def test_the_example_of_a_callback_runs_and_observes_only(tmp_path: Path, monkey
     fit(tmp_path, watched, 10, [callback], logger=logger)
     logger.save()
     updates, values = read_metrics(tmp_path / "run" / "metrics.csv")["train/disagreement"]
-    assert updates == [5, 10]
+    assert updates == [0, 5, 10]
     assert min(values) > 0.0
     fit(tmp_path, plain, 10)
     assert all(torch.equal(value, watched.state_dict()[name]) for name, value in plain.state_dict().items())
@@ -144,6 +146,14 @@ def test_the_table_of_callbacks_lists_every_one_and_its_defaults(monkeypatch: py
     configuration = parse_fit(monkeypatch, "--config", "tql", "--data.dataset=tests.toy.toy_dataset")
     default = {callback["class_path"] for callback in configuration["trainer"]["callbacks"]}
     assert default == {f"tql_lightning.callbacks.{module}.{name}" for name, module, on in rows if on == "yes"}
+
+
+def test_the_table_of_lightnings_callbacks_lists_every_one() -> None:
+    rows = re.findall(r"^\| (`[\w`, ]+) \| (works|refused|has no use) \|", CALLBACKS, flags=re.MULTILINE)
+    listed = {name: verdict for names, verdict in rows for name in re.findall(r"\w+", names)}
+    assert set(lightning.pytorch.callbacks.__all__) - {"Interval"} <= listed.keys()
+    refused = {kind.__name__ for kind in REFUSED_CALLBACKS} | {"BackboneFinetuning"}
+    assert {name for name, verdict in listed.items() if verdict == "refused"} == refused
 
 
 def test_the_commands_about_methods_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 CONFIG_FILE = "config.yaml"
 ENVIRONMENT_FILE = "environment.json"
@@ -50,6 +51,11 @@ Q_LANDSCAPE = "q_landscape"
 
 _NUMBERED = re.compile(r"update_(\d+)")
 _FILMED = re.compile(r"update_(\d+)_episode_(\d+)")
+
+
+def writes_nothing(trainer: Any) -> bool:
+    """Whether a trainer only tries a run out (``fast_dev_run``), which leaves no file."""
+    return bool(trainer.fast_dev_run)
 
 
 def update_name(update: int) -> str:
