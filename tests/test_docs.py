@@ -23,6 +23,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from tests.command_line import TQL_COMMAND, call_tql, parse_fit, understand
 from tests.toy import fit, toy_dataset, toy_model
+from tql_lightning.cli.commands import COMMANDS
 from tql_lightning.cli.configs import packaged_configs
 from tql_lightning.data.named import load_dataset
 from tql_lightning.evaluation.rollout import RolloutResult
@@ -191,6 +192,14 @@ def commands_of(page: str) -> list[str]:
     """Every ``tql ...`` of a page's consoles, those in loops too."""
     consoles = re.findall(r"```console\n(.*?)```", (DOCS / f"{page}.md").read_text(), flags=re.DOTALL)
     return re.findall(r"\btql \w[^;|\n]*", "\n".join(consoles))
+
+
+def test_the_page_on_the_command_line_has_every_command() -> None:
+    found = re.findall(r"heading: tql ([\w ]+),", (DOCS / "command_line.md").read_text())
+    there = [
+        [f"{name} {each}" for each in part] if isinstance(part, dict) else [name] for name, part in COMMANDS.items()
+    ]
+    assert sorted(found) == sorted(name for names in there for name in names)
 
 
 def test_the_training_from_python_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
