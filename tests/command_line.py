@@ -22,7 +22,6 @@ from tql_lightning.cli.configs import resolve_configs
 from tql_lightning.cli.lightning import TQLCLI
 from tql_lightning.cli.main import main
 from tql_lightning.cli.parsers import command_parser
-from tql_lightning.cli.start_checks import own_folder
 
 TQL_COMMAND = str(Path(sys.executable).parent / "tql")
 PATIENCE = 800.0  # seconds for a process that needs a few, where many wait for few cores; below pytest's own limit
@@ -90,7 +89,7 @@ class ParsedOnly(TQLCLI):
 def parse_fit(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> dict[str, Any]:
     """The whole configuration of ``tql fit ARGUMENTS``, with its interpolations resolved."""
     resolved = resolve_configs(["fit", *arguments], TQLCLI.subcommands())
-    monkeypatch.setattr(sys, "argv", ["tql", *resolved, *own_folder(resolved)])
+    monkeypatch.setattr(sys, "argv", ["tql", *resolved])
     configuration: dict[str, Any] = ParsedOnly().config["fit"].as_dict()
     return configuration
 

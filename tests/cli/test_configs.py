@@ -313,19 +313,3 @@ def test_methods_hold_the_published_values(method: str, problem: str, monkeypatc
     width = 256 if method == "iql" else 512  # on manipulation
     assert [layer.out_features for layer in model.critic.members[0].linear_layers] == [width] * 4 + [1]
     assert (model.temperature, model.tau, model.optimisation.weight_decay) == (None, 0.005, 0.0)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "folder"),
-    [
-        (["--config", "quickstart"], "runs/pendulum/seed_0"),
-        (["--config", "quickstart", "--data.dataset=mine.npz"], "runs/mine/seed_0"),
-        (["--config", "own", "--data.dataset", "some/mine.npz", "--seed_everything=3"], "runs/mine/seed_3"),
-        (["--config", "own", "--data.dataset=minari:mujoco/hopper/medium-v0"], "runs/mujoco_hopper_medium-v0/seed_0"),
-        (["--config", "own", DATA], "runs/toy_dataset/seed_0"),
-        (["--config", "quickstart", DATA, "--trainer.default_root_dir=here"], "here"),
-        (["--config", "ogbench/scene", "--data.dataset=scene-play-singletask-task2-v0"], "runs/scene/task_2/seed_0"),
-    ],
-)
-def test_own_data_have_a_folder_of_their_own(arguments: list[str], folder: str) -> None:
-    assert parsed(*arguments)["trainer"]["default_root_dir"] == folder

@@ -27,7 +27,7 @@ from tql_lightning.cli.help import SUMMARIES, take_group
 from tql_lightning.cli.moved import moved_paths
 from tql_lightning.cli.overview import check_command, overview
 from tql_lightning.cli.parsers import command_parser
-from tql_lightning.cli.start_checks import check_start, own_folder
+from tql_lightning.cli.start_checks import check_start
 from tql_lightning.system.full_disk import drop_unwritable_output, steady_output
 from tql_lightning.trust.output import plain_messages, plain_output
 
@@ -92,7 +92,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()  # raises BrokenPipeError here if the reader has gone
             return code
         resolved, group = take_group(resolve_configs(arguments, SUMMARIES))
-        resolved += own_folder(resolved)
         sys.argv[1:] = resolved
         if not {"-h", "--help"} & {*resolved}:
             check_start(arguments[0], resolved)

@@ -1,4 +1,4 @@
-"""Checks paths of a command line before Lightning is imported, and names the folder of a run on own data."""
+"""Checks paths of a command line before Lightning is imported."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tql_lightning.cli.configs import CONFIG_FLAGS, DATASET_FLAG, FOLDER, packaged_configs
+from tql_lightning.cli.configs import CONFIG_FLAGS, DATASET_FLAG, FOLDER
 from tql_lightning.data.named import Kind, kind_of, require_there
 from tql_lightning.run.folder import CONFIG_FILE
 from tql_lightning.trust.text import FileError
@@ -25,7 +25,6 @@ LOADERS: dict[str, Kind | None] = {
     "load_npy_folder": "folder",
     "load_d4rl": "d4rl",
 }
-OGBENCH = "load_ogbench"
 
 
 class StartError(FileError):
@@ -77,32 +76,10 @@ def refuse_earlier_run(folder: Path) -> None:
         )
 
 
-def own_folder(arguments: Sequence[str]) -> list[str]:
-    """The option that names a run's folder by its dataset, if a user gives own data and no folder.
-
-    Packaged configurations name a folder for their own dataset, where other data do not belong.
-
-    Args:
-        arguments: Command line as `resolve_configs` returns it.
-    """
-    packaged = {str(path) for path in packaged_configs().values()}
-    own = [(name, value) for name, value, file in _assignments(arguments) if file not in packaged]
-    if any(name == FOLDER for name, _ in own) or not any(name.startswith(DATASET) for name, _ in own):
-        return []
-    settings = _settings(arguments)
-    loader, name = _dataset(settings)
-    if not loader or loader == OGBENCH:
-        return []
-    name = name or loader
-    stem = Path(name).stem if Path(name).suffix in (".npz", ".hdf5", ".h5") else name.strip("/.")
-    label = stem.removeprefix("minari:").replace("/", "_")
-    return [f"--{FOLDER}=runs/{label}/seed_{_select(settings, 'seed_everything')}"]  # the parser resolves no reference
-
-
 def _settings(arguments: Sequence[str]) -> DictConfig:
     """The settings of `READ`, as far as they can be read."""
     settings = OmegaConf.create({})
-    for name, value, _ in _assignments(arguments):
+    for name, value in _assignments(arguments):
         path = f"{DATASET}.class_path"
         given = value.get("class_path") if name == DATASET and isinstance(value, dict) else None
         if given is not None and OmegaConf.select(settings, path) != given:
@@ -111,8 +88,8 @@ def _settings(arguments: Sequence[str]) -> DictConfig:
     return settings
 
 
-def _assignments(arguments: Sequence[str]) -> Iterator[tuple[str, Any, str]]:
-    """Name, value and file ("" for an option) of each setting in `READ`, in the order of the command line."""
+def _assignments(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """Name and value of each setting in `READ`, in the order of the command line."""
     for before, argument in pairwise(["", *arguments]):
         flag, equals, text = argument.partition("=")
         flag, text = (flag, text) if equals else (before, argument)
@@ -122,20 +99,20 @@ def _assignments(arguments: Sequence[str]) -> Iterator[tuple[str, Any, str]]:
         if flag.startswith("--") and (name in READ or name.startswith(f"{DATASET}.")):
             first, _, rest = name.removeprefix(f"{DATASET}.").partition(".")
             if name == DATASET:
-                yield name, {"class_path": text}, ""
+                yield name, {"class_path": text}
             elif name.startswith(DATASET) and first not in ("class_path", "init_args"):
-                yield f"{DATASET}.init_args.{first}{'.' + rest if rest else ''}", text, ""
+                yield f"{DATASET}.init_args.{first}{'.' + rest if rest else ''}", text
             else:
-                yield name, text, ""
+                yield name, text
 
 
-def _in_file(file: str) -> Iterator[tuple[str, Any, str]]:
+def _in_file(file: str) -> Iterator[tuple[str, Any]]:
     for name in READ:
         value = read_yaml(Path(file).read_text())
         for part in name.split("."):
             value = value.get(part) if isinstance(value, dict) else None
         if value is not None:
-            yield name, {"class_path": value} if name == DATASET and isinstance(value, str) else value, file
+            yield name, {"class_path": value} if name == DATASET and isinstance(value, str) else value
 
 
 def _select(settings: DictConfig, name: str) -> Any:

@@ -28,22 +28,13 @@ from tql_lightning.data.checks import (
     warn_of_time_limits,
 )
 from tql_lightning.data.checks import DatasetError as DatasetError
+from tql_lightning.data.checks import normalized_score as normalized_score
+from tql_lightning.data.summary import summarise
 
 Array = NDArray[Any]
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
 Scores = tuple[float, float]
-
-
-def normalized_score(returns: ArrayLike, reference_scores: tuple[float, float]) -> NDArray[np.float64]:
-    """Returns in units where a random policy has 0 and an expert 100, as D4RL (arXiv 2004.07219) reports them.
-
-    Args:
-        returns: Undiscounted returns, any shape.
-        reference_scores: Mean returns of a random and of an expert policy.
-    """
-    random, expert = reference_scores
-    return 100.0 * (np.asarray(returns, dtype=np.float64) - random) / (expert - random)
 
 
 def scores_in(env_id: str, own_env_id: str | None, scores: Scores | None) -> Scores | None:
@@ -124,8 +115,6 @@ class TransitionDataset(_BuiltByPath):
 
     def __repr__(self) -> str:
         """The figures that ``tql data inspect`` prints; computed from every row."""
-        from tql_lightning.data.summary import summarise  # imports this module
-
         return "\n".join(summarise(self).lines())
 
     def __len__(self) -> int:
