@@ -30,10 +30,11 @@ ALLOWED["algorithms"] = {"training", "trust", *ALLOWED["training"]}
 ALLOWED["evaluation"] = {"algorithms", *ALLOWED["algorithms"]}
 ALLOWED["online"] = {"evaluation", *ALLOWED["evaluation"]}
 ALLOWED["export"] = {"evaluation", *ALLOWED["evaluation"]}
+ALLOWED["benchmark"] = {"report", *ALLOWED["report"]}
 ALLOWED["callbacks"] = {"loggers", "report", "evaluation", *ALLOWED["evaluation"]}
 ALLOWED["testing"] = set(ALLOWED)
 ALLOWED["cli"] = set(ALLOWED) - {"testing"}
-ALLOWED["__main__"] = {"cli"}
+ALLOWED["__main__"] = {"cli", "system"}
 
 
 def module_parts(path: Path) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import signal
 import sys
 import traceback
 from argparse import ArgumentError
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,8 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from tql_lightning.algorithms.loading import LONGEST_REASON, check_contents, checked_settings
 from tql_lightning.algorithms.starting import load_weights
 from tql_lightning.cli.close_names import add_note, option_names
-from tql_lightning.cli.commands import COMMANDS, GROUPS
 from tql_lightning.cli.model import ModelParser, chosen_model, without_model
-from tql_lightning.cli.parsers import add_group, command_parser
+from tql_lightning.cli.parsers import Command, add_group, command_parser
 from tql_lightning.cli.private_api import actions, subcommand_choices
 from tql_lightning.cli.saved_config import SaveFitConfig
 from tql_lightning.data.datamodule import OfflineDataModule
@@ -63,9 +62,17 @@ class TQLCLI(LightningCLI):
 
     Args:
         arguments: Command line as the user typed it, which the run records.
+        commands: Our own commands, for the help; `cli.main` runs them.
+        groups: A line of help for each group among them.
     """
 
-    def __init__(self, arguments: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[str] = (),
+        commands: Mapping[str, Command | dict[str, Command]] | None = None,
+        groups: Mapping[str, str] | None = None,
+    ) -> None:
+        self._commands, self._groups = commands or {}, groups or {}
         # References such as ${trainer.max_steps} are resolved after overrides, and across files.
         jsonargparse.set_parsing_settings(
             omegaconf_absolute_to_relative_paths=True, subclasses_enabled=[TransitionDataset]
@@ -88,13 +95,13 @@ class TQLCLI(LightningCLI):
         return {name: skip for name, skip in LightningCLI.subcommands().items() if name != "predict"}
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
-        """Adds our own commands to the help; `cli.main` runs them."""
+        """Adds our own commands to the help."""
         super()._add_subcommands(parser, **kwargs)
         (action,) = (action for action in actions(parser) if hasattr(action, "add_subcommand"))
         for choice in subcommand_choices(action):
             choice.help = SUMMARIES[choice.dest]
-        for name, command in COMMANDS.items():
-            below = command_parser(name, command, GROUPS.get(name), whole=False)
+        for name, command in self._commands.items():
+            below = command_parser(name, command, self._groups.get(name), whole=False)
             action.add_subcommand(name, below, help=below.description)
             if isinstance(command, dict):
                 add_group(below, name, command)
