@@ -56,6 +56,36 @@ def test_a_file_without_timeouts_needs_the_time_limit(tmp_path: Path) -> None:
         load_d4rl(path, max_episode_steps=0)
 
 
+@pytest.mark.parametrize("timeouts", [None, np.zeros(30)], ids=["absent", "zeros"])
+def test_the_time_limit_that_is_given_ends_episodes_whether_or_not_there_are_timeouts(
+    timeouts: Any, tmp_path: Path
+) -> None:
+    file = write_d4rl(
+        tmp_path / "x.hdf5",
+        observations=np.arange(30.0)[:, None],
+        actions=np.zeros((30, 1), np.float32),
+        rewards=np.zeros(30),
+        terminals=np.zeros(30),
+        **({} if timeouts is None else {"timeouts": timeouts}),
+    )
+    dataset = load_d4rl(str(file), max_episode_steps=10)
+    assert len(dataset) == 27, "where the last row of each of three episodes led is not known"
+    assert np.flatnonzero(dataset.episode_ends).tolist() == [8, 17, 26]
+    assert (dataset.next_observations == dataset.observations + 1).all(), "no transition crosses an episode's end"
+
+
+def test_the_time_limit_counts_from_the_files_own_timeouts(tmp_path: Path) -> None:
+    path = str(write_d4rl(tmp_path / "x.hdf5", **columns(next_observations=np.ones((7, 2)))))
+    assert np.flatnonzero(load_d4rl(path, max_episode_steps=2).episode_ends).tolist() == [1, 2, 4, 6]
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.bool_, np.uint8])
+def test_discrete_actions_of_rank_1_get_advice_that_fits(dtype: Any, tmp_path: Path) -> None:
+    path = str(write_d4rl(tmp_path / "x.hdf5", **columns(actions=np.zeros(7, dtype))))
+    with pytest.raises(DatasetError, match=r"x: actions: expected continuous actions .* found discrete .*shape \(7,\)"):
+        load_d4rl(path)
+
+
 def test_scores_are_found_by_the_files_name_or_given(tmp_path: Path) -> None:
     file = str(write_d4rl(tmp_path / "halfcheetah_medium_expert-v2.hdf5", **columns()))
     assert load_d4rl(file).reference_scores == (-280.178953, 12135.0)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 
 import tests.environments  # noqa: F401  (registers its environments)
 from tests.toy import toy_model
 from tql_lightning.data.datamodule import OfflineDataModule
-from tql_lightning.data.environment import check_environment
+from tql_lightning.data.environment import check_environment, check_spaces
 from tql_lightning.data.transitions import DatasetError, TransitionDataset
 
 
@@ -46,9 +47,38 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "discrete actions": (
         {"env_id": "CartPole-v1", "observation_dim": 4},
-        r"toy: actions: expected Discrete\(2\) as in CartPole-v1, found 1 columns",
+        r"toy: actions: expected a Box of actions of rank 1, found Discrete\(2\) in the environment",
     ),
 }
+
+
+def spaces_of(low: float, high: float, dtype: Any) -> tuple[gymnasium.Space[Any], gymnasium.Space[Any]]:
+    return gymnasium.spaces.Box(-1.0, 1.0, (3,)), gymnasium.spaces.Box(low, high, (1,), dtype)
+
+
+def test_bounds_are_equal_up_to_the_rounding_of_the_environments_dtype() -> None:
+    data = dataset("Pendulum-v1", action_low=-0.1, action_high=0.1)
+    for dtype in (np.float16, np.float32, np.float64):
+        check_spaces(data, *spaces_of(-0.1, 0.1, dtype))
+    with pytest.raises(DatasetError, match="action_low"):
+        check_spaces(data, *spaces_of(-0.1001, 0.1, np.float32))
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.int8, np.uint8])
+def test_actions_of_whole_numbers_are_refused(dtype: Any) -> None:
+    with pytest.raises(DatasetError, match=rf"expected continuous actions .* found {np.dtype(dtype)} .* environment"):
+        check_spaces(dataset("Pendulum-v1", action_low=0, action_high=1), *spaces_of(0, 1, dtype))
+
+
+def test_terminations_at_the_environments_time_limit_are_warned_of() -> None:
+    ends = np.zeros(33)
+    ends[[8, 17, 26, 32]] = 1
+    rows = np.zeros((33, 5))
+    data = TransitionDataset.from_arrays(
+        rows, rows[:, :2], ends, ends, 0 * ends, rows, name="toy", env_id="Reach-v0", action_low=-0.5, action_high=2.0
+    )
+    with pytest.warns(UserWarning, match=r"toy: terminations: each of 3 episodes of that length terminates after .* 9"):
+        check_environment(data)
 
 
 @pytest.mark.parametrize("case", BAD)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,55 @@ def test_an_episode_that_was_cut_while_recording_ends_in_a_truncation() -> None:
     assert dataset.masks.all()
 
 
+def test_the_evaluation_environment_is_the_one_that_the_scores_are_of() -> None:
+    env = gymnasium.make("Pendulum-v1", max_episode_steps=5)
+    own = gymnasium.make("Pendulum-v1", g=3.0)
+    write_minari(NAME, env, record(env, 2, 3), eval_env=own, ref_min_score=-10.0, ref_max_score=0.0)
+    dataset = load_minari(NAME)
+    assert make_env(str(dataset.env_id)).unwrapped.g == 3.0  # type: ignore[attr-defined]
+    assert dataset.reference_scores == (-10.0, 0.0)
+    with pytest.warns(UserWarning, match=r"not of Pendulum-v1: there is no normalised score"):
+        assert load_minari(NAME, env_id="Pendulum-v1").reference_scores is None
+
+
+class Unsorted(gymnasium.Env[Any, Any]):
+    """Observations in a nested dictionary whose keys are not in order."""
+
+    action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    def __init__(self) -> None:
+        box = gymnasium.spaces.Box(-9.0, 9.0, (1,), np.float32)
+        inner = gymnasium.spaces.Dict(OrderedDict(y=box, x=box))
+        self.observation_space = gymnasium.spaces.Dict(OrderedDict(velocity=box, position=inner, angle=box))
+
+    def reset(self, **_: Any) -> tuple[Any, dict[str, Any]]:
+        one, two, three, four = np.arange(1, 5, dtype=np.float32)[:, None]
+        return {"velocity": four, "position": {"y": three, "x": two}, "angle": one}, {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return self.reset()[0], 0.0, False, False, {}
+
+
+def test_columns_of_a_dictionary_are_in_the_order_of_its_keys_in_data_and_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gymnasium.envs.registration, "registry", dict(gymnasium.registry))
+    gymnasium.register("Unsorted-v0", f"{__name__}:Unsorted", max_episode_steps=3, disable_env_checker=True)
+    env = gymnasium.make("Unsorted-v0")
+    observation = env.reset()[0]
+    stacked = {
+        "velocity": np.stack([observation["velocity"]] * 3),
+        "angle": np.stack([observation["angle"]] * 3),
+        "position": {key: np.stack([value] * 3) for key, value in observation["position"].items()},
+    }
+    (buffer,) = record(gymnasium.make("Pendulum-v1"), 1, 2)
+    actions = [np.zeros(1, np.float32)] * 2
+    write_minari(NAME, env, [replace(buffer, observations=stacked, actions=actions)])
+    dataset = load_minari(NAME)
+    assert dataset.observations[0].tolist() == [1, 2, 3, 4]
+    assert make_env("Unsorted-v0").reset()[0].tolist() == [1, 2, 3, 4]
+
+
 def test_reference_scores_are_the_datasets() -> None:
     env = gymnasium.make("Pendulum-v1")
     write_minari(NAME, env, record(env, 2, 3), ref_min_score=-1500.0, ref_max_score=-100.0)
@@ -133,7 +183,7 @@ def test_without_network_the_message_lists_what_is_cached() -> None:
     [
         (
             "CartPole-v1",
-            r"toy/set-v0: actions: expected a Box of rank 1, found Discrete\(2\); TQL's policy is for cont",
+            r"toy/set-v0: actions: expected a Box of actions of rank 1, found Discrete\(2\); policies here",
         ),
         (
             "DiscreteObservations-v0",
@@ -175,7 +225,7 @@ def test_bounds_that_are_not_finite_are_refused(cache: Path) -> None:
     space = json.loads(metadata["action_space"])
     metadata["action_space"] = json.dumps(space | {"low": [float("-inf")]})
     path.write_text(json.dumps(metadata))
-    with pytest.raises(DatasetError, match=r"action bounds: expected finite action_low < action_high, found \[-inf\]"):
+    with pytest.raises(DatasetError, match=r"toy/set-v0: actions: expected bounded actions, found Box\(-inf, 2"):
         load_minari(NAME)
 
 

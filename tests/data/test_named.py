@@ -242,3 +242,13 @@ def test_convert_says_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_an_ogbench_file_given_as_npz_is_pointed_to_its_name(play_folder: Path) -> None:
     with pytest.raises(DatasetError, match="one of OGBench's files is loaded by its dataset's name"):
         load_dataset(str(dataset_file("cube-single-play", str(play_folder))))
+
+
+def test_what_does_not_fit_its_environment_is_not_converted(tmp_path: Path) -> None:
+    rows = np.zeros((2, 3))
+    flags = np.array([0.0, 1.0])
+    arrays = {"observations": rows, "actions": rows[:, :1], "rewards": flags, "terminations": 0 * flags}
+    save_npz(tmp_path / "half.npz", **arrays, truncations=flags, next_observations=rows, env_id="Pendulum-v1")
+    with pytest.raises(DatasetError, match=r"half: action_low: expected \[-2.0\] as in Pendulum-v1, found \[-1.0\]"):
+        convert(str(tmp_path / "half.npz"), str(tmp_path / "other.npz"))
+    assert not (tmp_path / "other.npz").exists()

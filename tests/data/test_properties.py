@@ -160,6 +160,7 @@ def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "BLOCK_BYTES", 24)
 
 
+@pytest.mark.filterwarnings("ignore:.*looks like a time limit")
 @pytest.mark.parametrize("through", SOURCES, ids=lambda source: source.__name__)
 @pytest.mark.parametrize("with_next", [True, False], ids=["with next", "without next"])
 @given(episodes=recordings())

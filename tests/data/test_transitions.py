@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -111,3 +112,61 @@ def test_holding_out_keeps_whole_last_episodes() -> None:
     assert len(dataset.validation) == 2
     with pytest.raises(DatasetError, match="leaves none to train on"):
         dataset.hold_out(0.5)
+
+
+@pytest.mark.parametrize("dtype", [np.bool_, np.int64, np.int8, np.uint8])
+def test_actions_that_are_discrete_by_their_dtype_are_refused(dtype: Any) -> None:
+    with pytest.raises(DatasetError, match=rf"toy: actions: .* found discrete ones of dtype {np.dtype(dtype)}"):
+        TransitionDataset.from_arrays(**arrays(actions=np.ones((5, 1), dtype)))
+
+
+def episodes_of(lengths: list[int], **changes: Any) -> dict[str, Any]:
+    """Episodes that all terminate."""
+    ends = np.zeros(sum(lengths))
+    ends[np.cumsum(lengths) - 1] = 1
+    rows = np.zeros((len(ends), 1))
+    base = {"observations": rows, "actions": rows, "rewards": rows[:, 0], "next_observations": rows, "name": "toy"}
+    return base | {"terminations": ends, "truncations": np.zeros(len(ends))} | changes
+
+
+def test_dones_that_are_given_as_terminations_are_warned_of() -> None:
+    dones = episodes_of([4, 4, 4])
+    with pytest.warns(UserWarning, match=r"toy: terminations: each of 3 episodes terminates after exactly 4 steps"):
+        TransitionDataset.from_arrays(**dones)
+    with pytest.warns(UserWarning, match="looks like a time limit"):
+        TransitionDataset.from_arrays(**dones | {"truncations": dones["terminations"]})
+
+
+@pytest.mark.parametrize(
+    "real",
+    [
+        episodes_of([4, 3, 4]),
+        episodes_of([1, 1, 1, 1]),
+        episodes_of([4, 4, 4], terminations=np.zeros(12), truncations=episodes_of([4, 4, 4])["terminations"]),
+    ],
+    ids=["lengths differ", "one step each", "truncations"],
+)
+def test_episodes_that_need_no_time_limit_are_not_warned_of(real: dict[str, Any]) -> None:
+    assert len(TransitionDataset.from_arrays(**real)) > 0  # warnings are errors
+
+
+@pytest.mark.parametrize("name", [Path("of/toy"), np.str_("of/toy")])
+def test_name_and_environment_are_kept_as_plain_text(name: Any) -> None:
+    dataset = TransitionDataset.from_arrays(**arrays(name=name, env_id=np.str_("Toy-v0")))
+    assert (type(dataset.name), type(dataset.env_id)) == (str, str)
+    assert (dataset.name, dataset.env_id) == ("of/toy", "Toy-v0")
+
+
+def test_an_environment_that_is_no_text_is_refused() -> None:
+    with pytest.raises(DatasetError, match=r"toy: env_id: expected text, found object; .* to_json"):
+        TransitionDataset.from_arrays(**arrays(env_id=object()))
+
+
+def test_reference_scores_do_not_go_with_another_environment() -> None:
+    dataset = TransitionDataset.from_arrays(**arrays(env_id="module:Toy-v0", reference_scores=[0.0, 1.0]))
+    assert dataset.evaluated_in(None).reference_scores == dataset.evaluated_in("Toy-v0").reference_scores == (0.0, 1.0)
+    with pytest.warns(UserWarning, match="reference scores are of module:Toy-v0, not of Other-v0"):
+        other = dataset.evaluated_in("Other-v0")
+    assert (other.env_id, other.reference_scores) == ("Other-v0", None)
+    unnamed = TransitionDataset.from_arrays(**arrays(reference_scores=[0.0, 1.0]))
+    assert unnamed.evaluated_in("Other-v0").reference_scores == (0.0, 1.0)

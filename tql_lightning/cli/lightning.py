@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from tql_lightning.algorithms.loading import LONGEST_REASON, check_contents, checked_settings
+from tql_lightning.algorithms.starting import load_weights
 from tql_lightning.cli.close_names import add_note, option_names
 from tql_lightning.cli.model import ModelParser, chosen_model, without_model
 from tql_lightning.cli.parsers import Command, add_group, command_parser
@@ -119,7 +120,7 @@ class TQLCLI(LightningCLI):
         parser.use_model(self._model_class)
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        """Adds ``--force`` to fit."""
+        """Adds to fit what only it takes."""
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand == "fit":
             parser.add_argument(
@@ -127,6 +128,21 @@ class TQLCLI(LightningCLI):
                 type=bool,
                 default=False,
                 help="Continue a run even if settings changed that its weights or minibatches depend on.",
+            )
+            parser.add_argument(
+                "--weights",
+                type=str | None,
+                default=None,
+                help="Checkpoint, or folder of a run, whose weights a new run starts from, at update 0.",
+            )
+            parser.add_argument(
+                "--weights_optimizer", type=bool, default=False, help="Start with that run's optimizer state, too."
+            )
+            parser.add_argument(
+                "--weights_parts",
+                type=list[str] | None,
+                default=None,
+                help="Networks to take from --weights, such as [policy] or [critic,target_critic]; default: all.",
             )
         return parser
 
@@ -248,6 +264,22 @@ class TQLCLI(LightningCLI):
                 f"trainer.default_root_dir: {folder} holds an earlier run; continue it with --ckpt_path=last, "
                 "choose another folder with --trainer.default_root_dir, or remove it"
             )
+        self._load_weights()
+
+    def _load_weights(self) -> None:
+        """Loads ``--weights`` into a model that continues no run.
+
+        Raises:
+            ValueError: Its options stand without it.
+            CheckpointError: See `load_weights`.
+        """
+        weights, parts = self._get(self.config, "weights"), self._get(self.config, "weights_parts")
+        with_optimizer = self._get(self.config, "weights_optimizer")
+        if weights is None and (parts is not None or with_optimizer):
+            name = "weights_optimizer" if parts is None else "weights_parts"
+            raise ValueError(f"{name}: expected only together with weights; add --weights=RUN_OR_CHECKPOINT")
+        if weights is not None and not self._get(self.config_init, "ckpt_path"):
+            load_weights(self.model, weights, parts, with_optimizer)
 
     def before_validate(self) -> None:
         """Checks that there is a checkpoint to measure and held-out data to measure it on.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ Bools = NDArray[np.bool_]
 
 ACTION_LIMIT = 1.0 - 1e-5  # the authors' release clips dataset actions here, inside the flow's range
 BLOCK_BYTES = 1 << 24  # size of one block
+FEWEST_ALIKE = 3  # episodes whose equal lengths are no chance
 BOUNDS_TOLERANCE = 1e-4  # rounding may put a scaled action this far outside its bounds
 
 
@@ -112,6 +114,46 @@ def check_flags(field: str, values: ArrayLike, name: str) -> Array:
     return array
 
 
+def check_actions(values: ArrayLike, name: str) -> Array:
+    """Checks actions (N, n_a) as `check_numbers` does, and rejects discrete ones.
+
+    Raises:
+        DatasetError: They are no floating-point numbers, or as `check_numbers` says.
+    """
+    array = _as_array("actions", values, name)
+    if array.dtype.kind in "iub":
+        raise DatasetError(
+            f"{name}: actions: expected continuous actions of a floating-point dtype, found discrete ones of dtype "
+            f"{array.dtype}, shape {array.shape}; policies here are for continuous actions. If they are continuous, "
+            "write them as float32, (transitions, size)"
+        )
+    return check_numbers("actions", array, 2, name)
+
+
+def warn_of_time_limits(name: str, episode_ends: Bools, terminal: Bools, limit: int | None = None) -> None:
+    """Warns where terminations look like time limits, as of a file's ``dones``: no value would follow them.
+
+    Args:
+        name: Name of the dataset.
+        episode_ends: Whether a row is the last of its episode, (N,).
+        terminal: Whether the MDP terminated at a row, (N,).
+        limit: The environment's time limit; None to compare episodes with each other alone.
+    """
+    ends = np.flatnonzero(episode_ends)
+    lengths = np.diff(ends, prepend=-1)
+    same = bool(lengths[0] > 1 and (lengths == lengths[0]).all())
+    at_limit = ends if limit is None and same else ends[lengths == limit]
+    if len(at_limit) < FEWEST_ALIKE or (same and limit is not None) or not terminal[at_limit].all():
+        return
+    which = f"each of {len(ends):,} episodes" if same else f"each of {len(at_limit):,} episodes of that length"
+    warnings.warn(
+        f"{name}: terminations: {which} terminates after exactly {lengths[0] if same else limit:,} steps, which looks "
+        "like a time limit; no value follows a termination. If it is one, give these rows as truncations, and "
+        "terminations of 0",
+        stacklevel=3,
+    )
+
+
 def check_lengths(fields: Mapping[str, Array], name: str) -> None:
     """Checks that arrays have equally many rows, and next observations the shape of observations.
 
@@ -141,7 +183,7 @@ def action_bounds(low: ArrayLike | None, high: ArrayLike | None, action_dim: int
     arrays = []
     for field, value, default in (("action_low", low, -1.0), ("action_high", high, 1.0)):
         array = _as_array(field, default if value is None else value, name)
-        if array.dtype.kind not in "fiub" or array.shape not in ((), (1,), (action_dim,)):
+        if array.dtype.kind not in "fiu" or array.shape not in ((), (1,), (action_dim,)):
             raise DatasetError(
                 f"{name}: {field}: expected {action_dim} bounds, found shape {array.shape} of {array.dtype}; "
                 "give one number, or one for each column of actions"

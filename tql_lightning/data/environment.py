@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tql_lightning.data.checks import DatasetError
-from tql_lightning.data.flatten import flat_space
+from tql_lightning.data.checks import DatasetError, warn_of_time_limits
+from tql_lightning.data.flatten import action_problem, different_bounds, flat_space
 from tql_lightning.data.transitions import TransitionDataset
 from tql_lightning.trust.imports import TRUST, defines, import_if_allowed, may_import, registers_environments
 from tql_lightning.trust.text import shown
@@ -106,7 +106,7 @@ def check_environment(dataset: TransitionDataset) -> str | None:
         Reason why the environment cannot be created on this machine; None if it was compared.
 
     Raises:
-        DatasetError: Sizes or bounds differ.
+        DatasetError: Sizes or bounds differ, or the environment's actions are not continuous.
     """
     import gymnasium
 
@@ -116,10 +116,17 @@ def check_environment(dataset: TransitionDataset) -> str | None:
         warnings.simplefilter("ignore")  # of what whoever plays in it is told
         try:
             env = gymnasium.make(environment_spec(dataset.env_id))
-        except Exception as error:  # whatever an environment, its package or its simulator raises
+            spaces = env.observation_space, env.action_space
+        except (Exception, SystemExit) as error:  # whatever an environment, its package or its simulator raises
             return f"{type(error).__name__}: {error}"
-    with closing(env):
-        check_spaces(dataset, env.observation_space, env.action_space)
+    try:
+        check_spaces(dataset, *spaces)
+        warn_of_time_limits(
+            dataset.name, dataset.episode_ends, dataset.masks == 0, getattr(env.spec, "max_episode_steps", None)
+        )
+    finally:
+        with suppress(Exception, SystemExit):  # an evaluation will tell of it
+            env.close()
     return None
 
 
@@ -138,17 +145,19 @@ def check_spaces(dataset: TransitionDataset, observations: gymnasium.Space[Any],
             f"{dataset.name}: observations: expected {expected or observations} columns as in {dataset.env_id}, found "
             f"{dataset.observation_dim}; name the environment that the data are from as env_id"
         )
-    if not isinstance(actions, Box) or actions.shape != (dataset.action_dim,):
+    problem = action_problem(actions)
+    found = "in the environment" if problem else f"as in {dataset.env_id}, found {dataset.action_dim} columns"
+    if problem or actions.shape != (dataset.action_dim,):
         raise DatasetError(
-            f"{dataset.name}: actions: expected {actions} as in {dataset.env_id}, found {dataset.action_dim} columns; "
-            "name the environment that the data are from as env_id"
+            f"{dataset.name}: actions: {problem or f'expected {actions}'} {found}; name the environment that the data "
+            "are from as env_id"
         )
-    for name, found, bound in (
-        ("action_low", dataset.action_low, actions.low),
-        ("action_high", dataset.action_high, actions.high),
-    ):
-        if not np.allclose(found, bound, rtol=1e-5, atol=1e-6):
-            raise DatasetError(
-                f"{dataset.name}: {name}: expected {bound.tolist()} as in {dataset.env_id}, found {found.tolist()}; "
-                f"the policy's output would be scaled wrongly: give the environment's bounds as {name}"
-            )
+    assert isinstance(actions, Box)
+    different = different_bounds(actions, dataset.action_low, dataset.action_high)
+    if different is not None:
+        name, given, bound = different
+        raise DatasetError(
+            f"{dataset.name}: {name}: expected {np.asarray(bound).tolist()} as in {dataset.env_id}, found "
+            f"{np.asarray(given).tolist()}; the policy's output would be scaled wrongly: give the environment's bounds "
+            f"as {name}"
+        )

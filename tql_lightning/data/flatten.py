@@ -1,11 +1,11 @@
-"""Observation spaces as the columns that the critic sees; the same for recorded data and for environments."""
+"""Spaces of recorded data and of environments: observations as columns, actions as one bounded vector."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 if TYPE_CHECKING:
     import gymnasium
@@ -17,9 +17,10 @@ def flat_keys(space: gymnasium.spaces.Dict) -> list[str]:
     """Keys of a Dict space in the order of their columns.
 
     A goal-conditioned space gives ``observation``, then ``desired_goal``; ``achieved_goal`` is left out, as it repeats
-    part of the observation. Any other gives all its keys in the space's own order (sorted, as Gymnasium keeps them).
+    part of the observation. Any other gives all its keys, sorted as text, in whatever order the space holds them:
+    recorded data keep the keys alone.
     """
-    return list(GOAL_KEYS) if set(GOAL_KEYS) <= set(space.spaces) else list(space.spaces)
+    return list(GOAL_KEYS) if set(GOAL_KEYS) <= set(space.spaces) else sorted(space.spaces, key=str)
 
 
 def flat_space(space: gymnasium.Space[Any]) -> gymnasium.spaces.Box | None:
@@ -57,3 +58,33 @@ def flatten(space: gymnasium.Space[Any], values: Any, leading: tuple[int, ...] =
     if isinstance(space, gymnasium.spaces.Dict):
         return np.concatenate([flatten(space[key], values[key], leading) for key in flat_keys(space)], axis=-1)
     return np.asarray(values).reshape(*leading, -1)
+
+
+def action_problem(space: gymnasium.Space[Any]) -> str | None:
+    """What a policy of continuous actions cannot play in a space, as "expected ..., found ..."; None if it can."""
+    from gymnasium.spaces import Box
+
+    if not isinstance(space, Box) or len(space.shape) != 1:
+        return f"expected a Box of actions of rank 1, found {space}"
+    if not np.issubdtype(space.dtype, np.floating):
+        return f"expected continuous actions of a floating-point dtype, found {space.dtype} ({space})"
+    with np.errstate(over="ignore"):
+        bounds = np.stack([space.low, space.high]).astype(np.float32)
+    if not np.isfinite(bounds).all():
+        return f"expected bounded actions, found {space}"
+    return None
+
+
+def different_bounds(space: gymnasium.spaces.Box, low: ArrayLike, high: ArrayLike) -> tuple[str, ArrayLike, Any] | None:
+    """The first bound that is not the space's, up to the rounding of its dtype: its name, the given and the right one.
+
+    Args:
+        space: Box of actions for which `action_problem` is None.
+        low: Lower bounds, (n_a,).
+        high: Upper bounds, (n_a,).
+    """
+    rtol = max(1e-5, float(np.finfo(space.dtype).eps))  # type: ignore[type-var]
+    for name, given, bound in (("action_low", low, space.low), ("action_high", high, space.high)):
+        if not np.allclose(given, bound, rtol=rtol, atol=1e-6):
+            return name, given, bound
+    return None

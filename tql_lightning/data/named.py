@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from tql_lightning.data.checks import DatasetError, check_fraction
+from tql_lightning.data.environment import check_environment
 from tql_lightning.data.sources.d4rl import load_d4rl
 from tql_lightning.data.sources.d4rl_scores import REFERENCE_SCORES
 from tql_lightning.data.sources.minari import load_minari
@@ -95,7 +96,7 @@ def load_dataset(name: str, validation_fraction: float = 0.0, env_id: str | None
         return load_d4rl(name, validation_fraction=validation_fraction, env_id=env_id)
     if kind != "ogbench":
         own = {"npz": load_npz, "folder": load_npy_folder}[kind](name, validation_fraction)
-        return replace(own, env_id=env_id or own.env_id)
+        return own.evaluated_in(env_id)
     if env_id is not None:
         raise DatasetError(f"env_id: expected none, as OGBench's task is the environment, found {env_id}; leave it out")
     dataset = load_ogbench(name)
@@ -121,7 +122,7 @@ def convert(name: str, output: str, overwrite: bool = False) -> list[tuple[Path,
         Written paths with their transitions.
 
     Raises:
-        DatasetError: The dataset cannot be used, or ``output`` cannot be written.
+        DatasetError: The dataset cannot be used or does not fit its environment, or ``output`` cannot be written.
     """
     target = Path(output).expanduser()
     if target.suffix not in ("", ".npz"):
@@ -143,6 +144,7 @@ def convert(name: str, output: str, overwrite: bool = False) -> list[tuple[Path,
 
 
 def _write(dataset: TransitionDataset, target: Path) -> list[tuple[Path, TransitionDataset]]:
+    check_environment(dataset)  # a copy of data that fit no environment would be of no use
     parts = {target: dataset, validation_path(target): dataset.validation}
     if dataset.validation is None:
         validation_path(target).unlink(missing_ok=True)  # of the replaced dataset

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import warnings
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +15,7 @@ from tql_lightning.data.checks import ACTION_LIMIT as ACTION_LIMIT
 from tql_lightning.data.checks import (
     Allocate,
     action_bounds,
+    check_actions,
     check_flags,
     check_fraction,
     check_lengths,
@@ -22,12 +25,14 @@ from tql_lightning.data.checks import (
     scale_actions,
     select_rows,
     shift_within_episodes,
+    warn_of_time_limits,
 )
 from tql_lightning.data.checks import DatasetError as DatasetError
 
 Array = NDArray[Any]
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
+Scores = tuple[float, float]
 
 
 def normalized_score(returns: ArrayLike, reference_scores: tuple[float, float]) -> NDArray[np.float64]:
@@ -39,6 +44,23 @@ def normalized_score(returns: ArrayLike, reference_scores: tuple[float, float]) 
     """
     random, expert = reference_scores
     return 100.0 * (np.asarray(returns, dtype=np.float64) - random) / (expert - random)
+
+
+def scores_in(env_id: str, own_env_id: str | None, scores: Scores | None) -> Scores | None:
+    """A dataset's reference scores where they belong to the environment that is played; else None, with a warning.
+
+    Args:
+        env_id: Environment that is played.
+        own_env_id: Environment that the dataset names; None if it names none, so that the scores are taken as they are.
+        scores: Returns of a random and of an expert policy.
+    """
+    played, own = (each if (each or "{")[0] == "{" else each.rpartition(":")[2] for each in (env_id, own_env_id or ""))
+    if scores is None or own_env_id is None or played == own:
+        return scores
+    warnings.warn(
+        f"reference scores are of {own_env_id:.80}, not of {env_id:.80}: there is no normalised score", stacklevel=3
+    )
+    return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +95,14 @@ class TransitionDataset:
     name: str
     env_id: str | None = None
     validation: TransitionDataset | None = None
-    reference_scores: tuple[float, float] | None = None
+    reference_scores: Scores | None = None
+
+    def __post_init__(self) -> None:
+        name = _text("name", os.fspath(self.name) if isinstance(self.name, os.PathLike) else self.name)
+        env_id = None if self.env_id is None else _text(f"{name}: env_id", self.env_id)
+        scores = check_reference_scores(self.reference_scores, name)
+        for field, value in {"name": name, "env_id": env_id, "reference_scores": scores}.items():
+            object.__setattr__(self, field, value)
 
     def __len__(self) -> int:
         """Number of transitions, N."""
@@ -138,6 +167,13 @@ class TransitionDataset:
         cut = int(ends[-held_out - 1])
         return replace(self._rows(slice(0, cut)), validation=self._rows(slice(cut, None)))
 
+    def evaluated_in(self, env_id: str | None) -> TransitionDataset:
+        """The same dataset with another environment to evaluate in; None leaves its own. See `scores_in`."""
+        if env_id is None:
+            return self
+        scores = scores_in(env_id, self.env_id, self.reference_scores)
+        return replace(self, env_id=env_id, reference_scores=scores)
+
     def _rows(self, rows: slice) -> TransitionDataset:
         names = ("observations", "actions", "rewards", "next_observations", "masks", "episode_ends")
         return replace(self, **{name: getattr(self, name)[rows] for name in names})
@@ -192,7 +228,7 @@ class TransitionDataset:
         """
         fields = {
             "observations": check_numbers("observations", observations, 2, name),
-            "actions": check_numbers("actions", actions, 2, name),
+            "actions": check_actions(actions, name),
             "rewards": check_numbers("rewards", rewards, 1, name),
             "terminations": check_flags("terminations", terminations, name),
             "truncations": check_flags("truncations", truncations, name),
@@ -212,8 +248,8 @@ class TransitionDataset:
             )
         if masks is not None:
             _check_masks(fields, terminated, name)
+        warn_of_time_limits(name, ends, terminated)
         low, high = action_bounds(action_low, action_high, fields["actions"].shape[1], name)
-        scores = check_reference_scores(reference_scores, name)
         scale_from = (-np.ones_like(low), np.ones_like(high)) if actions_scaled else (low, high)
         columns = {
             "observations": fields["observations"],
@@ -241,8 +277,18 @@ class TransitionDataset:
             name=name,
             env_id=env_id,
             validation=validation,
-            reference_scores=scores,
+            reference_scores=check_reference_scores(reference_scores, name),
         )
+
+
+def _text(field: str, value: object) -> str:
+    """Plain text, which a checkpoint can hold."""
+    if not isinstance(value, str):
+        raise DatasetError(
+            f"{field}: expected text, found {type(value).__name__}; give a name, or for env_id a Gymnasium id or the "
+            "specification's to_json()"
+        )
+    return "".join(value)
 
 
 def _range(values: Floats) -> tuple[float, float] | None:

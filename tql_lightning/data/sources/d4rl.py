@@ -38,8 +38,8 @@ def load_d4rl(
         path: the .hdf5 file.
         dataset: D4RL's name of it, "halfcheetah-medium-v2", for the reference scores; default: by the file's name.
         env_id: Gymnasium id of the environment to evaluate in, "HalfCheetah-v5"; D4RL's own are no longer made.
-        max_episode_steps: the time limit, for a file without timeouts (the -v0 files of Gym's environments): an
-            episode that did not terminate ends after so many steps.
+        max_episode_steps: the time limit, needed for a file without timeouts (the -v0 files of Gym's environments):
+            an episode that neither terminated nor timed out ends after so many steps.
         action_low: lower bounds of the actions.
         action_high: upper bounds of the actions.
         validation_fraction: share of the episodes, the last ones, held out for validation.
@@ -110,21 +110,19 @@ def read_hdf5(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def _truncations(path: Path, arrays: dict[str, NDArray[Any]], max_episode_steps: int | None) -> NDArray[Any]:
-    """Flags of truncated episodes: the file's timeouts or the time limit, and always the last row."""
+    """Flags of truncated episodes: the file's timeouts, the time limit, and always the last row."""
     terminals = check_flags("terminals", arrays["terminals"], path.stem)
-    if "timeouts" in arrays:
-        truncations = np.array(check_flags("timeouts", arrays["timeouts"], path.stem))
-    elif max_episode_steps is None:
+    if "timeouts" not in arrays and max_episode_steps is None:
         raise DatasetError(
             f"{path}: expected an array timeouts, found none; give the environment's time limit as max_episode_steps "
             "(1000 for Gym's locomotion)"
         )
-    else:
-        truncations = np.zeros(len(terminals), dtype=bool)
+    truncations = np.array(check_flags("timeouts", arrays.get("timeouts", np.zeros(len(terminals))), path.stem), bool)
+    if max_episode_steps is not None and len(truncations) == len(terminals):  # other lengths are refused later
         start = 0
-        for end in [*np.flatnonzero(terminals == 1), len(terminals) - 1]:
+        for end in [*np.flatnonzero((terminals == 1) | truncations), len(terminals) - 1]:
             truncations[start + max_episode_steps - 1 : end : max_episode_steps] = True
             start = end + 1
     if not terminals[-1]:
-        truncations[-1] = 1
+        truncations[-1] = True
     return truncations

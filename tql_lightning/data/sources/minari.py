@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tql_lightning.data.checks import check_fraction
 from tql_lightning.data.environment import check_env_id, environment_spec
-from tql_lightning.data.flatten import flat_space, flatten
+from tql_lightning.data.flatten import action_problem, flat_space, flatten
 from tql_lightning.data.sources.hdf5 import check_whole_file
 from tql_lightning.data.transitions import DatasetError, TransitionDataset
 
@@ -37,7 +37,8 @@ def load_minari(
         name: the dataset's id, "mujoco/pendulum/expert-v0".
         download: fetch it if it is not cached.
         validation_fraction: share of the episodes, the last ones, held out for validation.
-        env_id: Gymnasium id of the environment to evaluate in; default: the one that the dataset names.
+        env_id: Gymnasium id of the environment to evaluate in; default: the one that the dataset names for evaluation,
+            or else the one that it was recorded in. Reference scores are left out, with a warning, where it is another.
 
     Raises:
         DatasetError: the package is missing, the dataset is unknown, damaged or cannot be fetched, or its spaces or
@@ -53,15 +54,22 @@ def load_minari(
     fields = _fields(name, source)
     metadata = source.storage.metadata
     scores = (metadata.get("ref_min_score"), metadata.get("ref_max_score"))
+    spec = getattr(source, "_eval_env_spec", None) or source.env_spec  # the package has no public name for it
+    try:
+        own_env_id = _env_id(name, spec)
+    except DatasetError:
+        if env_id is None:
+            raise
+        own_env_id = str(spec.to_json())
     dataset = TransitionDataset.from_arrays(
         **fields,
         name=name,
-        env_id=env_id or _env_id(name, source),
+        env_id=own_env_id,
         action_low=source.action_space.low,
         action_high=source.action_space.high,
         reference_scores=None if None in scores else scores,
     )
-    return dataset.hold_out(validation_fraction)
+    return dataset.evaluated_in(env_id).hold_out(validation_fraction)
 
 
 def cached_datasets() -> list[str]:
@@ -155,13 +163,9 @@ def _damaged(name: str, error: Exception) -> DatasetError:
 
 
 def _check_spaces(name: str, source: Any) -> None:
-    import gymnasium
-
-    actions = source.action_space
-    if not isinstance(actions, gymnasium.spaces.Box) or len(actions.shape) != 1:
-        raise DatasetError(
-            f"{name}: actions: expected a Box of rank 1, found {actions}; TQL's policy is for continuous actions"
-        )
+    problem = action_problem(source.action_space)
+    if problem is not None:
+        raise DatasetError(f"{name}: actions: {problem}; policies here are for continuous actions")
     if flat_space(source.observation_space) is None:
         raise DatasetError(
             f"{name}: observations: expected a Box or a Dict of Boxes, found {source.observation_space}; choose a "
@@ -199,15 +203,18 @@ def _counted(episodes: Iterable[Any]) -> Iterable[Any]:
     return (episode for episode in episodes if len(episode))
 
 
-def _env_id(name: str, source: Any) -> str | None:
-    """Gymnasium id of the environment, or its whole specification if it has arguments of its own.
+def _env_id(name: str, spec: Any) -> str | None:
+    """Gymnasium id of an environment, or its whole specification if it has arguments of its own.
+
+    Args:
+        name: Name of the dataset, for errors.
+        spec: Gymnasium's specification; None for no environment.
 
     Raises:
         DatasetError: the specification names what a file may not have made.
     """
     import gymnasium
 
-    spec = source.env_spec
     if spec is None:
         return None
     env_id = str(spec.id)
