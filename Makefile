@@ -8,7 +8,7 @@ TOOLS_STAMP := $(VENV)/tools/.installed
 LOCK := $(TOOLS)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --quiet --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help quickstart test test-slow lint format docs dist publish lock audit fuzz clean
+.PHONY: help quickstart test test-slow lint format docs dist publish lock audit tables fuzz clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -61,6 +61,9 @@ lock: $(TOOLS_STAMP)  ## write locks/ anew from pyproject.toml; UPGRADE=1 takes 
 
 audit: $(TOOLS_STAMP)  ## known vulnerabilities of what the set-up installs, where PyPI can be asked
 	$(TOOLS)/python locks/audit.py constraints.txt locks/dev.txt locks/tools.txt
+
+tables: $(STAMP)  ## build the measured tables of README and docs/ from results/
+	$(VENV)/bin/python -m benchmarks.tables
 
 fuzz: $(STAMP)  ## mutated files for every reader; MINUTES=10
 	$(VENV)/bin/python -m tests.fuzz $(MINUTES)
