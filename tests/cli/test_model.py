@@ -161,8 +161,8 @@ def test_help_and_the_printed_configuration_are_those_of_the_class(
             main(["fit", "--model=mine.Penalised", *arguments])
         printed.append(capsys.readouterr().out)
     text = " ".join(printed[0].split())
-    assert "--model.penalty_weight PENALTY_WEIGHT Weight of the penalty." in text
-    assert "--model.tau TAU Share of the critic" in text
+    assert "--model.penalty_weight Weight of the penalty." in text
+    assert "--model.tau Share of the critic" in text
     assert "now mine.Penalised." in text
     (folder / "printed.yaml").write_text(printed[1])
     assert yaml.safe_load(printed[1])["model"]["class_path"] == "mine.Penalised"

@@ -28,6 +28,11 @@ class Actor:
         candidates: Maps the arguments of ``act`` to the (B, S, n_a) actions that it chooses among and their (B, S)
             scores; ``act`` takes the highest score. None for a policy that does not choose. A comparison of two
             implementations accepts any candidate whose score is the highest up to rounding.
+
+    Example:
+        >>> actor = Actor(noise_shape=(1,), act=lambda observations, noise: torch.tanh(noise))
+        >>> actor.act(torch.zeros(5, 3), torch.zeros(5, 1)).shape
+        torch.Size([5, 1])
     """
 
     noise_shape: tuple[int, ...]
@@ -155,6 +160,11 @@ class FlowPolicy(BehaviourFlow):
 
     Raises:
         ValueError: ``distillation`` is unknown, or as for `BehaviourFlow`.
+
+    Example:
+        >>> policy = FlowPolicy(3, 1, hidden_dims=[32, 32], flow_steps=5)
+        >>> policy.one_step_actions(torch.zeros(2, 3), torch.zeros(2, 1)).shape
+        torch.Size([2, 1])
     """
 
     def __init__(
