@@ -41,7 +41,12 @@ def test_a_fault_of_an_environment_fails_the_evaluation_and_training_goes_on(
 @pytest.mark.parametrize("kind", ["exit", "text", "close", "endless"])
 def test_the_first_fault_is_the_one_that_is_told(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rollout_module, "MOST_STEPS", 50)
-    told = {"exit": "SystemExit", "text": "could not convert", "close": "the simulator is gone", "endless": "50 steps"}
+    told = {
+        "exit": "SystemExit",
+        "text": "a number as success, found yes",
+        "close": "the simulator is gone",
+        "endless": "50 steps",
+    }
     with pytest.raises(EnvError, match=told[kind]):
         rollout(toy_model().eval().actor(), faulty(kind), 3, seed=0)
 
