@@ -8,7 +8,7 @@ TOOLS_STAMP := $(VENV)/tools/.installed
 LOCK := $(TOOLS)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --quiet --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help quickstart test test-slow lint format lock audit fuzz clean
+.PHONY: help quickstart test test-slow lint format docs dist publish lock audit fuzz clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,10 +30,10 @@ $(TOOLS_STAMP): locks/tools.txt
 quickstart: $(STAMP)  ## learn to swing up a pendulum from bad data: set-up, dataset, training, evaluation, table
 	$(VENV)/bin/tql quickstart
 
-test: lint  ## linter, formatter check, type checker and the whole test suite
+test: lint docs  ## linter, formatter check, type checker, documentation and the whole test suite
 	$(VENV)/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test-slow: $(STAMP)  ## the tests that take minutes, the quickstart's bars among them
+test-slow: $(STAMP) $(TOOLS_STAMP)  ## the tests that take minutes, the quickstart's bars among them
 	$(VENV)/bin/pytest -m slow
 
 lint: $(STAMP)  ## linter, formatter check, type checker
@@ -44,6 +44,16 @@ lint: $(STAMP)  ## linter, formatter check, type checker
 format: $(STAMP)  ## format the code
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
+
+docs: $(STAMP)  ## the documentation site, site/index.html; fails on broken links and undocumented names
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet --strict
+
+dist: $(TOOLS_STAMP)  ## wheel and source distribution, in dist/
+	rm -rf dist
+	$(TOOLS)/uv build --quiet
+
+publish: dist  ## upload dist/ to the package index, with the token in UV_PUBLISH_TOKEN
+	$(TOOLS)/uv publish
 
 lock: $(TOOLS_STAMP)  ## write locks/ anew from pyproject.toml; UPGRADE=1 takes the newest versions
 	$(LOCK) pyproject.toml --extra dev --group build -c constraints.txt --no-emit-package torch -o locks/dev.txt
@@ -56,5 +66,5 @@ fuzz: $(STAMP)  ## mutated files for every reader; MINUTES=10
 	$(VENV)/bin/python -m tests.fuzz $(MINUTES)
 
 clean:  ## remove the virtual environment, runs and caches; datasets stay
-	rm -rf $(VENV) runs build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) runs build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import re
 import subprocess
 import sys
 import warnings
+from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from inspect import signature
 from pathlib import Path
@@ -15,9 +17,11 @@ import jsonargparse
 import pytest
 
 from tql_lightning.algorithms.tql import TQL
+from tql_lightning.cli.commands import COMMANDS, GROUPS
 from tql_lightning.cli.configs import resolve_configs
 from tql_lightning.cli.lightning import TQLCLI
 from tql_lightning.cli.main import main
+from tql_lightning.cli.parsers import command_parser
 
 TQL_COMMAND = str(Path(sys.executable).parent / "tql")
 PATIENCE = 800.0  # seconds for a process that needs a few, where many wait for few cores; below pytest's own limit
@@ -87,6 +91,22 @@ def parse_fit(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> dict[str, Any
     monkeypatch.setattr(sys, "argv", ["tql", *resolve_configs(["fit", *arguments], TQLCLI.subcommands())])
     configuration: dict[str, Any] = ParsedOnly().config["fit"].as_dict()
     return configuration
+
+
+def understand(monkeypatch: pytest.MonkeyPatch, arguments: Sequence[str]) -> None:
+    """Parses a command that a document shows; a user's own `mine.py` is left out.
+
+    Raises:
+        ArgumentError, SystemExit: there is no such command, option or value.
+    """
+    name, *rest = arguments
+    if name in COMMANDS:
+        command = COMMANDS[name]
+        if isinstance(command, dict):
+            command, rest = command[rest[0]], rest[1:]
+        command_parser(name, command, GROUPS.get(name)).parse_args(rest)
+    elif name == "fit" and "--help" not in rest and not re.search(r"=mine\.(?!npz)", " ".join(rest)):
+        parse_fit(monkeypatch, *rest)
 
 
 def make_model(configuration: dict[str, Any], observation_dim: int, action_dim: int, kind: type = TQL) -> Any:

@@ -5,19 +5,24 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+import runpy
 import shlex
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import CSVLogger
 
-from tests.command_line import parse_fit
-from tests.toy import fit, toy_model
+from tests.command_line import TQL_COMMAND, call_tql, parse_fit, understand
+from tests.toy import fit, toy_dataset, toy_model
 from tql_lightning.cli.configs import packaged_configs
+from tql_lightning.evaluation.rollout import RolloutResult
 from tql_lightning.nn.attention import EntropyAttention
 from tql_lightning.nn.critic import TransformerCritic
 from tql_lightning.run.metrics_csv import read_metrics
@@ -25,6 +30,7 @@ from tql_lightning.training.optimisation import Optimisation
 
 DOCS = Path(__file__).parents[1] / "docs"
 CALLBACKS = (DOCS / "callbacks.md").read_text()
+GLOSSARY = DOCS / "metrics.md"
 
 
 def example(language: str) -> str:
@@ -68,13 +74,14 @@ def test_the_commands_about_scaling_are_understood(monkeypatch: pytest.MonkeyPat
     assert configured["trainer"]["strategy"]["init_args"]["static_graph"] is True
 
 
-def test_every_promise_names_tests_that_there_are() -> None:
-    text = (DOCS / "reliability.md").read_text()
-    tables = re.findall(r"^\| promise \| shown by \|\n\|[-|]+\n((?:\|.*\n)+)", text, flags=re.MULTILINE)
-    rows = [row.removesuffix(" |").rpartition(" | ")[2] for table in tables for row in table.splitlines()]
-    assert len(rows) > 40
+def test_every_promise_has_tests_that_there_are() -> None:
+    promised = re.findall(r"^- \*\*(.+?)\.\*\*", (DOCS / "reliability.md").read_text(), flags=re.MULTILINE)
+    text = (DOCS.parent / "CONTRIBUTING.md").read_text().partition("## Promises and their tests")[2]
+    rows = [row.strip("| ").split(" | ") for row in text.splitlines() if row.startswith("| ") and "tests |" not in row]
+    assert len(promised) > 50
+    assert [name for name, _ in rows][-len(promised) :] == promised
     missing = []
-    for row in rows:
+    for _, row in rows:
         found = re.findall(r"`(tests/[\w/.]+)`(?:: ([^`;]*))?", row)
         missing += [] if found else [row]
         for name, words in found:
@@ -150,3 +157,130 @@ def test_the_commands_about_methods_are_understood(monkeypatch: pytest.MonkeyPat
 def test_the_table_of_methods_names_every_configuration() -> None:
     listed = re.findall(r"^\| `(method/\w+)`", (DOCS / "methods.md").read_text(), flags=re.MULTILINE)
     assert sorted(listed) == sorted(name for name in packaged_configs() if re.fullmatch(r"method/\w+", name))
+
+
+def test_the_picture_of_the_method_is_what_its_script_draws() -> None:
+    picture = runpy.run_path(str(DOCS / "method_picture.py"))["picture"]()
+    assert (DOCS / "method.svg").read_text() == picture
+    assert "prefers-color-scheme:dark" in picture
+
+
+@pytest.mark.parametrize("page", ["command_line", "debug", "own_critic", "own_dataset", "sweep", "tutorial"])
+def test_every_command_of_a_page_is_understood(page: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("{}")
+    shown = [re.sub(r"\$\w+", "1", command) for command in commands_of(page) if "RUN/" not in command]
+    assert shown
+    for command in shown:
+        understand(monkeypatch, shlex.split(command, comments=True)[1:])
+
+
+def commands_of(page: str) -> list[str]:
+    """Every ``tql ...`` of a page's consoles, those in loops too."""
+    consoles = re.findall(r"```console\n(.*?)```", (DOCS / f"{page}.md").read_text(), flags=re.DOTALL)
+    return re.findall(r"\btql \w[^;|\n]*", "\n".join(consoles))
+
+
+def test_the_training_from_python_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (example,) = python_of("api")
+    namespace: dict[str, Any] = {}
+    exec(example, namespace)  # the document's own code
+    assert namespace["train"](toy_dataset(), 2).trainer.global_step == 2
+
+
+def python_of(page: str) -> list[str]:
+    """A page's blocks of Python."""
+    return re.findall(r"```python\n(.*?)```", (DOCS / f"{page}.md").read_text(), flags=re.DOTALL)
+
+
+def test_the_users_parts_shown_run_and_every_logged_metric_is_in_the_glossary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TQL_DATASETS", str(tmp_path))
+    pages = ("callbacks", "own_critic", "own_dataset")
+    parts = [text for page in pages for text in python_of(page) if text.startswith("# mine.py")]
+    (tmp_path / "mine.py").write_text("\n".join(parts))
+    shown = [
+        shlex.split(command)[4:]
+        for page in pages
+        for command in commands_of(page)
+        if re.search(r"=mine\.(?!npz)", command)
+    ]
+    assert (len(parts), len(shown)) == (3, 4)
+    critics = [arguments for arguments in shown if "--model.critic=" in arguments[0]]
+    others = [argument for arguments in shown if arguments not in critics for argument in arguments]
+    # Interpolation of the path needs no file, as the page's own dataset takes its place.
+    fit_smoke = ["fit", "--config", "quickstart", "--config", "smoke"]
+    trained = call_tql(tmp_path, *fit_smoke, *others)
+    assert trained.returncode == 0, trained.stderr
+    assert re.search(r"\]50 -?\d+\.\d+", trained.stdout), "the callback printed nothing after update 50"
+
+    with_critic = [
+        *fit_smoke,
+        *others,
+        *critics[-1],
+        "--trainer.default_root_dir=with_critic",
+        "--trainer.max_steps=10",
+    ]
+    assert call_tql(tmp_path, *with_critic).returncode == 0
+    monkeypatch.syspath_prepend(tmp_path)
+    namespace: dict[str, Any] = {}
+    exec(python_of("own_critic")[-1], namespace)  # the document's own code
+    assert namespace["model"].critic(torch.zeros(2, 3), torch.zeros(2, 1)).values.shape == (2, 4)
+
+    header = (tmp_path / "runs" / "mine" / "metrics.csv").read_text().partition("\n")[0]
+    logged = [key for key in header.strip().split(",") if key not in ("step", "epoch")]
+    patterns = glossary_patterns()
+    assert [key for key in logged if not any(re.fullmatch(pattern, key) for pattern in patterns)] == []
+    trained_by = [pattern for pattern in glossary_patterns(of_tql=True) if pattern.startswith("train/")]
+    explained = [pattern for pattern in trained_by if "flops" not in pattern]  # of GPUs
+    assert [pattern for pattern in explained if not any(re.fullmatch(pattern, key) for key in logged)] == []
+
+
+def glossary_patterns(of_tql: bool = False) -> list[str]:
+    """A pattern for every key in the first column of the glossary."""
+    patterns: list[str] = []
+    text = GLOSSARY.read_text()
+    for line in (text.partition("## Of other methods")[0] if of_tql else text).splitlines():
+        first = ""
+        for key in re.findall(r"`([^`]+)`", line.split("|")[1]) if line.startswith("| `") else ():
+            first = first or key
+            whole = key if key == first or key.startswith(("train/", "val/", "test/", "eval/")) else None
+            whole = whole or f"{first.rpartition('/')[0]}/{key.lstrip('/')}"
+            pattern = re.escape(whole).replace(re.escape("..."), ".+")
+            patterns.append(re.sub(r"<\w+>", r"\\w+", pattern))
+    return patterns
+
+
+def test_every_figure_of_an_evaluation_is_in_the_glossary() -> None:
+    every = RolloutResult(np.ones(3), np.ones(3), np.ones(3)).summary(reference_scores=(0.0, 1.0))
+    assert "normalized_score_low" in every
+    keys = [f"eval/{name}" for name in every]
+    assert [key for key in keys if not any(re.fullmatch(pattern, key) for pattern in glossary_patterns())] == []
+
+
+def test_the_glossary_says_of_every_key_what_it_should_look_like() -> None:
+    rows = [line.split("|")[1:-1] for line in GLOSSARY.read_text().splitlines() if line.startswith("| `")]
+    assert len(rows) > 30
+    assert [row[0] for row in rows if len(row) != 4 or not row[3].strip()] == []
+
+
+@pytest.mark.slow
+def test_the_tutorial_leads_from_data_to_a_film_and_a_policy(tmp_path: Path) -> None:
+    text = (DOCS / "tutorial.md").read_text()
+    printed = []
+    for language, block in re.findall(r"```(python|console)\n(.*?)```", text, flags=re.DOTALL):
+        if language == "python":
+            (tmp_path / block.split()[1]).write_text(block)
+        for line in block.splitlines() if language == "console" else ():
+            program, *arguments = shlex.split(line.removeprefix("$ "))
+            start = [sys.executable] if program == "python" else [TQL_COMMAND]
+            finished = subprocess.run([*start, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
+            assert finished.returncode == 0, f"{line}: {finished.stderr}"
+            printed.append(finished.stdout)
+    learned, cloned = (float(re.findall(r"return +(-[\d.]+)", table)[0]) for table in printed[3:5])
+    assert (learned > -350.0, cloned < -800.0) == (True, True), (learned, cloned)
+    assert float(printed[-1].split()[1]) > -500.0
+    assert len(list((tmp_path / "runs" / "mine" / "videos").glob("*.mp4"))) == 2
+    assert (tmp_path / "report.html").stat().st_size > 100_000

@@ -29,10 +29,11 @@ ALLOWED: dict[str, set[str]] = {
 ALLOWED["algorithms"] = {"training", *ALLOWED["training"]}
 ALLOWED["evaluation"] = {"algorithms", *ALLOWED["algorithms"]}
 ALLOWED["export"] = {"evaluation", *ALLOWED["evaluation"]}
+ALLOWED["benchmark"] = {"report", *ALLOWED["report"]}
 ALLOWED["callbacks"] = {"loggers", "report", "evaluation", *ALLOWED["evaluation"]}
 ALLOWED["testing"] = set(ALLOWED)
 ALLOWED["cli"] = set(ALLOWED) - {"testing"}
-ALLOWED["__main__"] = {"cli"}
+ALLOWED["__main__"] = {"cli", "system"}
 
 
 def module_parts(path: Path) -> tuple[str, ...]:

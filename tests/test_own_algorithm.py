@@ -42,7 +42,7 @@ def test_an_algorithm_takes_less_than_a_hundred_lines() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*left out model.* settings of TQL that IQL does not have")
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["mine_iql.IQL", pytest.param("mine_tql.MyTQL", marks=pytest.mark.slow)])
 def test_every_command_of_the_page_runs(kind: str, folder: Path) -> None:
     printed = []
     for number, command in enumerate(COMMANDS):
@@ -75,6 +75,7 @@ def run_pytest(folder: Path, *arguments: str) -> str:
     return finished.stdout
 
 
+@pytest.mark.slow
 def test_pytest_finds_the_contract_and_a_new_algorithm_beats_cloning(folder: Path) -> None:
     assert "18 tests collected" in run_pytest(folder, "--collect-only")
     assert "3 passed" in run_pytest(folder, "-k", "TestIQL and (moves or inputs or beats)")

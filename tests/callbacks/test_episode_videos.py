@@ -22,6 +22,7 @@ from tql_lightning.run.folder import VIDEO_FOLDER, pending_files, update_and_epi
 TOY = "tests.environments:Toy-v0"
 
 
+@pytest.mark.slow
 def test_films_are_of_their_updates_and_in_the_logger_also_those_that_a_killed_run_left(tmp_path: Path) -> None:
     last = LastCheckpoint(str(tmp_path), every_n_updates=5)
     killed = EpisodeVideos(1, 5, seed=3, env_id=TOY)
@@ -42,6 +43,7 @@ def test_films_are_of_their_updates_and_in_the_logger_also_those_that_a_killed_r
     assert {image.encoded_image_string[:6] for image in images} == {b"GIF89a"}
 
 
+@pytest.mark.slow
 def test_where_nothing_can_be_drawn_one_warning_says_what_to_install_and_training_goes_on(tmp_path: Path) -> None:
     films = EpisodeVideos(1, 5, env_id="tests.environments:ToyBlind-v0")
     with pytest.warns(UserWarning, match=r"(?s)no videos, training goes on .*at update 0: .*libegl1") as warned:

@@ -94,6 +94,7 @@ def test_a_run_that_a_signal_ended_does_not_wait_for_an_endless_episode(
     assert evaluation_files(tmp_path) == {}
 
 
+@pytest.mark.slow
 def test_films_that_a_finished_run_left_over_are_made_when_it_is_continued(tmp_path: Path) -> None:
     last = LastCheckpoint(str(tmp_path), every_n_updates=5)
     killed = EpisodeVideos(1, 5, seed=3, env_id=TOY)

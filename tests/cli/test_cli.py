@@ -75,7 +75,8 @@ def test_n_step_returns_and_action_chunks_train_and_act_from_one_setting_each(ru
 
 @pytest.mark.usefixtures("command_folder")
 @pytest.mark.parametrize(
-    "command", ["fit", "validate", "test", "certify", "collect", "evaluate", "export", "quickstart", "report"]
+    "command",
+    ["fit", "validate", "test", "benchmark", "certify", "collect", "evaluate", "export", "quickstart", "report"],
 )
 def test_help_describes_every_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):

@@ -131,7 +131,7 @@ def test_interpolations_follow_overrides(monkeypatch: pytest.MonkeyPatch) -> Non
         *("--config", "ogbench/cube-double", "--config", "size/26m"),
         *("--data.dataset.task=3", "--seed_everything=7", "--trainer.max_steps=500"),
     )
-    folder = "runs/cube-double/task_3/seed_7"
+    folder = "runs/cube-double/task_3/tql-26m/seed_7"
     assert configuration["trainer"]["default_root_dir"] == folder
     assert [logger["init_args"]["save_dir"] for logger in configuration["trainer"]["logger"]] == [folder, folder]
     assert configuration["trainer"]["max_steps"] == 500
@@ -192,7 +192,11 @@ def test_an_unknown_configuration_names_the_close_ones() -> None:
 
 def test_defaults_come_first_and_only_where_they_belong() -> None:
     defaults, double = find_config("tql"), find_config("ogbench/cube-double")
-    assert resolve_configs(["fit", "-c", "ogbench/cube-double"], {"fit"}) == ["fit", "--config", defaults, "-c", double]
+    assert resolve_configs(["fit", "-c", "ogbench/cube-double"], {"fit"}) == [
+        *("fit", "--config", defaults),
+        "--trainer.default_root_dir=runs/cube-double/task_${..data.dataset.init_args.task}/tql/seed_${..seed_everything}",
+        *("-c", double),
+    ]
     assert resolve_configs(["collect", "x"], {"fit"}) == ["collect", "x"]
 
 

@@ -178,6 +178,7 @@ def test_it_compiles_to_one_graph() -> None:
     torch.testing.assert_close(gradients[0], gradients[1])
 
 
+@pytest.mark.slow
 def test_a_checkpoint_loads_by_class_path_and_its_policy_leaves_as_onnx(tmp_path: Path) -> None:
     model = toy_model(critic=RATIONAL_CRITIC, extraction="best_of_n", num_samples=3)
     fit(tmp_path, model, updates=4).save_checkpoint(tmp_path / "last.ckpt")

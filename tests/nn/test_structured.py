@@ -298,6 +298,7 @@ def test_a_critic_with_structured_layers_trains_and_every_factor_moves(tmp_path:
     assert [name for name, now in model.critic.named_parameters() if torch.equal(now, before[name])] == []
 
 
+@pytest.mark.slow
 def test_an_exported_critic_is_merged(tmp_path: Path) -> None:
     feedforward = partial(StructuredFeedForward, dense_blocks=0, linear=partial(LowRankLinear, guide=GUIDE))
     critic = partial(

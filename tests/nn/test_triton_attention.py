@@ -30,6 +30,7 @@ def run_python(*arguments: str, **environment: str) -> str:
     return process.stdout
 
 
+@pytest.mark.slow
 @needs_triton
 def test_the_kernels_pass_every_implementations_tests_through_the_interpreter() -> None:
     tests = [str(HERE / "test_attention_implementations.py"), str(HERE / "test_attention_choice.py")]

@@ -129,6 +129,7 @@ def test_an_observer_that_leaves_a_trace_is_found(tmp_path: Path) -> None:
         contract.test_observers_do_not_change_training(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_loss_that_each_process_scales_for_itself_is_found(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="two processes differ from one in"):
         PerProcessContract().test_two_processes_train_as_one(tmp_path)

@@ -25,7 +25,7 @@ from tql_lightning.data.sampler import TransitionSampler
 from tql_lightning.run.checkpoint_io import WholeCheckpointIO, read_checkpoint
 from tql_lightning.training.divergence import DivergenceWatch, TrainingDivergedError, read_minibatches
 
-DOCUMENT = (Path(__file__).parents[2] / "docs" / "reliability.md").read_text()
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "debug.md").read_text()
 SPIKE = 33  # row of a reward whose squared error no float32 can hold
 
 

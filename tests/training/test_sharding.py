@@ -53,6 +53,7 @@ def assert_same(one: Path, other: Path) -> None:
         assert difference <= TOLERANCE, f"{name}: differs by {difference:.3g}"
 
 
+@pytest.mark.slow
 def test_two_sharded_processes_make_the_updates_of_one(runs: Path) -> None:
     """Weights, target, temperatures and the optimizer's state, in float64."""
     assert_same(runs / "two" / "last.ckpt", runs / "one" / "last.ckpt")

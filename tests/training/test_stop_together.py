@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, Trainer
 from tests.command_line import PATIENCE
 from tests.toy import fit, toy_model
 
-MOMENTS = ("on_train_batch_end", "on_validation_end")
+MOMENTS = (pytest.param("on_train_batch_end", marks=pytest.mark.slow), "on_validation_end")
 
 
 class StopsOnOne(Callback):

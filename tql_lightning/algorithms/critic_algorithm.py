@@ -85,6 +85,7 @@ class CriticAlgorithm(Algorithm):
         target: Tensor,
         inputs: Inputs,
         with_metrics: bool,
+        whole_mean: Callable[[Tensor], Tensor],
         *,
         sum_over_heads: bool = False,
         row_weights: Tensor | None = None,
@@ -97,6 +98,7 @@ class CriticAlgorithm(Algorithm):
             target: TD target y, (B,), without gradient.
             inputs: Result of `inputs`.
             with_metrics: Whether to compute what is only logged.
+            whole_mean: See `Algorithm.losses`.
             sum_over_heads: Whether to sum the TD loss over heads instead of averaging.
             row_weights: Weight of each row's TD loss, (B,); None for 1.
         """
@@ -107,7 +109,7 @@ class CriticAlgorithm(Algorithm):
 
         with_entropy = self.temperature is not None or with_metrics
         output = self.critic(observations, actions, with_entropy=with_entropy)
-        return fit_critic(output, target, td_loss, self.temperature, inputs)
+        return fit_critic(output, target, td_loss, self.temperature, inputs, whole_mean)
 
     def target_values(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Returns the target critic's values (B, E), without gradient."""

@@ -13,6 +13,7 @@ from tql_lightning.nn.critic import Critic, CriticOutput
 from tql_lightning.nn.dropout import without_dropout
 from tql_lightning.nn.temperature import EntropyControl
 from tql_lightning.system.private_api import interpolate
+from tql_lightning.training.distributed import identity
 from tql_lightning.training.optimisation import ParameterGroup, nothing
 from tql_lightning.training.sharding import call_with_frozen_parameters, own_shares
 from tql_lightning.training.update import Inputs
@@ -63,6 +64,7 @@ def fit_critic(
     value_loss: Callable[[Tensor, Tensor | None, Tensor], Tensor],
     temperature: EntropyControl | None,
     inputs: Inputs,
+    whole_mean: Callable[[Tensor], Tensor] = identity,
 ) -> CriticFit:
     """Computes TD and entropy loss, which move the critic, and temperature loss, which moves the temperatures.
 
@@ -72,6 +74,7 @@ def fit_critic(
         value_loss: TD loss from values, logits and target.
         temperature: Attention temperatures, or None.
         inputs: Result of `entropy_inputs`.
+        whole_mean: See `Algorithm.losses`; for temperatures with damping.
     """
     values, entropy, logits = output.at_least_float32()
     td_loss = value_loss(values, logits, target)
@@ -79,7 +82,10 @@ def fit_critic(
     diagnostics = {} if entropy is None else {"attention_entropy": entropy}
     if temperature is not None and entropy is not None:
         diagnostics["temperature"] = temperature()
-        entropy_loss = losses.entropy_loss(entropy, temperature.entropy_weight())
+        weight = temperature.entropy_weight()
+        if temperature.damping:
+            weight = weight + temperature.damping * (inputs["target_entropy"] - whole_mean(entropy.detach()))
+        entropy_loss = losses.entropy_loss(entropy, weight)
         if "target_entropy" in inputs:
             diagnostics["target_entropy"] = inputs["target_entropy"]
             temperature_loss = losses.temperature_loss(entropy, temperature(), inputs["target_entropy"])

@@ -63,10 +63,14 @@ class ExpectileAlgorithm(CriticAlgorithm):
         metrics = {"value_loss": loss, "v_mean": values.mean(), "v_min": values.min(), "v_max": values.max()}
         return loss, values, metrics
 
-    def critic_loss(self, batch: Batch, inputs: Inputs, with_metrics: bool) -> CriticFit:
+    def critic_loss(
+        self, batch: Batch, inputs: Inputs, with_metrics: bool, whole_mean: Callable[[Tensor], Tensor]
+    ) -> CriticFit:
         """TD target y = r + discount * mask * V(s'); mean over the batch of the SUM over heads of (Q_k(s, a) - y)^2."""
         with torch.no_grad():
             target = batch.rewards + self.discount * batch.masks * at_least_float32(self.value(batch.next_observations))
-        fit = self.fit_critic(batch.observations, batch.actions, target, inputs, with_metrics, sum_over_heads=True)
+        fit = self.fit_critic(
+            batch.observations, batch.actions, target, inputs, with_metrics, whole_mean, sum_over_heads=True
+        )
         fit.metrics.update(target_q_mean=target.mean(), target_q_min=target.min(), target_q_max=target.max())
         return fit

@@ -14,6 +14,7 @@ from torch import Tensor
 from tql_lightning.algorithms import losses
 from tql_lightning.algorithms.critic_algorithm import collected
 from tql_lightning.algorithms.critics import frozen_values, move_target
+from tql_lightning.algorithms.flow_matching import distill
 from tql_lightning.batch import Batch, Draw
 from tql_lightning.nn.critic import Critic, MLPCritic
 from tql_lightning.nn.policy import Actor, FlowPolicy
@@ -249,10 +250,7 @@ class Floq(Algorithm):
         x_t = losses.flow_interpolation(noise.flow_x0, batch.actions, noise.flow_t)
         velocity = self.policy.velocity(batch.observations, x_t, noise.flow_t)
         behaviour_flow_loss = losses.behaviour_flow_loss(velocity, noise.flow_x0, batch.actions)
-        with torch.no_grad():
-            teacher = self.policy.flow_actions(batch.observations, noise.distillation)
-        student = self.policy.one_step_actions(batch.observations, noise.distillation)
-        distillation_loss = losses.distillation_loss(student, teacher)
+        student, distillation_loss = distill(self.policy, batch.observations, noise.distillation, noise.flow_t)
         values = frozen_values(self.critic, batch.observations, student.clamp(-1.0, 1.0))
         q_loss = losses.q_loss(values, whole_mean(losses.q_scale(values)) if self.normalize_q_loss else None)
         loss = behaviour_flow_loss + self.bc_coefficient * distillation_loss + q_loss

@@ -114,9 +114,8 @@ class IFQL(ExpectileAlgorithm):
         whole_mean: Callable[[Tensor], Tensor] = identity,
     ) -> Losses:
         """Value, critic and actor loss; see `Algorithm.losses`."""
-        del whole_mean  # every loss is a plain mean over rows
         value_loss, _, value_metrics = self.value_loss(batch)
-        fit = self.critic_loss(batch, inputs, with_metrics)
+        fit = self.critic_loss(batch, inputs, with_metrics, whole_mean)
         actor_loss = flow_matching_loss(self.policy, batch.observations, batch.actions, *noise)
         total = value_loss + fit.loss + actor_loss
         return collected(total, value_metrics | fit.metrics | {"actor_loss": actor_loss}, fit.diagnostics, with_metrics)

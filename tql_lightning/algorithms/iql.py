@@ -140,7 +140,7 @@ class IQL(ExpectileAlgorithm):
     ) -> Losses:
         """Value, critic and actor loss; see `Algorithm.losses`."""
         value_loss, v, value_metrics = self.value_loss(batch)
-        fit = self.critic_loss(batch, inputs, with_metrics)
+        fit = self.critic_loss(batch, inputs, with_metrics, whole_mean)
         advantage = (fit.values.amin(dim=-1) - v).detach()
         actor_loss, actor_metrics = self.actor_loss(batch, noise, advantage, whole_mean)
         total = value_loss + fit.loss + actor_loss

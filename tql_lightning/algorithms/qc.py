@@ -13,7 +13,7 @@ from torch import Tensor
 from tql_lightning.algorithms import losses
 from tql_lightning.algorithms.critic_algorithm import CriticAlgorithm, collected
 from tql_lightning.algorithms.critics import CriticFit
-from tql_lightning.algorithms.flow_matching import flow_draws
+from tql_lightning.algorithms.flow_matching import distill, flow_draws
 from tql_lightning.batch import Draw
 from tql_lightning.nn.critic import Critic, MLPCritic
 from tql_lightning.nn.policy import Actor, BehaviourFlow, FlowPolicy
@@ -181,19 +181,22 @@ class QC(CriticAlgorithm):
         whole_mean: Callable[[Tensor], Tensor] = identity,
     ) -> Losses:
         """Critic and actor loss; see `Algorithm.losses`."""
-        del whole_mean  # every loss is a plain mean over rows
-        fit = self.critic_loss(batch, noise, inputs, with_metrics)
+        fit = self.critic_loss(batch, noise, inputs, with_metrics, whole_mean)
         actor_loss, actor_metrics = self.actor_loss(batch, noise)
         return collected(fit.loss + actor_loss, fit.metrics | actor_metrics, fit.diagnostics, with_metrics)
 
-    def critic_loss(self, batch: QCBatch, noise: QCNoise, inputs: Inputs, with_metrics: bool) -> CriticFit:
+    def critic_loss(
+        self, batch: QCBatch, noise: QCNoise, inputs: Inputs, with_metrics: bool, whole_mean: Callable[[Tensor], Tensor]
+    ) -> CriticFit:
         """TD target y = R + discount * mask * aggregate_k Qbar_k(s', a'); rows that leave their episode count 0."""
         with torch.no_grad():
             next_actions = self.act(batch.next_observations, noise.next_action)
         next_values = self.target_values(batch.next_observations, next_actions)
         target = losses.td_target(batch.rewards, batch.masks, next_values, self.discount, self.target_aggregation)
         valid = batch.valid[..., -1]
-        return self.fit_critic(batch.observations, batch.actions, target, inputs, with_metrics, row_weights=valid)
+        return self.fit_critic(
+            batch.observations, batch.actions, target, inputs, with_metrics, whole_mean, row_weights=valid
+        )
 
     def actor_loss(self, batch: QCBatch, noise: QCNoise) -> tuple[Tensor, dict[str, Tensor]]:
         """Flow matching; with "fql" also distillation and the Q term."""
@@ -203,10 +206,7 @@ class QC(CriticAlgorithm):
         loss = flow_loss = (errors * batch.valid[:, : self.action_chunk, None]).mean()
         metrics = {"behaviour_flow_loss": flow_loss}
         if isinstance(self.policy, FlowPolicy):
-            with torch.no_grad():
-                teacher = self.policy.flow_actions(batch.observations, noise.distillation)
-            student = self.policy.one_step_actions(batch.observations, noise.distillation)
-            distillation_loss = losses.distillation_loss(student, teacher)
+            student, distillation_loss = distill(self.policy, batch.observations, noise.distillation, noise.flow_t)
             policy_values = self.frozen_critic_values(batch.observations, student.clamp(-1.0, 1.0))
             q_loss = losses.q_loss(policy_values)
             loss = flow_loss + self.bc_coefficient * distillation_loss + q_loss

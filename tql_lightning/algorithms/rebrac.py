@@ -183,7 +183,7 @@ class ReBRAC(CriticAlgorithm):
         whole_mean: Callable[[Tensor], Tensor] = identity,
     ) -> Losses:
         """Critic and actor loss; see `Algorithm.losses`."""
-        fit = self.critic_loss(batch, noise, inputs, with_metrics)
+        fit = self.critic_loss(batch, noise, inputs, with_metrics, whole_mean)
         if not with_metrics and not is_sharded(self.policy) and _is_zero(inputs["actor_update"]):
             # Gradients of 0, not None: Adam's momentum moves the policy all the same.
             nothing = torch.stack([parameter.sum() for parameter in self.policy.parameters()]).sum()
@@ -192,7 +192,14 @@ class ReBRAC(CriticAlgorithm):
         total = fit.loss + inputs["actor_update"] * actor_loss
         return collected(total, fit.metrics | actor_metrics, fit.diagnostics, with_metrics)
 
-    def critic_loss(self, batch: ReBRACBatch, noise: ReBRACNoise, inputs: Inputs, with_metrics: bool) -> CriticFit:
+    def critic_loss(
+        self,
+        batch: ReBRACBatch,
+        noise: ReBRACNoise,
+        inputs: Inputs,
+        with_metrics: bool,
+        whole_mean: Callable[[Tensor], Tensor],
+    ) -> CriticFit:
         """TD target y = r + discount * mask * (min_k Qbar_k(s', a') - penalty)."""
         with torch.no_grad():
             next_actions = self.noisy(self.target_policy.mode(batch.next_observations), noise.next_action)
@@ -200,7 +207,7 @@ class ReBRAC(CriticAlgorithm):
             next_values = self.target_values(batch.next_observations, next_actions).amin(dim=-1)
             next_values = next_values - self.critic_bc_coefficient * penalty
             target = batch.rewards + self.discount * batch.masks * next_values
-        return self.fit_critic(batch.observations, batch.actions, target, inputs, with_metrics)
+        return self.fit_critic(batch.observations, batch.actions, target, inputs, with_metrics, whole_mean)
 
     def actor_loss(
         self, batch: ReBRACBatch, whole_mean: Callable[[Tensor], Tensor]

@@ -54,6 +54,7 @@ from tql_lightning.algorithms.critics import (
     make_temperature,
     move_target,
 )
+from tql_lightning.algorithms.flow_matching import distill
 from tql_lightning.batch import Batch, Draw
 from tql_lightning.nn.critic import Critic, TransformerCritic, make_critic
 from tql_lightning.nn.dropout import without_dropout
@@ -207,7 +208,7 @@ class TQL(Algorithm):
 
         One side effect: where sigma-Reparam is used, each of the critic's two passes moves its buffers in training.
         """
-        fit = self.critic_loss(batch, noise, inputs, with_metrics)
+        fit = self.critic_loss(batch, noise, inputs, with_metrics, whole_mean)
         actor_loss, actor_metrics = self.actor_loss(batch, noise, whole_mean)
         total = fit.loss + actor_loss
         if not with_metrics:
@@ -219,7 +220,9 @@ class TQL(Algorithm):
                 metrics["action_error"] = (sampled - batch.actions).square().mean()
         return Losses(total, {name: value.detach() for name, value in metrics.items()}, fit.diagnostics)
 
-    def critic_loss(self, batch: Batch, noise: TQLNoise, inputs: Inputs, with_metrics: bool) -> CriticFit:
+    def critic_loss(
+        self, batch: Batch, noise: TQLNoise, inputs: Inputs, with_metrics: bool, whole_mean: Callable[[Tensor], Tensor]
+    ) -> CriticFit:
         """TD, entropy and temperature loss; y = r + discount * mask * aggregate Q_target(s', `next_actions`)."""
         with torch.no_grad():
             next_actions = self.next_actions(batch.next_observations, noise.next_action)
@@ -230,7 +233,7 @@ class TQL(Algorithm):
         with_entropy = self.temperature is not None or with_metrics
         output = self.critic(batch.observations, batch.actions, with_entropy=with_entropy)
         td_loss = partial(self.value_loss.bootstrapped, bootstrap=bootstrap)
-        return fit_critic(output, target, td_loss, self.temperature, inputs)
+        return fit_critic(output, target, td_loss, self.temperature, inputs, whole_mean)
 
     def next_actions(self, observations: Tensor, noise: Tensor) -> Tensor:
         """Actions a' of the TD target: clip(mu(s', z')); with "implicit" the best of N behaviour actions.
@@ -256,10 +259,7 @@ class TQL(Algorithm):
             return behaviour_flow_loss, {"actor_loss": behaviour_flow_loss, "behaviour_flow_loss": behaviour_flow_loss}
 
         # Distillation: the one-step policy follows the flow from the same noise
-        with torch.no_grad():
-            teacher = self.policy.flow_actions(batch.observations, noise.distillation)
-        student = self.policy.one_step_actions(batch.observations, noise.distillation)
-        distillation_loss = losses.distillation_loss(student, teacher)
+        student, distillation_loss = distill(self.policy, batch.observations, noise.distillation, noise.flow_t)
 
         # Q term: the online critic, held fixed, at the one-step policy's action; over the batch's mean |Q| on request
         policy_values = self.frozen_critic_values(batch.observations, student.clamp(-1.0, 1.0))

@@ -20,7 +20,7 @@ from tql_lightning.evaluation.smoothing import Function, Smoothing
 from tql_lightning.export.observations import sample_observations
 from tql_lightning.export.policy import Policy
 from tql_lightning.export.policy_folder import METADATA_FILE
-from tql_lightning.run.checkpoint_io import LAST
+from tql_lightning.run.checkpoint_io import last_of
 
 MEANING = """\
 Each bound holds with probability {:g} %, {}: if the observation moves by at most
@@ -95,7 +95,7 @@ def certify_target(
 def _checkpoint_target(
     path: Path, num_states: int, output: CertifiedOutput, extraction: str | None, data: str | None, seed: int
 ) -> Target:
-    checkpoint = path / "checkpoints" / LAST if path.is_dir() else path
+    checkpoint = last_of(path)
     model, raw = load_checkpoint(checkpoint, plays=False)
     if data is None:
         observations, source = sample_observations(raw, num_states, model.observation_dim)

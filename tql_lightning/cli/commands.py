@@ -7,7 +7,7 @@ from json import dumps
 from pathlib import Path
 from typing import Any
 
-from tql_lightning.cli.parsers import CertifiedOutput, Command
+from tql_lightning.cli.parsers import CertifiedOutput, Command, Engine
 from tql_lightning.export.policy_folder import ExportFormat
 
 COLUMNS = ("return", "success_rate", "normalized_score", "length")  # of the table that `evaluate` prints
@@ -58,6 +58,52 @@ def quickstart(seeds: list[int] | None = None, output: str = "runs/quickstart", 
     from tql_lightning.cli.quickstart import run_quickstart
 
     run_quickstart([0, 1, 2] if seeds is None else seeds, Path(output), parallel)
+
+
+def benchmark(
+    suite: str,
+    methods: list[str] | None = None,
+    tasks: list[str] | None = None,
+    sizes: list[str] | None = None,
+    seeds: list[int] | None = None,
+    set: list[str] | None = None,  # noqa: A002  (the option's name)
+    output: str | None = None,
+    engine: Engine | None = None,
+    cpus: float = 1.0,
+    dry_run: bool = False,
+    commands: bool = False,
+) -> int:
+    """Runs a suite of tasks, methods and seeds, and ends in the table; see docs/benchmark.md.
+
+    The same command continues what was stopped or killed, and repeats no finished run. The exit code is 1 where a run
+    has not finished.
+
+    Args:
+        suite: "quickstart", "laptop", "ogbench-tql", "ogbench-fql", or a suite's YAML file.
+        methods: Methods of the suite, or any of "method/" and "variant/" by name; default: the suite's.
+        tasks: Domains ("cube-double") or tasks ("cube-double/task_1"); default: the suite's.
+        sizes: Sizes of the critic ("26m") for the methods that have sizes; default: the suite's.
+        seeds: Seeds, one run each; default: the suite's.
+        set: Settings of every run, such as model.discount=0.995; they are part of the folder's name.
+        output: Folder for the runs; default: runs/benchmark/SUITE.
+        engine: "serial" trains one run after the other.
+        cpus: Cores of a run.
+        dry_run: Print the plan with an estimate of its hours, and run nothing.
+        commands: Print one command of tql fit for each run, and run nothing.
+    """
+    from tql_lightning.benchmark.plan import Choice
+    from tql_lightning.cli.benchmark import key_values, plan_suite, print_plan, run_suite
+
+    chosen = Choice(tasks, methods, sizes, seeds, key_values(set, "set"))
+    found, runs = plan_suite(suite, chosen)
+    folder = Path(output or f"runs/benchmark/{found.name}")
+    if commands:
+        print("\n".join(run.line(folder) for run in runs))
+        return 0
+    if dry_run:
+        print_plan(found, runs, folder)
+        return 0
+    return 1 if run_suite(found, runs, folder, engine or "serial", cpus) else 0
 
 
 def inspect_command(name: str, plot: str | None = None) -> None:
@@ -299,6 +345,7 @@ def report(runs: list[str], output: str = "report.html", media_mb: float = 30.0)
 
 GROUPS = {"data": "Inspects and converts datasets."}
 COMMANDS: dict[str, Command | dict[str, Command]] = {
+    "benchmark": benchmark,
     "certify": certify,
     "collect": collect_command,
     "data": {"inspect": inspect_command, "convert": convert_command},

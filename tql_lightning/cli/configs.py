@@ -11,14 +11,15 @@ from typing import Any
 
 import yaml
 
-from tql_lightning.data.named import kind_of
+from tql_lightning.cli.naming import default_folder
+from tql_lightning.data.named import is_dataset_name, kind_of
 from tql_lightning.data.sources.ogbench import load_ogbench, split_name
-from tql_lightning.data.transitions import DatasetError
 from tql_lightning.run.folder import CONFIG_FILE
 from tql_lightning.trust.text import FileError
 from tql_lightning.trust.yaml_text import read_yaml
 
 DEFAULTS = "tql"
+SUITES = "suite/"
 CONFIG_FLAGS = ("-c", "--config")
 DATASET_FLAG = "--data.dataset"
 FOLDER = "trainer.default_root_dir"
@@ -39,6 +40,9 @@ def resolve_configs(arguments: Sequence[str], with_defaults: Collection[str]) ->
     A method's configuration, such as "method/iql", brings along what its paper sets for the problem that the command
     line names: with "ogbench/cube-double" also "method/iql/cube-double", where there is one.
 
+    The run's folder is named by what the command line varies (`cli.naming`), unless a configuration or an option says
+    otherwise.
+
     Args:
         arguments: Command line; NAME is a file, or a packaged configuration such as "ogbench/cube-double".
         with_defaults: Subcommands that start from the packaged configuration "tql".
@@ -51,9 +55,9 @@ def resolve_configs(arguments: Sequence[str], with_defaults: Collection[str]) ->
     problems = _problems(arguments)
     for index, argument in enumerate(arguments):
         flag, equals, value = argument.partition("=")
-        if equals and flag == DATASET_FLAG and _is_dataset(value):
+        if equals and flag == DATASET_FLAG and is_dataset_name(value):
             resolved += _by_name(value)
-        elif index and arguments[index - 1] == DATASET_FLAG and _is_dataset(argument):
+        elif index and arguments[index - 1] == DATASET_FLAG and is_dataset_name(argument):
             resolved[-1:] = _by_name(argument)
         elif follows:
             resolved += [find_config(argument), *_of_problems(argument, problems)]
@@ -63,7 +67,8 @@ def resolve_configs(arguments: Sequence[str], with_defaults: Collection[str]) ->
             resolved.append(argument)
         follows = argument in CONFIG_FLAGS
     if resolved and resolved[0] in with_defaults:
-        resolved[1:1] = ["--config", find_config(DEFAULTS)]
+        folder = f"--{FOLDER}={default_folder(arguments[1:])}"  # before the user's configurations, which may change it
+        resolved[1:1] = ["--config", find_config(DEFAULTS), folder]
     return resolved
 
 
@@ -75,7 +80,7 @@ def _problems(arguments: Sequence[str]) -> list[str]:
         flag, value = (flag, value) if equals else (before, argument)
         if flag in CONFIG_FLAGS:
             found.append(value.rpartition("/")[2])
-        elif flag == DATASET_FLAG and _is_dataset(value) and kind_of(value) == "ogbench":
+        elif flag == DATASET_FLAG and is_dataset_name(value) and kind_of(value) == "ogbench":
             found.append(split_name(value)[0].rpartition("-")[0])  # without "play" or "navigate"
     return found
 
@@ -104,14 +109,6 @@ def refer_to_folder(settings: Any, folder: str | None) -> Any:
         if isinstance(value, str) and (value == folder or value.startswith(f"{folder}/")):
             changed[name] = f"${{{FOLDER}}}{value.removeprefix(folder)}"
     return changed
-
-
-def _is_dataset(value: str) -> bool:
-    try:
-        kind_of(value)
-    except (DatasetError, OSError):  # a class path, perhaps longer than a path may be
-        return False
-    return True
 
 
 def _by_name(name: str) -> list[str]:
@@ -156,7 +153,7 @@ def _check_settings(settings: Any) -> None:
         raise ValueError(f"expected settings such as trainer:, model: and data:, found {found}; write them")
     data = settings.get("data")
     name = data.get("dataset") if isinstance(data, dict) else None
-    if isinstance(name, str) and _is_dataset(name):
+    if isinstance(name, str) and is_dataset_name(name):
         raise ValueError(
             f"data.dataset: expected class_path and init_args, found a name, which is for {DATASET_FLAG}=; write "
             f"dataset: {{class_path: tql_lightning.load_dataset, init_args: {{name: {name!r}}}}}"
@@ -199,5 +196,14 @@ def config_files(arguments: Sequence[str]) -> list[str]:
 
 def packaged_configs() -> dict[str, Path]:
     """The packaged configurations by name, e.g. "size/26m"."""
+    return {name: path for name, path in _packaged().items() if not name.startswith(SUITES)}
+
+
+def packaged_suites() -> dict[str, Path]:
+    """The packaged suites of ``tql benchmark`` by name, e.g. "laptop"."""
+    return {name.removeprefix(SUITES): path for name, path in _packaged().items() if name.startswith(SUITES)}
+
+
+def _packaged() -> dict[str, Path]:
     root = Path(str(files("tql_lightning") / "conf"))
     return {str(path.relative_to(root).with_suffix("")): path for path in sorted(root.rglob("*.yaml"))}

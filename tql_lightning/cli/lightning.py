@@ -6,7 +6,7 @@ import signal
 import sys
 import traceback
 from argparse import ArgumentError
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,10 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from tql_lightning.algorithms.loading import check_contents
+from tql_lightning.algorithms.starting import load_weights
 from tql_lightning.cli.close_names import add_note, option_names
-from tql_lightning.cli.commands import COMMANDS, GROUPS
 from tql_lightning.cli.model import ModelParser, chosen_model, without_model
-from tql_lightning.cli.parsers import add_group, command_parser
+from tql_lightning.cli.parsers import Command, add_group, command_parser
 from tql_lightning.cli.private_api import actions, subcommand_choices
 from tql_lightning.cli.saved_config import SaveFitConfig
 from tql_lightning.data.datamodule import OfflineDataModule
@@ -61,9 +61,17 @@ class TQLCLI(LightningCLI):
 
     Args:
         arguments: Command line as the user typed it, which the run records.
+        commands: Our own commands, for the help; `cli.main` runs them.
+        groups: A line of help for each group among them.
     """
 
-    def __init__(self, arguments: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[str] = (),
+        commands: Mapping[str, Command | dict[str, Command]] | None = None,
+        groups: Mapping[str, str] | None = None,
+    ) -> None:
+        self._commands, self._groups = commands or {}, groups or {}
         # References such as ${trainer.max_steps} are resolved after overrides, and across files.
         jsonargparse.set_parsing_settings(
             omegaconf_absolute_to_relative_paths=True, subclasses_enabled=[TransitionDataset]
@@ -86,13 +94,13 @@ class TQLCLI(LightningCLI):
         return {name: skip for name, skip in LightningCLI.subcommands().items() if name != "predict"}
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
-        """Adds our own commands to the help; `cli.main` runs them."""
+        """Adds our own commands to the help."""
         super()._add_subcommands(parser, **kwargs)
         (action,) = (action for action in actions(parser) if hasattr(action, "add_subcommand"))
         for choice in subcommand_choices(action):
             choice.help = SUMMARIES[choice.dest]
-        for name, command in COMMANDS.items():
-            below = command_parser(name, command, GROUPS.get(name), whole=False)
+        for name, command in self._commands.items():
+            below = command_parser(name, command, self._groups.get(name), whole=False)
             action.add_subcommand(name, below, help=below.description)
             if isinstance(command, dict):
                 add_group(below, name, command)
@@ -113,7 +121,7 @@ class TQLCLI(LightningCLI):
         parser.use_model(self._model_class)
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        """Adds ``--force`` to fit."""
+        """Adds to fit what only it takes."""
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand == "fit":
             parser.add_argument(
@@ -121,6 +129,21 @@ class TQLCLI(LightningCLI):
                 type=bool,
                 default=False,
                 help="Continue a run even if settings changed that its weights or minibatches depend on.",
+            )
+            parser.add_argument(
+                "--weights",
+                type=str | None,
+                default=None,
+                help="Checkpoint, or folder of a run, whose weights a new run starts from, at update 0.",
+            )
+            parser.add_argument(
+                "--weights_optimizer", type=bool, default=False, help="Start with that run's optimizer state, too."
+            )
+            parser.add_argument(
+                "--weights_parts",
+                type=list[str] | None,
+                default=None,
+                help="Networks to take from --weights, such as [policy] or [critic,target_critic]; default: all.",
             )
         return parser
 
@@ -242,6 +265,22 @@ class TQLCLI(LightningCLI):
                 f"trainer.default_root_dir: {folder} holds an earlier run; continue it with --ckpt_path=last, "
                 "choose another folder with --trainer.default_root_dir, or remove it"
             )
+        self._load_weights()
+
+    def _load_weights(self) -> None:
+        """Loads ``--weights`` into a model that continues no run.
+
+        Raises:
+            ValueError: Its options stand without it.
+            CheckpointError: See `load_weights`.
+        """
+        weights, parts = self._get(self.config, "weights"), self._get(self.config, "weights_parts")
+        with_optimizer = self._get(self.config, "weights_optimizer")
+        if weights is None and (parts is not None or with_optimizer):
+            name = "weights_optimizer" if parts is None else "weights_parts"
+            raise ValueError(f"{name}: expected only together with weights; add --weights=RUN_OR_CHECKPOINT")
+        if weights is not None and not self._get(self.config_init, "ckpt_path"):
+            load_weights(self.model, weights, parts, with_optimizer)
 
     def before_validate(self) -> None:
         """Checks that there is a checkpoint to measure and held-out data to measure it on.

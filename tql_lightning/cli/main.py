@@ -39,19 +39,26 @@ SILENCED_WARNINGS = (
 ADVERTISEMENT = "try installing ["
 
 
-def run_command(name: str, arguments: Sequence[str]) -> None:
-    """Parses the arguments of one of our own commands, or of a command in a group, and runs it."""
+def run_command(name: str, arguments: Sequence[str]) -> int:
+    """Parses the arguments of one of our own commands, or of a command in a group, runs it, and returns its code."""
     command = COMMANDS[name]
     if isinstance(command, dict) and arguments and arguments[0] in command:
         name, command, arguments = f"{name} {arguments[0]}", command[arguments[0]], arguments[1:]
     parser = command_parser(name, command, GROUPS.get(name))
     try:
-        parsed = parser.parse_args(list(arguments))
+        parsed = parser.parse_args([_underscored(argument) for argument in arguments])
     except ArgumentError as error:
         add_note(error, option_names(parser))
         raise
-    if not isinstance(command, dict):  # the parser refuses a group without a command
-        command(**parsed.as_dict())
+    assert not isinstance(command, dict), "the parser refuses a group without a command"
+    code = command(**parsed.as_dict())
+    return code if isinstance(code, int) else 0
+
+
+def _underscored(argument: str) -> str:
+    """--dry-run as --dry_run."""
+    flag, equals, value = argument.partition("=")
+    return f"--{flag[2:].replace('-', '_')}{equals}{value}" if flag.startswith("--") else argument
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -74,14 +81,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         if arguments and arguments[0] in COMMANDS:
             with plain_messages(), plain_output():
-                run_command(arguments[0], arguments[1:])
+                code = run_command(arguments[0], arguments[1:])
             sys.stdout.flush()  # raises BrokenPipeError here if the reader has gone
-            return 0
+            return code
         from tql_lightning.cli.lightning import TQLCLI
 
         sys.argv[1:] = resolve_configs(arguments, TQLCLI.subcommands())
         with plain_messages(), steady_output():
-            return exit_code_of(TQLCLI(arguments).trainer)
+            return exit_code_of(TQLCLI(arguments, COMMANDS, GROUPS).trainer)
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)
         return 130

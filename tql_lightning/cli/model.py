@@ -30,6 +30,8 @@ FLAG = "--model"
 CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 FROM_DATASET = frozenset({"observation_dim", "action_dim", "reward_range", "final_reward_range", "action_range"})
 
+FOR_FIT = frozenset({"weights", "weights_optimizer", "weights_parts"})  # a run's configuration has them, too
+
 
 class ModelError(ValueError):
     """The class of the model cannot be imported, or is none that can be trained."""
@@ -127,7 +129,7 @@ class ModelParser(LightningArgumentParser):
         return super().parse_path(path, *arguments, **settings)
 
     def parse_string(self, content: str, *arguments: Any, **settings: Any) -> Any:
-        """Lightning's, once the model's settings are flat and this class's.
+        """Lightning's, once the model's settings are flat and this class's, and those of fit are left to fit.
 
         Raises:
             ConfigError: A setting follows from another one, or stands beside class_path.
@@ -135,6 +137,10 @@ class ModelParser(LightningArgumentParser):
         read = read_yaml(content)
         if isinstance(read, dict):
             content = self._own_settings(content, read)
+            of_fit = FOR_FIT & read.keys() - {action.dest for action in actions(self)}
+            if of_fit:
+                kept = dict(OmegaConf.create(content).items_ex(resolve=False))
+                content = OmegaConf.to_yaml({key: value for key, value in kept.items() if key not in of_fit})
         return super().parse_string(content, *arguments, **settings)
 
     def dump(self, *arguments: Any, **settings: Any) -> str:

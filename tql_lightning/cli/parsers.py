@@ -11,6 +11,7 @@ from tql_lightning.cli.private_api import actions, argument_groups, argument_typ
 
 Command = Callable[..., object]
 CertifiedOutput = Literal["action", "q"]  # choices of an option of `tql certify`
+Engine = Literal["serial"]  # of `tql benchmark`
 
 
 def command_parser(
@@ -38,8 +39,11 @@ def command_parser(
         if not action.option_strings and argument_type(action) == list[str]:  # given one after the other
             take_many(action, str)
             action.metavar = action.dest
-        elif argument_type(action) == list[float] | None:
-            take_many(action, float)
+        for item in (str, int, float):
+            if argument_type(action) == list[item] | None:  # type: ignore[valid-type]
+                take_many(action, item)
+        if argument_type(action) is bool:  # --flag is --flag=true
+            action.nargs, action.const = "?", True
     return parser
 
 

@@ -24,7 +24,7 @@ from tql_lightning.cli.configs import packaged_configs
 from tql_lightning.data.collecting.collect import collect, datasets_folder
 from tql_lightning.data.sources.npz import load_npz
 from tql_lightning.report.plots import plot_runs
-from tql_lightning.run.folder import CONFIG_FILE, METRICS_FILE, VIDEO_FOLDER
+from tql_lightning.run.folder import CONFIG_FILE, LOG_FILE, METRICS_FILE, VIDEO_FOLDER
 from tql_lightning.run.metrics_csv import read_metrics
 from tql_lightning.run.provenance import peak_memory_bytes
 from tql_lightning.system.files import write_text_whole
@@ -55,7 +55,7 @@ class Run:
     @property
     def log(self) -> Path:
         """Everything the run printed."""
-        return self.folder / "train.log"
+        return self.folder / LOG_FILE
 
     def trains(self) -> bool:
         """Whether the run has imported everything and written its configuration."""

@@ -56,6 +56,15 @@ def kind_of(name: str) -> Kind:
     )
 
 
+def is_dataset_name(text: str) -> bool:
+    """Whether a text is a dataset's name or path, and not a class path."""
+    try:
+        kind_of(text)
+    except (DatasetError, OSError):  # a class path, perhaps longer than a path may be
+        return False
+    return True
+
+
 def _check_path(path: Path) -> None:
     try:
         path.stat()

@@ -87,9 +87,13 @@ class BehaviourFlow(nn.Module):
 
     def velocity(self, observations: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """v(s, x_t, t): (..., n_s), (..., n_a), (..., 1) -> (..., n_a)."""
-        time = sinusoids(t, self.time_features) if self.time_features else t
-        velocity: Tensor = self.behaviour_flow(torch.cat([observations, x_t, time], dim=-1))
+        velocity: Tensor = self.behaviour_flow(self.velocity_inputs(observations, x_t, t))
         return velocity
+
+    def velocity_inputs(self, observations: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """Returns what the network of v reads, (..., n_s + n_a + time features), from the arguments of `velocity`."""
+        time = sinusoids(t, self.time_features) if self.time_features else t
+        return torch.cat([observations, x_t, time], dim=-1)
 
     def flow_actions(self, observations: Tensor, noise: Tensor) -> Tensor:
         """Actions of the behaviour flow: Euler steps from the noise, clipped to [-1, 1] at the end only.
@@ -145,9 +149,12 @@ class FlowPolicy(BehaviourFlow):
         num_samples: Behaviour actions that the extractions "best_of_n" and "implicit" choose from.
         time_features: Cosines and sines that the time enters as, half of each (an option of Q-chunking's release);
             0 for the time itself.
+        distillation: How the one-step policy is held to the flow: "euler" to the end of its Euler steps (FQL), "anchor"
+            to its velocity at one random time (FAN, arXiv 2605.01663), which costs one step in place of ``flow_steps``.
 
     Raises:
-        ValueError: there is no hidden layer, or a size of one, ``flow_steps`` or ``num_samples`` is below 1.
+        ValueError: there is no hidden layer, a size of one, ``flow_steps`` or ``num_samples`` is below 1, or
+            ``distillation`` is unknown.
     """
 
     def __init__(
@@ -159,8 +166,12 @@ class FlowPolicy(BehaviourFlow):
         layer_norm: bool = True,
         num_samples: int = 16,
         time_features: int = 0,
+        distillation: Literal["euler", "anchor"] = "euler",
     ) -> None:
         super().__init__(observation_dim, action_dim, hidden_dims, flow_steps, layer_norm, num_samples, time_features)
+        if distillation not in ("euler", "anchor"):
+            raise ValueError(f"policy.distillation: expected 'euler' or 'anchor', found {distillation!r}")
+        self.distillation: Literal["euler", "anchor"] = distillation
         self.one_step_policy = MLP(observation_dim + action_dim, hidden_dims, action_dim, layer_norm)
 
     def one_step_actions(self, observations: Tensor, noise: Tensor) -> Tensor:

@@ -23,7 +23,12 @@ class EntropyControl(nn.Module, ABC):
     """Weights of the attention entropy of each layer and token group. Subclass it to plug in your own.
 
     The constructor's first two arguments are ``num_layers`` and ``num_tokens``, taken from the critic.
+
+    Attributes:
+        damping: Added to an entropy's weight for each nat that it is below its target; 0 for control without target.
     """
+
+    damping: float = 0.0
 
     @abstractmethod
     def forward(self) -> Tensor:
@@ -93,10 +98,13 @@ class AttentionTemperature(EntropyControl):
         minimum: Lower clip of the temperature in the entropy loss.
         maximum: Upper clip of the temperature in the entropy loss.
         schedule: Schedule of the targets over training; null for constant targets.
+        damping: Added to a temperature in the entropy loss for each nat that the entropy is below its target, a
+            step beyond the paper; 0 for none. A temperature integrates the error and overshoots; this term
+            answers at once.
 
     Raises:
         ValueError: Targets have the wrong shape or lie outside (0, ln n), the form is unknown or cannot take the
-            initial value, or ``minimum`` is not below ``maximum``.
+            initial value, ``minimum`` is not below ``maximum``, or ``damping`` is below 0.
     """
 
     targets: Tensor
@@ -114,8 +122,11 @@ class AttentionTemperature(EntropyControl):
         minimum: float = -100.0,
         maximum: float = 100.0,
         schedule: TargetSchedule | None = None,
+        damping: float = 0.0,
     ) -> None:
         super().__init__()
+        if not 0.0 <= damping < math.inf:
+            raise ValueError(f"damping: expected a finite number of at least 0, found {damping}")
         if not minimum < maximum:
             raise ValueError(f"minimum: expected less than maximum={maximum}, found {minimum}")
         if form not in ("exp", "sign"):
@@ -138,6 +149,7 @@ class AttentionTemperature(EntropyControl):
         self.form = form
         self.minimum, self.maximum = minimum, maximum
         self.schedule = schedule
+        self.damping = damping
 
     def forward(self) -> Tensor:
         """The temperatures, (L, 2), not clipped."""

@@ -131,6 +131,12 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
         raise CheckpointWriteError(f"checkpoint {unwritten(path, failed[0])}") from error
 
 
+def last_of(path: Path) -> Path:
+    """Path of the last checkpoint, of a folder that is a run's or holds its checkpoints; else the path itself."""
+    own = path / LAST
+    return own if own.is_file() else path / "checkpoints" / LAST if path.is_dir() else path
+
+
 def read_checkpoint(path: str | Path, map_location: Any = "cpu", mmap: bool = False) -> dict[str, Any]:
     """Reads a checkpoint after comparing its checksum. Nothing in it is executed.
 

@@ -8,6 +8,8 @@ config.yaml                              the resolved configuration
 environment.json                         how the run was started and continued: commands, versions, hardware
 metrics.csv                              a row per log call; keys are those of docs/metrics.md, ``step`` is N
 metrics_before.csv                       metrics.csv of a run that ended before its first checkpoint and was restarted
+outcome.json                             of a run of `tql benchmark`: how its last start ended
+train.log                                of a run of `tql benchmark` or `tql quickstart`: what it printed
 run.lock                                 process that uses the folder; gone once it ends; see `run.lock`
 checkpoints/                             last.ckpt, previous.ckpt (the one before), best.ckpt
 evaluations/update_<N>.json              one evaluation: ``update``, ``env_id``, ``seed``, ``episodes``, ``returns``,
@@ -35,6 +37,9 @@ ENVIRONMENT_FILE = "environment.json"
 METRICS_FILE = "metrics.csv"
 METRICS_BEFORE_FILE = "metrics_before.csv"
 LOCK_FILE = "run.lock"
+LOG_FILE = "train.log"
+OUTCOME_FILE = "outcome.json"
+BENCHMARK_FILE = "benchmark.json"  # in the folder of a benchmark: its plan
 EVALUATION_FOLDER = "evaluations"
 VIDEO_FOLDER = "videos"
 SUPERSEDED_FOLDER = "superseded"

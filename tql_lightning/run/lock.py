@@ -74,6 +74,14 @@ def only_run_in(folder: Path) -> Iterator[None]:
             folder.rmdir()
 
 
+def wait_until_free(folder: Path, seconds: float) -> None:
+    """Waits until no run uses a folder, such as one that was killed and still ends, or until the time is over."""
+    path = folder / LOCK_FILE
+    if path.is_file():
+        with suppress(Timeout, OSError), FileLock(path, timeout=seconds, fallback_to_soft=False):
+            path.unlink(missing_ok=True)
+
+
 def _holder(path: Path) -> str:
     try:
         held = json.loads(path.read_bytes()[:1000])

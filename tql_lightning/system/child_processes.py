@@ -5,11 +5,16 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
+from threading import Thread
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+STARTER_VARIABLE = "TQL_STARTER"  # process that a run of a benchmark ends with
+POLL_SECONDS = 0.2
 
 
 @contextmanager
@@ -51,3 +56,19 @@ def end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
+
+
+def end_with_starter() -> None:
+    """Ends this process by SIGTERM when the process that `STARTER_VARIABLE` names has ended, even by SIGKILL.
+
+    The variable is removed, since the processes that this one starts are not that process's children.
+    """
+    starter = os.environ.pop(STARTER_VARIABLE, None)
+    if starter is not None:
+        Thread(target=_watch, args=(int(starter),), daemon=True).start()
+
+
+def _watch(starter: int) -> None:
+    while os.getppid() == starter:
+        time.sleep(POLL_SECONDS)
+    os.kill(os.getpid(), signal.SIGTERM)

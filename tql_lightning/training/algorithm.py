@@ -35,7 +35,7 @@ from tql_lightning.training.execution import Execution
 from tql_lightning.training.guides import leave_out_finished_guides
 from tql_lightning.training.held_out import HeldOutMeans
 from tql_lightning.training.hyperparameters import ALGORITHM, class_path, loadable, require
-from tql_lightning.training.optimisation import NO_DECAY, Optimisation, ParameterGroup
+from tql_lightning.training.optimisation import NO_DECAY, Optimisation, ParameterGroup, load_moments
 from tql_lightning.training.out_of_memory import explained_memory
 from tql_lightning.training.sharding import ShardedStrategy, shard
 from tql_lightning.training.trainer_checks import check_trainer
@@ -98,6 +98,7 @@ class Algorithm(LightningModule, ABC):
         self._held_out = HeldOutMeans()
         self._seen_updates = 0  # updates of the weights, for use outside training
         self._validated = -1  # update of the last validation
+        self._first_optimizer_state: dict[str, Any] | None = None
         self._precision_before = torch.get_float32_matmul_precision()
 
     # ------------------------------------------------------------------ defined by subclasses
@@ -236,7 +237,17 @@ class Algorithm(LightningModule, ABC):
         optimizer, schedule = self._optimisation_of_run().optimizer(
             self.parameter_groups(), self.execution.cuda_graphs, self.device, scaled
         )
+        if self._first_optimizer_state is not None:
+            load_moments(optimizer, self._first_optimizer_state)
         return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def start_with_optimizer(self, state: dict[str, Any]) -> None:
+        """Lets the optimizer start with another run's moments; learning rates and decay stay this run's.
+
+        Args:
+            state: The optimizer's state in that run's checkpoint.
+        """
+        self._first_optimizer_state = state
 
     def _optimisation_of_run(self) -> Optimisation:
         return self.optimisation if self._trainer is None else self.optimisation.for_run(self.trainer.max_steps)

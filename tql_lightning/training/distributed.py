@@ -15,8 +15,13 @@ from tql_lightning.system.private_api import ddp_settings, restart_static_graph
 
 # Parts of gloo's and NCCL's messages when another process has ended.
 PEER_LOST_MESSAGES = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exit")
-# Metrics that are not averaged over processes.
-EXTREMES: dict[str, Callable[..., Tensor]] = {"q_min": torch.min, "q_max": torch.max}
+REDUCTIONS: dict[str | None, Callable[..., Tensor]] = {None: torch.mean, "min": torch.min, "max": torch.max}
+
+
+def extreme_of(metric: str) -> str | None:
+    """Returns "min" or "max" for a metric whose name ends so, such as "q_min"; None for one that is averaged."""
+    ending = metric.rpartition("_")[2]
+    return ending if ending in ("min", "max") else None
 
 
 def identity(mean: Tensor) -> Tensor:
@@ -72,7 +77,7 @@ def over_processes(metrics: Mapping[str, Tensor]) -> dict[str, float]:
         metrics: Scalars by name, the same names on every process.
 
     Returns:
-        Numbers by name: means over the processes, or their extremes where `EXTREMES` says so.
+        Numbers by name: means over the processes, or their extremes where `extreme_of` says so.
     """
     if not metrics:
         return {}
@@ -82,7 +87,7 @@ def over_processes(metrics: Mapping[str, Tensor]) -> dict[str, float]:
         everyones = [torch.empty_like(own) for _ in range(dist.get_world_size())]
         dist.all_gather(everyones, own)
     columns = torch.stack(everyones, dim=1).cpu()
-    return {name: EXTREMES.get(name, torch.mean)(column).item() for name, column in zip(metrics, columns, strict=True)}
+    return {name: REDUCTIONS[extreme_of(name)](column).item() for name, column in zip(metrics, columns, strict=True)}
 
 
 def _are_several() -> bool:

@@ -2,55 +2,53 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
+from torchmetrics import MaxMetric, MeanMetric, Metric, MinMetric
 
 from tql_lightning.nn.number_types import at_least_float32
 from tql_lightning.nn.temperature import TOKEN_GROUPS
-from tql_lightning.training.distributed import EXTREMES, over_processes, sum_over_processes
+from tql_lightning.training.distributed import extreme_of
+
+# NaN stays NaN; torchmetrics' "disable" would forget the weights of means.
+KINDS: dict[str | None, Callable[..., Metric]] = {None: MeanMetric, "min": MinMetric, "max": MaxMetric}
 
 
 class HeldOutMeans:
     """Averages metrics over a pass through held-out transitions, weighting each batch by its size."""
 
     def __init__(self) -> None:
-        self._transitions = 0
-        self._sums: dict[str, Tensor] = {}
-        self._extremes: dict[str, Tensor] = {}
+        self._metrics: dict[str, Metric] = {}
 
     def add(self, transitions: int, metrics: dict[str, Tensor], diagnostics: dict[str, Tensor]) -> None:
         """Adds a batch.
 
         Args:
             transitions: Number of transitions in the batch.
-            metrics: Scalars of the batch: means, and the extremes that `EXTREMES` names.
+            metrics: Scalars of the batch: means, and extremes where `extreme_of` says so.
             diagnostics: Diagnostics of the losses; only attention_entropy (L, 2) is used.
         """
         values, entropy = dict(metrics), diagnostics.get("attention_entropy")
         for layer, row in enumerate(() if entropy is None else entropy):
             for group, value in zip(TOKEN_GROUPS, row, strict=True):
                 values[f"attention_entropy/layer_{layer}/{group}"] = value
-        for name, value in values.items():
-            if name in EXTREMES:
-                so_far = self._extremes.get(name, value)
-                self._extremes[name] = EXTREMES[name](torch.stack([so_far, value]))
-            else:
-                self._sums[name] = self._sums.get(name, 0.0) + transitions * at_least_float32(value)
-        self._transitions += transitions
+        for name, found in values.items():
+            value = at_least_float32(found.detach())
+            metric = self._metrics.get(name)
+            if metric is None:
+                metric = self._metrics[name] = KINDS[extreme_of(name)](nan_strategy=math.nan).to(value.device)
+                metric.set_dtype(value.dtype)
+            metric.update(value, *([] if extreme_of(name) else [transitions]))
 
     def take(self) -> dict[str, float]:
         """Ends the pass and returns its metrics over all processes; empty where nothing was held out."""
-        sums, extremes, transitions = self._sums, self._extremes, self._transitions
-        self._sums, self._extremes, self._transitions = {}, {}, 0
-        if not sums:
-            return {}
-        some = next(iter(sums.values()))
-        totals = sum_over_processes(torch.stack([*sums.values(), torch.as_tensor(transitions).to(some)]))
-        means = (totals[:-1] / totals[-1]).tolist()
-        return dict(zip(sums, means, strict=True)) | over_processes(extremes)
+        metrics, self._metrics = self._metrics, {}
+        return {name: float(metric.compute()) for name, metric in metrics.items()}
 
     def log(self, module: Any, stage: str) -> None:
         """Ends the pass and logs its metrics as ``STAGE/NAME``, at the model's current update.

@@ -272,6 +272,22 @@ class Optimisation:
         return norms
 
 
+def load_moments(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Loads another run's moments and counts of steps, without its learning rates and weight decay.
+
+    Raises:
+        ValueError: That run trains other parameters.
+    """
+    own = optimizer.state_dict()["param_groups"]
+    trained = [{group.get("name"): len(group["params"]) for group in groups} for groups in (state["param_groups"], own)]
+    if trained[0] != trained[1]:
+        raise ValueError(
+            f"weights_optimizer: expected a checkpoint that trains {trained[1]} tensors by network, found "
+            f"{trained[0]}; leave it out"
+        )
+    optimizer.load_state_dict({"state": state["state"], "param_groups": own})
+
+
 def learning_rate(value: float, replayed: bool, device: torch.device) -> float | Tensor:
     """Turns a learning rate into a tensor where updates are replayed, since a CUDA graph cannot read new numbers."""
     return torch.tensor(value, device=device) if replayed else value

@@ -94,6 +94,25 @@ def load_ogbench(domain: str, task: int | None = None, dataset_dir: str | None =
         return _labelled(path, env_id, env, validation)
 
 
+def environment_id(domain: str, task: int | None) -> str:
+    """Gymnasium id of a task's environment; see `load_ogbench` for the arguments.
+
+    Raises:
+        DatasetError: unknown task.
+    """
+    domain, suffix = _domain_and_suffix(domain, task)
+    return f"ogbench:{domain.rpartition('-')[0]}-{suffix}"
+
+
+def how_to_get(domain: str, path: Path) -> str:
+    """Where a domain's missing file comes from: a command that collects one like it, or the package's download."""
+    environment, _, kind = domain.rpartition("-")
+    remedy = "fetch it where there is a network"
+    if COLLECTABLE.get(environment) == kind:  # the command on its own line, to be copied
+        remedy += f", or collect one with:\ntql collect {environment} --transitions 100000 --output {path}"
+    return f"{path}: {remedy}"
+
+
 def is_single_task(name: str) -> bool:
     """Whether a name has the form of OGBench's single-task datasets."""
     return SINGLE_TASK.fullmatch(name) is not None
@@ -202,10 +221,7 @@ def _download(domain: str, path: Path) -> None:
     try:
         download_datasets([f"{domain}-v0"], str(path.parent))
     except (OSError, http.client.HTTPException) as error:  # urllib's errors are OSErrors
-        environment, _, kind = domain.rpartition("-")
-        remedy = "fetch it where there is a network"
-        if COLLECTABLE.get(environment) == kind:  # the command on its own line, to be copied
-            remedy += f", or collect one with:\ntql collect {environment} --transitions 100000 --output {path}"
+        remedy = how_to_get(domain, path).removeprefix(f"{path}: ")
         raise DatasetError(f"{path}: no such file, and its download failed ({error}); {remedy}") from error
     finally:
         socket.setdefaulttimeout(patience)

@@ -1,0 +1,140 @@
+"""A suite becomes a plan: which runs, where, by which commands; and what is wrong with a suite."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests.benchmark.tiny import write_suite
+from tests.command_line import call_tql
+from tql_lightning.benchmark.plan import Choice, plan_runs, read_plan, write_plan
+from tql_lightning.benchmark.suite import SuiteError, make_suite, read_suite
+from tql_lightning.cli.configs import packaged_configs, packaged_suites
+
+RAW = {
+    "metric": "success_rate",
+    "domains": {"cube-double": {"config": "ogbench/cube-double", "tasks": [1, 2]}},
+    "methods": {"tql": {"sizes": ["0.4m", "26m"]}, "fql": {"configs": ["method/fql"]}},
+    "settings": {"trainer.max_steps": 10},
+    "exceptions": [{"method": "tql", "size": "26m", "settings": {"model.tau": 0.1}}],
+}
+
+
+def test_a_plan_has_a_folder_for_everything_that_varies() -> None:
+    suite = make_suite("mine", RAW)
+    runs = plan_runs(suite, Choice(settings={"model.discount": "0.995"}), packaged_configs())
+    assert len(runs) == 2 * 3 * 3
+    assert len({run.folder for run in runs}) == len(runs)
+    assert runs[-1].folder == "cube-double/task_2/fql,discount=0.995/seed_2"
+    tuned = [run for run in runs if "--model.tau=0.1" in run.arguments]
+    assert {(run.base, run.size) for run in tuned} == {("tql", "26m")}
+    assert shlex.split(runs[0].line(Path("out"))) == [
+        *("tql", "fit", "--config", "ogbench/cube-double", "--config", "size/0.4m", "--trainer.max_steps=10"),
+        *("--model.discount=0.995", "--data.dataset.task=1", "--seed_everything=0"),
+        "--trainer.default_root_dir=out/cube-double/task_1/tql-0.4m,discount=0.995/seed_0",
+    ]
+
+
+def test_a_choice_takes_parts_of_a_suite_and_packaged_methods_and_variants() -> None:
+    suite = make_suite("mine", RAW)
+    choice = Choice(["cube-double/task_2"], ["tql", "iql", "qk_norm"], ["1m"], [7])
+    runs = plan_runs(suite, choice, packaged_configs())
+    assert [run.folder for run in runs] == [
+        f"cube-double/task_2/{method}/seed_7" for method in ("tql-1m", "iql", "qk_norm-1m")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        (Choice(tasks=["cube-double/task_3"]), "tasks: .*cube-double/task_2"),
+        (Choice(methods=["fqll"]), "methods: .*fql"),
+        (Choice(sizes=["2m"]), "configuration size/2m: .*size/26m"),
+        (Choice(seeds=[1, 1]), "seeds: expected different"),
+    ],
+)
+def test_an_unknown_choice_names_what_there_is(choice: Choice, message: str) -> None:
+    with pytest.raises(SuiteError, match=message):
+        plan_runs(make_suite("mine", RAW), choice, packaged_configs())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"metrics": "return"}, "unknown metrics; known are .*metric"),
+        ({"domains": {}}, "domains: expected one or more"),
+        ({"methods": {"tql": {"size": "26m"}}}, r"methods\.tql: unknown size"),
+        ({"protocol": "first"}, "protocol: expected last_three, last, best, found 'first'"),
+        ({"seeds": ["a"]}, "seeds: expected whole numbers"),
+        ({"published": [{"method": "tql"}]}, r"published\[0\]: missing scores, source"),
+    ],
+)
+def test_a_mistake_in_a_suite_names_its_place(change: dict[str, object], message: str) -> None:
+    with pytest.raises(SuiteError, match=message):
+        make_suite("mine", RAW | change)
+
+
+@pytest.mark.parametrize("name", packaged_suites())
+def test_a_packaged_suite_plans_runs_whose_configurations_there_are(name: str) -> None:
+    suite = read_suite(name, packaged_suites())
+    runs = plan_runs(suite, Choice(), packaged_configs())
+    assert len(runs) == len({run.folder for run in runs}) > 0
+    tasks = {run.task for run in runs} | {run.domain for run in runs} | {"all"}
+    methods = {run.base for run in runs}
+    for published in suite.published:
+        assert published["scores"].keys() <= tasks
+    assert {published["method"] for published in suite.published} & methods or not suite.published
+
+
+def test_a_second_plan_adds_to_the_first_and_one_of_another_suite_is_refused(tmp_path: Path) -> None:
+    suite = make_suite("mine", RAW)
+    for seeds in ([0], [0, 1]):
+        planned = write_plan(tmp_path, suite, plan_runs(suite, Choice(seeds=seeds), packaged_configs()))
+    assert len(planned) == 2 * 3 * 2
+    again, runs = read_plan(tmp_path)
+    assert (again, runs) == (suite, planned)
+    with pytest.raises(SuiteError, match=r"holds a benchmark of suite mine, found yours; choose another --output"):
+        write_plan(tmp_path, make_suite("yours", RAW), runs)
+
+
+def test_commands_are_printed_and_nothing_is_written(tmp_path: Path) -> None:
+    write_suite(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    printed = call_tql(tmp_path, "benchmark", "suite.yaml", "--commands", "--seeds", "3", "--methods", "tql")
+    assert (printed.returncode, sorted(tmp_path.iterdir())) == (0, before), printed.stderr
+    assert printed.stdout.startswith("tql fit --config tiny.yaml ")
+    assert "--trainer.default_root_dir=runs/benchmark/suite/toy/tql/seed_3" in printed.stdout
+
+
+def test_every_check_that_fails_is_told_and_nothing_runs(tmp_path: Path) -> None:
+    methods = {
+        "one": {"settings": {"model.tau": "much"}},
+        "two": {"settings": {"model.critic.hidden_dim": 33}},
+        "three": {"settings": {"data.dataset": "gone.npz", "data.dataset.env_id": None}},
+        "good": None,
+    }
+    write_suite(tmp_path, methods=methods)
+    refused = call_tql(tmp_path, "benchmark", "suite.yaml", "--engine", "serial", "--output", "out", "--seeds", "0")
+    assert refused.returncode == 2
+    assert "3 checks failed, nothing was run" in refused.stderr
+    for method, said in (("one", "tau"), ("two", "33"), ("three", "gone.npz")):
+        (line,) = [line for line in refused.stderr.splitlines() if line.startswith(f"- {method} on toy")]
+        assert said in line
+    assert not list((tmp_path / "out").glob("**/config.yaml"))
+
+
+def test_a_dry_run_estimates_hours_and_names_missing_datasets(tmp_path: Path) -> None:
+    missing = {"settings": {"data.dataset": "tql_lightning.data.sources.npz.load_npz", "data.dataset.path": "gone.npz"}}
+    write_suite(
+        tmp_path, settings={}, methods={"tql": {"settings": {"data.dataset": "tests.toy.toy_dataset"}}, "x": missing}
+    )
+    planned = call_tql(tmp_path, "benchmark", "suite.yaml", "--dry-run", "--seeds", "0")
+    assert planned.returncode == 0, planned.stderr
+    assert "2 runs in runs/benchmark/suite (0 finished)" in planned.stdout
+    (line,) = [line.split() for line in planned.stdout.splitlines() if line.startswith("toy ") and " tql " in line]
+    assert line[2:4] == ["1", "15"]
+    assert 0 < float(line[4]) < 60
+    assert "missing: gone.npz" in planned.stdout
+    assert not (tmp_path / "runs").exists()

@@ -1,0 +1,27 @@
+"""Runs one run of a benchmark after the other in this machine, without any scheduler."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+from tql_lightning.benchmark.plan import PlannedRun
+from tql_lightning.benchmark.progress import Progress
+from tql_lightning.benchmark.worker import execute
+
+
+def run_serially(runs: Sequence[PlannedRun], output: Path, metric: str, cpus: float, progress: Progress) -> None:
+    """Trains the runs in order; one that fails does not keep the others from running.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, or SIGTERM; the run in hand has saved a checkpoint.
+    """
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        for run in runs:
+            progress.show()
+            execute(run, output, metric, cpus, progress.show)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        progress.show(now=True)

@@ -1,0 +1,114 @@
+"""``tql benchmark``: plans a suite, checks all of it, has an engine run it, and shows the table."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from tql_lightning.benchmark.plan import Choice, PlannedRun, plan_runs, write_plan
+from tql_lightning.benchmark.progress import Progress
+from tql_lightning.benchmark.suite import Suite, SuiteError, read_suite
+from tql_lightning.benchmark.worker import outcome_of
+from tql_lightning.cli.configs import packaged_configs, packaged_suites
+from tql_lightning.cli.parsers import Engine
+
+DRIVER_LOCK = "benchmark.lock"
+
+
+class BenchmarkError(ValueError):
+    """A check failed, and nothing was run."""
+
+
+def key_values(settings: Sequence[str] | None, option: str) -> dict[str, str]:
+    """Settings given as KEY=VALUE.
+
+    Raises:
+        SuiteError: One has no "=".
+    """
+    pairs = [setting.lstrip("-").partition("=") for setting in settings or ()]
+    for (key, equals, _), text in zip(pairs, settings or (), strict=True):
+        if not equals or not key:
+            raise SuiteError(f"{option}: expected KEY=VALUE such as model.discount=0.995, found {text}")
+    return {key: value for key, _, value in pairs}
+
+
+def plan_suite(name: str, choice: Choice) -> tuple[Suite, list[PlannedRun]]:
+    """A suite and the chosen runs of it."""
+    suite = read_suite(name, packaged_suites())
+    return suite, plan_runs(suite, choice, packaged_configs())
+
+
+def print_plan(suite: Suite, runs: Sequence[PlannedRun], output: Path) -> None:
+    """Prints what would run: runs, updates, estimated hours, and datasets that are missing."""
+    from tql_lightning.cli.benchmark_checks import parse_groups
+    from tql_lightning.cli.benchmark_measure import seconds_per_update
+
+    groups = parse_groups(runs)
+    finished = [run for run in runs if (found := outcome_of(run, output)) and found.state == "finished"]
+    print(f"suite {suite.name}: {len(runs)} runs in {output} ({len(finished)} finished)")
+    total, unknown = 0.0, 0
+    print(f"{'domain':24}{'method':24}{'runs':>6}{'updates':>12}{'s/update':>10}{'hours':>9}")
+    for group in groups:
+        seconds = seconds_per_update(group)
+        hours = None if seconds is None else seconds * group.updates * len(group.runs) / 3600
+        total += hours or 0.0
+        unknown += hours is None
+        shown = ("-", "-") if seconds is None or hours is None else (f"{seconds:.3g}", f"{hours:.2f}")
+        print(
+            f"{group.runs[0].domain:24}{group.runs[0].method:24}{len(group.runs):6}{group.updates:12,}"
+            f"{shown[0]:>10}{shown[1]:>9}"
+        )
+    updates = sum(group.updates * len(group.runs) for group in groups)
+    more = f", and {unknown} groups whose problem cannot be made here" if unknown else ""
+    print(f"{updates:,} updates, {total:.1f} hours of training one after the other on this machine{more}")
+    print("(measured over a few updates each; evaluations come on top)")
+    missing = dict.fromkeys(text for group in groups for text in group.missing_datasets())
+    for text in missing:
+        print(f"missing: {text}")
+
+
+def run_suite(suite: Suite, runs: Sequence[PlannedRun], output: Path, engine: Engine, cpus: float) -> int:
+    """Checks and runs a plan, prints failed runs and the table; returns how many runs have not finished.
+
+    Raises:
+        BenchmarkError: A configuration, a dataset or an environment does not pass its check; nothing was run.
+    """
+    from tql_lightning.cli.benchmark_checks import check_groups, parse_groups
+
+    output.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(FileLock(output / DRIVER_LOCK, timeout=0))
+        except Timeout as error:
+            raise BenchmarkError(f"output: {output} is in use by another tql benchmark; wait, or stop it") from error
+        planned = write_plan(output, suite, runs)
+        open_runs = [run for run in runs if (found := outcome_of(run, output)) is None or found.state != "finished"]
+        groups = parse_groups(open_runs)
+        problems = check_groups(groups)
+        if problems:
+            listed = "\n".join(f"- {problem}" for problem in problems)
+            raise BenchmarkError(f"{len(problems)} checks failed, nothing was run:\n{listed}")
+        updates = {run.folder: group.updates for group in groups for run in group.runs}
+        progress = Progress(output, runs, suite.metric, updates)
+        if engine == "serial":
+            from tql_lightning.benchmark.serial import run_serially
+
+            run_serially(open_runs, output, suite.metric, cpus, progress)
+    return tell_outcomes(runs, output, planned)
+
+
+def tell_outcomes(runs: Sequence[PlannedRun], output: Path, planned: Sequence[PlannedRun]) -> int:
+    """Prints the runs that failed, with their messages; returns how many have not finished."""
+    unfinished = 0
+    for run in runs:
+        outcome = outcome_of(run, output)
+        if outcome is None or outcome.state != "finished":
+            unfinished += 1
+            what = "not run" if outcome is None else f"{outcome.state}: {outcome.message}"
+            print(f"{output / run.folder}: {what}", file=sys.stderr)
+    print(f"{len(runs) - unfinished} of {len(runs)} runs finished ({len(planned)} in {output})")
+    return unfinished
