@@ -117,6 +117,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "Countdown-v0": {},
     "CountdownNaN-v0": {"fault": "nan"},
     "Toy-v0": TOY,
+    "ToyNarrow-v0": TOY | {"bound": 1.0},
     "ToyNaN-v0": {"fault": "nan", **TOY},
     "ToyError-v0": {"fault": "error", **TOY},
     "ToyHang-v0": {"fault": "hang", **TOY},
