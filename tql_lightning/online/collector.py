@@ -16,7 +16,7 @@ from tql_lightning.data.checks import ACTION_LIMIT
 from tql_lightning.data.counter_random import uniform
 from tql_lightning.data.experience import Experience
 from tql_lightning.data.replay import GrowingWindows, ReplayBuffer
-from tql_lightning.evaluation.envs import EnvError, check_sizes
+from tql_lightning.evaluation.envs import EnvError, check_env, known_bounds
 from tql_lightning.evaluation.rollout import NoiseBuffer, act_in_rows, reset_seed
 from tql_lightning.nn.dropout import evaluation_mode
 from tql_lightning.nn.policy import Actor
@@ -135,7 +135,8 @@ class Collector(Experience):
                     f"{data.updates_per_step}; 1 fits all"
                 )
         if trainer.is_global_zero:
-            check_sizes(self._env_id, model.observation_dim, model.env_action_dim)
+            bounds = known_bounds(data.dataset.action_low, data.dataset.action_high)
+            check_env(self._env_id, model.observation_dim, model.env_action_dim, bounds)
 
     # ------------------------------------------------------------------ rounds
 
