@@ -25,6 +25,10 @@ class AttentionMap(PeriodicObserver):
         every_n_updates: Updates between two pictures, a multiple of the data's ``updates_per_step``. Pictures are also
             drawn before the first and after the last update.
         transitions: Size of the fixed batch.
+
+    Example:
+        >>> AttentionMap(every_n_updates=500).every_n_updates
+        500
     """
 
     needs = ("matplotlib",)

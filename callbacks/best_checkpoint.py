@@ -34,6 +34,10 @@ class BestCheckpoint(ModelCheckpoint):
     Args:
         dirpath: Folder of the checkpoint.
         monitor: Logged key to maximise; ``eval/return`` replaces it where an evaluation lacks it.
+
+    Example:
+        >>> BestCheckpoint("runs/mine/checkpoints", monitor="eval/return").monitor
+        'eval/return'
     """
 
     def __init__(self, dirpath: str | None = None, monitor: str = "eval/success_rate") -> None:

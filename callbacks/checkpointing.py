@@ -50,6 +50,10 @@ class LastCheckpoint(ModelCheckpoint):
 
     Raises:
         ValueError: An argument is out of its range.
+
+    Example:
+        >>> Path(LastCheckpoint("runs/mine/checkpoints", every_n_updates=500).dirpath).name
+        'checkpoints'
     """
 
     def __init__(
@@ -165,6 +169,11 @@ class GracefulInterrupt(Callback):
         received: Signal that ends training, or None; the same on every process.
         heard: Signal that reached this process, or None; other processes may not know yet.
         count: how many signals this process got.
+
+    Example:
+        >>> callback = GracefulInterrupt()
+        >>> callback.received is None  # the signal that ended training, if any
+        True
     """
 
     def __init__(self) -> None:

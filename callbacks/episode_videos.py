@@ -39,6 +39,10 @@ class EpisodeVideos(BackgroundObserver):
 
     Raises:
         ValueError: An argument is out of its range, no environment is known, or its sizes differ from the model's.
+
+    Example:
+        >>> EpisodeVideos(every_n_updates=5000, env_id="Pendulum-v1").env_id
+        'Pendulum-v1'
     """
 
     plural = "videos"

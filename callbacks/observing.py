@@ -1,4 +1,4 @@
-"""Helpers of observers: evaluation mode, checked access to model and data, and fixed transitions."""
+"""Helpers of observers: checked access to model and data, and fixed transitions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.data.storage import store
 from tql_lightning.data.windows import Windows
 from tql_lightning.nn.critic import Critic
-from tql_lightning.nn.modes import evaluation_mode as evaluation_mode
+from tql_lightning.nn.dropout import evaluation_mode as evaluation_mode
 from tql_lightning.training.algorithm import Algorithm
 
 

@@ -28,6 +28,13 @@ class PeriodicObserver(Callback, ABC):
 
     Raises:
         ValueError: ``every_n_updates`` is below 1.
+
+    Example:
+        >>> class PrintUpdate(PeriodicObserver):
+        ...     def observe(self, trainer, model):
+        ...         print(trainer.global_step)
+        >>> PrintUpdate(every_n_updates=100).every_n_updates
+        100
     """
 
     needs: tuple[str, ...] = ()  # packages

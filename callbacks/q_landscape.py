@@ -43,6 +43,10 @@ class QLandscape(PeriodicObserver):
 
     Raises:
         ValueError: A setting is out of its range.
+
+    Example:
+        >>> QLandscape(every_n_updates=500, grid=11).every_n_updates
+        500
     """
 
     needs = ("matplotlib",)

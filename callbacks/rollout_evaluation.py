@@ -19,6 +19,7 @@ from tql_lightning.callbacks.background import (
 from tql_lightning.callbacks.best_checkpoint import BestCheckpoint
 from tql_lightning.callbacks.intervals import is_due, require_multiple
 from tql_lightning.callbacks.observing import environment_of, evaluation_mode, require_algorithm, saved_weights
+from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.evaluation.background import EvaluationJob
 from tql_lightning.evaluation.checkpoint import write_evaluation
 from tql_lightning.evaluation.envs import EnvError, check_sizes
@@ -62,6 +63,10 @@ class RolloutEvaluation(BackgroundObserver):
 
     Raises:
         ValueError: An argument is out of its range, no environment is known, or its sizes differ from the model's.
+
+    Example:
+        >>> RolloutEvaluation(episodes=20, every_n_updates=5000, env_id="Pendulum-v1").episodes
+        20
     """
 
     plural = "evaluations"
@@ -266,8 +271,9 @@ class RolloutEvaluation(BackgroundObserver):
                 folder = Path(trainer.default_root_dir)
                 with training_goes_on(evaluation_file(folder, update)):
                     write_evaluation(folder, update, str(self.env_id), self.seed, result, summary)
-        logged = scalars | {"eval/failures": float(self.failures)}
-        log_metrics(trainer, logged, update)
+        data: Any = getattr(trainer, "datamodule", None)
+        steps = data.env_steps(update) if isinstance(data, OfflineDataModule) and trainer.training else {}
+        log_metrics(trainer, scalars | {"eval/failures": float(self.failures)} | steps, update)
         for checkpoint in _best_checkpoints(trainer) if scalars and update > 0 and not writes_nothing(trainer) else ():
             checkpoint.consider(trainer, update, scalars, snapshot)
 

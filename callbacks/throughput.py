@@ -40,6 +40,12 @@ class Throughput(Callback):
     ``train/samples_per_second`` (over all processes), ``train/memory_gb`` (peak so far of the device, or of the process
     on a CPU) and, for devices in `PEAKS`, ``train/model_flops_utilization`` (FLOP/s of the model's matrix products,
     forward and backward, over the device's peak at the run's precision).
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[Throughput()], logger=False, enable_checkpointing=False)
+        >>> type(trainer.callbacks[0]).__name__
+        'Throughput'
     """
 
     logs = (

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, ClassVar
 
 import torch
@@ -15,11 +17,13 @@ from torch import Tensor, nn
 
 from tql_lightning.batch import Batch, Draw, NoNoise, UpdateSpec, at_update
 from tql_lightning.data.counter_random import seed_generators
+from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.nn.policy import Actor
 from tql_lightning.run.superseded import take_back
 from tql_lightning.training.chunks import (
     chunk_size,
     restore_progress,
+    scheduled_updates,
     skip_validation_of_a_stop,
     validation_follows,
 )
@@ -29,7 +33,7 @@ from tql_lightning.training.divergence import DivergenceWatch, broken_metrics, c
 from tql_lightning.training.execution import Execution
 from tql_lightning.training.guides import leave_out_finished_guides
 from tql_lightning.training.held_out import HeldOutMeans
-from tql_lightning.training.hyperparameters import ALGORITHM, class_path, loadable, require
+from tql_lightning.training.hyperparameters import ALGORITHM, class_path, loadable, require, require_loadable
 from tql_lightning.training.optimisation import NO_DECAY, Optimisation, ParameterGroup, load_moments
 from tql_lightning.training.out_of_memory import explained_memory
 from tql_lightning.training.sharding import ShardedStrategy, shard
@@ -69,6 +73,14 @@ class Algorithm(LightningModule, ABC):
         Noise: NamedTuple class of the random numbers that an update uses.
         extraction: How the model chooses actions, if its `actor` has several ways; None if there is one.
         fixed_settings: Names of settings that a continued run must not change, since its weights depend on them.
+
+    Example:
+        >>> from tql_lightning import TQL
+        >>> model = TQL(3, 1)  # an algorithm; docs/own_algorithm.md writes one
+        >>> [group.name for group in model.parameter_groups()]
+        ['critic', 'temperature', 'actor']
+        >>> model.update_spec.batch.__name__
+        'Batch'
     """
 
     Batch: ClassVar[type[Any]] = Batch
@@ -102,6 +114,22 @@ class Algorithm(LightningModule, ABC):
         self._first_optimizer_state: dict[str, Any] | None = None
         self._precision_before = torch.get_float32_matmul_precision()
         self._measured_at: list[int] = []  # intervals at which a callback needs metrics
+
+    def save_hyperparameters(
+        self,
+        *names: Any,
+        ignore: Any = None,
+        frame: FrameType | None = None,
+        logger: bool = True,
+    ) -> None:
+        """Lightning's; rejects settings that the model could not be made from again when its checkpoint is loaded.
+
+        Raises:
+            ValueError: A part is a lambda, another function or an object.
+        """
+        caller = frame or getattr(inspect.currentframe(), "f_back", None)  # whose arguments Lightning reads
+        super().save_hyperparameters(*names, ignore=ignore, frame=caller, logger=logger)
+        require_loadable(self.hparams)
 
     # ------------------------------------------------------------------ defined by subclasses
 
@@ -154,6 +182,10 @@ class Algorithm(LightningModule, ABC):
             ValueError: The extraction is unknown.
         """
 
+    def exploring_actor(self) -> Actor:
+        """Returns the policy that collects transitions in an online phase; by default `actor`."""
+        return self.actor()
+
     # ------------------------------------------------------------------ used by data, callbacks and evaluation
 
     @property
@@ -199,7 +231,7 @@ class Algorithm(LightningModule, ABC):
 
     def check_trainer(self, trainer: Trainer) -> None:
         """Rejects a trainer that cannot train this algorithm; see `trainer_checks.check_trainer`."""
-        self.optimisation.for_run(trainer.max_steps)
+        self.optimisation.for_run(scheduled_updates(trainer))
         check_trainer(trainer, self, self.execution)
 
     def setup(self, stage: str) -> None:
@@ -243,7 +275,9 @@ class Algorithm(LightningModule, ABC):
         self._first_optimizer_state = state
 
     def _optimisation_of_run(self) -> Optimisation:
-        return self.optimisation if self._trainer is None else self.optimisation.for_run(self.trainer.max_steps)
+        return (
+            self.optimisation if self._trainer is None else self.optimisation.for_run(scheduled_updates(self.trainer))
+        )
 
     # ------------------------------------------------------------------ training
 
@@ -357,6 +391,9 @@ class Algorithm(LightningModule, ABC):
             name = group.get("name", f"group_{index}")
             if not name.endswith(NO_DECAY):
                 scalars[f"train/learning_rate/{name}"] = float(group["lr"])
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(data, OfflineDataModule):
+            scalars |= data.env_steps(self.global_step) | data.online_metrics()
         broken = broken_metrics(scalars, self.trainer)
         if broken or broken_tensors:
             for logger in self.loggers:

@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from tql_lightning.batch import at_update
 from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.data.sampler import TransitionSampler
-from tql_lightning.nn.modes import evaluation_mode
+from tql_lightning.nn.dropout import evaluation_mode
 from tql_lightning.system.private_api import checkpoint_intervals, count_updates, saving_is_put_off
 from tql_lightning.training.chunks import chunk_size
 
