@@ -26,6 +26,7 @@ def stop_early(monitor: str) -> tuple[str, ...]:
     return "--trainer.callbacks+=EarlyStopping", f"--trainer.callbacks.monitor={monitor}"
 
 
+@pytest.mark.slow
 def test_a_refused_monitor_leaves_a_folder_in_which_the_mended_run_starts(command_folder: Path) -> None:
     refused = call_tql(command_folder, *FIT, *EVALUATE, *stop_early("eval/retrun"))
     assert refused.returncode == 2
@@ -75,7 +76,8 @@ def test_a_missing_key_of_wandb_takes_two_lines() -> None:
     assert len(message.splitlines()) == 2
 
 
-def test_lightnings_own_cli_builds_model_and_data() -> None:
+def test_lightnings_own_cli_builds_model_and_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["main.py"])
     arguments = ["--data.dataset=tests.toy.toy_dataset", "--data.dataset.size=100", "--data.batch_size=8"]
     arguments += ["--model.observation_dim=3", "--model.action_dim=1", "--trainer.logger=false"]
     cli = LightningCLI(TQL, OfflineDataModule, args=arguments, run=False, save_config_callback=None)
