@@ -40,7 +40,7 @@ class EpisodeVideos(BackgroundObserver):
     Raises:
         ValueError: An argument is out of its range, no environment is known, or its sizes differ from the model's.
 
-    Example:
+    Examples:
         >>> EpisodeVideos(every_n_updates=5000, env_id="Pendulum-v1").env_id
         'Pendulum-v1'
     """

@@ -64,7 +64,7 @@ class RolloutEvaluation(BackgroundObserver):
     Raises:
         ValueError: An argument is out of its range, no environment is known, or its sizes differ from the model's.
 
-    Example:
+    Examples:
         >>> RolloutEvaluation(episodes=20, every_n_updates=5000, env_id="Pendulum-v1").episodes
         20
     """

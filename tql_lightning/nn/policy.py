@@ -29,7 +29,7 @@ class Actor:
             which it takes the highest; None where it does not choose. A comparison accepts any candidate whose score
             is the highest but for rounding.
 
-    Example:
+    Examples:
         >>> actor = Actor(noise_shape=(1,), act=lambda observations, noise: torch.tanh(noise))
         >>> actor.act(torch.zeros(5, 3), torch.zeros(5, 1)).shape
         torch.Size([5, 1])
@@ -161,7 +161,7 @@ class FlowPolicy(BehaviourFlow):
         ValueError: there is no hidden layer, a size of one, ``flow_steps`` or ``num_samples`` is below 1, or
             ``distillation`` is unknown.
 
-    Example:
+    Examples:
         >>> policy = FlowPolicy(3, 1, hidden_dims=[32, 32], flow_steps=5)
         >>> policy.one_step_actions(torch.zeros(2, 3), torch.zeros(2, 1)).shape
         torch.Size([2, 1])
