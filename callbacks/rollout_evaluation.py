@@ -74,7 +74,7 @@ class RolloutEvaluation(BackgroundObserver):
         ValueError: An argument is out of its range, no environment is known, or it does not fit the
             model and its data.
 
-    Example:
+    Examples:
         >>> RolloutEvaluation(episodes=20, every_n_updates=5000, env_id="Pendulum-v1").episodes
         20
     """

@@ -130,7 +130,7 @@ class TQL(Algorithm):
     Raises:
         ValueError: A setting is out of its range; the message names it.
 
-    Example:
+    Examples:
         >>> from functools import partial
         >>> from tql_lightning import TQL, TransformerCritic
         >>> model = TQL(3, 1, critic=partial(TransformerCritic, hidden_dim=32), bc_coefficient=1.0)

@@ -60,7 +60,7 @@ class ContinuedTensorBoardLogger(TensorBoardLogger):
         name: Folder of the event files, or "" for ``save_dir``.
         version: Folder below ``name``, or "" for none.
 
-    Example:
+    Examples:
         >>> logger = ContinuedTensorBoardLogger("run")
         >>> logger.log_metrics({"train/td_loss": 0.5}, step=10)
         >>> logger.log_dir

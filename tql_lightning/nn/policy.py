@@ -29,7 +29,7 @@ class Actor:
             scores; ``act`` takes the highest score. None for a policy that does not choose. A comparison of two
             implementations accepts any candidate whose score is the highest up to rounding.
 
-    Example:
+    Examples:
         >>> actor = Actor(noise_shape=(1,), act=lambda observations, noise: torch.tanh(noise))
         >>> actor.act(torch.zeros(5, 3), torch.zeros(5, 1)).shape
         torch.Size([5, 1])
@@ -161,7 +161,7 @@ class FlowPolicy(BehaviourFlow):
     Raises:
         ValueError: ``distillation`` is unknown, or as for `BehaviourFlow`.
 
-    Example:
+    Examples:
         >>> policy = FlowPolicy(3, 1, hidden_dims=[32, 32], flow_steps=5)
         >>> policy.one_step_actions(torch.zeros(2, 3), torch.zeros(2, 1)).shape
         torch.Size([2, 1])

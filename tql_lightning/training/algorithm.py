@@ -78,7 +78,7 @@ class Algorithm(LightningModule, ABC):
         extraction: How the model chooses actions, if its `actor` has several ways; None if there is one.
         fixed_settings: Names of settings that a continued run must not change, since its weights depend on them.
 
-    Example:
+    Examples:
         >>> from tql_lightning import TQL
         >>> model = TQL(3, 1)  # an algorithm; docs/own_algorithm.md writes one
         >>> [group.name for group in model.parameter_groups()]
