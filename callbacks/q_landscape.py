@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -97,6 +98,6 @@ class QLandscape(PeriodicObserver):
             )
         for logger in trainer.loggers:
             logger.log_metrics({"train/q_slope": slope, "train/q_roughness": roughness}, step=update)
-        figure = q_landscape_figure(values.cpu().numpy(), offsets.numpy(), dimensions, update, roughness)
+        draw = partial(q_landscape_figure, values.cpu().numpy(), offsets.numpy(), dimensions, update, roughness)
         path = picture_file(Path(trainer.default_root_dir), Q_LANDSCAPE, update)
-        save_figure(figure, path, trainer.loggers, Q_LANDSCAPE, update)
+        save_figure(draw, path, trainer.loggers, Q_LANDSCAPE, update)
