@@ -32,6 +32,8 @@ class AttentionMap(PeriodicObserver):
         500
     """
 
+    needs = ("matplotlib",)
+
     def __init__(self, every_n_updates: int = 100_000, transitions: int = 64) -> None:
         super().__init__(every_n_updates)
         if transitions < 1:

@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from tql_lightning.run.checkpoint_io import write_checkpoint
-from tql_lightning.run.folder import before_divergence_file
+from tql_lightning.run.folder import before_divergence_file, writes_nothing
 from tql_lightning.training.divergence import TrainingDivergedError
 from tql_lightning.training.hyperparameters import loadable
 from tql_lightning.training.sharding import whole
@@ -47,7 +47,7 @@ class BeforeDivergence(Callback):
         if not isinstance(exception, TrainingDivergedError) or not self._weights:
             return
         weights = {name: whole(value).cpu() for name, value in self._weights.items()}  # all processes raise together
-        if not trainer.is_global_zero:
+        if not trainer.is_global_zero or writes_nothing(trainer):
             return
         checkpoint = {
             "state_dict": weights,

@@ -50,6 +50,9 @@ class QLandscape(PeriodicObserver):
         500
     """
 
+    needs = ("matplotlib",)
+    logs = ("train/q_slope", "train/q_roughness")
+
     def __init__(
         self,
         every_n_updates: int = 100_000,
@@ -78,12 +81,12 @@ class QLandscape(PeriodicObserver):
                 f"QLandscape.dimensions: expected two different ones of 0 to {size - 1}, found {list(chosen)}"
             )
 
-    def observe(self, trainer: Trainer, model: Algorithm) -> None:
+    def observe(self, trainer: Trainer, model: Algorithm) -> dict[str, float] | None:
         """Measures and draws."""
         update = trainer.global_step
         critic = find_critic(self, model)
         if critic is None:
-            return
+            return None
         with evaluation_mode(model), torch.no_grad():
             observations, actions = fixed_transitions(data_of(self, trainer), self.transitions, model)
             slope, roughness = smoothness(critic, observations, actions)
@@ -96,8 +99,7 @@ class QLandscape(PeriodicObserver):
             values = torch.stack(
                 [q_around(critic, at, around, dimensions, offsets) for around in (actions[shown], actor.act(at, noise))]
             )
-        for logger in trainer.loggers:
-            logger.log_metrics({"train/q_slope": slope, "train/q_roughness": roughness}, step=update)
         draw = partial(q_landscape_figure, values.cpu().numpy(), offsets.numpy(), dimensions, update, roughness)
         path = picture_file(Path(trainer.default_root_dir), Q_LANDSCAPE, update)
         save_figure(draw, path, trainer.loggers, Q_LANDSCAPE, update)
+        return {"train/q_slope": slope, "train/q_roughness": roughness}

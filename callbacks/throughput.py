@@ -15,6 +15,7 @@ from tql_lightning.callbacks.observing import evaluation_mode, require_algorithm
 from tql_lightning.run.provenance import peak_memory_bytes
 from tql_lightning.training.algorithm import Algorithm
 from tql_lightning.training.sharding import is_sharded
+from tql_lightning.training.stock_callbacks import log_metrics
 
 ROWS = 2  # batch size for counting operations, whose number is proportional to it
 
@@ -47,6 +48,11 @@ class Throughput(Callback):
         'Throughput'
     """
 
+    logs = (
+        *("train/updates_per_second", "train/samples_per_second", "train/memory_gb"),
+        "train/model_flops_utilization",
+    )
+
     def __init__(self) -> None:
         self._seconds = self._started = 0.0
         self._first_update = 0
@@ -69,8 +75,6 @@ class Throughput(Callback):
             return
         updates, seconds = trainer.global_step - self._first_update, self._seconds
         self._seconds, self._first_update = 0.0, trainer.global_step
-        if not trainer.is_global_zero:
-            return
         model = require_algorithm(self, pl_module)
         rows = batch[0][0].shape[1]  # batch size of this process
         per_second = updates / seconds
@@ -89,8 +93,7 @@ class Throughput(Callback):
             if self._flops_per_row is None:
                 self._flops_per_row = flops_of_update(model, *batch) / ROWS
             scalars["train/model_flops_utilization"] = per_second * rows * self._flops_per_row / peak
-        for logger in trainer.loggers:
-            logger.log_metrics(scalars, step=trainer.global_step)
+        log_metrics(trainer, trainer.strategy.broadcast(scalars), trainer.global_step)
 
 
 def memory_gb(device: torch.device) -> float:

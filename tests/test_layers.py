@@ -28,6 +28,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 ALLOWED["algorithms"] = {"training", "trust", *ALLOWED["training"]}
 ALLOWED["evaluation"] = {"algorithms", *ALLOWED["algorithms"]}
+ALLOWED["online"] = {"evaluation", *ALLOWED["evaluation"]}
 ALLOWED["export"] = {"evaluation", *ALLOWED["evaluation"]}
 ALLOWED["benchmark"] = {"report", *ALLOWED["report"]}
 ALLOWED["callbacks"] = {"loggers", "report", "evaluation", *ALLOWED["evaluation"]}

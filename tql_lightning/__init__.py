@@ -5,6 +5,7 @@ The names below are loaded when first used, so that importing the package stays 
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
     from tql_lightning.training.optimisation import Optimisation as Optimisation
     from tql_lightning.training.optimisation import ParameterGroup as ParameterGroup
     from tql_lightning.training.update import Losses as Losses
+
+if sys.platform == "win32":  # without fork, poll and the resource module
+    raise ImportError("tql_lightning: expected Linux or macOS, found Windows; use the Windows Subsystem for Linux")
 
 _HOMES = {  # module -> names in it
     "algorithms.loading": ("load_checkpoint",),

@@ -122,7 +122,7 @@ def test_another_class_takes_of_a_packaged_configuration_only_the_settings_that_
     assert re.search(r"quickstart\.yaml: left out model\.bc_coefficient, .*of TQL that Other", told[0])
     own = {"observation_dim", "action_dim", "expectile", "tau"}
     assert configuration["model"].keys() <= own
-    assert (configuration["model"]["tau"], configuration["trainer"]["max_steps"]) == (0.05, 1250)
+    assert (configuration["model"]["tau"], configuration["trainer"]["max_steps"]) == (0.03, 2400)
 
 
 @pytest.mark.usefixtures("folder")

@@ -31,7 +31,7 @@ FLAG = "--model"
 CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 FROM_DATASET = frozenset({"observation_dim", "action_dim", "reward_range", "final_reward_range", "action_range"})
 
-FOR_FIT = frozenset({"weights", "weights_optimizer", "weights_parts"})  # a run's configuration has them, too
+FOR_FIT = frozenset({"online", "weights", "weights_optimizer", "weights_parts"})  # a run's configuration has them, too
 
 
 class ModelError(ValueError):

@@ -13,7 +13,8 @@ from tql_lightning.cli.private_api import actions, argument_groups, argument_typ
 Command = Callable[..., object]
 Shell = Literal["bash", "zsh", "tcsh"]
 CertifiedOutput = Literal["action", "q"]  # choices of an option of `tql certify`
-Engine = Literal["serial"]  # of `tql benchmark`
+ReportFormat = Literal["html", "md", "csv", "latex", "json"]
+Engine = Literal["ray", "slurm", "serial"]  # of `tql benchmark`
 
 
 def command_parser(

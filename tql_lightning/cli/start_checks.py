@@ -46,7 +46,8 @@ def check_start(command: str, arguments: Sequence[str]) -> None:
     """
     settings = _settings(arguments)
     folder, checkpoint = _select(settings, FOLDER), _select(settings, "ckpt_path")
-    if command == "fit" and not checkpoint and isinstance(folder, str):
+    writes = not any("fast_dev_run" in argument for argument in arguments)
+    if command == "fit" and writes and not checkpoint and isinstance(folder, str) and any(Path(folder).rglob("*.ckpt")):
         refuse_earlier_run(Path(folder))
     elsewhere = any("dirpath" in argument for argument in arguments)
     if checkpoint == "last" and isinstance(folder, str) and not elsewhere and not Path(folder).exists():

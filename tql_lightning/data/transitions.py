@@ -54,8 +54,12 @@ def scores_in(env_id: str, own_env_id: str | None, scores: Scores | None) -> Sco
     return None
 
 
+class _BuiltByPath:
+    """Base without fields: jsonargparse builds such a class by class path, and plain dataclasses field by field."""
+
+
 @dataclass(frozen=True, eq=False, repr=False)
-class TransitionDataset:
+class TransitionDataset(_BuiltByPath):
     """Checked transitions (s, a, r, s') of whole episodes; `from_arrays` builds one.
 
     Arrays may be read-only memory maps of files larger than memory.
