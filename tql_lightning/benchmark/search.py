@@ -125,7 +125,7 @@ def search(
                 ),
             )
         results = tuner.fit()
-        tried = [result.config or {} for result in results]
+        tried = [results[index].config or {} for index in range(len(results))]
     record = {
         "metric": suite.metric,
         "protocol": suite.protocol,
