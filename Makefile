@@ -46,7 +46,7 @@ format: $(STAMP)  ## format the code
 	$(VENV)/bin/ruff format .
 
 docs: $(STAMP)  ## the documentation site, site/index.html; fails on broken links and undocumented names
-	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
 dist: $(TOOLS_STAMP)  ## wheel and source distribution, in dist/
 	rm -rf dist

@@ -7,7 +7,7 @@ from json import dumps
 from pathlib import Path
 from typing import Any
 
-from tql_lightning.cli.parsers import CertifiedOutput, Command, Engine, ReportFormat
+from tql_lightning.cli.parsers import CertifiedOutput, Command, Engine, ReportFormat, Shell
 from tql_lightning.export.policy_folder import ExportFormat
 from tql_lightning.report.protocol import Protocol
 
@@ -128,13 +128,18 @@ def benchmark(
     return 1 if run_suite(found, runs, folder, engine, cpus, resources, options) else 0
 
 
-def inspect_command(name: str, plot: str | None = None) -> None:
+def inspect_command(
+    name: str, plot: str | None = None, keys: dict[str, str] | None = None, max_episode_steps: int | None = None
+) -> None:
     """Checks a dataset as training would, and prints figures about it.
 
     Args:
         name: "minari:ID"; an OGBench name such as "cube-double-play-singletask-task2-v0"; or the path of an .npz file,
             a D4RL .hdf5 file, or a folder of .npy files.
         plot: File for a plot of returns, episode lengths and rewards (.png, .pdf, .svg).
+        keys: Our name -> the file's name, of arrays under other names: '{observations: obs, actions: acts}'.
+        max_episode_steps: Time limit that splits an array dones into terminations and truncations; 0 if all are
+            terminations.
     """
     from tql_lightning.data.environment import check_environment
     from tql_lightning.data.named import load_dataset
@@ -143,7 +148,7 @@ def inspect_command(name: str, plot: str | None = None) -> None:
 
     if plot:
         require_writable(Path(plot))
-    dataset = load_dataset(name)
+    dataset = load_dataset(name, keys=keys, max_episode_steps=max_episode_steps)
     summary = summarise(dataset)
     print("\n".join(summary.lines()))
     if plot:
@@ -156,7 +161,13 @@ def inspect_command(name: str, plot: str | None = None) -> None:
         print(f"not compared with {dataset.env_id}, which cannot be made here ({problem})")
 
 
-def convert_command(name: str, output: str, overwrite: bool = False) -> None:
+def convert_command(
+    name: str,
+    output: str,
+    overwrite: bool = False,
+    keys: dict[str, str] | None = None,
+    max_episode_steps: int | None = None,
+) -> None:
     """Converts any dataset to our own formats, from which the same transitions load.
 
     Args:
@@ -165,10 +176,13 @@ def convert_command(name: str, output: str, overwrite: bool = False) -> None:
         output: Path ending in .npz, or of a folder to create, whose files are memory-mapped when loaded. Held-out
             transitions go to OUTPUT-val beside it. Both appear only once they are complete.
         overwrite: Replace an existing file.
+        keys: Our name -> the file's name, of arrays under other names: '{observations: obs, actions: acts}'.
+        max_episode_steps: Time limit that splits an array dones into terminations and truncations; 0 if all are
+            terminations.
     """
     from tql_lightning.data.named import convert
 
-    for path, part in convert(name, output, overwrite):
+    for path, part in convert(name, output, overwrite, keys, max_episode_steps):
         print(f"wrote {path}: {len(part):,} transitions in {int(part.episode_ends.sum()):,} episodes")
 
 
@@ -387,11 +401,23 @@ def report(
     print(f"wrote {output}" if output else text, end="\n" if output else "")
 
 
+def completion(shell: Shell) -> None:
+    """Prints a script that completes commands and options in a shell; see docs/command_line.md.
+
+    Args:
+        shell: "bash", "zsh" or "tcsh".
+    """
+    from tql_lightning.cli.completion import completion_script
+
+    print(completion_script(shell, COMMANDS, GROUPS))
+
+
 GROUPS = {"data": "Inspects and converts datasets."}
 COMMANDS: dict[str, Command | dict[str, Command]] = {
     "benchmark": benchmark,
     "certify": certify,
     "collect": collect_command,
+    "completion": completion,
     "data": {"inspect": inspect_command, "convert": convert_command},
     "evaluate": evaluate,
     "export": export,

@@ -38,6 +38,8 @@ def make_env(env_id: str, render_mode: str | None = None) -> gymnasium.Env[Any, 
     import gymnasium
     from gymnasium.wrappers import DtypeObservation, FlattenObservation, RescaleAction, TransformObservation
 
+    from tql_lightning.evaluation.seeded_reset import SeededReset
+
     try:
         rendering: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
         env = gymnasium.make(environment_spec(env_id), **rendering)
@@ -73,7 +75,7 @@ def make_env(env_id: str, render_mode: str | None = None) -> gymnasium.Env[Any, 
     low, high = env.action_space.low, env.action_space.high  # type: ignore[attr-defined]
     if (low != -1.0).any() or (high != 1.0).any():
         env = RescaleAction(env, np.float32(-1.0), np.float32(1.0))
-    return env
+    return SeededReset(env)
 
 
 def check_sizes(env_id: str, observation_dim: int, action_dim: int) -> None:
