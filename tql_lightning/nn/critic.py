@@ -28,7 +28,7 @@ class CriticOutput(NamedTuple):
             queries (column 1), (L, 2); None unless requested, or for a critic without attention.
         logits: Logits of the bins whose mean is the value, (B, E, M); None for a critic without bins.
 
-    Example:
+    Examples:
         >>> CriticOutput(values=torch.zeros(5, 2), attention_entropy=None).values.mean()
         tensor(0.)
     """
