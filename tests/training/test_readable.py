@@ -32,7 +32,13 @@ class Stateful(Callback):
 
 def saved(folder: Path, model: TQL, *callbacks: Callback) -> Path:
     """The checkpoint of two updates."""
-    fit(folder, model, 2, [*callbacks, ModelCheckpoint(folder, save_last=True, every_n_train_steps=2)])
+    fit(
+        folder,
+        model,
+        2,
+        [*callbacks, ModelCheckpoint(folder, save_last=True, every_n_train_steps=2)],
+        updates_per_step=1,
+    )
     return folder / "last.ckpt"
 
 
