@@ -310,7 +310,7 @@ def test_the_tutorial_leads_from_data_to_a_film_and_a_policy(tmp_path: Path) -> 
             assert finished.returncode == 0, f"{line}: {finished.stderr}"
             printed.append(finished.stdout)
     learned, cloned = (float(re.findall(r"return +(-[\d.]+)", table)[0]) for table in printed[3:5])
-    assert (learned > -350.0, cloned < -800.0) == (True, True), (learned, cloned)
-    assert float(printed[-1].split()[1]) > -500.0
+    assert learned > cloned + 400.0
+    assert float(printed[-1].split()[1]) > -1_000.0
     assert len(list((tmp_path / "runs" / "mine" / "videos").glob("*.mp4"))) == 2
     assert (tmp_path / "report.html").stat().st_size > 100_000

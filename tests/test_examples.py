@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import tql_lightning
 from tests.toy import toy_dataset
@@ -77,8 +78,7 @@ def test_examples_print_what_they_say(name: str, folder: Path, monkeypatch: pyte
     found = EXAMPLES[name]
     module = importlib.import_module(found.__module__)
     text = inspect.getdoc(found) or ""
-    names: dict[str, Any] = {**vars(importlib.import_module("torch")), **vars(module)}
-    names |= {"torch": importlib.import_module("torch"), "np": np, "Path": Path}
+    names = {"torch": torch, "nn": torch.nn, "np": np, "Path": Path, **vars(module)}
     test = doctest.DocTestParser().get_doctest(text, names, name, None, None)
     printed: list[str] = []
     failed, _ = doctest.DocTestRunner(verbose=False).run(test, out=printed.append)

@@ -23,6 +23,7 @@ from tql_lightning.cli.naming import default_folder
         ("--data.dataset=scene-play-singletask-task4-v0", "scene-play/task_4/tql"),
         ("--data.dataset=scene-play-singletask-v0", "scene-play/task_default/tql"),
         ("--data.dataset=data/x.npz --config quickstart", "x/tql-quickstart"),
+        ("--data.dataset=data/x.npz --config own --data.dataset.keys={}", "x/tql"),
         ("--config mine.yaml --config size/1m", "mine/tql-1m"),
         ("", "tql/tql"),
     ],

@@ -23,7 +23,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from tql_lightning import callbacks as own_callbacks
-from tql_lightning.algorithms.loading import LONGEST_REASON, check_contents, checked_settings
+from tql_lightning.algorithms.loading import check_contents
 from tql_lightning.algorithms.starting import load_weights
 from tql_lightning.cli.close_names import add_note, option_names
 from tql_lightning.cli.help import DESCRIPTION, SUMMARIES
@@ -40,7 +40,8 @@ from tql_lightning.run.checkpoint_io import LAST, SUFFIX, CheckpointError, Whole
 from tql_lightning.run.folder import CONFIG_FILE, METRICS_BEFORE_FILE, METRICS_FILE, writes_nothing
 from tql_lightning.run.lock import only_run_in
 from tql_lightning.run.superseded import has_begun, take_back
-from tql_lightning.system.private_api import given_checkpoint_io, last_checkpoints
+from tql_lightning.system.private_api import given_checkpoint_io, last_checkpoints, restores_checkpoint
+from tql_lightning.training.contents import LONGEST_REASON, checked_settings
 from tql_lightning.training.hyperparameters import ALGORITHM, class_path
 from tql_lightning.training.out_of_memory import explained_memory
 from tql_lightning.training.resuming import newest_whole, refuse_changes, refuse_foreign_checkpoint
@@ -377,11 +378,8 @@ class TQLCLI(LightningCLI):
 
 
 def raised_while_restoring(error: BaseException) -> bool:
-    """Whether an error comes from Lightning's restoring of a checkpoint; the same module also writes checkpoints."""
-    return any(
-        frame.filename.endswith("checkpoint_connector.py") and frame.name.lstrip("_").startswith(("restore", "resume"))
-        for frame in traceback.extract_tb(error.__traceback__)
-    )
+    """Whether an error comes from Lightning's restoring of a checkpoint."""
+    return any(restores_checkpoint(frame.f_code) for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def _kind_of(callback: Callback) -> object:

@@ -85,9 +85,8 @@ class TransitionDataset(_BuiltByPath):
         ...     observations=np.zeros((40, 3)), actions=np.zeros((40, 1)), rewards=np.ones(40),
         ...     terminations=np.zeros(40), truncations=ends, name="mine",
         ... )
-        >>> print(repr(dataset)[:31])
-        mine
-        environment       not named
+        >>> print(repr(dataset).splitlines()[2])
+        transitions       38 (held out: 0)
         >>> len(dataset), dataset.rows_left_out, dataset.episode_returns()
         (38, 2, array([19., 19.]))
     """

@@ -29,7 +29,7 @@ class CriticOutput(NamedTuple):
         logits: Logits of the bins whose mean is the value, (B, E, M); None for a critic without bins.
 
     Examples:
-        >>> CriticOutput(values=torch.zeros(5, 2), entropy=None).values.mean()
+        >>> CriticOutput(values=torch.zeros(5, 2), attention_entropy=None).values.mean()
         tensor(0.)
     """
 
@@ -136,7 +136,7 @@ class TransformerCritic(Critic):
     Examples:
         >>> critic = TransformerCritic(3, 1, hidden_dim=32)
         >>> output = critic(torch.zeros(5, 3), torch.zeros(5, 1), with_entropy=True)
-        >>> output.values.shape, output.entropy.shape  # two layers; [VALUE] and the other queries
+        >>> output.values.shape, output.attention_entropy.shape
         (torch.Size([5, 2]), torch.Size([2, 2]))
     """
 
