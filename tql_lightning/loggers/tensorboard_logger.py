@@ -84,6 +84,7 @@ class ContinuedTensorBoardLogger(TensorBoardLogger):
     Examples:
         >>> logger = ContinuedTensorBoardLogger("run")
         >>> logger.log_metrics({"train/td_loss": 0.5}, step=10)
+        >>> logger.finalize("success")
         >>> Path(logger.log_dir).name
         'tensorboard'
     """
