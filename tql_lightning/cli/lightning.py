@@ -22,6 +22,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
+from tql_lightning import callbacks as own_callbacks
 from tql_lightning.algorithms.loading import check_contents
 from tql_lightning.algorithms.starting import load_weights
 from tql_lightning.cli.close_names import add_note, option_names
@@ -68,6 +69,8 @@ class TQLCLI(LightningCLI):
         groups: Mapping[str, str] | None = None,
     ) -> None:
         self._commands, self._groups = commands or {}, groups or {}
+        for name in own_callbacks.__all__:  # the parser knows classes by their names once they are imported
+            getattr(own_callbacks, name)
         # Lightning's Timer has one as the default of a str.
         yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
         # References such as ${trainer.max_steps} are resolved after overrides, and across files.
