@@ -86,6 +86,7 @@ class ContinuedTensorBoardLogger(TensorBoardLogger):
         >>> logger.log_metrics({"train/td_loss": 0.5}, step=10)
         >>> Path(logger.log_dir).name
         'tensorboard'
+        >>> logger.finalize("success")
     """
 
     _full = False  # the last write failed
