@@ -76,8 +76,8 @@ def main() -> None:
                 folder = Path(scratch)
                 (folder / "random_data.py").write_text(MODULE)
                 (folder / "there" / "checkpoints").mkdir(parents=True)
-                for name in ("config.yaml", "checkpoints/last.ckpt"):
-                    (folder / "there" / name).touch()
+                for file in ("config.yaml", "checkpoints/last.ckpt"):
+                    (folder / "there" / file).touch()
                 found.append(processor_seconds(arguments, folder))
         print(f"| {name} | {statistics.median(found):.2f} | {min(found):.2f} to {max(found):.2f} |", flush=True)
 
