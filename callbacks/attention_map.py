@@ -27,7 +27,7 @@ class AttentionMap(PeriodicObserver):
             drawn before the first and after the last update.
         transitions: Size of the fixed batch.
 
-    Example:
+    Examples:
         >>> AttentionMap(every_n_updates=500).every_n_updates
         500
     """

@@ -45,7 +45,7 @@ class QLandscape(PeriodicObserver):
     Raises:
         ValueError: A setting is out of its range.
 
-    Example:
+    Examples:
         >>> QLandscape(every_n_updates=500, grid=11).every_n_updates
         500
     """

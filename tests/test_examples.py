@@ -123,10 +123,10 @@ def test_the_names_that_type_checkers_see_are_those_that_load(package: Any) -> N
     ("setting", "found"),
     [
         ({"critic": lambda *sizes: tql_lightning.MLPCritic(*sizes, [8])}, r"model.critic: .* found <lambda>"),
-        ({"critic": tql_lightning.MLPCritic(3, 1)}, r"model.critic: .* found a MLPCritic already made"),
+        ({"critic": tql_lightning.MLPCritic(3, 1)}, r"model.critic: expected a class .*, found MLPCritic"),
         (
             {"policy": partial(tql_lightning.FlowPolicy, hidden_dims=lambda: [3])},
-            r"model.policy.hidden_dims: .*<lambda>",
+            r"model.policy.init_args.hidden_dims: .* found function",
         ),
     ],
 )

@@ -79,7 +79,7 @@ class TransitionDataset(_BuiltByPath):
         reference_scores: returns of a random and of an expert policy (see `normalized_score`), or None.
         rows_left_out: Number of recorded rows that are no transitions, because their next observation is unknown.
 
-    Example:
+    Examples:
         >>> ends = np.arange(40) % 20 == 19
         >>> dataset = TransitionDataset.from_arrays(
         ...     observations=np.zeros((40, 3)), actions=np.zeros((40, 1)), rewards=np.ones(40),

@@ -81,9 +81,10 @@ class ContinuedTensorBoardLogger(TensorBoardLogger):
         name: Folder of the event files, or "" for ``save_dir``.
         version: Folder below ``name``, or "" for none.
 
-    Example:
+    Examples:
         >>> logger = ContinuedTensorBoardLogger("run")
         >>> logger.log_metrics({"train/td_loss": 0.5}, step=10)
+        >>> logger.finalize("success")
         >>> Path(logger.log_dir).name
         'tensorboard'
         >>> logger.finalize("success")
@@ -100,9 +101,7 @@ class ContinuedTensorBoardLogger(TensorBoardLogger):
         """Begins a file that hides later events; see `ContinuedLogger`."""
         self.finalize("continued")
         self._experiment = None
-        # TensorBoard reads files in the order of the second in their names: the next one must be in a later second.
-        newest = max((path.stat().st_mtime for path in Path(self.log_dir).glob("events.*")), default=0.0)
-        time.sleep(min(max(newest + 1.0 - time.time(), 0.0), 1.0))
+        _rename_to_before(int(time.time()), Path(self.log_dir))
         self._kwargs["purge_step"] = update + 1
         self._used = True
         self.save()
@@ -166,3 +165,18 @@ class ContinuedTensorBoardLogger(TensorBoardLogger):
             files.add_event(Event())
         super().save()
         self._kwargs.pop("purge_step", None)  # only now: a file that could not be written hides nothing
+
+
+def _rename_to_before(second: int, folder: Path) -> None:
+    """Gives event files earlier names than one of this second, in their order.
+
+    TensorBoard reads files in the order of the second in their names, and hides only what it has read before. The
+    clock may have been set back, or another machine's clock be behind.
+    """
+    latest = second - 1
+    for path in sorted(folder.glob("events.out.tfevents.*"), reverse=True):
+        *start, stamp, rest = path.name.split(".", 4)
+        if not stamp.isdigit() or int(stamp) <= latest:
+            return
+        path.rename(path.with_name(".".join([*start, f"{latest:010d}", rest])))
+        latest -= 1
