@@ -75,8 +75,9 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as scratch:
                 folder = Path(scratch)
                 (folder / "random_data.py").write_text(MODULE)
-                (folder / "there").mkdir()
-                (folder / "there" / "config.yaml").touch()
+                (folder / "there" / "checkpoints").mkdir(parents=True)
+                for file in ("config.yaml", "checkpoints/last.ckpt"):
+                    (folder / "there" / file).touch()
                 found.append(processor_seconds(arguments, folder))
         print(f"| {name} | {statistics.median(found):.2f} | {min(found):.2f} to {max(found):.2f} |", flush=True)
 

@@ -131,8 +131,9 @@ def test_what_is_close_to_no_option_of_a_command_is_answered_with_none(command: 
 
 
 def test_a_start_that_cannot_be_is_refused_without_lightning(folder: Path) -> None:
-    (folder / "runs" / "tql" / "seed_0").mkdir(parents=True)
-    (folder / "runs" / "tql" / "seed_0" / "config.yaml").touch()
+    (folder / "runs" / "tql" / "seed_0" / "checkpoints").mkdir(parents=True)
+    for name in ("config.yaml", "checkpoints/last.ckpt"):
+        (folder / "runs" / "tql" / "seed_0" / name).touch()
     (folder / "npz.yaml").write_text(
         "data:\n  dataset: {class_path: tql_lightning.data.sources.npz.load_npz, init_args: {path: absent.npz}}\n"
     )

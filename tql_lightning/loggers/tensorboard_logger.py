@@ -87,6 +87,7 @@ class ContinuedTensorBoardLogger(TensorBoardLogger):
         >>> logger.finalize("success")
         >>> Path(logger.log_dir).name
         'tensorboard'
+        >>> logger.finalize("success")
     """
 
     _full = False  # the last write failed
