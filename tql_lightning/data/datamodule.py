@@ -48,6 +48,12 @@ class OfflineDataModule(LightningDataModule):
     Raises:
         ValueError: a number is out of its range.
         DatasetError: ``dataset`` is something else.
+
+    Example:
+        >>> from tql_lightning import load_dataset
+        >>> data = OfflineDataModule(load_dataset("mine.npz"), batch_size=64)
+        >>> data.observation_dim, data.action_dim
+        (3, 1)
     """
 
     def __init__(

@@ -19,7 +19,7 @@ from tql_lightning.trust.text import FileError, shown
 from tql_lightning.trust.yaml_text import read_yaml
 
 MAX_DIGITS = 15  # digits of a number of updates
-MAX_DEPTH = 3  # levels of folders searched for runs
+MAX_DEPTH = 5  # levels of folders searched for runs
 FOLDER_KEY = "trainer.default_root_dir"
 SEED_KEYS = ("seed_everything", "data.seed")
 DATASET_PREFIX = "data.dataset"

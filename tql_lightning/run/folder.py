@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 CONFIG_FILE = "config.yaml"
 ENVIRONMENT_FILE = "environment.json"
@@ -41,6 +42,7 @@ LOCK_FILE = "run.lock"
 LOG_FILE = "train.log"
 OUTCOME_FILE = "outcome.json"
 BENCHMARK_FILE = "benchmark.json"  # in the folder of a benchmark: its plan
+SEARCH_FILE = "search.json"  # in the folder of a benchmark: the record of a search
 EVALUATION_FOLDER = "evaluations"
 VIDEO_FOLDER = "videos"
 REPLAY_FOLDER = "replay"
@@ -50,6 +52,11 @@ Q_LANDSCAPE = "q_landscape"
 
 _NUMBERED = re.compile(r"update_(\d+)")
 _FILMED = re.compile(r"update_(\d+)_episode_(\d+)")
+
+
+def writes_nothing(trainer: Any) -> bool:
+    """Whether a trainer only tries a run out (``fast_dev_run``), which leaves no file."""
+    return bool(trainer.fast_dev_run)
 
 
 def update_name(update: int) -> str:

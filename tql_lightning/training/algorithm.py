@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -30,10 +33,16 @@ from tql_lightning.training.divergence import DivergenceWatch, broken_metrics, c
 from tql_lightning.training.execution import Execution
 from tql_lightning.training.guides import leave_out_finished_guides
 from tql_lightning.training.held_out import HeldOutMeans
-from tql_lightning.training.hyperparameters import ALGORITHM, class_path, loadable, require
+from tql_lightning.training.hyperparameters import ALGORITHM, class_path, loadable, require, require_loadable
 from tql_lightning.training.optimisation import NO_DECAY, Optimisation, ParameterGroup, load_moments
 from tql_lightning.training.out_of_memory import explained_memory
 from tql_lightning.training.sharding import ShardedStrategy, shard
+from tql_lightning.training.stock_callbacks import (
+    adapt_callbacks,
+    end_with_averages,
+    log_metrics,
+    release_callbacks,
+)
 from tql_lightning.training.trainer_checks import check_trainer
 from tql_lightning.training.update import Inputs, Losses, UpdateRunner
 
@@ -64,6 +73,14 @@ class Algorithm(LightningModule, ABC):
         Noise: NamedTuple class of the random numbers that an update uses.
         extraction: How the model chooses actions, if its `actor` has several ways; None if there is one.
         fixed_settings: Names of settings that a continued run must not change, since its weights depend on them.
+
+    Example:
+        >>> from tql_lightning import TQL
+        >>> model = TQL(3, 1)  # an algorithm; docs/own_algorithm.md writes one
+        >>> [group.name for group in model.parameter_groups()]
+        ['critic', 'temperature', 'actor']
+        >>> model.update_spec.batch.__name__
+        'Batch'
     """
 
     Batch: ClassVar[type[Any]] = Batch
@@ -96,6 +113,23 @@ class Algorithm(LightningModule, ABC):
         self._validated = -1  # update of the last validation
         self._first_optimizer_state: dict[str, Any] | None = None
         self._precision_before = torch.get_float32_matmul_precision()
+        self._measured_at: list[int] = []  # intervals at which a callback needs metrics
+
+    def save_hyperparameters(
+        self,
+        *names: Any,
+        ignore: Any = None,
+        frame: FrameType | None = None,
+        logger: bool = True,
+    ) -> None:
+        """Lightning's; rejects settings that the model could not be made from again when its checkpoint is loaded.
+
+        Raises:
+            ValueError: A part is a lambda, another function or an object.
+        """
+        caller = frame or getattr(inspect.currentframe(), "f_back", None)  # whose arguments Lightning reads
+        super().save_hyperparameters(*names, ignore=ignore, frame=caller, logger=logger)
+        require_loadable(self.hparams)
 
     # ------------------------------------------------------------------ defined by subclasses
 
@@ -204,12 +238,15 @@ class Algorithm(LightningModule, ABC):
         """Checks parameter groups, and sets DDP's static graph and the precision of matrix products."""
         if stage == "fit":
             self.optimisation.check_groups(self, self.parameter_groups())
+            # An average is to hold an update before anything looks at it.
+            self.trainer.callbacks.sort(key=lambda each: not isinstance(each, WeightAveraging))  # type: ignore[attr-defined]
         prefer_static_graph(self.trainer.strategy)
         self._precision_before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision(self.execution.float32_matmul_precision)
 
     def teardown(self, stage: str) -> None:
-        """Restores the precision of matrix products and signal handlers, and frees the CUDA graph."""
+        """Restores the precision of matrix products, signal handlers and callbacks, and frees the CUDA graph."""
+        release_callbacks(self.trainer)
         torch.set_float32_matmul_precision(self._precision_before)
         if self._runner is not None:
             self._runner.guard.give_back()
@@ -223,7 +260,11 @@ class Algorithm(LightningModule, ABC):
         )
         if self._first_optimizer_state is not None:
             load_moments(optimizer, self._first_optimizer_state)
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
+        # LearningRateMonitor logs it under this name and the group's.
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "learning_rate"},
+        }
 
     def start_with_optimizer(self, state: dict[str, Any]) -> None:
         """Lets the optimizer start with another run's moments; learning rates and decay stay this run's.
@@ -241,7 +282,12 @@ class Algorithm(LightningModule, ABC):
     # ------------------------------------------------------------------ training
 
     def on_fit_start(self) -> None:
-        """Starts the record of finite updates and the update runner, and warns of an update that takes long."""
+        """Starts the record of finite updates and the update runner, and warns of an update that takes long.
+
+        Raises:
+            ValueError: See `adapt_callbacks`.
+        """
+        self._measured_at = adapt_callbacks(self.trainer, self)
         rows = int(getattr(self.trainer.datamodule, "batch_size", 0)) // self.trainer.world_size  # type: ignore[attr-defined]
         warn_of_many_tokens(self, rows, self.device)
         self._watch = DivergenceWatch()
@@ -329,6 +375,7 @@ class Algorithm(LightningModule, ABC):
             TrainingDivergedError: A weight or the optimizer's state is NaN or infinite.
         """
         self._seen_updates = self.global_step
+        end_with_averages(self.trainer, self)
         require_sound(self, self.trainer, self._watch)
 
     def log_metrics(self, metrics: dict[str, Tensor]) -> None:
@@ -347,17 +394,17 @@ class Algorithm(LightningModule, ABC):
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         if isinstance(data, OfflineDataModule):
             scalars |= data.env_steps(self.global_step) | data.online_metrics()
-        for logger in self.loggers:
-            logger.log_metrics(scalars, step=self.global_step)
-        self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in scalars.items()})
         broken = broken_metrics(scalars, self.trainer)
         if broken or broken_tensors:
+            for logger in self.loggers:
+                logger.log_metrics(scalars, step=self.global_step)
             raise diverged(self, self.trainer, self._watch, broken)
         self._watch.passed(self.global_step)
+        log_metrics(self.trainer, scalars, self.global_step)
 
     def _crosses_log_interval(self, first_update: int, last_update: int) -> bool:
-        interval: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        return interval > 0 and last_update // interval > first_update // interval
+        intervals = [self.trainer.log_every_n_steps, *self._measured_at]  # type: ignore[attr-defined]
+        return any(every > 0 and last_update // every > first_update // every for every in intervals)
 
     # ------------------------------------------------------------------ held-out transitions
 

@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor
 from tql_lightning.batch import UpdateSpec
 from tql_lightning.data.sampler import Request, TrainingStream
 from tql_lightning.run.checkpoint_io import CheckpointError, read_checkpoint
-from tql_lightning.run.folder import CONFIG_FILE, divergence_file
+from tql_lightning.run.folder import CONFIG_FILE, divergence_file, writes_nothing
 from tql_lightning.system.files import write_text_whole, write_whole
 from tql_lightning.system.private_api import norms
 from tql_lightning.training.distributed import sum_over_processes
@@ -221,6 +221,8 @@ def read_minibatches(path: Path | str, spec: UpdateSpec) -> tuple[int, Any, Any]
 def _draw(trainer: Trainer, updates: range) -> tuple[Any, Any] | None:
     """Draws minibatches again; None if they are too many, or data have grown, or another data module drew them."""
     stream = trainer.train_dataloader
+    if writes_nothing(trainer):
+        return None
     if not isinstance(stream, TrainingStream) or not 0 < len(updates) <= MOST_UPDATES:
         return None
     drawn = stream.chunk(updates.start, len(updates))
@@ -245,7 +247,7 @@ def _write_minibatches(trainer: Trainer, folder: Path, updates: range, minibatch
 
 def _write_text(trainer: Trainer, folder: Path, updates: range, text: str) -> None:
     """Writes the message with every name beside the minibatches; ignores a failed write, so that the error shows."""
-    if updates:
+    if updates and not writes_nothing(trainer):
         with suppress(OSError):
             write_text_whole(divergence_file(folder, updates.start, trainer.global_rank).with_suffix(".txt"), text)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from functools import partial
 from inspect import signature
@@ -13,7 +14,7 @@ INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"  # function that Light
 
 
 def loadable(hyperparameters: dict[str, Any], of: type) -> dict[str, Any]:
-    """Writes a class's hyperparameters, with parts as class path and arguments; drops other callables."""
+    """Writes a class's hyperparameters, with parts as class path and arguments; drops factories that a parser made."""
     parameters = signature(of).parameters
     described = {
         name: describe(unlike(value, parameters[name].default) if name in parameters else value)
@@ -21,6 +22,32 @@ def loadable(hyperparameters: dict[str, Any], of: type) -> dict[str, Any]:
     }
     kept = {name: value for name, value in described.items() if not callable(value)}
     return {"_instantiator": INSTANTIATOR, **kept}
+
+
+def require_loadable(hyperparameters: Mapping[str, Any]) -> None:
+    """Rejects parts that no checkpoint can name, such as lambdas and networks already made.
+
+    Raises:
+        ValueError: The message names the setting.
+    """
+    for name, value in hyperparameters.items():
+        if isinstance(value, Mapping):
+            require_loadable({f"{name}.{key}": part for key, part in value.items()})
+        described = describe(value)
+        if isinstance(described, dict) and described.keys() == {"class_path", "init_args"}:
+            given = value.keywords if isinstance(value, partial) else {}
+            require_loadable({f"{name}.{key}": part for key, part in given.items()})
+        elif callable(described) and not _made_by_a_parser(value):
+            found = getattr(value, "__name__", None) or f"a {type(value).__name__} already made"
+            raise ValueError(
+                f"model.{name}: expected a class, or functools.partial of one with its settings, found {found}, which "
+                "a checkpoint cannot name; write functools.partial(CLASS, SETTING=VALUE)"
+            )
+
+
+def _made_by_a_parser(value: Any) -> bool:
+    """Whether the command line, or the loading of a checkpoint, made a factory; its settings are kept elsewhere."""
+    return isinstance(value, partial) and value.func.__module__.startswith("jsonargparse")
 
 
 def describe(value: Any) -> Any:
