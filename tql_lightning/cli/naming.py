@@ -18,13 +18,14 @@ TASK_REFERENCE = "${..data.dataset.init_args.task}"  # relative, since only file
 SEED_REFERENCE = "${..seed_everything}"
 GENERAL = ("own",)  # packaged configurations that say nothing of method or problem
 PROBLEMS = {"quickstart": "pendulum"}  # packaged configurations of problems outside "ogbench/"
+VARYING = ("model.", "data.", "online.", "weights")  # beginnings of options that make another run
 METHOD, SIZE, VARIANT = "method/", "size/", "variant/"
 
 
 def default_folder(arguments: Sequence[str]) -> str:
     """Folder of a run, named by problem, task, method, size, variant, further configurations, settings and seed.
 
-    Of the settings, those of the model and the data count: a run may be continued with another trainer.
+    Of the settings, those of the trainer do not count, since a run may be continued with another one.
 
     Args:
         arguments: Command line of fit, with names of configurations as the user typed them.
@@ -48,7 +49,7 @@ def default_folder(arguments: Sequence[str]) -> str:
     names = [algorithm] if algorithm else [_last(configs, METHOD) or "tql"]
     names += [part for part in (_last(configs, SIZE), _last(configs, VARIANT)) if part]
     in_path = {DATASET, *READING} | ({TASK} if task is not None else set())
-    settings = [(key, value) for key, value in options if key.startswith(("model.", "data.")) and key not in in_path]
+    settings = [(key, value) for key, value in options if key.startswith(VARYING) and key not in in_path]
     return run_folder(OUTPUT, problem, task, method_name([*names, *own], settings), SEED_REFERENCE)
 
 
