@@ -77,7 +77,7 @@ def adapt_callbacks(trainer: Trainer, model: Any) -> list[int]:
     release_callbacks(trainer)  # an exception has kept an earlier fit from doing so
     count_updates(trainer, chunk_size(trainer))
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    logging = {key: each for each in callbacks for key in getattr(each, "logs", ())}
+    logging = {key: each for each in callbacks for key in _logs(each)}
     known: set[str] | None = None
     needed = []
     for callback in callbacks:
@@ -176,6 +176,12 @@ def _monitor(callback: Callback) -> str | None:
     return monitor if isinstance(monitor, str) else None
 
 
+def _logs(part: object) -> tuple[str, ...]:
+    """Keys that a callback says it logs; other kinds of attribute of that name mean something else."""
+    keys = getattr(part, "logs", ())
+    return keys if isinstance(keys, tuple) else ()
+
+
 def _may_log(part: object) -> bool:
     """Whether a user's callback or model calls something that logs, under names that only it knows."""
     known = ("lightning.", "tql_lightning.", "torch.")
@@ -186,7 +192,7 @@ def _may_log(part: object) -> bool:
         for name, each in vars(holder).items()
         if isfunction(each) and not (name == "losses" and isinstance(part, LightningModule))  # calls torch.log
     ]
-    return not hasattr(part, "logs") and any(LOG_CALLS & set(each.__code__.co_names) for each in functions)
+    return not _logs(part) and any(LOG_CALLS & set(each.__code__.co_names) for each in functions)
 
 
 def _require_multiple(callback: Callback, every: int, of: int, name: str) -> None:
