@@ -8,7 +8,7 @@ TOOLS_STAMP := $(VENV)/tools/.installed
 LOCK := $(TOOLS)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --quiet --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help quickstart test test-slow lint format docs dist publish lock audit fuzz clean
+.PHONY: help quickstart test test-slow lint format docs dist publish lock audit tables fuzz clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -46,7 +46,7 @@ format: $(STAMP)  ## format the code
 	$(VENV)/bin/ruff format .
 
 docs: $(STAMP)  ## the documentation site, site/index.html; fails on broken links and undocumented names
-	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
 dist: $(TOOLS_STAMP)  ## wheel and source distribution, in dist/
 	rm -rf dist
@@ -61,6 +61,9 @@ lock: $(TOOLS_STAMP)  ## write locks/ anew from pyproject.toml; UPGRADE=1 takes 
 
 audit: $(TOOLS_STAMP)  ## known vulnerabilities of what the set-up installs, where PyPI can be asked
 	$(TOOLS)/python locks/audit.py constraints.txt locks/dev.txt locks/tools.txt
+
+tables: $(STAMP)  ## build the measured tables of README and docs/ from results/
+	$(VENV)/bin/python -m benchmarks.tables
 
 fuzz: $(STAMP)  ## mutated files for every reader; MINUTES=10
 	$(VENV)/bin/python -m tests.fuzz $(MINUTES)

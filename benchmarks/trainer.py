@@ -86,7 +86,7 @@ class AgainstBareLoop(Callback):
         spec = self.twin.update_spec
         self.sampler = TransitionSampler(self.data, self.batch, seed=0, device=pl_module.device, spec=spec)
         configured: Any = self.twin.configure_optimizers()
-        self.optimizer, self.schedule = configured["optimizer"], configured["lr_scheduler"]
+        self.optimizer, self.schedule = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
         replayed = self.twin.execution.cuda_graphs
         self.graphed = self.runner.record(self.optimizer, list(self.twin.inputs(0))) if replayed else None
         self.updates = 0

@@ -71,7 +71,7 @@ class Problem:
         self.plain = PlainTQL(self.model).to(self.device)
         self.batch, self.noise = random_minibatch(options, self.device)
         configured: Any = self.model.configure_optimizers()
-        self.optimizer, self.schedule = configured["optimizer"], configured["lr_scheduler"]
+        self.optimizer, self.schedule = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
         self.inputs = self.model.current_inputs()
         self.graphed = self.runner.record(self.optimizer, list(self.inputs)) if options.cuda_graphs else None
 

@@ -99,7 +99,7 @@ class Curve(Callback):
 
 
 def quickstart_model(observation_dim: int, action_dim: int) -> TQL:
-    """The quickstart's model."""
+    """The model of the recorded runs: the quickstart's, with the settings of whole_runs.yaml."""
     return TQL(
         observation_dim,
         action_dim,

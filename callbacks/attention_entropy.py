@@ -21,6 +21,7 @@ from tql_lightning.nn.temperature import TOKEN_GROUPS
 from tql_lightning.training.algorithm import Algorithm
 from tql_lightning.training.distributed import mean_over_processes
 from tql_lightning.training.sharding import gathered
+from tql_lightning.training.stock_callbacks import log_metrics
 
 PATIENCE = 3  # logged updates in a row
 
@@ -40,7 +41,16 @@ class AttentionEntropyMonitor(Callback):
 
     Raises:
         ValueError: ``floor`` is not between 0 and 1, or ``transitions`` is negative.
+
+    Example:
+        >>> AttentionEntropyMonitor(floor=0.2).floor  # warn below 20 % of ln n
+        0.2
     """
+
+    logs = (
+        *("train/attention_entropy/*", "train/attention_entropy_share/*", "train/attention_entropy_distance/*"),
+        *("train/target_entropy/*", "train/temperature/*", "train/head_entropy/*"),
+    )
 
     def __init__(self, floor: float = 0.1, transitions: int = 64) -> None:
         if not 0.0 <= floor < 1.0:
@@ -71,18 +81,15 @@ class AttentionEntropyMonitor(Callback):
                 for row, target_row in zip(entropies, targets, strict=True)
             ]
         head_entropies = self._head_entropies(trainer, require_algorithm(self, pl_module))
-        if not trainer.is_global_zero:
-            return
-        self._warn_of_collapse(trainer.global_step, num_tokens, entropies, targets)
+        if trainer.is_global_zero:
+            self._warn_of_collapse(trainer.global_step, num_tokens, entropies, targets)
         scalars = {
             f"train/{name}/layer_{layer}/{group}": value
             for name, table in tables.items()
             for layer, row in enumerate(table)
             for group, value in zip(TOKEN_GROUPS, row, strict=True)
         }
-        scalars |= head_entropies
-        for logger in trainer.loggers:
-            logger.log_metrics(scalars, step=trainer.global_step)
+        log_metrics(trainer, trainer.strategy.broadcast(scalars | head_entropies), trainer.global_step)
 
     def _head_entropies(self, trainer: Trainer, model: Algorithm) -> dict[str, float]:
         """Head entropies by key on the first process; called on every process, as sharded weights are gathered."""

@@ -25,7 +25,13 @@ class AttentionMap(PeriodicObserver):
         every_n_updates: Updates between two pictures, a multiple of the data's ``updates_per_step``. Pictures are also
             drawn before the first and after the last update.
         transitions: Size of the fixed batch.
+
+    Example:
+        >>> AttentionMap(every_n_updates=500).every_n_updates
+        500
     """
+
+    needs = ("matplotlib",)
 
     def __init__(self, every_n_updates: int = 100_000, transitions: int = 64) -> None:
         super().__init__(every_n_updates)

@@ -13,6 +13,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from tql_lightning.callbacks.checkpointing import GracefulInterrupt
+from tql_lightning.callbacks.intervals import is_due
 from tql_lightning.callbacks.saving import try_save
 from tql_lightning.evaluation.background import BackgroundEvaluator, Job, Outcome
 from tql_lightning.run.folder import EVALUATION_FOLDER, pending_file
@@ -117,6 +118,11 @@ class BackgroundObserver(Callback, ABC):
         if stage == "fit" and trainer.is_global_zero:
             with suppress(OSError):  # snapshots that something is still to be made of stay
                 pending_file(Path(trainer.default_root_dir), 0, self.kind).parent.rmdir()
+
+
+def ends_unobserved(trainer: Trainer, every_n_updates: int) -> bool:
+    """Whether a run that ends now, and not by a signal, has made updates since its last multiple of an interval."""
+    return not (is_due(trainer, every_n_updates) or interrupted(trainer))
 
 
 def interrupted(trainer: Trainer) -> bool:

@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from tql_lightning.run.checkpoint_io import write_checkpoint
-from tql_lightning.run.folder import before_divergence_file
+from tql_lightning.run.folder import before_divergence_file, writes_nothing
 from tql_lightning.training.divergence import TrainingDivergedError
 from tql_lightning.training.hyperparameters import loadable
 from tql_lightning.training.sharding import whole
@@ -21,6 +21,12 @@ class BeforeDivergence(Callback):
 
     With ``--config replay`` a trainer step is one update, so that these are the weights that update N turned into NaN.
     Each trainer step copies all weights once, on their device. The first process writes them whole, even if sharded.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[BeforeDivergence()], logger=False, enable_checkpointing=False)
+        >>> any(isinstance(callback, BeforeDivergence) for callback in trainer.callbacks)
+        True
     """
 
     def __init__(self) -> None:
@@ -41,7 +47,7 @@ class BeforeDivergence(Callback):
         if not isinstance(exception, TrainingDivergedError) or not self._weights:
             return
         weights = {name: whole(value).cpu() for name, value in self._weights.items()}  # all processes raise together
-        if not trainer.is_global_zero:
+        if not trainer.is_global_zero or writes_nothing(trainer):
             return
         checkpoint = {
             "state_dict": weights,

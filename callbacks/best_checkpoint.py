@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tql_lightning.callbacks.saving import try_save
 from tql_lightning.run.checkpoint_io import CheckpointError, read_checkpoint
-from tql_lightning.run.folder import evaluation_files, set_aside
+from tql_lightning.run.folder import evaluation_files, set_aside, writes_nothing
 from tql_lightning.run.superseded import tell_set_aside
 from tql_lightning.system.files import write_whole
 from tql_lightning.system.full_disk import training_goes_on
@@ -34,6 +34,10 @@ class BestCheckpoint(ModelCheckpoint):
     Args:
         dirpath: Folder of the checkpoint.
         monitor: Logged key to maximise; ``eval/return`` replaces it where an evaluation lacks it.
+
+    Example:
+        >>> BestCheckpoint("runs/mine/checkpoints", monitor="eval/return").monitor
+        'eval/return'
     """
 
     def __init__(self, dirpath: str | None = None, monitor: str = "eval/success_rate") -> None:
@@ -68,7 +72,7 @@ class BestCheckpoint(ModelCheckpoint):
             return
         self._taken_up = True
         best = Path(self.dirpath or "") / "best.ckpt"
-        if trainer.global_step == 0:
+        if trainer.global_step == 0 or writes_nothing(trainer):
             return
         try:
             update = read_checkpoint(best, mmap=True)["global_step"]

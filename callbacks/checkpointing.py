@@ -26,7 +26,7 @@ from tql_lightning.run.checkpoint_io import (
     base_io,
     read_checkpoint,
 )
-from tql_lightning.run.folder import set_aside
+from tql_lightning.run.folder import set_aside, writes_nothing
 from tql_lightning.run.superseded import tell_set_aside
 from tql_lightning.system.files import keep_replaced
 from tql_lightning.system.full_disk import training_goes_on
@@ -50,6 +50,10 @@ class LastCheckpoint(ModelCheckpoint):
 
     Raises:
         ValueError: An argument is out of its range.
+
+    Example:
+        >>> Path(LastCheckpoint("runs/mine/checkpoints", every_n_updates=500).dirpath).name
+        'checkpoints'
     """
 
     def __init__(
@@ -82,12 +86,17 @@ class LastCheckpoint(ModelCheckpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Writes at the interval, unless validation is due: then `on_validation_end` writes."""
-        if trainer.global_step % self._every_n_train_steps == 0 and not validation_follows(trainer):
-            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if not validation_follows(trainer):
+            self._save_if_due(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes at the interval, after validation, so that a continued run does not repeat it."""
-        super().on_train_batch_end(trainer, pl_module, {}, None, 0)
+        self._save_if_due(trainer)
+
+    def _save_if_due(self, trainer: Trainer) -> None:
+        due = trainer.global_step % self._every_n_train_steps == 0
+        if due and not self._should_skip_saving_checkpoint(trainer):
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the checkpoint of the last update, whatever ended the run.
@@ -96,14 +105,14 @@ class LastCheckpoint(ModelCheckpoint):
             CheckpointWriteError: The write failed.
         """
         self._ends = True
-        if trainer.global_step > 0 and self._last_global_step_saved != trainer.global_step:
+        if not self._should_skip_saving_checkpoint(trainer):
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Sets aside checkpoints of later updates, since the run repeats those updates."""
         super().on_train_start(trainer, pl_module)
         self._ends = False
-        if trainer.is_global_zero and trainer.global_step > 0:
+        if trainer.is_global_zero and trainer.global_step > 0 and not writes_nothing(trainer):
             self._set_aside_later(trainer)
 
     def _set_aside_later(self, trainer: Trainer) -> None:
@@ -160,6 +169,11 @@ class GracefulInterrupt(Callback):
         received: Signal that ends training, or None; the same on every process.
         heard: Signal that reached this process, or None; other processes may not know yet.
         count: how many signals this process got.
+
+    Example:
+        >>> callback = GracefulInterrupt()
+        >>> callback.received is None  # the signal that ended training, if any
+        True
     """
 
     def __init__(self) -> None:

@@ -10,13 +10,13 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 
-from tql_lightning.callbacks.background import MOST_PENDING, BackgroundObserver, interrupted
+from tql_lightning.callbacks.background import MOST_PENDING, BackgroundObserver, ends_unobserved, interrupted
 from tql_lightning.callbacks.intervals import is_due, require_multiple
 from tql_lightning.callbacks.observing import check_env_of, environment_of, require_algorithm
 from tql_lightning.evaluation.background import FilmJob
 from tql_lightning.evaluation.videos import missing_packages
 from tql_lightning.loggers.media import log_video
-from tql_lightning.run.folder import VIDEO_FOLDER, pending_files
+from tql_lightning.run.folder import VIDEO_FOLDER, pending_files, writes_nothing
 
 
 class EpisodeVideos(BackgroundObserver):
@@ -41,6 +41,10 @@ class EpisodeVideos(BackgroundObserver):
     Raises:
         ValueError: An argument is out of its range, no environment is known, or it does not fit the
             model and its data.
+
+    Example:
+        >>> EpisodeVideos(every_n_updates=5000, env_id="Pendulum-v1").env_id
+        'Pendulum-v1'
     """
 
     plural = "videos"
@@ -84,6 +88,11 @@ class EpisodeVideos(BackgroundObserver):
         self._started = True
         self._begin(trainer)
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Films where a run ends between two films."""
+        if not self._disabled and ends_unobserved(trainer, self.every_n_updates):
+            self._film(trainer)
+
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Films what a complete run left out when it was stopped, and waits for unfinished films."""
         if not self._started and trainer.global_step > 0:
@@ -91,6 +100,9 @@ class EpisodeVideos(BackgroundObserver):
         super().on_fit_end(trainer, pl_module)
 
     def _begin(self, trainer: Trainer) -> None:
+        if writes_nothing(trainer):
+            self._disabled = True
+            return
         missing = missing_packages()
         if missing and trainer.is_global_zero:
             self._warn(f"they need {' and '.join(missing)}: pip install tql-lightning[video]")

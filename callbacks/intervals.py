@@ -25,5 +25,7 @@ def require_multiple(trainer: Trainer, name: str, every_n_updates: int) -> None:
 
 
 def is_due(trainer: Trainer, every_n_updates: int) -> bool:
-    """Whether the update just done is a multiple of an interval, or the run's last."""
-    return trainer.global_step % every_n_updates == 0 or 0 <= trainer.max_steps <= trainer.global_step
+    """Whether the update just done is a multiple of an interval, or the last of the run or of its offline phase."""
+    update = trainer.global_step
+    ends = (trainer.max_steps, getattr(getattr(trainer, "datamodule", None), "offline_updates", None))
+    return update % every_n_updates == 0 or 0 <= trainer.max_steps <= update or update in ends

@@ -1,33 +1,51 @@
-"""Helpers of observers: evaluation mode, checked access to model and data, and fixed transitions."""
+"""Helpers of observers: checked access to model and data, and fixed transitions."""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning_utilities.core.rank_zero import rank_zero_info
-from torch import Tensor, nn
+from torch import Tensor
 
 from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.data.storage import store
 from tql_lightning.data.windows import Windows
 from tql_lightning.evaluation.envs import EnvError, check_env, known_bounds
 from tql_lightning.nn.critic import Critic
+from tql_lightning.nn.dropout import evaluation_mode as evaluation_mode
 from tql_lightning.training.algorithm import Algorithm
 
 
 @contextmanager
-def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Puts every submodule in evaluation mode, and restores each one's mode afterwards."""
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
+def saved_weights(trainer: Trainer, model: LightningModule) -> Iterator[None]:
+    """Gives the model the weights that a checkpoint would hold, if a `WeightAveraging` callback averages them."""
+    averaging = [each for each in trainer.callbacks if isinstance(each, WeightAveraging)]  # type: ignore[attr-defined]
+    for callback in averaging:
+        callback.on_validation_epoch_start(trainer, model)
     try:
         yield
     finally:
-        for part, training in modes.items():
-            part.training = training
+        for callback in reversed(averaging):
+            callback.on_validation_epoch_end(trainer, model)
+
+
+def require_packages(callback: Callback, *names: str) -> None:
+    """Rejects a callback that would fail for want of a package, before any training.
+
+    Raises:
+        ImportError: A package is not installed.
+    """
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise ImportError(
+                f"{type(callback).__name__} needs {name}, which is not installed; pip install {name}, or leave this "
+                "callback out"
+            )
 
 
 def require_algorithm(callback: Callback, pl_module: LightningModule) -> Algorithm:

@@ -14,6 +14,10 @@ class UpdateProgressBar(TQDMProgressBar):
 
     Args:
         refresh_rate: Trainer steps between redraws; 0 for no bar.
+
+    Example:
+        >>> UpdateProgressBar(refresh_rate=10).refresh_rate
+        10
     """
 
     def __init__(self, refresh_rate: int = 1) -> None:

@@ -43,7 +43,14 @@ class QLandscape(PeriodicObserver):
 
     Raises:
         ValueError: A setting is out of its range.
+
+    Example:
+        >>> QLandscape(every_n_updates=500, grid=11).every_n_updates
+        500
     """
+
+    needs = ("matplotlib",)
+    logs = ("train/q_slope", "train/q_roughness")
 
     def __init__(
         self,
@@ -73,12 +80,12 @@ class QLandscape(PeriodicObserver):
                 f"QLandscape.dimensions: expected two different ones of 0 to {size - 1}, found {list(chosen)}"
             )
 
-    def observe(self, trainer: Trainer, model: Algorithm) -> None:
+    def observe(self, trainer: Trainer, model: Algorithm) -> dict[str, float] | None:
         """Measures and draws."""
         update = trainer.global_step
         critic = find_critic(self, model)
         if critic is None:
-            return
+            return None
         with evaluation_mode(model), torch.no_grad():
             observations, actions = fixed_transitions(data_of(self, trainer), self.transitions, model)
             slope, roughness = smoothness(critic, observations, actions)
@@ -91,8 +98,7 @@ class QLandscape(PeriodicObserver):
             values = torch.stack(
                 [q_around(critic, at, around, dimensions, offsets) for around in (actions[shown], actor.act(at, noise))]
             )
-        for logger in trainer.loggers:
-            logger.log_metrics({"train/q_slope": slope, "train/q_roughness": roughness}, step=update)
         figure = q_landscape_figure(values.cpu().numpy(), offsets.numpy(), dimensions, update, roughness)
         path = picture_file(Path(trainer.default_root_dir), Q_LANDSCAPE, update)
         save_figure(figure, path, trainer.loggers, Q_LANDSCAPE, update)
+        return {"train/q_slope": slope, "train/q_roughness": roughness}

@@ -8,22 +8,37 @@ from operator import index
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from tql_lightning.callbacks.background import MOST_PENDING, BackgroundObserver, hears_signal, interrupted
+from tql_lightning.callbacks.background import (
+    MOST_PENDING,
+    BackgroundObserver,
+    ends_unobserved,
+    hears_signal,
+    interrupted,
+)
 from tql_lightning.callbacks.best_checkpoint import BestCheckpoint
 from tql_lightning.callbacks.intervals import is_due, require_multiple
-from tql_lightning.callbacks.observing import check_env_of, environment_of, evaluation_mode, require_algorithm
+from tql_lightning.callbacks.observing import (
+    check_env_of,
+    environment_of,
+    evaluation_mode,
+    require_algorithm,
+    saved_weights,
+)
+from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.data.transitions import scores_in
 from tql_lightning.evaluation.background import EvaluationJob
 from tql_lightning.evaluation.checkpoint import write_evaluation
 from tql_lightning.evaluation.envs import EnvError
 from tql_lightning.evaluation.rollout import RolloutResult, join_shares, rollout
 from tql_lightning.evaluation.watched_rollout import RolloutStoppedError, watch_rollout
-from tql_lightning.run.folder import evaluation_file, pending_files
+from tql_lightning.run.folder import evaluation_file, pending_files, writes_nothing
 from tql_lightning.system.full_disk import training_goes_on
 from tql_lightning.training.sharding import gathered
+from tql_lightning.training.stock_callbacks import log_metrics
+
+SUMMARISED = ("return", "length", "success_rate", "normalized_score")
 
 
 class RolloutEvaluation(BackgroundObserver):
@@ -58,9 +73,17 @@ class RolloutEvaluation(BackgroundObserver):
     Raises:
         ValueError: An argument is out of its range, no environment is known, or it does not fit the
             model and its data.
+
+    Example:
+        >>> RolloutEvaluation(episodes=20, every_n_updates=5000, env_id="Pendulum-v1").episodes
+        20
     """
 
     plural = "evaluations"
+    logs = (
+        *(f"eval/{name}{of}" for name in SUMMARISED for of in ("", "_stderr", "_low", "_high")),
+        "eval/failures",
+    )
 
     def __init__(
         self,
@@ -137,6 +160,11 @@ class RolloutEvaluation(BackgroundObserver):
         elif outputs["log_now"]:
             self.log_finished(trainer)
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluates where a run ends between two evaluations."""
+        if ends_unobserved(trainer, self.every_n_updates):
+            self._evaluate(trainer, pl_module)
+
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Makes an evaluation that a complete run left out when it was stopped, and waits for unfinished ones."""
         if not self._started and trainer.global_step > 0:
@@ -163,7 +191,7 @@ class RolloutEvaluation(BackgroundObserver):
     # ------------------------------------------------------------------ what
 
     def _evaluate(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self.background:
+        if not self.background or writes_nothing(trainer):
             result = self._play(trainer, pl_module)
             if result is not None:
                 self._log(trainer, trainer.global_step, result, None)
@@ -184,7 +212,7 @@ class RolloutEvaluation(BackgroundObserver):
             rollout,
             model.actor(self.extraction),
             str(self.env_id),
-            self.episodes,
+            trainer.world_size if writes_nothing(trainer) else self.episodes,
             self.seed,
             self.num_envs,
             self.parallel,
@@ -195,7 +223,7 @@ class RolloutEvaluation(BackgroundObserver):
         )
         own: RolloutResult | str | None
         # Processes play different numbers of steps, so no collective operation may happen within a rollout.
-        with gathered(*model.trained_networks()), evaluation_mode(model):
+        with gathered(*model.trained_networks()), evaluation_mode(model), saved_weights(trainer, model):
             try:
                 own = watch_rollout(play, self.timeout, partial(hears_signal, trainer))
             except RolloutStoppedError:
@@ -253,16 +281,28 @@ class RolloutEvaluation(BackgroundObserver):
             self.result = result
             summary = result.summary(self._reference_scores)
             scalars = {f"eval/{name}": value for name, value in summary.items()}
-            if trainer.is_global_zero:
+            self._check_monitors(trainer, scalars)
+            if trainer.is_global_zero and not writes_nothing(trainer):
                 folder = Path(trainer.default_root_dir)
                 with training_goes_on(evaluation_file(folder, update)):
                     write_evaluation(folder, update, str(self.env_id), self.seed, result, summary)
-        logged = scalars | {"eval/failures": float(self.failures)}
-        for logger in trainer.loggers if trainer.is_global_zero else ():
-            logger.log_metrics(logged, step=update)
-        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in logged.items()})
-        for checkpoint in _best_checkpoints(trainer) if scalars and update > 0 else ():
+        data: Any = getattr(trainer, "datamodule", None)
+        steps = data.env_steps(update) if isinstance(data, OfflineDataModule) and trainer.training else {}
+        log_metrics(trainer, scalars | {"eval/failures": float(self.failures)} | steps, update)
+        for checkpoint in _best_checkpoints(trainer) if scalars and update > 0 and not writes_nothing(trainer) else ():
             checkpoint.consider(trainer, update, scalars, snapshot)
+
+    def _check_monitors(self, trainer: Trainer, scalars: dict[str, float]) -> None:
+        """Refuses a monitor that this environment's evaluations do not have, once the first of them is known."""
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            monitor = getattr(callback, "monitor", None) or ""
+            if monitor.startswith("eval/") and monitor not in {*scalars, "eval/failures"}:
+                if isinstance(callback, BestCheckpoint):
+                    continue  # it has another metric to fall back to
+                raise ValueError(
+                    f"{type(callback).__name__}.monitor: expected a metric of evaluations in {self.env_id}, found "
+                    f"{monitor}; there are {', '.join(scalars)}"
+                )
 
     def _check_checkpoints(self, trainer: Trainer) -> None:
         for callback in trainer.checkpoint_callbacks if self.background else ():

@@ -15,6 +15,7 @@ from tql_lightning.callbacks.observing import evaluation_mode, require_algorithm
 from tql_lightning.run.provenance import peak_memory_bytes
 from tql_lightning.training.algorithm import Algorithm
 from tql_lightning.training.sharding import is_sharded
+from tql_lightning.training.stock_callbacks import log_metrics
 
 ROWS = 2  # batch size for counting operations, whose number is proportional to it
 
@@ -39,7 +40,18 @@ class Throughput(Callback):
     ``train/samples_per_second`` (over all processes), ``train/memory_gb`` (peak so far of the device, or of the process
     on a CPU) and, for devices in `PEAKS`, ``train/model_flops_utilization`` (FLOP/s of the model's matrix products,
     forward and backward, over the device's peak at the run's precision).
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[Throughput()], logger=False, enable_checkpointing=False)
+        >>> type(trainer.callbacks[0]).__name__
+        'Throughput'
     """
+
+    logs = (
+        *("train/updates_per_second", "train/samples_per_second", "train/memory_gb"),
+        "train/model_flops_utilization",
+    )
 
     def __init__(self) -> None:
         self._seconds = self._started = 0.0
@@ -63,8 +75,6 @@ class Throughput(Callback):
             return
         updates, seconds = trainer.global_step - self._first_update, self._seconds
         self._seconds, self._first_update = 0.0, trainer.global_step
-        if not trainer.is_global_zero:
-            return
         model = require_algorithm(self, pl_module)
         rows = batch[0][0].shape[1]  # batch size of this process
         per_second = updates / seconds
@@ -83,8 +93,7 @@ class Throughput(Callback):
             if self._flops_per_row is None:
                 self._flops_per_row = flops_of_update(model, *batch) / ROWS
             scalars["train/model_flops_utilization"] = per_second * rows * self._flops_per_row / peak
-        for logger in trainer.loggers:
-            logger.log_metrics(scalars, step=trainer.global_step)
+        log_metrics(trainer, trainer.strategy.broadcast(scalars), trainer.global_step)
 
 
 def memory_gb(device: torch.device) -> float:

@@ -88,7 +88,8 @@ class ParsedOnly(TQLCLI):
 
 def parse_fit(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> dict[str, Any]:
     """The whole configuration of ``tql fit ARGUMENTS``, with its interpolations resolved."""
-    monkeypatch.setattr(sys, "argv", ["tql", *resolve_configs(["fit", *arguments], TQLCLI.subcommands())])
+    resolved = resolve_configs(["fit", *arguments], TQLCLI.subcommands())
+    monkeypatch.setattr(sys, "argv", ["tql", *resolved])
     configuration: dict[str, Any] = ParsedOnly().config["fit"].as_dict()
     return configuration
 

@@ -9,10 +9,12 @@ import runpy
 import shlex
 import subprocess
 import sys
+import tomllib
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch.callbacks
 import numpy as np
 import pytest
 import torch
@@ -21,12 +23,15 @@ from lightning.pytorch.loggers import CSVLogger
 
 from tests.command_line import TQL_COMMAND, call_tql, parse_fit, understand
 from tests.toy import fit, toy_dataset, toy_model
+from tql_lightning.cli.commands import COMMANDS
 from tql_lightning.cli.configs import packaged_configs
+from tql_lightning.data.named import load_dataset
 from tql_lightning.evaluation.rollout import RolloutResult
 from tql_lightning.nn.attention import EntropyAttention
 from tql_lightning.nn.critic import TransformerCritic
 from tql_lightning.run.metrics_csv import read_metrics
 from tql_lightning.training.optimisation import Optimisation
+from tql_lightning.training.trainer_checks import REFUSED_CALLBACKS
 
 DOCS = Path(__file__).parents[1] / "docs"
 CALLBACKS = (DOCS / "callbacks.md").read_text()
@@ -49,7 +54,7 @@ def test_the_example_of_a_callback_runs_and_observes_only(tmp_path: Path, monkey
     fit(tmp_path, watched, 10, [callback], logger=logger)
     logger.save()
     updates, values = read_metrics(tmp_path / "run" / "metrics.csv")["train/disagreement"]
-    assert updates == [5, 10]
+    assert updates == [0, 5, 10]
     assert min(values) > 0.0
     fit(tmp_path, plain, 10)
     assert all(torch.equal(value, watched.state_dict()[name]) for name, value in plain.state_dict().items())
@@ -144,6 +149,14 @@ def test_the_table_of_callbacks_lists_every_one_and_its_defaults(monkeypatch: py
     assert default == {f"tql_lightning.callbacks.{module}.{name}" for name, module, on in rows if on == "yes"}
 
 
+def test_the_table_of_lightnings_callbacks_lists_every_one() -> None:
+    rows = re.findall(r"^\| (`[\w`, ]+) \| (works|refused|has no use) \|", CALLBACKS, flags=re.MULTILINE)
+    listed = {name: verdict for names, verdict in rows for name in re.findall(r"\w+", names)}
+    assert set(lightning.pytorch.callbacks.__all__) - {"Interval"} <= listed.keys()
+    refused = {kind.__name__ for kind in REFUSED_CALLBACKS} | {"BackboneFinetuning"}
+    assert {name for name, verdict in listed.items() if verdict == "refused"} == refused
+
+
 def test_the_commands_about_methods_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
     text = (DOCS / "methods.md").read_text()
     (console,) = re.findall(r"```console\n(.*?)```", text, flags=re.DOTALL)
@@ -179,6 +192,14 @@ def commands_of(page: str) -> list[str]:
     """Every ``tql ...`` of a page's consoles, those in loops too."""
     consoles = re.findall(r"```console\n(.*?)```", (DOCS / f"{page}.md").read_text(), flags=re.DOTALL)
     return re.findall(r"\btql \w[^;|\n]*", "\n".join(consoles))
+
+
+def test_the_page_on_the_command_line_has_every_command() -> None:
+    found = re.findall(r"heading: tql ([\w ]+),", (DOCS / "command_line.md").read_text())
+    there = [
+        [f"{name} {each}" for each in part] if isinstance(part, dict) else [name] for name, part in COMMANDS.items()
+    ]
+    assert sorted(found) == sorted(name for names in there for name in names)
 
 
 def test_the_training_from_python_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,6 +285,23 @@ def test_the_glossary_says_of_every_key_what_it_should_look_like() -> None:
     rows = [line.split("|")[1:-1] for line in GLOSSARY.read_text().splitlines() if line.startswith("| `")]
     assert len(rows) > 30
     assert [row[0] for row in rows if len(row) != 4 or not row[3].strip()] == []
+
+
+def test_the_file_of_an_own_dataset_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(python_of("own_dataset")[0], {})  # the document's own code
+    dataset = load_dataset("mine.npz")
+    assert (len(dataset), dataset.episode_ends.sum(), dataset.env_id) == (1000, 5, "Pendulum-v1")
+
+
+def test_every_extra_that_a_page_names_exists() -> None:
+    extras = tomllib.loads((DOCS.parent / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    pages = "\n".join(path.read_text() for path in [*DOCS.glob("*.md"), DOCS.parent / "README.md"])
+    named = {name for found in re.findall(r"tql-lightning\[([\w,]+)\]", pages) for name in found.split(",")}
+    listed = re.findall(r"^\| (`[\w`, ]+`) \|", (DOCS / "index.md").read_text(), flags=re.MULTILINE)
+    named |= set(re.findall(r"\w+", " ".join(listed)))
+    assert named >= {"video", "export", "hub"}
+    assert named <= extras.keys()
 
 
 @pytest.mark.slow

@@ -77,10 +77,10 @@ def run_pytest(folder: Path, *arguments: str) -> str:
 
 @pytest.mark.slow
 def test_pytest_finds_the_contract_and_a_new_algorithm_beats_cloning(folder: Path) -> None:
-    assert "18 tests collected" in run_pytest(folder, "--collect-only")
+    assert "20 tests collected" in run_pytest(folder, "--collect-only")
     assert "3 passed" in run_pytest(folder, "-k", "TestIQL and (moves or inputs or beats)")
 
 
 @pytest.mark.slow
 def test_the_files_keep_the_contract(folder: Path) -> None:
-    assert "18 passed" in run_pytest(folder)
+    assert "20 passed" in run_pytest(folder)

@@ -29,6 +29,11 @@ class Batch(NamedTuple):
         rewards: r, (..., B).
         next_observations: s', (..., B, n_s).
         masks: (..., B), 0 where the MDP truly terminated and 1 elsewhere; a time limit never masks.
+
+    Example:
+        >>> batch = Batch(torch.zeros(4, 3), torch.zeros(4, 1), torch.ones(4), torch.zeros(4, 3), torch.ones(4))
+        >>> batch.rewards.sum()
+        tensor(4.)
     """
 
     observations: Tensor
@@ -49,6 +54,10 @@ class Draw:
     Args:
         distribution: "normal" for N(0, 1), "uniform" for [0, 1).
         shape: Shape for one row, so that the tensor is (B, *shape).
+
+    Example:
+        >>> Draw("normal", shape=(16, 2)).shape  # 16 actions of size 2 for each transition
+        (16, 2)
     """
 
     distribution: Literal["normal", "uniform"]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from tests.test_readme import glossary_patterns
+from tests.test_docs import glossary_patterns
 from tests.toy import fit
 from tql_lightning.algorithms.bc import BC, Demonstrations
 from tql_lightning.algorithms.ifql import IFQL

@@ -27,6 +27,7 @@ gymnasium.register("Dead-v0", entry_point=Dead, max_episode_steps=5)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3000)
 def test_a_run_that_fails_is_reported_and_the_others_finish_once(tmp_path: Path) -> None:
     (tmp_path / "faulty.py").write_text(FAULTY)
     methods = {

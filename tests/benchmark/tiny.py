@@ -9,7 +9,7 @@ import yaml
 from tests.command_line import TINY
 
 EVALUATIONS = """    - class_path: tql_lightning.callbacks.rollout_evaluation.RolloutEvaluation
-      init_args: {episodes: 2, every_n_updates: 5, num_envs: 2}
+      init_args: {episodes: 2, every_n_updates: EVERY, num_envs: 2}
 """
 LOGGED = """  log_every_n_steps: 5
   logger:
@@ -24,7 +24,7 @@ def write_suite(folder: Path, updates: int = 15, every_n_updates: int = 5, **cha
     config = config.replace("  default_root_dir: run\n", "")
     config = config.replace("every_n_updates: 10", f"every_n_updates: {every_n_updates}")
     before, after = config.split("model:\n", 1)
-    (folder / "tiny.yaml").write_text(f"{before}{EVALUATIONS}model:\n{after}")
+    (folder / "tiny.yaml").write_text(f"{before}{EVALUATIONS.replace('EVERY', str(updates // 3))}model:\n{after}")
     suite = {
         "metric": "return",
         "protocol": "last_three",

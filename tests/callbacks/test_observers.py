@@ -38,7 +38,7 @@ CALLBACKS: dict[str, Callable[[], Callback]] = {
     "AttentionMap": lambda: AttentionMap(every_n_updates=5),
     "QLandscape": lambda: QLandscape(every_n_updates=5),
     "Throughput": Throughput,
-    "BestCheckpoint": BestCheckpoint,
+    "BestCheckpoint": lambda: BestCheckpoint(monitor="train/td_loss"),
     "LastCheckpoint": lambda: LastCheckpoint(every_n_updates=5),
     "GracefulInterrupt": GracefulInterrupt,
     "BeforeDivergence": BeforeDivergence,

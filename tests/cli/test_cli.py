@@ -79,14 +79,13 @@ def test_n_step_returns_and_action_chunks_train_and_act_from_one_setting_each(ru
     ["fit", "validate", "test", "benchmark", "certify", "collect", "evaluate", "export", "quickstart", "report"],
 )
 def test_help_describes_every_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="0"):
-        main(["--help"])
+    assert main(["--help"]) == 0
     overview = capsys.readouterr().out
     assert f"\n    {command} " in overview
     with pytest.raises(SystemExit, match="0"):
         main([command, "--help"])
     own = capsys.readouterr().out
-    assert f"tql {command}" in own.replace("[options] ", "")
+    assert f"tql {command}" in own
     assert {"export": "--extraction", "report": "--media_mb"}.get(command, "--seed") in own
 
 
@@ -102,13 +101,56 @@ def test_export_and_report_write_what_they_say(run_folder: Path, capsys: pytest.
     assert "--config tiny.yaml" in Path("page.html").read_text()
 
 
-@pytest.mark.usefixtures("command_folder")
-def test_help_of_fit_explains_each_of_the_models_settings(capsys: pytest.CaptureFixture[str]) -> None:
+def help_of(command: str, capsys: pytest.CaptureFixture[str]) -> str:
     with pytest.raises(SystemExit, match="0"):
-        main(["fit", "--help"])
-    text = " ".join(capsys.readouterr().out.split())
-    for explained in ("--model.tau TAU Share of the critic", "--data.batch_size BATCH_SIZE transitions in one update"):
-        assert explained in text
+        main(command.split())
+    return capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("command_folder")
+def test_help_of_fit_is_what_a_user_sets_first_and_the_rest_by_group(capsys: pytest.CaptureFixture[str]) -> None:
+    first = help_of("fit --help", capsys)
+    assert len(first.splitlines()) < 70
+    for expected in ("--model.tau  Share of the critic", "--trainer.max_steps  Number of updates. [1000000]", "[0.99]"):
+        assert expected.split("  ") == [part for part in expected.split("  ") if part in first], expected
+    assert max(map(len, first.splitlines())) <= 120
+    assert "--trainer.detect_anomaly" not in first
+    everything = help_of("fit --help=all", capsys)
+    explained = " ".join(everything.split())
+    assert "--model.tau TAU Share of the critic" in explained
+    assert "--trainer.detect_anomaly" in explained
+    assert "https://docs.pytorch.org/docs/main/notes/serialization.html#id3" in everything, "broken inside a word"
+    part = help_of("fit --help=model.optimisation", capsys)
+    assert "--model.optimisation.warmup_updates" in part
+    assert "--model.tau" not in part
+    assert main(["fit", "--help=optimiser"]) == 2
+    assert "--help=optimiser: expected data, model, trainer, all" in capsys.readouterr().err
+
+
+def completions(script: Path, line: str) -> list[str]:
+    """What bash offers at the end of a line."""
+    code = """
+        source "$1"; line="$2"; COMP_WORDS=($line); [[ $line == *" " ]] && COMP_WORDS+=("")
+        COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); COMP_LINE=$line; COMP_POINT=${#line}
+        $(complete -p tql | sed -E "s/.* -F ([^ ]+) .*/\\1/") tql "${COMP_WORDS[COMP_CWORD]}"
+        printf "%s\\n" "${COMPREPLY[@]}"
+    """
+    finished = subprocess.run(["bash", "-c", code, "bash", script, line], check=True, capture_output=True, text=True)
+    assert finished.stderr == ""
+    return [each.strip() for each in finished.stdout.splitlines()]
+
+
+@pytest.mark.usefixtures("command_folder")
+def test_commands_options_and_configurations_are_completed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["completion", "bash"]) == 0
+    script = tmp_path / "tql.bash"
+    script.write_text(capsys.readouterr().out)
+    assert completions(script, "tql ev") == ["evaluate"]
+    assert completions(script, "tql fit --model.bc") == ["--model.bc_coefficient"]
+    assert "--model.critic.hidden_dim" in completions(script, "tql fit --model.critic.h")
+    assert completions(script, "tql fit --config size/2") == ["size/26m"]
+    assert completions(script, "tql data insp") == ["inspect"]
+    assert completions(script, "tql data inspect --plo") == ["--plot"]
 
 
 def test_a_run_leaves_configuration_metrics_and_checkpoint(run_folder: Path) -> None:

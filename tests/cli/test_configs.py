@@ -204,7 +204,8 @@ def test_a_datasets_name_may_stand_for_its_class_path(tmp_path: Path, monkeypatc
     for words in (["--data.dataset=mine.npz"], ["--data.dataset", "mine.npz"]):
         dataset = parse_fit(monkeypatch, "--config", "quickstart", *words)["data"]["dataset"]
         assert dataset["class_path"].endswith("load_dataset")
-        assert dataset["init_args"] == {"name": "mine.npz", "validation_fraction": 0.0, "env_id": None}
+        unset = dict.fromkeys(("env_id", "keys", "max_episode_steps"))
+        assert dataset["init_args"] == {"name": "mine.npz", "validation_fraction": 0.0, **unset}
     named = parse_fit(
         monkeypatch, "--config", "ogbench/cube-single", "--data.dataset=cube-single-play-singletask-task4-v0"
     )

@@ -43,6 +43,14 @@ MISTAKES = {
     "an argument of a class": (["fit", TOY, "--model.critic.hidden_dims=9"], ["did you mean hidden_dim or"]),
     "an argument of a function": (["fit", TOY, "--data.dataset.sizes=9"], ["did you mean size?"]),
     "a class": (["fit", TOY, "--model.critic=tql_lightning.nn.critic.MLPCritc"], ["did you mean MLPCritic"]),
+    "a short form": (["fit", TOY, "--trainer.max_step=3"], ["did you mean --trainer.max_steps?"]),
+    "a short form of the model's": (["fit", TOY, "--model.bc_coef=3"], ["did you mean --model.bc_coefficient?"]),
+    "a short form of a command's": (["report", "run", "--out=x"], ["did you mean --output?"]),
+    "a name of the field": (["fit", TOY, "--model.gamma=0.9"], ["did you mean --model.discount?"]),
+    "a class by name": (["fit", TOY, "--model.critic=MLPCriticc"], ["did you mean MLPCritic"]),
+    "a callback by name": (["fit", TOY, "--trainer.callbacks+=RolloutEvaluaton"], ["did you mean RolloutEvaluation?"]),
+    "a command of others": (["train", TOY], ["train: no such command; did you mean fit?"]),
+    "a command": (["evaluat", "x"], ["did you mean evaluate?"]),
     "a misplaced key": (
         ["fit", TOY, "--config=misplaced.yaml"],
         ["did you mean model.bc_coefficient?", "it stands in misplaced.yaml"],
@@ -81,7 +89,7 @@ MISTAKES = {
     ),
     "names of D4RL": (
         ["data", "inspect", "d4rl.npz"],
-        ["unknown: terminals, timeouts", "rename terminals to terminations"],
+        ["unknown: terminals, timeouts", "keys='{terminations: terminals, truncations: timeouts}'"],
     ),
 }
 
@@ -122,10 +130,35 @@ def test_what_is_close_to_no_option_of_a_command_is_answered_with_none(command: 
     assert "did you mean" not in call_tql(folder, *command).stderr
 
 
+def test_a_start_that_cannot_be_is_refused_without_lightning(folder: Path) -> None:
+    (folder / "runs" / "tql" / "seed_0").mkdir(parents=True)
+    (folder / "runs" / "tql" / "seed_0" / "config.yaml").touch()
+    (folder / "npz.yaml").write_text(
+        "data:\n  dataset: {class_path: tql_lightning.data.sources.npz.load_npz, init_args: {path: absent.npz}}\n"
+    )
+    starts = {
+        "fit --data.dataset=tests.toy.toy_dataset --trainer.default_root_dir=runs/tql/seed_0": "holds an earlier run",
+        "fit --config ogbench/cube-double --trainer.default_root_dir runs/tql/seed_0": "holds an earlier run",
+        "fit --config quickstart --ckpt_path=absent.ckpt": "checkpoint absent.ckpt: no such file",
+        "test --config quickstart --ckpt_path=last --seed_everything=7": "no last checkpoint (runs/pendulum/seed_7)",
+        "fit --data.dataset=absent.npz": "absent.npz: no such file",
+        "fit --config npz.yaml": "absent.npz: no such file",
+        "fit --data.dataset=absent.hdf5": "absent.hdf5: no such file",
+        "evaluat x.ckpt": "did you mean evaluate?",
+    }
+    code = "import json, sys; from tql_lightning.cli.main import main; "
+    code += (
+        f"print([main(start.split()) for start in {[*starts]!r}], 'lightning' in sys.modules, 'torch' in sys.modules)"
+    )
+    finished = subprocess.run([sys.executable, "-c", code], cwd=folder, check=True, capture_output=True, text=True)
+    assert finished.stdout.strip() == f"{[2] * len(starts)} set()"
+    assert [word for word in starts.values() if word not in finished.stderr] == []
+
+
 def test_every_setting_of_the_release_leads_to_an_option(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["tql", *resolve_configs(["fit", TOY], ["fit"])])
     options = option_names(ParsedOnly()._subcommand_parsers["fit"])
-    assert {*RELEASE_NAMES.values()} <= options
+    assert {*RELEASE_NAMES.values()} <= options.keys()
     settings = json.loads((ROOT / "tests" / "golden" / "A" / "config.json").read_text())["config"]
     elsewhere = {"action_dim", "ob_dims", "agent_name", "optimizer"}  # the dataset's, or weight_decay 0
     assert [name for name in settings if name not in elsewhere and not close_options(name, options)] == []

@@ -122,7 +122,7 @@ def test_another_class_takes_of_a_packaged_configuration_only_the_settings_that_
     assert re.search(r"quickstart\.yaml: left out model\.bc_coefficient, .*of TQL that Other", told[0])
     own = {"observation_dim", "action_dim", "expectile", "tau"}
     assert configuration["model"].keys() <= own
-    assert (configuration["model"]["tau"], configuration["trainer"]["max_steps"]) == (0.05, 1250)
+    assert (configuration["model"]["tau"], configuration["trainer"]["max_steps"]) == (0.03, 2400)
 
 
 @pytest.mark.usefixtures("folder")
@@ -161,8 +161,8 @@ def test_help_and_the_printed_configuration_are_those_of_the_class(
             main(["fit", "--model=mine.Penalised", *arguments])
         printed.append(capsys.readouterr().out)
     text = " ".join(printed[0].split())
-    assert "--model.penalty_weight PENALTY_WEIGHT Weight of the penalty." in text
-    assert "--model.tau TAU Share of the critic" in text
+    assert "--model.penalty_weight Weight of the penalty." in text
+    assert "--model.tau Share of the critic" in text
     assert "now mine.Penalised." in text
     (folder / "printed.yaml").write_text(printed[1])
     assert yaml.safe_load(printed[1])["model"]["class_path"] == "mine.Penalised"

@@ -116,7 +116,7 @@ def test_splitmix_finaliser_matches_the_published_sequence() -> None:
 
 @pytest.mark.parametrize(("start", "sizes"), [(0, [4, 4, 2]), (3, [1, 4, 2]), (8, [2]), (10, [])])
 def test_the_stream_ends_chunks_on_multiples_and_at_the_last_update(start: int, sizes: list[int]) -> None:
-    stream = TrainingStream(sampler_of(dataset(), 2, 0), lambda: start, 4, last_update=10)
+    stream = TrainingStream(sampler_of(dataset(), 2, 0).chunk, lambda: start, 4, last_update=10)
     assert [len(batch.rewards) for batch, _ in stream] == sizes
 
 
@@ -124,7 +124,7 @@ def test_a_stream_continued_anywhere_equals_the_uninterrupted_one() -> None:
     sampler = sampler_of(dataset(), 4, 0)
 
     def updates(start: int) -> list[tuple[Batch, TQLNoise]]:
-        stream = TrainingStream(sampler, lambda: start, 4, last_update=12)
+        stream = TrainingStream(sampler.chunk, lambda: start, 4, last_update=12)
         return [(at_update(b, k), at_update(n, k)) for b, n in stream for k in range(len(b.rewards))]
 
     whole, rest = updates(0), updates(5)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.test_readme import PYTHON
+from tests.test_docs import python_of
 from tests.toy import fit, toy_model
 from tql_lightning import Policy
 from tql_lightning.algorithms.loading import load_checkpoint
@@ -97,7 +97,7 @@ def test_the_readmes_three_lines_act_without_lightning(
     name: str, absent: set[str], request: pytest.FixtureRequest
 ) -> None:
     exported: Path = request.getfixturevalue(f"{name}_folder")
-    (example,) = [text for text in PYTHON if "Policy.load" in text]
+    example = python_of("export")[0]
     code = f"import sys\nobservation = [1.0, 0.0, 0.0]\n{example}\nprint(action.shape, *sys.modules)"
     command = [sys.executable, "-c", code]
     finished = subprocess.run(command, cwd=exported.parent, capture_output=True, text=True, check=False)

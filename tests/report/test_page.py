@@ -88,6 +88,19 @@ def test_curves_hold_interval_and_every_run_at_every_update(two_methods: Path) -
     assert entropy["y"] == pytest.approx([1.0, 0.7, 0.4])
 
 
+def test_curves_show_where_a_run_goes_online(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    metrics = folder / "metrics.csv"
+    header, *rows = metrics.read_text().splitlines()
+    with_steps = [f"{row},{steps}" for row, steps in zip(rows, (0, 0, 50), strict=True)]
+    metrics.write_text("\n".join([f"{header},env_steps", *with_steps]))
+    (run,) = read_runs([folder])
+    assert run.online_from == 100
+    charts = dict(sections(group_methods([run]), [run.task]))
+    assert charts["Evaluation"][0]["lines"][0]["online"] == 100
+    assert charts["Online phase"][0]["title"] == "env steps"
+
+
 def test_long_curves_are_thinned_and_keep_their_ends(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     rows = "\n".join(f"{update},{update / 7}" for update in range(1, 5001))

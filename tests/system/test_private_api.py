@@ -30,14 +30,21 @@ CALLED = [
         "lightning",
         "lightning.pytorch.loops.training_epoch_loop",
         "_TrainingEpochLoop",
-        ["_should_check_val_fx", "_skip_next_val"],
+        ["_batches_that_stepped", "_should_check_val_fx", "_skip_next_val"],
     ),
     ("lightning", "lightning.pytorch.loops.fit_loop", "_FitLoop", ["_data_fetcher"]),
+    ("lightning", "lightning.pytorch", "Trainer", ["_active_loop", "_logger_connector"]),
+    ("lightning", "lightning.pytorch.trainer.connectors.logger_connector.logger_connector", "_LoggerConnector", []),
     ("lightning", "lightning.pytorch.strategies", "DDPStrategy", ["_ddp_kwargs", "_pl_static_graph_delay_done"]),
     ("lightning", "lightning.pytorch.strategies.launchers", "_MultiProcessingLauncher", ["_start_method"]),
     ("lightning", "lightning.pytorch.strategies", "Strategy", ["_checkpoint_io"]),
     ("lightning", "lightning.pytorch.plugins.io.wrapper", "_WrappingCheckpointIO", []),
-    ("lightning", "lightning.pytorch.callbacks", "ModelCheckpoint", ["_find_last_checkpoints"]),
+    (
+        "lightning",
+        "lightning.pytorch.callbacks",
+        "ModelCheckpoint",
+        ["_defer_save_until_validation", "_find_last_checkpoints", "_train_time_interval"],
+    ),
     ("lightning", "lightning.pytorch.core.mixins.hparams_mixin", "", ["_given_hyperparameters_context"]),
     ("lightning", "lightning.pytorch", "Trainer", ["_checkpoint_connector"]),
     (
@@ -64,7 +71,7 @@ INHERITED = [
         "ModelCheckpoint",
         [
             *("_every_n_train_steps", "_last_checkpoint_saved", "_last_global_step_saved", "_monitor_candidates"),
-            *("_save_checkpoint", "_save_last_checkpoint", "_save_topk_checkpoint"),
+            *("_save_checkpoint", "_save_last_checkpoint", "_save_topk_checkpoint", "_should_skip_saving_checkpoint"),
         ],
     ),
     (

@@ -278,7 +278,7 @@ def test_cuda_graphs_are_refused_on_the_cpu(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("recorders")
 def test_the_schedule_multiplies_numbers_and_writes_each_learning_rate_in_one_launch() -> None:
     configured: Any = model(cuda_graphs=True).configure_optimizers()
-    assert all(type(peak) is float for peak in configured["lr_scheduler"].base_lrs)
+    assert all(type(peak) is float for peak in configured["lr_scheduler"]["scheduler"].base_lrs)
     assert all(isinstance(group["lr"], Tensor) for group in configured["optimizer"].param_groups)
 
 

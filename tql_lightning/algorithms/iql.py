@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, NamedTuple
 
 from torch import Tensor
@@ -68,6 +69,7 @@ class IQL(ExpectileAlgorithm):
         actor_loss: "awr" or "ddpgbc".
         alpha: Inverse temperature of "awr"; weight of cloning in "ddpgbc".
         acting_temperature: Factor of the standard deviation of actions; 0 acts by the mean, as evaluations do.
+        exploration_temperature: The same factor in an online phase.
         optimisation: Learning rates, schedule, weight decay and clipping.
         execution: Compilation, CUDA graphs and precision of matrix products.
 
@@ -96,6 +98,7 @@ class IQL(ExpectileAlgorithm):
         actor_loss: Literal["awr", "ddpgbc"] = "awr",
         alpha: float = 10.0,
         acting_temperature: float = 0.0,
+        exploration_temperature: float = 1.0,
         optimisation: Optimisation = Optimisation(),  # noqa: B008  (frozen)
         execution: Execution = Execution(),  # noqa: B008  (frozen)
     ) -> None:
@@ -117,9 +120,12 @@ class IQL(ExpectileAlgorithm):
         )
         require("actor_loss", actor_loss in ("awr", "ddpgbc"), "awr or ddpgbc", actor_loss)
         require("alpha", 0.0 <= alpha < math.inf, "a finite number of at least 0", alpha)
-        require("acting_temperature", 0.0 <= acting_temperature < math.inf, "at least 0", acting_temperature)
+        temperatures = {"acting_temperature": acting_temperature, "exploration_temperature": exploration_temperature}
+        for name, temperature in temperatures.items():
+            require(name, 0.0 <= temperature < math.inf, "at least 0", temperature)
         self.policy = policy(observation_dim, action_dim)
         self.loss_of_actor, self.alpha, self.acting_temperature = actor_loss, alpha, acting_temperature
+        self.exploration_temperature = exploration_temperature
         self.save_hyperparameters()
 
     def noise_draws(self) -> dict[str, Draw]:
@@ -182,6 +188,11 @@ class IQL(ExpectileAlgorithm):
         require("extraction", extraction is None, "none, which is all that IQL has", extraction)
         return Actor((self.action_dim,), self.act, self.action_chunk)
 
-    def act(self, observations: Tensor, noise: Tensor) -> Tensor:
+    def exploring_actor(self) -> Actor:
+        """The same with ``exploration_temperature``."""
+        return Actor((self.action_dim,), partial(self.act, temperature=self.exploration_temperature), self.action_chunk)
+
+    def act(self, observations: Tensor, noise: Tensor, temperature: float | None = None) -> Tensor:
         """(B, n_s) observations and (B, n_a) standard normal noise -> (B, n_a) actions in [-1, 1]."""
-        return self.policy.sample(self.policy.mean(observations), noise, self.acting_temperature)
+        temperature = self.acting_temperature if temperature is None else temperature
+        return self.policy.sample(self.policy.mean(observations), noise, temperature)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -95,6 +96,7 @@ class ReBRAC(CriticAlgorithm):
         actor_noise: Standard deviation of the noise of a'.
         actor_noise_clip: Largest noise of a'.
         acting_temperature: Factor of ``actor_noise`` while acting; 0 acts by the mode, as evaluations do.
+        exploration_temperature: The same factor in an online phase.
         optimisation: Learning rates, schedule, weight decay and clipping.
         execution: Compilation, CUDA graphs and precision of matrix products.
 
@@ -125,6 +127,7 @@ class ReBRAC(CriticAlgorithm):
         actor_noise: float = 0.2,
         actor_noise_clip: float = 0.5,
         acting_temperature: float = 0.0,
+        exploration_temperature: float = 1.0,
         optimisation: Optimisation = Optimisation(),  # noqa: B008  (frozen)
         execution: Execution = Execution(),  # noqa: B008  (frozen)
     ) -> None:
@@ -148,6 +151,7 @@ class ReBRAC(CriticAlgorithm):
             "actor_noise": actor_noise,
             "actor_noise_clip": actor_noise_clip,
             "acting_temperature": acting_temperature,
+            "exploration_temperature": exploration_temperature,
         }.items():
             require(name, 0.0 <= number < math.inf, "a finite number of at least 0", number)
         require("actor_period", actor_period >= 1, "at least 1", actor_period)
@@ -155,6 +159,7 @@ class ReBRAC(CriticAlgorithm):
         self.target_policy = copy.deepcopy(self.policy).requires_grad_(False)
         self.actor_bc_coefficient, self.critic_bc_coefficient = actor_bc_coefficient, critic_bc_coefficient
         self.actor_period, self.acting_temperature = actor_period, acting_temperature
+        self.exploration_temperature = exploration_temperature
         self.actor_noise, self.actor_noise_clip = actor_noise, actor_noise_clip
         self.save_hyperparameters()
 
@@ -241,9 +246,14 @@ class ReBRAC(CriticAlgorithm):
         require("extraction", extraction is None, "none, which is all that ReBRAC has", extraction)
         return Actor((self.action_dim,), self.act, self.action_chunk)
 
-    def act(self, observations: Tensor, noise: Tensor) -> Tensor:
+    def exploring_actor(self) -> Actor:
+        """The same with ``exploration_temperature``."""
+        return Actor((self.action_dim,), partial(self.act, temperature=self.exploration_temperature), self.action_chunk)
+
+    def act(self, observations: Tensor, noise: Tensor, temperature: float | None = None) -> Tensor:
         """(B, n_s) observations and (B, n_a) standard normal noise -> (B, n_a) actions in [-1, 1]."""
-        return self.noisy(self.policy.mode(observations), noise, self.acting_temperature)
+        temperature = self.acting_temperature if temperature is None else temperature
+        return self.noisy(self.policy.mode(observations), noise, temperature)
 
     def train(self, mode: bool = True) -> Any:
         """Switches to training or evaluation; targets never drop out."""

@@ -127,6 +127,14 @@ class TQL(Algorithm):
 
     Raises:
         ValueError: A setting is out of its range; the message names it.
+
+    Example:
+        >>> from functools import partial
+        >>> from tql_lightning import TQL, TransformerCritic
+        >>> model = TQL(3, 1, critic=partial(TransformerCritic, hidden_dim=32), bc_coefficient=1.0)
+        >>> noise = torch.zeros(2, *model.actor().noise_shape)
+        >>> model(torch.zeros(2, 3), noise).shape
+        torch.Size([2, 1])
     """
 
     Noise = TQLNoise

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Sequence
-from pathlib import Path
 
 from tql_lightning.benchmark.plan import PlannedRun
 from tql_lightning.benchmark.progress import Progress
-from tql_lightning.benchmark.worker import execute
+from tql_lightning.benchmark.worker import Job, execute
 
 
-def run_serially(runs: Sequence[PlannedRun], output: Path, metric: str, cpus: float, progress: Progress) -> None:
+def run_serially(runs: Sequence[PlannedRun], job: Job, progress: Progress) -> None:
     """Trains the runs in order; one that fails does not keep the others from running.
 
     Raises:
@@ -21,7 +20,7 @@ def run_serially(runs: Sequence[PlannedRun], output: Path, metric: str, cpus: fl
     try:
         for run in runs:
             progress.show()
-            execute(run, output, metric, cpus, progress.show)
+            execute(run, job, progress.show)
     finally:
         signal.signal(signal.SIGTERM, before)
         progress.show(now=True)

@@ -8,9 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from tql_lightning.benchmark.plan import PlannedRun
 from tql_lightning.run.folder import CONFIG_FILE, LOG_FILE, METRICS_FILE, OUTCOME_FILE
@@ -22,6 +23,7 @@ from tql_lightning.system.files import write_text_whole
 State = Literal["finished", "failed", "stopped"]
 LONGEST_MESSAGE = 1500  # characters of the end of a failed run's log
 POLL_SECONDS = 0.5
+PASSED_ON = ("TQL_", "OGBENCH_", "D4RL_", "MINARI_", "MUJOCO_", "OMP_", "PYTHONPATH")  # beginnings of variables
 LOCK_SECONDS = 60.0  # in which a killed run's process ends
 
 
@@ -42,46 +44,72 @@ def outcome_of(run: PlannedRun, output: Path) -> Outcome | None:
         return None
 
 
-def execute(
-    run: PlannedRun, output: Path, metric: str, cpus: float = 1, while_waiting: Callable[[], object] | None = None
-) -> Outcome:
+@dataclass(frozen=True)
+class Job:
+    """What every run of a benchmark needs to know, on whatever machine it runs.
+
+    Attributes:
+        output: Folder of the benchmark, as an absolute path.
+        metric: Figure that a run's evaluations must have.
+        cpus: Cores of a run; a thread of OpenMP for each, unless OMP_NUM_THREADS is set.
+        directory: Working folder, to which paths in configurations are relative.
+        environment: Variables of the command that started the benchmark.
+    """
+
+    output: Path
+    metric: str
+    cpus: float
+    directory: Path
+    environment: Mapping[str, str]
+
+
+def make_job(output: Path, metric: str, cpus: float) -> Job:
+    """The job of a benchmark that is started in this process's folder and environment."""
+    own = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
+    return Job(output.absolute(), metric, cpus, Path.cwd(), own)
+
+
+def execute(run: PlannedRun, job: Job, while_waiting: Callable[[], object] | None = None) -> Outcome:
     """Trains a run to its end unless it is finished, and records the outcome in its folder.
 
     Ctrl-C and SIGTERM stop the run, which then saves a checkpoint. Where this process is killed, the run stops, too.
 
     Args:
         run: The run.
-        output: Folder of the benchmark.
-        metric: Figure that the run's evaluations must have.
-        cpus: Number of cores; a thread of OpenMP for each, unless OMP_NUM_THREADS is set.
+        job: What all runs of the benchmark share.
         while_waiting: Called twice a second while the run trains.
     """
-    found = outcome_of(run, output)
+    found = outcome_of(run, job.output)
     if found is not None and found.state == "finished":
         return found
-    folder = output / run.folder
+    folder = job.output / run.folder
     folder.mkdir(parents=True, exist_ok=True)
     wait_until_free(folder, LOCK_SECONDS)
     start = time.monotonic()
-    code = _train(run, output, cpus, while_waiting)
-    outcome = _judge(code, folder, metric)
-    record = {"state": outcome.state, "message": outcome.message, "code": code, "arguments": list(run.arguments)}
-    record["seconds"] = round(time.monotonic() - start, 1)
-    write_text_whole(folder / OUTCOME_FILE, json.dumps(record, indent=1) + "\n")
+    outcome = _judge(_train(run, job, while_waiting), folder, job.metric)
+    record(run, job.output, outcome, time.monotonic() - start)
     return outcome
 
 
-def _train(run: PlannedRun, output: Path, cpus: float, while_waiting: Callable[[], object] | None) -> int:
-    folder = output / run.folder
-    command = [sys.executable, "-m", "tql_lightning", *run.command(output)]
+def record(run: PlannedRun, output: Path, outcome: Outcome, seconds: float = 0.0) -> None:
+    """Writes how a run ended, and how long its last start took, into its folder."""
+    content = {"state": outcome.state, "message": outcome.message, "seconds": round(seconds, 1)}
+    content["arguments"] = list(run.arguments)
+    write_text_whole(output / run.folder / OUTCOME_FILE, json.dumps(content, indent=1) + "\n")
+
+
+def _train(run: PlannedRun, job: Job, while_waiting: Callable[[], object] | None) -> int:
+    folder = job.output / run.folder
+    command = [sys.executable, "-m", "tql_lightning", *run.command(job.output)]
     if (folder / CONFIG_FILE).is_file():
         command.append("--ckpt_path=last")
-    threads = {"OMP_NUM_THREADS": str(max(1, int(cpus)))}
+    threads = {"OMP_NUM_THREADS": str(max(1, int(job.cpus)))}
     own = {"PYTHONUNBUFFERED": "1", STARTER_VARIABLE: str(os.getpid())}
     with (folder / LOG_FILE).open("ab") as log:
         process = subprocess.Popen(
             command,
-            env={**threads, **os.environ, **own},
+            cwd=job.directory,
+            env={**threads, **os.environ, **job.environment, **own},
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C in the terminal reaches this process alone, which passes it on
@@ -122,12 +150,3 @@ def _judge_evaluations(folder: Path, metric: str, end: str) -> Outcome:
         what = f"{failures[-1]:.0f} evaluations failed" if failures else "no evaluation"
         return Outcome("failed", f"no eval/{metric} at the last update ({what}); end of {LOG_FILE}:\n{end}")
     return Outcome("finished")
-
-
-def read_record(folder: Path) -> dict[str, Any]:
-    """A run's recorded outcome as it was written; empty where there is none."""
-    try:
-        record = json.loads((folder / OUTCOME_FILE).read_text())
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from tql_lightning.benchmark.plan import Choice, PlannedRun, plan_runs, write_plan
 from tql_lightning.benchmark.progress import Progress
+from tql_lightning.benchmark.ray_engine import Resources, require_ray, run_with_ray
+from tql_lightning.benchmark.search import parse_space, search, vary
+from tql_lightning.benchmark.serial import run_serially
+from tql_lightning.benchmark.slurm import submit
 from tql_lightning.benchmark.suite import Suite, SuiteError, read_suite
-from tql_lightning.benchmark.worker import outcome_of
+from tql_lightning.benchmark.worker import make_job, outcome_of
+from tql_lightning.cli.benchmark_checks import check_groups, parse_groups
 from tql_lightning.cli.configs import packaged_configs, packaged_suites
 from tql_lightning.cli.parsers import Engine
+from tql_lightning.report.table_formats import search_markdown
 
 DRIVER_LOCK = "benchmark.lock"
 
@@ -44,7 +50,6 @@ def plan_suite(name: str, choice: Choice) -> tuple[Suite, list[PlannedRun]]:
 
 def print_plan(suite: Suite, runs: Sequence[PlannedRun], output: Path) -> None:
     """Prints what would run: runs, updates, estimated hours, and datasets that are missing."""
-    from tql_lightning.cli.benchmark_checks import parse_groups
     from tql_lightning.cli.benchmark_measure import seconds_per_update
 
     groups = parse_groups(runs)
@@ -71,34 +76,88 @@ def print_plan(suite: Suite, runs: Sequence[PlannedRun], output: Path) -> None:
         print(f"missing: {text}")
 
 
-def run_suite(suite: Suite, runs: Sequence[PlannedRun], output: Path, engine: Engine, cpus: float) -> int:
+def run_suite(
+    suite: Suite,
+    runs: Sequence[PlannedRun],
+    output: Path,
+    engine: Engine,
+    cpus: float,
+    resources: Resources,
+    slurm: Mapping[str, str],
+) -> int:
     """Checks and runs a plan, prints failed runs and the table; returns how many runs have not finished.
 
     Raises:
         BenchmarkError: A configuration, a dataset or an environment does not pass its check; nothing was run.
     """
-    from tql_lightning.cli.benchmark_checks import check_groups, parse_groups
-
+    if engine == "ray":
+        require_ray()
     output.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(FileLock(output / DRIVER_LOCK, timeout=0))
-        except Timeout as error:
-            raise BenchmarkError(f"output: {output} is in use by another tql benchmark; wait, or stop it") from error
+    with _only_driver(output):
         planned = write_plan(output, suite, runs)
         open_runs = [run for run in runs if (found := outcome_of(run, output)) is None or found.state != "finished"]
         groups = parse_groups(open_runs)
-        problems = check_groups(groups)
-        if problems:
-            listed = "\n".join(f"- {problem}" for problem in problems)
-            raise BenchmarkError(f"{len(problems)} checks failed, nothing was run:\n{listed}")
+        _refuse_problems(check_groups(groups))
         updates = {run.folder: group.updates for group in groups for run in group.runs}
         progress = Progress(output, runs, suite.metric, updates)
+        job = make_job(output, suite.metric, cpus)
+        if engine == "slurm" and open_runs:
+            number = submit(open_runs, job, resources.gpus, slurm)
+            print(f"job {number}: {len(open_runs)} runs submitted; tql report {output} --format md shows what there is")
+            return 0
         if engine == "serial":
-            from tql_lightning.benchmark.serial import run_serially
-
-            run_serially(open_runs, output, suite.metric, cpus, progress)
+            run_serially(open_runs, job, progress)
+        elif open_runs:
+            run_with_ray(open_runs, job, resources, progress)
     return tell_outcomes(runs, output, planned)
+
+
+def search_suite(
+    suite: Suite,
+    runs: Sequence[PlannedRun],
+    output: Path,
+    ranges: Sequence[str],
+    trials: int,
+    cpus: float,
+    resources: Resources,
+) -> int:
+    """Checks the runs of a search, searches, and prints its record; returns how many trials are incomplete.
+
+    Raises:
+        SuiteError: A range cannot be read, or the runs are of several methods.
+        BenchmarkError: A check failed; nothing was run.
+    """
+    space = parse_space(key_values(ranges, "search"))
+    methods = list(dict.fromkeys(run.method for run in runs))
+    if len(methods) != 1:
+        raise SuiteError(
+            f"search: expected the runs of one method, found {', '.join(methods)}; add --methods and --sizes"
+        )
+    require_ray()
+    output.mkdir(parents=True, exist_ok=True)
+    with _only_driver(output):
+        write_plan(output, suite, [])
+        _refuse_problems(check_groups(parse_groups(runs)))
+        record = search(runs, suite, space, trials, make_job(output, suite.metric, cpus), resources)
+        varied = [vary(run, trial["settings"]) for trial in record["trials"] for run in runs]
+        write_plan(output, suite, varied)
+    print(search_markdown(record))
+    return sum(trial["mean"] is None for trial in record["trials"])
+
+
+@contextmanager
+def _only_driver(output: Path) -> Iterator[None]:
+    try:
+        with FileLock(output / DRIVER_LOCK, timeout=0):
+            yield
+    except Timeout as error:
+        raise BenchmarkError(f"output: {output} is in use by another tql benchmark; wait, or stop it") from error
+
+
+def _refuse_problems(problems: Sequence[str]) -> None:
+    if problems:
+        listed = "\n".join(f"- {problem}" for problem in problems)
+        raise BenchmarkError(f"{len(problems)} checks failed, nothing was run:\n{listed}")
 
 
 def tell_outcomes(runs: Sequence[PlannedRun], output: Path, planned: Sequence[PlannedRun]) -> int:

@@ -10,7 +10,8 @@ import difflib
 import inspect
 import re
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, get_args
 
 from tql_lightning.cli.private_api import actions, argument_type
@@ -46,33 +47,47 @@ FORMER_NAMES = {  # of earlier versions, whose last part is another now
     "temperature_learning_rate": "--model.optimisation.learning_rates",
     "actor_learning_rate": "--model.optimisation.learning_rates",
 }
+FIELD_NAMES = {  # of the literature and of other libraries
+    "gamma": "--model.discount",
+    "polyak": "--model.tau",
+    "target_update_rate": "--model.tau",
+    "learning_rate": "--model.optimisation.learning_rate",
+    "epochs": "--trainer.max_steps",
+    "steps": "--trainer.max_steps",
+    "device": "--trainer.accelerator",
+    "output": "--trainer.default_root_dir",
+    "dataset": "--data.dataset",
+    "env": "--data.dataset.env_id",
+    "config": "--config",
+}
 LINK_OR_HELP = re.compile(r" --> |(\+|help)$")  # what argparse lists as options besides settings
 UNRECOGNIZED = "unrecognized arguments:"
 KEY = re.compile(r'does not accept option \'([\w.]+)\'|^Parser key "([\w.]+)"')
 NO_DATASET = re.compile(r"Import path ([\w.]+) does not correspond to a subclass of TransitionDataset")
-NO_VALUE = re.compile(r"argument (--\S+): expected one argument")
 UNKNOWN_ARGUMENT = re.compile(r"class_path '([\w.]+)'.*?Option '(\w+)' is not accepted", re.DOTALL)
 ARGUMENT_OF_PART = re.compile(r"Option '(\w+)' is not accepted\. Got value: Namespace\(class_path='([\w.]+)'")
 
 
-def option_names(parser: Any) -> set[str]:
-    """Options of a parser, and of every imported class that one of its options takes by class path."""
-    names: set[str] = set()
+def option_names(parser: Any) -> dict[str, list[type]]:
+    """Options of a parser, and of every imported class that one of its options takes, with the classes each takes."""
+    names: dict[str, list[type]] = {}
     for action in actions(parser):
-        names |= {*action.option_strings}
         is_setting = action.option_strings and not action.option_strings[0].endswith(".help")
-        for kind in _classes(argument_type(action)) if is_setting else ():
-            for part in _with_subclasses(kind):
-                names |= {f"{action.option_strings[0]}.{name}" for name in _arguments(part)}
+        kinds = [part for kind in _classes(argument_type(action)) for part in _with_subclasses(kind) if is_setting]
+        names |= dict.fromkeys(action.option_strings, kinds)
+        for part in kinds:
+            if part.__module__.startswith("tql_lightning."):
+                names |= {f"{action.option_strings[0]}.{name}": [] for name in _arguments(part)}
     return names
 
 
-def add_note(error: Exception, options: Collection[str]) -> None:
+def add_note(error: Exception, options: Mapping[str, Sequence[type]], arguments: Sequence[str]) -> None:
     """Adds a note with close names to a parser's error about an unknown name.
 
     Args:
         error: Error that a parser raised.
         options: Every option (`option_names`).
+        arguments: Command line that it parsed.
     """
     text = str(error)
     if text.startswith(UNRECOGNIZED):
@@ -88,10 +103,25 @@ def add_note(error: Exception, options: Collection[str]) -> None:
         error.add_note(
             f"a function says so by its annotation: def {found[1].rpartition('.')[2]}(...) -> TransitionDataset"
         )
-    elif found := NO_VALUE.search(text):
-        error.add_note(f"give it a value, as in {found[1]}=true or {found[1]}=3")
     elif missing := next((cause for cause in _causes(error) if isinstance(cause, AttributeError)), None):
         _note(error, difflib.get_close_matches(str(missing.name), dir(missing.obj), n=2))
+    elif lacks := [argument for argument in arguments if f"{argument}: " in text and argument in options]:
+        error.add_note(f"give it a value, as in {lacks[0]}=true or {lacks[0]}=3")
+    else:
+        _note(error, [name for option, value in _values(arguments) for name in _close_classes(value, options, option)])
+
+
+def _values(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Options of a command line with their values."""
+    for before, argument in pairwise(["", *arguments]):
+        flag, equals, value = argument.partition("=")
+        yield (flag, value) if equals else (before, argument)
+
+
+def _close_classes(value: str, options: Mapping[str, Sequence[type]], option: str) -> list[str]:
+    """Names of an option's classes that are close to a value that is none of them."""
+    names = [kind.__name__ for kind in options.get(option, ())]
+    return [] if value in names else difflib.get_close_matches(value, names, n=2)
 
 
 def key_of(error: Exception) -> str | None:
@@ -109,11 +139,12 @@ def close_options(word: str, options: Collection[str]) -> list[str]:
     """
     name = word.removeprefix("--").replace("-", "_")
     last = name.rpartition(".")[2]
-    other = (RELEASE_NAMES | FORMER_NAMES).get(last)
+    other = (RELEASE_NAMES | FORMER_NAMES | FIELD_NAMES).get(last)
     if other in options and f"--{name}" not in options:
         return [str(other)]
     settings = {option.removeprefix("--"): option for option in sorted(options) if not LINK_OR_HELP.search(option)}
     same = [setting for setting in settings if setting.rpartition(".")[2] == last]
+    same = same or sorted((setting for setting in settings if setting.startswith(name)), key=len)
     return [settings[setting] for setting in same[:2] or difflib.get_close_matches(name, settings, n=2)]
 
 
@@ -154,8 +185,8 @@ def _arguments(part: Any) -> list[str]:
 
 
 def _classes(hint: Any) -> list[type]:
-    """The package's classes in a type, however deeply nested."""
-    if isinstance(hint, type) and hint.__module__.startswith("tql_lightning."):
+    """The classes in a type, however deeply nested, that are ours or a kind of Lightning's."""
+    if isinstance(hint, type) and hint.__module__.startswith(("tql_lightning.", "lightning.")):
         return [hint]
     parts = [each for part in get_args(hint) for each in (part if isinstance(part, list) else [part])]
     return [kind for part in parts for kind in _classes(part)]

@@ -7,8 +7,9 @@ from json import dumps
 from pathlib import Path
 from typing import Any
 
-from tql_lightning.cli.parsers import CertifiedOutput, Command, Engine
+from tql_lightning.cli.parsers import CertifiedOutput, Command, Engine, ReportFormat, Shell
 from tql_lightning.export.policy_folder import ExportFormat
+from tql_lightning.report.protocol import Protocol
 
 COLUMNS = ("return", "success_rate", "normalized_score", "length")  # of the table that `evaluate` prints
 
@@ -68,8 +69,15 @@ def benchmark(
     seeds: list[int] | None = None,
     set: list[str] | None = None,  # noqa: A002  (the option's name)
     output: str | None = None,
-    engine: Engine | None = None,
+    engine: Engine = "ray",
     cpus: float = 1.0,
+    gpus: float = 0.0,
+    address: str | None = None,
+    retries: int = 3,
+    slurm: list[str] | None = None,
+    search: list[str] | None = None,
+    trials: int = 20,
+    search_seeds: int = 3,
     dry_run: bool = False,
     commands: bool = False,
 ) -> int:
@@ -86,14 +94,25 @@ def benchmark(
         seeds: Seeds, one run each; default: the suite's.
         set: Settings of every run, such as model.discount=0.995; they are part of the folder's name.
         output: Folder for the runs; default: runs/benchmark/SUITE.
-        engine: "serial" trains one run after the other.
+        engine: "ray" trains as many runs at once as there are resources, on this machine or a cluster; needs
+            pip install tql-lightning[cluster]. "slurm" submits an array job. "serial" trains one run after the other.
         cpus: Cores of a run.
+        gpus: GPUs of a run; 0.25 lets four runs share one.
+        address: Address of a Ray cluster, "auto" for this machine's; default: one that starts with the command.
+        retries: How often Ray starts a run again after its worker or node has ended.
+        slurm: Options of sbatch for --engine slurm, such as time=24:00:00 partition=gpu.
+        search: Ranges of settings for Ray Tune with Optuna, such as "model.bc_coefficient=loguniform(1,1000)"; also
+            uniform(a,b), randint(a,b) and choice(a,b,c). Of one method; the same command continues.
+        trials: Number of trials of a search.
+        search_seeds: Seeds of each trial: 0 to N - 1.
         dry_run: Print the plan with an estimate of its hours, and run nothing.
         commands: Print one command of tql fit for each run, and run nothing.
     """
     from tql_lightning.benchmark.plan import Choice
-    from tql_lightning.cli.benchmark import key_values, plan_suite, print_plan, run_suite
+    from tql_lightning.benchmark.ray_engine import Resources
+    from tql_lightning.cli.benchmark import key_values, plan_suite, print_plan, run_suite, search_suite
 
+    seeds = list(range(search_seeds)) if search and seeds is None else seeds
     chosen = Choice(tasks, methods, sizes, seeds, key_values(set, "set"))
     found, runs = plan_suite(suite, chosen)
     folder = Path(output or f"runs/benchmark/{found.name}")
@@ -103,16 +122,24 @@ def benchmark(
     if dry_run:
         print_plan(found, runs, folder)
         return 0
-    return 1 if run_suite(found, runs, folder, engine or "serial", cpus) else 0
+    resources, options = Resources(gpus, address, retries), key_values(slurm, "slurm")
+    if search:
+        return 1 if search_suite(found, runs, folder, search, trials, cpus, resources) else 0
+    return 1 if run_suite(found, runs, folder, engine, cpus, resources, options) else 0
 
 
-def inspect_command(name: str, plot: str | None = None) -> None:
+def inspect_command(
+    name: str, plot: str | None = None, keys: dict[str, str] | None = None, max_episode_steps: int | None = None
+) -> None:
     """Checks a dataset as training would, and prints figures about it.
 
     Args:
         name: "minari:ID"; an OGBench name such as "cube-double-play-singletask-task2-v0"; or the path of an .npz file,
             a D4RL .hdf5 file, or a folder of .npy files.
         plot: File for a plot of returns, episode lengths and rewards (.png, .pdf, .svg).
+        keys: Our name -> the file's name, of arrays under other names: '{observations: obs, actions: acts}'.
+        max_episode_steps: Time limit that splits an array dones into terminations and truncations; 0 if all are
+            terminations.
     """
     from tql_lightning.data.environment import check_environment
     from tql_lightning.data.named import load_dataset
@@ -121,7 +148,7 @@ def inspect_command(name: str, plot: str | None = None) -> None:
 
     if plot:
         require_writable(Path(plot))
-    dataset = load_dataset(name)
+    dataset = load_dataset(name, keys=keys, max_episode_steps=max_episode_steps)
     summary = summarise(dataset)
     print("\n".join(summary.lines()))
     if plot:
@@ -134,7 +161,13 @@ def inspect_command(name: str, plot: str | None = None) -> None:
         print(f"not compared with {dataset.env_id}, which cannot be made here ({problem})")
 
 
-def convert_command(name: str, output: str, overwrite: bool = False) -> None:
+def convert_command(
+    name: str,
+    output: str,
+    overwrite: bool = False,
+    keys: dict[str, str] | None = None,
+    max_episode_steps: int | None = None,
+) -> None:
     """Converts any dataset to our own formats, from which the same transitions load.
 
     Args:
@@ -143,10 +176,13 @@ def convert_command(name: str, output: str, overwrite: bool = False) -> None:
         output: Path ending in .npz, or of a folder to create, whose files are memory-mapped when loaded. Held-out
             transitions go to OUTPUT-val beside it. Both appear only once they are complete.
         overwrite: Replace an existing file.
+        keys: Our name -> the file's name, of arrays under other names: '{observations: obs, actions: acts}'.
+        max_episode_steps: Time limit that splits an array dones into terminations and truncations; 0 if all are
+            terminations.
     """
     from tql_lightning.data.named import convert
 
-    for path, part in convert(name, output, overwrite):
+    for path, part in convert(name, output, overwrite, keys, max_episode_steps):
         print(f"wrote {path}: {len(part):,} transitions in {int(part.episode_ends.sum()):,} episodes")
 
 
@@ -329,18 +365,54 @@ def certify(
         print(f"wrote {json}")
 
 
-def report(runs: list[str], output: str = "report.html", media_mb: float = 30.0) -> None:
-    """Writes one self-contained HTML page about runs: scores, curves, pictures, configurations; see docs/report.md.
+def report(
+    runs: list[str],
+    format: ReportFormat = "html",  # noqa: A002  (the option's name)
+    output: str | None = None,
+    protocol: Protocol | None = None,
+    media_mb: float = 30.0,
+) -> None:
+    """Sums up runs: one self-contained HTML page, or the table of scores; see docs/report.md.
 
     Args:
-        runs: Folders of runs, or folders that contain runs. Runs of one configuration are seeds of one method.
-        output: HTML file to write.
+        runs: Folders of runs, or folders that contain runs. Runs of one configuration are seeds of one method. For the
+            table also one folder of `tql benchmark`, or one summary that --format json wrote.
+        format: "html" for the page with curves and pictures; "md", "csv", "latex" or "json" for the table alone.
+        output: File to write; default: report.html, or the table on the screen.
+        protocol: Score of a run in the table: the mean of the "last_three" evaluations, the "last", or the "best",
+            which is marked as chosen by its own score; default: the suite's, else "last_three".
         media_mb: Largest size of all pictures and videos in the page, in megabytes.
     """
-    from tql_lightning.report.page import write_report
+    from tql_lightning.benchmark.summary import summary_of
+    from tql_lightning.report.table_formats import render_table, table_html
+    from tql_lightning.system.files import require_writable, write_text_whole
 
-    written = write_report([Path(run) for run in runs], Path(output), media_mb)
-    print(f"wrote {written} ({written.stat().st_size / 1e6:.1f} MB)")
+    folders = [Path(run) for run in runs]
+    if format == "html":
+        from tql_lightning.report.page import write_report
+
+        written = write_report(
+            folders, Path(output or "report.html"), media_mb, lambda: table_html(summary_of(folders, protocol))
+        )
+        print(f"wrote {written} ({written.stat().st_size / 1e6:.1f} MB)")
+        return
+    if output:
+        require_writable(Path(output))
+    text = render_table(summary_of(folders, protocol), format)
+    if output:
+        write_text_whole(Path(output), text)
+    print(f"wrote {output}" if output else text, end="\n" if output else "")
+
+
+def completion(shell: Shell) -> None:
+    """Prints a script that completes commands and options in a shell; see docs/command_line.md.
+
+    Args:
+        shell: "bash", "zsh" or "tcsh".
+    """
+    from tql_lightning.cli.completion import completion_script
+
+    print(completion_script(shell, COMMANDS, GROUPS))
 
 
 GROUPS = {"data": "Inspects and converts datasets."}
@@ -348,6 +420,7 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
     "benchmark": benchmark,
     "certify": certify,
     "collect": collect_command,
+    "completion": completion,
     "data": {"inspect": inspect_command, "convert": convert_command},
     "evaluate": evaluate,
     "export": export,

@@ -22,14 +22,18 @@ BOILERPLATE = (  # beginnings of lines in which jsonargparse lists the types tha
     "a class path (str)",
     "a dict with",
     "Expected a <class 'NoneType'>",
+    "Expected a <class 'bool'>",
+    "Expected a <class 'collections.abc.Iterable'>",
     "Expected a path but",
     "Given value: NestedArg",
     "Given value: {",
+    "Given value: Namespace",
     "Problem with given class_path 'lightning.Callback'",
 )
 USER_ERRORS = {  # class names, because importing Lightning for its classes takes seconds
     *("ValueError", "OSError", "ImportError", "SyntaxError", "ArgumentError"),
     *("MisconfigurationException", "OmegaConfBaseException", "YAMLError"),
+    *("UsageError", "CommError"),  # of W&B: without an API key, without a server
 }
 WORDY_PART = re.compile(
     r"Type collections\.abc\.Callable\[.*?\] expects a function or a callable class: |\.? Got value: Namespace\(.*"

@@ -8,10 +8,12 @@ import traceback
 from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import jsonargparse
+import yaml
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
@@ -23,17 +25,20 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from tql_lightning.algorithms.loading import check_contents
 from tql_lightning.algorithms.starting import load_weights
 from tql_lightning.cli.close_names import add_note, option_names
+from tql_lightning.cli.help import DESCRIPTION, SUMMARIES
 from tql_lightning.cli.model import ModelParser, chosen_model, without_model
 from tql_lightning.cli.parsers import Command, add_group, command_parser
 from tql_lightning.cli.private_api import actions, subcommand_choices
 from tql_lightning.cli.saved_config import SaveFitConfig
+from tql_lightning.cli.start_checks import refuse_earlier_run
 from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.data.sampler import rows_per_process
-from tql_lightning.data.transitions import TransitionDataset
+from tql_lightning.online.collector import Collector
+from tql_lightning.online.settings import Online
 from tql_lightning.run.checkpoint_io import LAST, SUFFIX, CheckpointError, WholeCheckpointIO, base_io, read_checkpoint
-from tql_lightning.run.folder import CONFIG_FILE, METRICS_BEFORE_FILE, METRICS_FILE
+from tql_lightning.run.folder import CONFIG_FILE, METRICS_BEFORE_FILE, METRICS_FILE, writes_nothing
 from tql_lightning.run.lock import only_run_in
-from tql_lightning.run.superseded import take_back
+from tql_lightning.run.superseded import has_begun, take_back
 from tql_lightning.system.private_api import given_checkpoint_io, last_checkpoints, restores_checkpoint
 from tql_lightning.training.contents import LONGEST_REASON, checked_settings
 from tql_lightning.training.hyperparameters import ALGORITHM, class_path
@@ -42,18 +47,7 @@ from tql_lightning.training.resuming import newest_whole, refuse_changes, refuse
 from tql_lightning.training.trainer_checks import refuse_launch
 from tql_lightning.trust.text import FileError
 
-DESCRIPTION = (
-    "Transformer Q-Learning: offline reinforcement learning with a transformer critic. Without a GPU a thread runs on "
-    "each core that the process may use; OMP_NUM_THREADS in the environment sets another number."
-)
-SUMMARIES = {
-    "fit": "Trains on a dataset; continues a run with --ckpt_path=last.",
-    "validate": "Computes the losses of a checkpoint on held-out transitions.",
-    "test": "Computes the losses of a checkpoint on held-out transitions and plays evaluation episodes.",
-}
-
 UNFIT = (ValueError, RuntimeError, LookupError, TypeError, AttributeError, AssertionError)  # of a misfit checkpoint
-BEFORE_DEFAULTS = "Settings of conf/tql.yaml override the defaults listed here; --print_config shows the result."
 
 
 class TQLCLI(LightningCLI):
@@ -61,6 +55,7 @@ class TQLCLI(LightningCLI):
 
     Args:
         arguments: Command line as the user typed it, which the run records.
+        help_group: Group of settings that the help shows; "" for those that a user sets first.
         commands: Our own commands, for the help; `cli.main` runs them.
         groups: A line of help for each group among them.
     """
@@ -68,16 +63,18 @@ class TQLCLI(LightningCLI):
     def __init__(
         self,
         arguments: Sequence[str] = (),
+        help_group: str = "",
         commands: Mapping[str, Command | dict[str, Command]] | None = None,
         groups: Mapping[str, str] | None = None,
     ) -> None:
         self._commands, self._groups = commands or {}, groups or {}
+        # Lightning's Timer has one as the default of a str.
+        yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
         # References such as ${trainer.max_steps} are resolved after overrides, and across files.
-        jsonargparse.set_parsing_settings(
-            omegaconf_absolute_to_relative_paths=True, subclasses_enabled=[TransitionDataset]
-        )
-        parser = {"parser_mode": "omegaconf+", "exit_on_error": False}
-        own = {name: parser | {"description": f"{SUMMARIES[name]} {BEFORE_DEFAULTS}"} for name in self.subcommands()}
+        jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+        parser = {"parser_mode": "omegaconf+", "exit_on_error": False, "allow_abbrev": False}
+        own = {name: parser | {"description": SUMMARIES[name]} for name in self.subcommands()}
+        self._help_group = help_group
         super().__init__(
             chosen_model(sys.argv[1:]),
             OfflineDataModule,
@@ -111,7 +108,9 @@ class TQLCLI(LightningCLI):
             # sys.argv itself keeps --model, because DDP starts its other processes with it.
             self.config = parser.parse_args(without_model(sys.argv[1:]))
         except ArgumentError as error:
-            add_note(error, {name for command in self._subcommand_parsers.values() for name in option_names(command)})
+            parsers = self._subcommand_parsers.values()
+            options = {name: kinds for each in parsers for name, kinds in option_names(each).items()}
+            add_note(error, options, sys.argv[1:])
             raise
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -121,8 +120,10 @@ class TQLCLI(LightningCLI):
         parser.use_model(self._model_class)
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        """Adds to fit what only it takes."""
+        """Adds to fit what only it takes, and says what the help shows."""
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        assert isinstance(parser, ModelParser)
+        parser.shown = subcommand, self._help_group
         if subcommand == "fit":
             parser.add_argument(
                 "--force",
@@ -130,6 +131,7 @@ class TQLCLI(LightningCLI):
                 default=False,
                 help="Continue a run even if settings changed that its weights or minibatches depend on.",
             )
+            parser.add_class_arguments(Online, "online")
             parser.add_argument(
                 "--weights",
                 type=str | None,
@@ -174,6 +176,15 @@ class TQLCLI(LightningCLI):
                 f"trainer: {type(base).__name__} writes checkpoints instead of WholeCheckpointIO: they carry no "
                 "checksum, and none is kept for a damaged last one"
             )
+        online = self._get(self.config_init, "online")
+        if online is not None and online.updates:
+            offline = trainer_config.get("max_steps")
+            if offline is None or offline < 0:
+                raise ValueError(
+                    f"trainer.max_steps: expected the number of offline updates before online.steps, found {offline}; "
+                    "set it, or 0"
+                )
+            kwargs["max_steps"] = offline + online.updates
         callbacks = trainer_config.get("callbacks")
         if isinstance(callbacks, list):  # a dict keeps the first position and the last value
             kept = {_kind_of(callback): callback for callback in callbacks}
@@ -221,7 +232,7 @@ class TQLCLI(LightningCLI):
             SystemExit: SIGTERM outside training; the code is 143.
         """
         folder = self.trainer.default_root_dir
-        writes = subcommand == "fit" or bool(self.trainer.loggers)
+        writes = (subcommand == "fit" or bool(self.trainer.loggers)) and not writes_nothing(self.trainer)
         alone = writes and self.trainer.is_global_zero and "://" not in folder
         batch_size = self.datamodule.batch_size // self.trainer.world_size
         device = self.trainer.strategy.root_device
@@ -250,6 +261,9 @@ class TQLCLI(LightningCLI):
                 settings, the batch cannot be divided over the processes, or the trainer cannot train the model.
             CheckpointError: The checkpoint is missing, damaged, or of another algorithm.
         """
+        online = self._get(self.config_init, "online")
+        if online.updates:
+            self.datamodule.go_online(Collector(online))
         rows_per_process(self.datamodule.batch_size, self.trainer.world_size)
         self.model.check_trainer(self.trainer)
         found = self._find_checkpoint()
@@ -260,11 +274,11 @@ class TQLCLI(LightningCLI):
         if found is not None and (folder / CONFIG_FILE).exists():
             dirpaths = [getattr(callback, "dirpath", None) for callback in self.trainer.checkpoint_callbacks]
             refuse_foreign_checkpoint(found[0], folder, [Path(dirpath) for dirpath in dirpaths if dirpath])
-        if (folder / CONFIG_FILE).exists() and not self._get(self.config, "ckpt_path"):
-            raise ValueError(
-                f"trainer.default_root_dir: {folder} holds an earlier run; continue it with --ckpt_path=last, "
-                "choose another folder with --trainer.default_root_dir, or remove it"
-            )
+        new = not self._get(self.config, "ckpt_path") and not writes_nothing(self.trainer)
+        if new and not has_begun(folder):
+            self._begins_anew()
+        elif new:
+            refuse_earlier_run(folder)
         self._load_weights()
 
     def _load_weights(self) -> None:

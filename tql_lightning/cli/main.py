@@ -23,8 +23,11 @@ from tql_lightning.cli.close_names import add_note, key_of, option_names
 from tql_lightning.cli.commands import COMMANDS, GROUPS
 from tql_lightning.cli.configs import files_that_set, resolve_configs
 from tql_lightning.cli.errors import exit_code_of, short_message
+from tql_lightning.cli.help import SUMMARIES, take_group
 from tql_lightning.cli.moved import moved_paths
+from tql_lightning.cli.overview import check_command, overview
 from tql_lightning.cli.parsers import command_parser
+from tql_lightning.cli.start_checks import check_start
 from tql_lightning.system.full_disk import drop_unwritable_output, steady_output
 from tql_lightning.trust.output import plain_messages, plain_output
 
@@ -48,7 +51,7 @@ def run_command(name: str, arguments: Sequence[str]) -> int:
     try:
         parsed = parser.parse_args([_underscored(argument) for argument in arguments])
     except ArgumentError as error:
-        add_note(error, option_names(parser))
+        add_note(error, option_names(parser), arguments)
         raise
     assert not isinstance(command, dict), "the parser refuses a group without a command"
     code = command(**parsed.as_dict())
@@ -79,16 +82,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if arguments == ["--version"]:
             print(", ".join(f"{name} {version(name)}" for name in ("tql-lightning", "lightning", "torch")))
             return 0
-        if arguments and arguments[0] in COMMANDS:
+        check_command(arguments)
+        if arguments[0] in ("-h", "--help"):
+            print(overview())
+            return 0
+        if arguments[0] in COMMANDS:
             with plain_messages(), plain_output():
                 code = run_command(arguments[0], arguments[1:])
             sys.stdout.flush()  # raises BrokenPipeError here if the reader has gone
             return code
+        resolved, group = take_group(resolve_configs(arguments, SUMMARIES))
+        sys.argv[1:] = resolved
+        if not {"-h", "--help"} & {*resolved}:
+            check_start(arguments[0], resolved)
         from tql_lightning.cli.lightning import TQLCLI
 
-        sys.argv[1:] = resolve_configs(arguments, TQLCLI.subcommands())
         with plain_messages(), steady_output():
-            return exit_code_of(TQLCLI(arguments, COMMANDS, GROUPS).trainer)
+            return exit_code_of(TQLCLI(arguments, group, COMMANDS, GROUPS).trainer)
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)
         return 130

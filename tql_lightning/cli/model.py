@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 
 from tql_lightning.algorithms.tql import TQL
 from tql_lightning.cli.configs import DEFAULTS, ConfigError, config_files, holds, packaged_configs
+from tql_lightning.cli.help import WordWrapHelp, first_help, group_help
 from tql_lightning.cli.moved import moved_paths
 from tql_lightning.cli.private_api import actions
 from tql_lightning.training.algorithm import Algorithm
@@ -30,7 +31,7 @@ FLAG = "--model"
 CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 FROM_DATASET = frozenset({"observation_dim", "action_dim", "reward_range", "final_reward_range", "action_range"})
 
-FOR_FIT = frozenset({"weights", "weights_optimizer", "weights_parts"})  # a run's configuration has them, too
+FOR_FIT = frozenset({"online", "weights", "weights_optimizer", "weights_parts"})  # a run's configuration has them, too
 
 
 class ModelError(ValueError):
@@ -104,6 +105,7 @@ class ModelParser(LightningArgumentParser):
     """
 
     model: type = TQL
+    shown = ("", "")  # command and group of settings that the help is about
     model_settings: frozenset[str] = frozenset()  # names
     _file = ""
 
@@ -122,6 +124,16 @@ class ModelParser(LightningArgumentParser):
         (action,) = (action for action in actions(self) if action.dest == "model")
         action.metavar = "CLASS"
         action.help = f"Import path of the algorithm, such as my_module.MyAlgorithm; now {class_path(model)}."
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, formatter_class=WordWrapHelp, **settings)
+
+    def format_help(self, *arguments: Any) -> str:
+        """The help of a command's settings: those that users change first, or of a group."""
+        command, group = self.shown
+        if not command:
+            return str(super().format_help(*arguments))
+        return group_help(self, command, group) if group else first_help(self, command)
 
     def parse_path(self, path: Any, *arguments: Any, **settings: Any) -> Any:
         """Lightning's; remembers which file is read."""

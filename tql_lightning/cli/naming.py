@@ -15,6 +15,7 @@ DATASET = "data.dataset"
 TASK = "data.dataset.task"
 TASK_REFERENCE = "${..data.dataset.init_args.task}"  # relative, since only files may refer to absolute keys
 SEED_REFERENCE = "${..seed_everything}"
+GENERAL = ("own",)  # packaged configurations that say nothing of method or problem
 PROBLEMS = {"quickstart": "pendulum"}  # packaged configurations of problems outside "ogbench/"
 METHOD, SIZE, VARIANT = "method/", "size/", "variant/"
 
@@ -31,7 +32,11 @@ def default_folder(arguments: Sequence[str]) -> str:
     configs = [value for key, value in options if key in ("c", "config")]
     problems = [name for name in configs if _is_problem(name)]
     dataset = next((value for key, value in reversed(options) if key == DATASET), None)
-    own = [Path(name).stem for name in configs if not name.startswith((METHOD, SIZE, VARIANT)) and name not in problems]
+    own = [
+        Path(name).stem
+        for name in configs
+        if not name.startswith((METHOD, SIZE, VARIANT)) and name not in (*problems, *GENERAL)
+    ]
     task: str | None = None
     if dataset is not None:
         problem, task = _problem_of(dataset)
@@ -76,4 +81,4 @@ def _problem_of(dataset: str) -> tuple[str, str | None]:
     if kind == "ogbench":
         domain, number = split_name(dataset)
         return domain, "default" if number is None else str(number)
-    return (dataset.partition(":")[2] if kind == "minari" else Path(dataset).stem), None
+    return (dataset.removeprefix("minari:") if kind == "minari" else Path(dataset).stem), None

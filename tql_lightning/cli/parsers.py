@@ -7,11 +7,14 @@ from typing import Literal
 
 import jsonargparse
 
+from tql_lightning.cli.help import WordWrapHelp
 from tql_lightning.cli.private_api import actions, argument_groups, argument_type, take_many
 
 Command = Callable[..., object]
+Shell = Literal["bash", "zsh", "tcsh"]
 CertifiedOutput = Literal["action", "q"]  # choices of an option of `tql certify`
-Engine = Literal["serial"]  # of `tql benchmark`
+ReportFormat = Literal["html", "md", "csv", "latex", "json"]
+Engine = Literal["ray", "slurm", "serial"]  # of `tql benchmark`
 
 
 def command_parser(
@@ -27,7 +30,9 @@ def command_parser(
     """
     if summary is None:
         summary = (command.__doc__ or "").strip().split("\n")[0]
-    parser = jsonargparse.ArgumentParser(prog=f"tql {name}", description=summary, exit_on_error=False)
+    parser = jsonargparse.ArgumentParser(
+        prog=f"tql {name}", description=summary, exit_on_error=False, allow_abbrev=False, formatter_class=WordWrapHelp
+    )
     if not isinstance(command, dict):
         parser.add_function_arguments(command, as_positional=True)
         for group in argument_groups(parser):

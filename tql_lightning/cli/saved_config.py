@@ -11,7 +11,7 @@ import yaml
 from lightning.pytorch.cli import SaveConfigCallback
 
 from tql_lightning.cli.configs import refer_to_folder
-from tql_lightning.run.folder import CONFIG_FILE
+from tql_lightning.run.folder import CONFIG_FILE, writes_nothing
 from tql_lightning.run.provenance import record_start
 from tql_lightning.system.files import write_text_whole
 from tql_lightning.system.full_disk import unwritten
@@ -36,7 +36,8 @@ class SaveFitConfig(SaveConfigCallback):
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Runs Lightning's ``setup`` once every callback is set up and the checkpoint is loaded."""
-        super().setup(trainer, pl_module, "fit")
+        if not writes_nothing(trainer):
+            super().setup(trainer, pl_module, "fit")
 
     def save_config(self, trainer: Any, pl_module: Any, stage: str) -> None:  # noqa: ARG002
         """Replaces the file in one step, so that it is whole even if the process is killed.
@@ -56,7 +57,7 @@ class SaveFitConfig(SaveConfigCallback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002  (Lightning's arguments)
         """Records the start, once the update to continue from is known."""
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and not writes_nothing(trainer):
             root = trainer.strategy.root_device
             device = torch.cuda.get_device_name(root) if root.type == "cuda" else str(root)
             folder = Path(trainer.default_root_dir)

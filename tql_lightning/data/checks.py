@@ -26,7 +26,16 @@ Allocate = Callable[[str, tuple[int, ...]], Floats]
 
 
 class DatasetError(FileError):
-    """A dataset cannot be used; the message names the field, what was expected and found, and the remedy."""
+    """A dataset cannot be used; the message names the field, what was expected and found, and the remedy.
+
+    Example:
+        >>> from tql_lightning import load_dataset
+        >>> try:
+        ...     load_dataset("absent.npz")
+        ... except DatasetError as error:
+        ...     print(str(error).split(";")[0])
+        absent.npz: no such file
+    """
 
 
 def in_memory(_: str, shape: tuple[int, ...]) -> Floats:
@@ -298,3 +307,14 @@ def check_reference_scores(scores: ArrayLike | None, name: str) -> tuple[float, 
             f"found {array.tolist()}; leave them out if they are not known"
         )
     return float(array[0]), float(array[1])
+
+
+def normalized_score(returns: ArrayLike, reference_scores: tuple[float, float]) -> NDArray[np.float64]:
+    """Returns in units where a random policy has 0 and an expert 100, as D4RL (arXiv 2004.07219) reports them.
+
+    Args:
+        returns: Undiscounted returns, any shape.
+        reference_scores: Mean returns of a random and of an expert policy.
+    """
+    random, expert = reference_scores
+    return 100.0 * (np.asarray(returns, dtype=np.float64) - random) / (expert - random)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from operator import index
 from typing import Any, get_args
@@ -14,9 +14,10 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 
 from tql_lightning.batch import UpdateSpec
 from tql_lightning.data.environment import check_environment
+from tql_lightning.data.experience import Experience, MixedSampler
 from tql_lightning.data.sampler import (
+    Request,
     TrainingStream,
-    TransitionSampler,
     ValidationPass,
     rows_per_process,
 )
@@ -48,6 +49,12 @@ class OfflineDataModule(LightningDataModule):
     Raises:
         ValueError: a number is out of its range.
         DatasetError: ``dataset`` is something else.
+
+    Example:
+        >>> from tql_lightning import load_dataset
+        >>> data = OfflineDataModule(load_dataset("mine.npz"), batch_size=64)
+        >>> data.observation_dim, data.action_dim
+        (3, 1)
     """
 
     def __init__(
@@ -77,6 +84,41 @@ class OfflineDataModule(LightningDataModule):
         if storage not in get_args(StorageChoice):
             raise ValueError(f"data.storage: expected {', '.join(get_args(StorageChoice))}, found {storage}")
         self.storage: StorageChoice = storage
+        self.experience: Experience | None = None
+        self._sampler: MixedSampler | None = None
+
+    def go_online(self, experience: Experience) -> None:
+        """Lets the last ``experience.updates`` updates of a fit be online ones, those before it offline.
+
+        Args:
+            experience: What collects transitions.
+
+        Raises:
+            ValueError: The data's windows run over the ends of episodes (``release_windows``).
+        """
+        if self.span.release_windows:
+            raise ValueError(
+                "data.release_windows: expected false with an online phase, since episodes of several environments lie "
+                "side by side, found true; set it to false"
+            )
+        self.experience = experience
+
+    @property
+    def offline_updates(self) -> int | None:
+        """Updates before the online phase; None without one."""
+        if self.experience is None:
+            return None
+        return int(self._attached_trainer().max_steps) - self.experience.updates
+
+    def env_steps(self, update: int) -> dict[str, float]:
+        """Environment steps at an update, under the name that they are logged with; empty without an online phase."""
+        if self.experience is None or self.offline_updates is None:
+            return {}
+        return {"env_steps": float(self.experience.env_steps(update - self.offline_updates))}
+
+    def online_metrics(self) -> dict[str, float]:
+        """Figures of the online phase since the last call; empty without one."""
+        return {} if self.experience is None else self.experience.metrics()
 
     def setup(self, stage: str) -> None:
         """Refuses a dataset that does not fit the environment it names; see `check_environment`."""
@@ -123,7 +165,7 @@ class OfflineDataModule(LightningDataModule):
                 f"data.batch_size: {self.batch_size} transitions an update, {per_process} on each of "
                 f"{trainer.world_size} processes"
             )
-        sampler = TransitionSampler(
+        self._sampler = MixedSampler(
             self.dataset,
             self.batch_size,
             self.seed,
@@ -135,7 +177,11 @@ class OfflineDataModule(LightningDataModule):
             spec=_spec_of(trainer),
         )
         last_update = None if trainer.max_steps < 0 else trainer.max_steps
-        return TrainingStream(sampler, lambda: trainer.global_step, self.updates_per_step, last_update)
+        chunk: Callable[[int, int], Any] = self._sampler.chunk
+        if self.experience is not None:
+            self.experience.attach(trainer, self._sampler.windows.storage.device)
+            chunk = Request  # Lightning asks for a chunk ahead of time
+        return TrainingStream(chunk, lambda: trainer.global_step, self.updates_per_step, last_update)
 
     def val_dataloader(self) -> Iterable[tuple[Any, Any]]:
         """The held-out transitions in order; empty where the dataset holds none out."""
@@ -146,8 +192,21 @@ class OfflineDataModule(LightningDataModule):
         return self._held_out()
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """The batch as it is: it was drawn on the trainer's device."""
-        return batch
+        """The batch as it is, drawn on the trainer's device; a `Request` is drawn now, online after collecting."""
+        if not isinstance(batch, Request):
+            return batch
+        assert self._sampler is not None
+        assert self.experience is not None
+        assert self.offline_updates is not None
+        if batch.first_update >= self.offline_updates:
+            self.experience.collect(batch.first_update - self.offline_updates)
+            self._sampler.experience = self.experience
+        return self._attached_trainer().precision_plugin.convert_input(self._sampler.chunk(*batch))
+
+    def teardown(self, stage: str) -> None:
+        """Closes the environments of an online phase."""
+        if self.experience is not None:
+            self.experience.close()
 
     def _held_out(self) -> Iterable[tuple[Any, Any]]:
         validation = self.dataset.validation
@@ -181,7 +240,13 @@ class OfflineDataModule(LightningDataModule):
             "action_high": self.dataset.action_high.tolist(),
             "reference_scores": self.dataset.reference_scores,
             "stream": self.stream_settings,
+            **({} if self.experience is None else {"online": self.experience.state_dict()}),
         }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continues an online phase; everything else follows from the settings."""
+        if self.experience is not None and "online" in state_dict:
+            self.experience.load_state_dict(state_dict["online"])
 
     @property
     def stream_settings(self) -> dict[str, Any]:

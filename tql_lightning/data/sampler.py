@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -85,19 +85,39 @@ class TransitionSampler:
         first = numbers[..., 0]
         if self._stored_rows.device != self.rows.device:  # the same, drawn there: to fetch them would wait for the GPU
             first = self._uniform(updates, self._stored_rows, 1)[..., 0]
-        size = len(self.windows)
-        batch = self.windows.batch((first * size).long().clamp_(max=size - 1), self.spec.batch)
+        batch = self._draw(first)
         return batch, _noise(self.spec, numbers[..., 1:], batch[0].dtype)
+
+    def _draw(self, numbers: Tensor) -> Any:
+        """Rows for uniform numbers (K, B) of this process's rows, on the storage's device."""
+        return self.windows.batch(positions(numbers, len(self.windows)), self.spec.batch)
 
     def _uniform(self, updates: range, rows: Tensor, columns: int) -> Tensor:
         return uniform(self.seed, torch.arange(updates.start, updates.stop, device=rows.device), rows, columns)
+
+
+def positions(numbers: Tensor, size: int) -> Tensor:
+    """Uniform numbers in [0, 1) -> positions in 0 ... size - 1."""
+    return (numbers * size).long().clamp_(max=size - 1)
+
+
+class Request(NamedTuple):
+    """A chunk that is drawn when its trainer step begins, since the data then may still grow.
+
+    Attributes:
+        first_update: Number of its first update.
+        num_updates: K.
+    """
+
+    first_update: int
+    num_updates: int
 
 
 class TrainingStream:
     """Iterable of chunks for a trainer: starts at its current update, ends chunks on multiples of K.
 
     Args:
-        sampler: what draws a chunk.
+        chunk: Draws a chunk from the number of its first update and K, or makes a `Request` of them.
         first_update: tells the update at which an iteration starts.
         updates_per_step: K.
         last_update: the stream never yields an update from here on; None for no end.
@@ -105,24 +125,24 @@ class TrainingStream:
 
     def __init__(
         self,
-        sampler: TransitionSampler,
+        chunk: Callable[[int, int], Any],
         first_update: Callable[[], int],
         updates_per_step: int,
         last_update: int | None,
     ) -> None:
-        self.sampler = sampler
+        self.chunk = chunk
         self.first_update = first_update
         self.updates_per_step = updates_per_step
         self.last_update = last_update
 
-    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+    def __iter__(self) -> Iterator[Any]:
         """Yields (batch, noise) with leading dimensions (K, B); the first and last chunk may be shorter."""
         update = self.first_update()
         while self.last_update is None or update < self.last_update:
             end = (update // self.updates_per_step + 1) * self.updates_per_step
             if self.last_update is not None:
                 end = min(end, self.last_update)
-            yield self.sampler.chunk(update, end - update)
+            yield self.chunk(update, end - update)
             update = end
 
 

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tql_lightning.data.checks import blocks
-from tql_lightning.data.transitions import TransitionDataset, normalized_score
+from tql_lightning.data.checks import blocks, normalized_score
 
 FIELDS = ("observations", "actions", "rewards", "next_observations", "masks")
 BINS = 12
@@ -48,7 +47,7 @@ class Summary:
     """Figures of a dataset.
 
     Attributes:
-        dataset: the dataset.
+        dataset: the `TransitionDataset`, whose module imports this one.
         columns: of each array.
         lengths: transitions of each episode, (episodes,).
         returns: undiscounted return of each episode, (episodes,).
@@ -56,7 +55,7 @@ class Summary:
         cut_episodes: Number of episodes that end with a time limit or with the recording.
     """
 
-    dataset: TransitionDataset
+    dataset: Any
     columns: list[Column]
     lengths: NDArray[Any]
     returns: NDArray[np.float64]
@@ -71,6 +70,7 @@ class Summary:
             f"{dataset.name}",
             f"environment       {dataset.env_id or 'not named'}",
             f"transitions       {len(dataset):,} (held out: {held_out:,})",
+            *self._left_out(),
             f"episodes          {len(self.lengths):,}",
             f"episode length    {_spread(self.lengths, '.0f')}",
             f"return            {_spread(self.returns)}",
@@ -95,8 +95,15 @@ class Summary:
             )
         return [*lines, "", "returns of the episodes", *histogram(self.returns)]
 
+    def _left_out(self) -> list[str]:
+        rows = self.dataset.rows_left_out
+        if not rows:
+            return []
+        why = "the last of each episode that was cut, as no next observation is recorded for it"
+        return [f"rows left out     {rows:,}: {why}; add next_observations to keep them"]
 
-def summarise(dataset: TransitionDataset) -> Summary:
+
+def summarise(dataset: Any) -> Summary:
     """Computes the figures of a dataset block by block; mapped arrays are never copied whole."""
     columns = []
     for field in FIELDS:

@@ -28,22 +28,13 @@ from tql_lightning.data.checks import (
     warn_of_time_limits,
 )
 from tql_lightning.data.checks import DatasetError as DatasetError
+from tql_lightning.data.checks import normalized_score as normalized_score
+from tql_lightning.data.summary import summarise
 
 Array = NDArray[Any]
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
 Scores = tuple[float, float]
-
-
-def normalized_score(returns: ArrayLike, reference_scores: tuple[float, float]) -> NDArray[np.float64]:
-    """Returns in units where a random policy has 0 and an expert 100, as D4RL (arXiv 2004.07219) reports them.
-
-    Args:
-        returns: Undiscounted returns, any shape.
-        reference_scores: Mean returns of a random and of an expert policy.
-    """
-    random, expert = reference_scores
-    return 100.0 * (np.asarray(returns, dtype=np.float64) - random) / (expert - random)
 
 
 def scores_in(env_id: str, own_env_id: str | None, scores: Scores | None) -> Scores | None:
@@ -63,8 +54,12 @@ def scores_in(env_id: str, own_env_id: str | None, scores: Scores | None) -> Sco
     return None
 
 
-@dataclass(frozen=True, eq=False)
-class TransitionDataset:
+class _BuiltByPath:
+    """Base without fields: jsonargparse builds such a class by class path, and plain dataclasses field by field."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TransitionDataset(_BuiltByPath):
     """Checked transitions (s, a, r, s') of whole episodes; `from_arrays` builds one.
 
     Arrays may be read-only memory maps of files larger than memory.
@@ -82,6 +77,19 @@ class TransitionDataset:
         env_id: Gymnasium id of its environment ("Pendulum-v1", "package:Env-v0"), or None.
         validation: held-out transitions, or None.
         reference_scores: returns of a random and of an expert policy (see `normalized_score`), or None.
+        rows_left_out: Number of recorded rows that are no transitions, because their next observation is unknown.
+
+    Example:
+        >>> ends = np.arange(40) % 20 == 19
+        >>> dataset = TransitionDataset.from_arrays(
+        ...     observations=np.zeros((40, 3)), actions=np.zeros((40, 1)), rewards=np.ones(40),
+        ...     terminations=np.zeros(40), truncations=ends, name="mine",
+        ... )
+        >>> print(repr(dataset)[:31])
+        mine
+        environment       not named
+        >>> len(dataset), dataset.rows_left_out, dataset.episode_returns()
+        (38, 2, array([19., 19.]))
     """
 
     observations: Floats
@@ -96,6 +104,7 @@ class TransitionDataset:
     env_id: str | None = None
     validation: TransitionDataset | None = None
     reference_scores: Scores | None = None
+    rows_left_out: int = 0
 
     def __post_init__(self) -> None:
         name = _text("name", os.fspath(self.name) if isinstance(self.name, os.PathLike) else self.name)
@@ -103,6 +112,10 @@ class TransitionDataset:
         scores = check_reference_scores(self.reference_scores, name)
         for field, value in {"name": name, "env_id": env_id, "reference_scores": scores}.items():
             object.__setattr__(self, field, value)
+
+    def __repr__(self) -> str:
+        """The figures that ``tql data inspect`` prints; computed from every row."""
+        return "\n".join(summarise(self).lines())
 
     def __len__(self) -> int:
         """Number of transitions, N."""
@@ -278,6 +291,7 @@ class TransitionDataset:
             env_id=env_id,
             validation=validation,
             reference_scores=check_reference_scores(reference_scores, name),
+            rows_left_out=len(fields["rewards"]) - len(ends),
         )
 
 

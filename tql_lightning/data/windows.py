@@ -114,6 +114,7 @@ class Windows:
         self.action_dim = span.action_chunk * dataset.action_dim
         self._size = len(dataset)
         self._table: dict[str, Tensor] = {}
+        self._looks_up = span.steps == 1
         self._dataset = dataset
         self._ends = torch.from_numpy(dataset.episode_ends.nonzero()[0]).to(storage.device)
         self._count(dataset)
@@ -153,6 +154,7 @@ class Windows:
         parts = [self._reach(every[start : start + block]) for start in range(0, self._size, block)]
         columns = zip(Reach._fields, zip(*parts, strict=True), strict=True)
         self._table = {name: torch.cat(column) for name, column in columns if column[0] is not None}
+        self._looks_up = True
         if self.span.action_chunk == 1:
             del self._table["first"]  # a window starts at every transition
 
@@ -174,7 +176,7 @@ class Windows:
             raise DatasetError(
                 f"{kind.__name__}: expected fields among {', '.join(FIELDS)}, found {', '.join(unknown)}"
             )
-        reach = self._look_up(positions) if self._table or self.span.steps == 1 else self._reach(positions)
+        reach = self._look_up(positions) if self._looks_up else self._reach(positions)
         return self.storage.deliver(kind(*(FIELDS[name](self, reach) for name in kind._fields)))
 
     def _actions(self, reach: Reach) -> Tensor:

@@ -36,6 +36,11 @@ class RolloutResult:
         returns: Undiscounted returns (episodes,).
         lengths: Lengths in steps (episodes,).
         successes: Last step's ``info["success"]``, 0 or 1, (episodes,); None if the environment reports none.
+
+    Example:
+        >>> result = RolloutResult(np.array([1.0, 3.0]), np.array([200.0, 200.0]), successes=None)
+        >>> result.summary()["return"]
+        2.0
     """
 
     returns: Floats
@@ -150,7 +155,7 @@ def _play(actor: Actor, envs: VectorEnvs, numbers: Ints, seed: int, before_step:
     playing = np.arange(envs.number)  # index of each environment's episode; `episodes` or above for none
     returns, lengths = np.zeros(episodes), np.zeros(episodes)
     successes: Floats | None = None
-    noise = _NoiseBuffer(seed, actor.noise_shape, envs.number)
+    noise = NoiseBuffer(seed, actor.noise_shape, envs.number)
     before_step()
     observations = envs.reset([seeds[numbers[episode]] for episode in playing], np.ones(envs.number, dtype=np.bool_))
     actions = np.zeros(envs.action_shape, dtype=np.float32)
@@ -159,13 +164,13 @@ def _play(actor: Actor, envs: VectorEnvs, numbers: Ints, seed: int, before_step:
         before_step()
         active = playing < episodes
         current = playing[active]
-        own = noise.next(numbers[np.minimum(playing, episodes - 1)])[torch.as_tensor(active)]
+        indices = np.minimum(playing, episodes - 1)
+        own = noise.at(numbers[indices], lengths[indices].astype(int))[torch.as_tensor(active)]
         position = lengths[current].astype(int) % actor.action_chunk
         deciding = position == 0
         if deciding.any():
-            decided = _act_in_rows(
-                actor, observations[active][deciding], own[torch.as_tensor(deciding)], numbers[current[deciding]]
-            )
+            rows = numbers[current[deciding]] % ROWS
+            decided = act_in_rows(actor, observations[active][deciding], own[torch.as_tensor(deciding)], rows, ROWS)
             chunks[current[deciding]] = decided.reshape(-1, *chunks.shape[1:])
         actions[active] = chunks[current, position]
         observations, rewards, terminations, truncations, info = envs.step(actions, active)
@@ -187,20 +192,18 @@ def _play(actor: Actor, envs: VectorEnvs, numbers: Ints, seed: int, before_step:
             # An environment without a further episode plays the last seed again, and its results are not counted.
             following = [seeds[numbers[min(int(episode), episodes - 1)]] for episode in playing]
             observations = envs.reset(following, over)
-            noise.restart(over)
     return RolloutResult(returns, lengths, successes)
 
 
-def _act_in_rows(actor: Actor, observations: NDArray[Any], noise: Tensor, numbers: Ints) -> NDArray[np.float32]:
-    """Actions (m, n_a) of m episodes; each is computed in row (number mod `ROWS`) of a batch padded with zeros."""
-    rows = numbers % ROWS
+def act_in_rows(actor: Actor, observations: NDArray[Any], noise: Tensor, rows: Ints, size: int) -> NDArray[np.float32]:
+    """Actions (m, n_a) of m observations; each is computed in its row of a batch of ``size``, padded with zeros."""
     waiting = np.arange(len(rows))
     actions: NDArray[np.float32] | None = None
     while len(waiting):  # again if two episodes have the same row
         _, first = np.unique(rows[waiting], return_index=True)
         chosen = waiting[first]
-        inputs = torch.zeros(ROWS, observations.shape[1])
-        drawn = torch.zeros(ROWS, *actor.noise_shape)
+        inputs = torch.zeros(size, observations.shape[1])
+        drawn = torch.zeros(size, *actor.noise_shape)
         at = torch.as_tensor(rows[chosen])
         inputs[at] = torch.as_tensor(observations[chosen], dtype=torch.float32)
         drawn[at] = noise[torch.as_tensor(chosen)]
@@ -213,9 +216,13 @@ def _act_in_rows(actor: Actor, observations: NDArray[Any], noise: Tensor, number
 
 
 def reset_seeds(seed: int, episodes: int) -> list[int]:
-    """Reset seed of each episode, a function of (seed, episode)."""
-    numbers = uniform(seed, torch.zeros(1, dtype=torch.long), torch.arange(episodes), 1)
-    return [int(number) for number in (numbers.flatten() * 2**31)]
+    """Reset seed of each of the first episodes."""
+    return [reset_seed(seed, episode) for episode in range(episodes)]
+
+
+def reset_seed(seed: int, episode: int) -> int:
+    """Reset seed of an episode, a function of (seed, episode)."""
+    return int(uniform(seed, torch.zeros(1, dtype=torch.long), torch.tensor([episode]), 1) * 2**31)
 
 
 def episode_noise(seed: int, episode: int, steps: range, shape: tuple[int, ...]) -> Tensor:
@@ -227,26 +234,22 @@ def episode_noise(seed: int, episode: int, steps: range, shape: tuple[int, ...])
     return normal(numbers[:, 0])[:, :size].reshape(len(steps), *shape).float()
 
 
-class _NoiseBuffer:
+class NoiseBuffer:
     """Noise of each environment's episode, drawn in blocks of steps, since few numbers cost as much as many."""
 
     BLOCK = 64
 
     def __init__(self, seed: int, shape: tuple[int, ...], number: int) -> None:
         self._seed, self._shape = seed, shape
-        self._steps = np.zeros(number, dtype=np.int64)
+        self._blocks = np.full((number, 2), -1)  # episode and block of what is drawn
         self._drawn = torch.zeros(number, self.BLOCK, *shape)
 
-    def next(self, episodes: Ints) -> Tensor:
-        """Noise of each environment's next step, (num_envs, *shape)."""
-        offsets = self._steps % self.BLOCK
-        for env in np.flatnonzero(offsets == 0):
-            start = int(self._steps[env])
-            steps = range(start, start + self.BLOCK)
-            self._drawn[env] = episode_noise(self._seed, int(episodes[env]), steps, self._shape)
-        self._steps += 1
-        return self._drawn[torch.arange(len(offsets)), torch.as_tensor(offsets)]
-
-    def restart(self, which: NDArray[np.bool_]) -> None:
-        """Resets the step of environments that begin an episode."""
-        self._steps[which] = 0
+    def at(self, episodes: Ints, steps: Ints) -> Tensor:
+        """Noise of a step of each environment's episode, (num_envs, *shape)."""
+        wanted = np.stack([episodes, steps // self.BLOCK], axis=1)
+        for env in np.flatnonzero((wanted != self._blocks).any(axis=1)):
+            start = int(wanted[env, 1]) * self.BLOCK
+            steps_of_block = range(start, start + self.BLOCK)
+            self._drawn[env] = episode_noise(self._seed, int(episodes[env]), steps_of_block, self._shape)
+        self._blocks = wanted
+        return self._drawn[torch.arange(len(steps)), torch.as_tensor(steps % self.BLOCK)]

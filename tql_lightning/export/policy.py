@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from tql_lightning.export.hub import download, save_folder, upload
 from tql_lightning.export.policy_folder import FILES, PolicyError, read_metadata
 from tql_lightning.trust.text import shown
 
@@ -37,10 +38,18 @@ class Policy:
 
     Attributes:
         metadata: Content of metadata.json.
+        folder: Folder that the policy was loaded from.
+
+    Example:
+        >>> policy = Policy.load("policy", seed=0)  # what `tql export CHECKPOINT --output policy` wrote
+        >>> policy.act(np.zeros(3)).shape
+        (1,)
     """
 
-    def __init__(self, metadata: Mapping[str, Any], act: Act, act_deterministic: Act, seed: int = 0) -> None:
-        self.metadata = metadata
+    def __init__(
+        self, metadata: Mapping[str, Any], act: Act, act_deterministic: Act, folder: Path, seed: int = 0
+    ) -> None:
+        self.metadata, self.folder = metadata, folder
         self._act, self._act_deterministic = act, act_deterministic
         self._rng = np.random.default_rng(seed)
 
@@ -62,7 +71,57 @@ class Policy:
             acts = _onnx(folder) if metadata["format"] == "onnx" else _torch(folder, metadata)
         except ModuleNotFoundError as error:
             raise PolicyError(f'policy {path}: {error}; pip install "tql-lightning[export]"') from error
-        return cls(metadata, *acts, seed)
+        return cls(metadata, *acts, folder, seed)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: Path | str,
+        seed: int = 0,
+        *,
+        revision: str | None = None,
+        token: str | None = None,
+        local_files_only: bool = False,
+    ) -> Policy:
+        """Loads an exported policy from a folder, or from the Hugging Face Hub if there is no such folder.
+
+        Only the files of an exported policy are downloaded, and they pass the checks of `load`: a stranger's policy
+        executes no code.
+
+        Args:
+            name: Folder, or "user/repository" of the Hub.
+            seed: Seed of the noise that `act` draws.
+            revision: Branch, tag or commit of the repository; None for its main branch.
+            token: Access token of the Hub; None for the one of `hf auth login`, if any.
+            local_files_only: Whether to take what was downloaded before, and to ask no server.
+
+        Raises:
+            PolicyError: as of `load`; or the Hub has no such policy.
+        """
+        if Path(name).exists():
+            return cls.load(name, seed)
+        return cls.load(download(str(name), revision, token, local_files_only), seed)
+
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Copies the policy's files into a folder, with a page (README.md) that describes it.
+
+        Raises:
+            PolicyError: a file has changed or gone since the policy was loaded.
+        """
+        save_folder(self.folder, Path(folder), Path(folder).name)
+
+    def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
+        """Uploads the policy to the Hugging Face Hub and returns the address of its page.
+
+        Args:
+            repo_id: "user/repository"; made if it does not exist.
+            private: Whether a new repository is private.
+            token: Access token with the right to write; None for the one of `hf auth login`.
+
+        Raises:
+            PolicyError: a file has changed or gone since the policy was loaded, or huggingface_hub is missing.
+        """
+        return upload(self.folder, repo_id, private, token)
 
     @property
     def noise_shape(self) -> tuple[int, ...]:

@@ -32,6 +32,14 @@ class ContinuedCSVLogger(CSVLogger):
     Args:
         save_dir: Folder of metrics.csv.
         flush_logs_every_n_steps: Number of log calls between writes. Every checkpoint writes, too.
+
+    Example:
+        >>> logger = ContinuedCSVLogger("run")
+        >>> logger.log_metrics({"train/td_loss": 0.5}, step=10)
+        >>> logger.save()
+        >>> print(Path("run/metrics.csv").read_text().strip())
+        step,train/td_loss
+        10,0.5
     """
 
     def __init__(self, save_dir: str, flush_logs_every_n_steps: int = 100) -> None:

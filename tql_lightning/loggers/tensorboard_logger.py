@@ -59,6 +59,12 @@ class ContinuedTensorBoardLogger(TensorBoardLogger):
         save_dir: Folder above ``name``.
         name: Folder of the event files, or "" for ``save_dir``.
         version: Folder below ``name``, or "" for none.
+
+    Example:
+        >>> logger = ContinuedTensorBoardLogger("run")
+        >>> logger.log_metrics({"train/td_loss": 0.5}, step=10)
+        >>> logger.log_dir
+        'run/tensorboard'
     """
 
     _full = False  # the last write failed

@@ -20,6 +20,10 @@ class TrackioLogger(Logger):
         project: Name of the project; ``trackio show --project PROJECT`` shows it.
         name: Name of the run; null for a generated one.
         resume: Whether to continue a run of this name: "never", "allow" or "must".
+
+    Example:
+        >>> TrackioLogger("tql", name="seed_0").version
+        'seed_0'
     """
 
     def __init__(

@@ -27,6 +27,10 @@ class CriticOutput(NamedTuple):
         attention_entropy: Mean entropy in nats per layer (rows) of the [VALUE] query (column 0) and of the other
             queries (column 1), (L, 2); None unless requested, or for a critic without attention.
         logits: Logits of the bins whose mean is the value, (B, E, M); None for a critic without bins.
+
+    Example:
+        >>> CriticOutput(values=torch.zeros(5, 2), entropy=None).values.mean()
+        tensor(0.)
     """
 
     values: Tensor
@@ -49,6 +53,17 @@ class Critic(nn.Module, ABC):
     Attributes:
         num_layers: L, number of attention layers; 0 for a critic without attention.
         num_tokens: n, number of keys of a query; ln n is the largest entropy.
+
+    Example:
+        >>> class LinearCritic(Critic):
+        ...     def __init__(self, observation_dim, action_dim):
+        ...         super().__init__()
+        ...         self.head = nn.Linear(observation_dim + action_dim, 2)
+        ...
+        ...     def forward(self, observations, actions, *, with_entropy=False):
+        ...         return CriticOutput(self.head(torch.cat([observations, actions], dim=-1)), None)
+        >>> LinearCritic(3, 1)(torch.zeros(5, 3), torch.zeros(5, 1)).values.shape
+        torch.Size([5, 2])
     """
 
     num_layers: int = 0
@@ -117,6 +132,12 @@ class TransformerCritic(Critic):
     Raises:
         ValueError: A size is not positive, ``hidden_dim`` is below 2 or not a multiple of ``head_dim``, or ``dropout``
             is not in [0, 1).
+
+    Example:
+        >>> critic = TransformerCritic(3, 1, hidden_dim=32)
+        >>> output = critic(torch.zeros(5, 3), torch.zeros(5, 1), with_entropy=True)
+        >>> output.values.shape, output.entropy.shape  # two layers; [VALUE] and the other queries
+        (torch.Size([5, 2]), torch.Size([2, 2]))
     """
 
     def __init__(
@@ -202,6 +223,11 @@ class MLPCritic(Critic):
 
     Raises:
         ValueError: A size is not positive, or there is no hidden layer.
+
+    Example:
+        >>> critic = MLPCritic(3, 1, hidden_dims=[32, 32])
+        >>> critic(torch.zeros(5, 3), torch.zeros(5, 1)).values.shape
+        torch.Size([5, 2])
     """
 
     def __init__(

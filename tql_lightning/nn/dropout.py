@@ -1,4 +1,4 @@
-"""Disables dropout of a network in training mode."""
+"""Disables dropout, or all of training mode, of a network for a while."""
 
 from __future__ import annotations
 
@@ -21,3 +21,15 @@ def without_dropout(module: nn.Module) -> Iterator[None]:
     finally:
         for part in active:
             part.training = True
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Puts every submodule in evaluation mode, and restores each one's mode afterwards."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes.items():
+            part.training = training

@@ -28,6 +28,11 @@ class Actor:
         candidates: Maps what ``act`` takes to the (B, S, n_a) actions that it chooses among and their (B, S) scores, of
             which it takes the highest; None where it does not choose. A comparison accepts any candidate whose score
             is the highest but for rounding.
+
+    Example:
+        >>> actor = Actor(noise_shape=(1,), act=lambda observations, noise: torch.tanh(noise))
+        >>> actor.act(torch.zeros(5, 3), torch.zeros(5, 1)).shape
+        torch.Size([5, 1])
     """
 
     noise_shape: tuple[int, ...]
@@ -155,6 +160,11 @@ class FlowPolicy(BehaviourFlow):
     Raises:
         ValueError: there is no hidden layer, a size of one, ``flow_steps`` or ``num_samples`` is below 1, or
             ``distillation`` is unknown.
+
+    Example:
+        >>> policy = FlowPolicy(3, 1, hidden_dims=[32, 32], flow_steps=5)
+        >>> policy.one_step_actions(torch.zeros(2, 3), torch.zeros(2, 1)).shape
+        torch.Size([2, 1])
     """
 
     def __init__(

@@ -148,6 +148,11 @@ class Chart {
       if (ends.length) element("svg:path", { class: "band", d: `M${ends.map((end) => end.map((at) => at.toFixed(1)).join(",")).join("L")}Z` }, group);
     }
     (line.each || []).forEach((values) => element("svg:path", { class: "each", d: path(xs, place(values), true) }, group));
+    if (line.online !== undefined && line.online >= line.x[0]) {
+      const at = this.x(line.online), title = `${line.name}: online from update ${number(line.online)}`;
+      const mark = element("svg:line", { class: "line dashed", x1: at, x2: at, y1: 8, y2: this.y(this.range()[0]) }, group);
+      element("svg:title", {}, mark, title);
+    }
     element("svg:path", { class: `line${line.dashed ? " dashed" : ""}`, d: path(xs, place(line.y), false) }, group);
     if (line.x.length <= 12 && !line.dashed) {
       line.y.forEach((value, index) => {

@@ -22,6 +22,7 @@ SECTIONS = (
     ("Temperatures", r"train/temperature/.*"),
     ("Values", r"train/(target_q_mean|q_mean|policy_q_mean|q_slope|q_roughness)"),
     ("Losses", r"train/\w*_loss"),
+    ("Online phase", r"env_steps|online/.*"),
 )
 REST = ("Everything else that was logged", r"(?!.*_(stderr|low|high)$)(?!train/target_entropy/).*")
 # Values that an axis always includes: entropy 0 is collapse, and a rate lies between 0 and 1.
@@ -61,6 +62,8 @@ def _chart(key: str, task: str, methods: Sequence[Method], several_tasks: bool) 
         runs = [run for run in method.on(task) if key in run.series]
         if runs:
             lines.append({"name": method.label, "color": method.index, **_curve(runs, key)})
+            if (begins := runs[0].online_from) is not None:
+                lines[-1]["online"] = begins
     target = key.replace("attention_entropy", "target_entropy")
     if target != key:
         for method in methods:
@@ -75,7 +78,9 @@ def _chart(key: str, task: str, methods: Sequence[Method], several_tasks: bool) 
 
 def _title(key: str) -> str:
     """A metric key in words."""
-    stage, _, name = key.partition("/")
+    stage, slash, name = key.partition("/")
+    if not slash:
+        return key.replace("_", " ")
     entropy = re.fullmatch(r"(attention_entropy|temperature)/layer_(\d+)/(\w+)", name)
     if entropy:
         unit = " (nats)" if entropy[1] == "attention_entropy" else ""
@@ -83,7 +88,7 @@ def _title(key: str) -> str:
         return f"layer {entropy[2]}, {queries}{unit}"
     words = TITLES.get(name, name.replace("_", " ").replace("/", ", "))
     words = " ".join(CAPITALS.get(word, word) for word in words.split(" "))
-    return words if stage in ("eval", "train") else f"{stage}: {words}"
+    return words if stage in ("eval", "train", "online") else f"{stage}: {words}"
 
 
 def _curve(runs: Sequence[Run], key: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -32,13 +32,16 @@ COLORS = 8  # in the style sheet
 MAX_LISTED = 5  # names in a note
 
 
-def write_report(folders: Sequence[Path], output: Path, media_mb: float = 30.0) -> Path:
+def write_report(
+    folders: Sequence[Path], output: Path, media_mb: float = 30.0, table: Callable[[], str] | None = None
+) -> Path:
     """Writes a self-contained page about runs.
 
     Args:
         folders: Folders of runs, or folders that hold runs.
         output: Path of the HTML file.
         media_mb: Most megabytes of pictures and videos, encoded. The page names files that do not fit.
+        table: Makes the table of scores as HTML; called where a run has a score.
 
     Returns:
         ``output``.
@@ -51,12 +54,13 @@ def write_report(folders: Sequence[Path], output: Path, media_mb: float = 30.0) 
         raise ValueError(f"media_mb: expected at least 0, found {media_mb}")
     require_writable(output)
     runs = read_runs(folders)
-    write_text_whole(output, render(runs, collect_media(runs, int(media_mb * MEGABYTE))))
+    scores = table() if table is not None and choose_score(runs) is not None else ""
+    write_text_whole(output, render(runs, collect_media(runs, int(media_mb * MEGABYTE)), scores))
     return output
 
 
-def render(runs: Sequence[Run], media: Media) -> str:
-    """The page as HTML text."""
+def render(runs: Sequence[Run], media: Media, table: str = "") -> str:
+    """The page as HTML text; ``table`` is HTML, too."""
     import jinja2
 
     here = files("tql_lightning.report")
@@ -75,6 +79,7 @@ def render(runs: Sequence[Run], media: Media) -> str:
         style=(here / "style.css").read_text(),
         script=(here / "charts.js").read_text(),
         runs=runs,
+        table=table,
         methods=methods,
         tasks=tasks,
         score=None if score is None else SCORES[score][0],

@@ -19,7 +19,7 @@ from tql_lightning.trust.text import FileError, shown
 from tql_lightning.trust.yaml_text import read_yaml
 
 MAX_DIGITS = 15  # digits of a number of updates
-MAX_DEPTH = 3  # levels of folders searched for runs
+MAX_DEPTH = 5  # levels of folders searched for runs
 FOLDER_KEY = "trainer.default_root_dir"
 SEED_KEYS = ("seed_everything", "data.seed")
 DATASET_PREFIX = "data.dataset"
@@ -62,8 +62,20 @@ class Run:
 
     @property
     def planned(self) -> int | None:
-        """Planned number of updates, or None."""
-        return _whole_number(self.config.get("trainer.max_steps", ""))
+        """Planned number of updates, online ones included, or None."""
+        offline = _whole_number(self.config.get("trainer.max_steps", ""))
+        steps, start = (_whole_number(self.config.get(f"online.{name}", "")) or 0 for name in ("steps", "start_steps"))
+        try:
+            online = int((steps - start) * float(self.config.get("online.updates_per_env_step", "1")))
+        except (ValueError, OverflowError):
+            return None
+        return None if offline is None else offline + online
+
+    @property
+    def online_from(self) -> int | None:
+        """Update at which the online phase begins; None without one."""
+        updates, env_steps = self.series.get("env_steps", ([], []))
+        return max((update for update, steps in zip(updates, env_steps, strict=True) if not steps), default=None)
 
     @property
     def is_short(self) -> bool:

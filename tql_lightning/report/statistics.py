@@ -43,6 +43,19 @@ def interquartile_mean(scores: Scores, resamples: int = RESAMPLES) -> Estimate:
     return _with_interval(_interquartile_mean, [scores], resamples)
 
 
+def mean_over_tasks(scores: Scores, resamples: int = RESAMPLES) -> Estimate:
+    """Mean over tasks of the means over runs, with its bootstrap interval over runs, stratified by task.
+
+    Args:
+        scores: Scores by task, at least one run each.
+        resamples: See `interquartile_mean`.
+
+    Raises:
+        ValueError: a task has no run.
+    """
+    return _with_interval(_mean_over_tasks, [scores], resamples)
+
+
 def probability_of_improvement(scores: Scores, others: Scores, resamples: int = RESAMPLES) -> Estimate:
     """Probability that a run of one method beats a run of another on the same task, averaged over tasks.
 
@@ -65,6 +78,11 @@ def _interquartile_mean(tasks: list[Floats]) -> Floats:
     """Resampled scores of each task, (R, n) -> (R,)."""
     mean: Floats = stats.trim_mean(np.concatenate(tasks, axis=1), TRIMMED, axis=1)
     return mean
+
+
+def _mean_over_tasks(tasks: list[Floats]) -> Floats:
+    """Resampled scores of each task, (R, n) -> (R,)."""
+    return np.asarray(np.mean([task.mean(axis=1) for task in tasks], axis=0), dtype=np.float64)
 
 
 def _probability_of_improvement(tasks: list[Floats], others: list[Floats]) -> Floats:

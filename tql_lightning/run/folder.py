@@ -23,6 +23,7 @@ pictures/attention_map/update_<N>.png    mean attention maps per layer
 pictures/q_landscape/update_<N>.png      Q around dataset and policy actions
 videos/update_<N>_episode_<i>.mp4        episode i of an evaluation; other videos may be there too
 videos/pending/update_<N>.ckpt           weights that wait to be filmed; removed after it
+replay/<field>.npy                       steps that an online phase collected
 superseded/ in any of these folders      files of updates after the one that the run was continued from
 =======================================  =============================================================================
 """
@@ -31,6 +32,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 CONFIG_FILE = "config.yaml"
 ENVIRONMENT_FILE = "environment.json"
@@ -40,14 +42,21 @@ LOCK_FILE = "run.lock"
 LOG_FILE = "train.log"
 OUTCOME_FILE = "outcome.json"
 BENCHMARK_FILE = "benchmark.json"  # in the folder of a benchmark: its plan
+SEARCH_FILE = "search.json"  # in the folder of a benchmark: the record of a search
 EVALUATION_FOLDER = "evaluations"
 VIDEO_FOLDER = "videos"
+REPLAY_FOLDER = "replay"
 SUPERSEDED_FOLDER = "superseded"
 ATTENTION_MAP = "attention_map"
 Q_LANDSCAPE = "q_landscape"
 
 _NUMBERED = re.compile(r"update_(\d+)")
 _FILMED = re.compile(r"update_(\d+)_episode_(\d+)")
+
+
+def writes_nothing(trainer: Any) -> bool:
+    """Whether a trainer only tries a run out (``fast_dev_run``), which leaves no file."""
+    return bool(trainer.fast_dev_run)
 
 
 def update_name(update: int) -> str:

@@ -13,7 +13,15 @@ FILES = (
     "hparams.yaml",
 )
 FOLDERS = (
-    *("checkpoints", names.EVALUATION_FOLDER, names.VIDEO_FOLDER, "pictures", "divergence", "tensorboard"),
+    *(
+        "checkpoints",
+        names.EVALUATION_FOLDER,
+        names.VIDEO_FOLDER,
+        names.REPLAY_FOLDER,
+        "pictures",
+        "divergence",
+        "tensorboard",
+    ),
     *("lightning_logs", names.SUPERSEDED_FOLDER),
 )
 

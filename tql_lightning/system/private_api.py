@@ -87,6 +87,49 @@ def validation_is_due(trainer: Trainer) -> bool:
     return bool(loop.epoch_loop._should_check_val_fx(loop._data_fetcher))
 
 
+def count_updates(trainer: Trainer, updates_per_step: int) -> None:
+    """Makes Lightning log at numbers of updates, from 1, where it counts batches from 0.
+
+    Rows that Lightning's callbacks and `LightningModule.log` write while a batch is in hand belong to its last update.
+    """
+    from lightning.pytorch.loops.fit_loop import _FitLoop
+    from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+    from lightning.pytorch.trainer.connectors.logger_connector.logger_connector import _LoggerConnector
+
+    def update(loop: Any) -> int:
+        progress = loop.batch_progress.total
+        if progress.ready == progress.processed:
+            return int(trainer.global_step)
+        end = int(progress.ready) * updates_per_step
+        return end if trainer.max_steps < 0 else min(end, trainer.max_steps)
+
+    class Loop(_TrainingEpochLoop):
+        _batches_that_stepped = property(update, lambda _, __: None)
+
+    class Connector(_LoggerConnector):
+        @property
+        def should_update_logs(self) -> bool:
+            every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+            if every == 0 or not isinstance(trainer._active_loop, _FitLoop):
+                return super().should_update_logs
+            last = update(trainer.fit_loop.epoch_loop)
+            crosses = last // every > (last - 1) // updates_per_step * updates_per_step // every
+            return crosses or trainer.should_stop
+
+    trainer.fit_loop.epoch_loop.__class__ = Loop
+    trainer._logger_connector.__class__ = Connector
+
+
+def checkpoint_intervals(callback: ModelCheckpoint) -> tuple[int, bool]:
+    """Updates between two checkpoints, 0 for no such interval; and whether they are made by time."""
+    return callback._every_n_train_steps, callback._train_time_interval is not None
+
+
+def saving_is_put_off(callback: Any) -> bool:
+    """Whether a checkpoint waits for the validation that follows."""
+    return bool(getattr(callback, "_defer_save_until_validation", False))
+
+
 def skip_next_validation(trainer: Trainer) -> None:
     """Makes Lightning leave out the validation after the batch that has just ended."""
     loop: Any = trainer.fit_loop.epoch_loop

@@ -26,11 +26,14 @@ from tql_lightning.data.transitions import TransitionDataset
 from tql_lightning.data.windows import Span
 from tql_lightning.export.policy import Policy
 from tql_lightning.export.writer import export_checkpoint
+from tql_lightning.online.collector import Collector
+from tql_lightning.online.settings import Online
 from tql_lightning.system.private_api import recompilation_raises
 from tql_lightning.testing.observers import Gradients, observers
 from tql_lightning.testing.problems import (
     ACTION_DIM,
     CLONED_REWARD,
+    ENVIRONMENT,
     OBSERVATION_DIM,
     mean_reward,
     preferences,
@@ -134,6 +137,25 @@ class AlgorithmContract(ABC):
         assert found.keys() == expected.keys()
         differing = [name for name, value in expected.items() if not torch.equal(value, found[name])]
         assert not differing, f"a continued run differs in {', '.join(differing)}; what a checkpoint misses is lost"
+
+    def test_an_online_phase_that_stops_and_continues_is_the_whole_one_bit_for_bit(self, tmp_path: Path) -> None:
+        """What the exploring policy collects, and what is learned from it; action chunks are executed open loop."""
+        online = Online(steps=12, num_envs=2, env_id=ENVIRONMENT, start_steps=4)
+        found = []
+        for folder, stops in (("whole", ()), ("parts", (STOP_AT,))):
+            checkpoint = None
+            for seed, stop in enumerate((*stops, None)):
+                run = self.fit(
+                    tmp_path / folder, self.new_model(seed), 2, stop_at=stop, ckpt_path=checkpoint, online=online
+                )
+                checkpoint = tmp_path / folder / "stopped.ckpt"
+                run.save_checkpoint(checkpoint)
+            rows = {path.stem: torch.from_numpy(np.load(path)) for path in (tmp_path / folder).glob("replay/*.npy")}
+            found.append(trained_state(run) | rows)
+        expected, continued = found
+        assert expected["actions"].abs().max() > 0.0, "nothing was collected"
+        differing = [name for name, value in expected.items() if not torch.equal(value, continued[name])]
+        assert not differing, f"a continued online phase differs in {', '.join(differing)}"
 
     def test_two_processes_train_as_one(self, tmp_path: Path) -> None:
         """In float64, to rounding: a loss that is no mean over rows has to divide by `whole_mean` of a statistic."""
@@ -249,6 +271,7 @@ class AlgorithmContract(ABC):
         callbacks: list[Callback] | None = None,
         stop_at: int | None = None,
         ckpt_path: Path | None = None,
+        online: Online | None = None,
         **settings: Any,
     ) -> Trainer:
         """Trains a model on the CPU.
@@ -262,6 +285,7 @@ class AlgorithmContract(ABC):
             callbacks: Callbacks of the trainer.
             stop_at: Update after which the run stops; None for the last.
             ckpt_path: Checkpoint to continue from.
+            online: Online phase after these updates; None for none.
             **settings: Further settings of the trainer.
         """
         data: dict[str, Any] = {"batch_size": batch_size, "discount": getattr(model, "discount", 0.99)} | self.data
@@ -270,7 +294,7 @@ class AlgorithmContract(ABC):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="lightning")  # advice about loaders and logging
             trainer = Trainer(
-                max_steps=updates,
+                max_steps=updates + (0 if online is None else online.updates),
                 max_epochs=-1,
                 accelerator="cpu",
                 default_root_dir=folder,
@@ -279,6 +303,8 @@ class AlgorithmContract(ABC):
                 **(defaults | quiet | settings),
             )
             datamodule = OfflineDataModule(dataset or random_transitions(), **data)
+            if online is not None:
+                datamodule.go_online(Collector(online))
             trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
         return trainer
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import gymnasium
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from tql_lightning.data.transitions import TransitionDataset
 from tql_lightning.nn.policy import Actor
@@ -11,6 +15,33 @@ from tql_lightning.nn.policy import Actor
 OBSERVATION_DIM, ACTION_DIM = 3, 2
 EPISODE = 20  # steps of an episode of `random_transitions`
 CLONED_REWARD = 0.5  # mean reward of `preferences` in the data, and so of a policy that clones them
+ENVIRONMENT = f"{__name__}:Contract-v0"
+
+
+class ContractEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
+    """Observations that follow from the seed and all actions; every second episode terminates after five steps."""
+
+    observation_space = gymnasium.spaces.Box(-10.0, 10.0, (OBSERVATION_DIM,), np.float32)
+    action_space = gymnasium.spaces.Box(-1.0, 1.0, (ACTION_DIM,), np.float32)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        """Begins at a random observation."""
+        super().reset(seed=seed)
+        self._place = self.np_random.uniform(-1, 1, OBSERVATION_DIM).astype(np.float32)
+        self._terminates, self._steps = bool(self.np_random.integers(2)), 0
+        return self._place, {}
+
+    def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+        """Moves by the action; the reward lies in [0, 1]."""
+        self._steps += 1
+        self._place = 0.9 * self._place + np.float32(action.sum()) * np.arange(1, OBSERVATION_DIM + 1, dtype=np.float32)
+        ends = self._steps == 5
+        return self._place, float(action[0] + 1.0) / 2.0, ends and self._terminates, ends, {}
+
+
+gymnasium.register("Contract-v0", lambda **_: ContractEnv(), disable_env_checker=True)
 
 
 def random_transitions(size: int = 240) -> TransitionDataset:

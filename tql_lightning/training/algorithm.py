@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from inspect import currentframe
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Self
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from tql_lightning.batch import Batch, Draw, NoNoise, UpdateSpec, at_update
 from tql_lightning.data.counter_random import seed_generators
+from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.nn.policy import Actor
 from tql_lightning.run.checkpoint_io import CheckpointError, make_plain, read_checkpoint, require_readable
 from tql_lightning.run.superseded import take_back
@@ -24,6 +26,7 @@ from tql_lightning.system.private_api import contents_of_checkpoint
 from tql_lightning.training.chunks import (
     chunk_size,
     restore_progress,
+    scheduled_updates,
     skip_validation_of_a_stop,
     validation_follows,
 )
@@ -38,6 +41,12 @@ from tql_lightning.training.hyperparameters import ALGORITHM, class_path, loadab
 from tql_lightning.training.optimisation import NO_DECAY, Optimisation, ParameterGroup, load_moments
 from tql_lightning.training.out_of_memory import explained_memory
 from tql_lightning.training.sharding import ShardedStrategy, shard
+from tql_lightning.training.stock_callbacks import (
+    adapt_callbacks,
+    end_with_averages,
+    log_metrics,
+    release_callbacks,
+)
 from tql_lightning.training.trainer_checks import check_trainer
 from tql_lightning.training.update import Inputs, Losses, UpdateRunner
 
@@ -68,6 +77,14 @@ class Algorithm(LightningModule, ABC):
         Noise: NamedTuple class of the random numbers that an update uses.
         extraction: How the model chooses actions, if its `actor` has several ways; None if there is one.
         fixed_settings: Names of settings that a continued run must not change, since its weights depend on them.
+
+    Example:
+        >>> from tql_lightning import TQL
+        >>> model = TQL(3, 1)  # an algorithm; docs/own_algorithm.md writes one
+        >>> [group.name for group in model.parameter_groups()]
+        ['critic', 'temperature', 'actor']
+        >>> model.update_spec.batch.__name__
+        'Batch'
     """
 
     Batch: ClassVar[type[Any]] = Batch
@@ -100,6 +117,23 @@ class Algorithm(LightningModule, ABC):
         self._validated = -1  # update of the last validation
         self._first_optimizer_state: dict[str, Any] | None = None
         self._precision_before = torch.get_float32_matmul_precision()
+        self._measured_at: list[int] = []  # intervals at which a callback needs metrics
+
+    def save_hyperparameters(
+        self,
+        *names: Any,
+        ignore: Any = None,
+        frame: FrameType | None = None,
+        logger: bool = True,
+    ) -> None:
+        """Lightning's; rejects settings that the model could not be made from again when its checkpoint is loaded.
+
+        Raises:
+            ValueError: A part is a lambda, another function or an object, or a checkpoint cannot hold a setting.
+        """
+        caller = frame or getattr(inspect.currentframe(), "f_back", None)  # whose arguments Lightning reads
+        super().save_hyperparameters(*names, ignore=ignore, frame=caller, logger=logger)
+        loadable(dict(self.hparams), type(self))
 
     # ------------------------------------------------------------------ defined by subclasses
 
@@ -152,6 +186,10 @@ class Algorithm(LightningModule, ABC):
             ValueError: The extraction is unknown.
         """
 
+    def exploring_actor(self) -> Actor:
+        """Returns the policy that collects transitions in an online phase; by default `actor`."""
+        return self.actor()
+
     # ------------------------------------------------------------------ used by data, callbacks and evaluation
 
     @property
@@ -197,35 +235,22 @@ class Algorithm(LightningModule, ABC):
 
     def check_trainer(self, trainer: Trainer) -> None:
         """Rejects a trainer that cannot train this algorithm; see `trainer_checks.check_trainer`."""
-        self.optimisation.for_run(trainer.max_steps)
+        self.optimisation.for_run(scheduled_updates(trainer))
         check_trainer(trainer, self, self.execution)
-
-    def save_hyperparameters(
-        self,
-        *args: Any,
-        ignore: Sequence[str] | str | None = None,
-        frame: FrameType | None = None,
-        logger: bool = True,
-    ) -> None:
-        """Keeps the constructor's arguments, as Lightning does.
-
-        Raises:
-            ValueError: A checkpoint could not hold one of them; the message names it.
-        """
-        frame = frame or cast("FrameType", currentframe()).f_back
-        super().save_hyperparameters(*args, ignore=ignore, frame=frame, logger=logger)
-        loadable(dict(self.hparams), type(self))
 
     def setup(self, stage: str) -> None:
         """Checks parameter groups, and sets DDP's static graph and the precision of matrix products."""
         if stage == "fit":
             self.optimisation.check_groups(self, self.parameter_groups())
+            # An average is to hold an update before anything looks at it.
+            self.trainer.callbacks.sort(key=lambda each: not isinstance(each, WeightAveraging))  # type: ignore[attr-defined]
         prefer_static_graph(self.trainer.strategy)
         self._precision_before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision(self.execution.float32_matmul_precision)
 
     def teardown(self, stage: str) -> None:
-        """Restores the precision of matrix products and signal handlers, and frees the CUDA graph."""
+        """Restores the precision of matrix products, signal handlers and callbacks, and frees the CUDA graph."""
+        release_callbacks(self.trainer)
         torch.set_float32_matmul_precision(self._precision_before)
         if self._runner is not None:
             self._runner.guard.give_back()
@@ -239,7 +264,11 @@ class Algorithm(LightningModule, ABC):
         )
         if self._first_optimizer_state is not None:
             load_moments(optimizer, self._first_optimizer_state)
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
+        # LearningRateMonitor logs it under this name and the group's.
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "learning_rate"},
+        }
 
     def start_with_optimizer(self, state: dict[str, Any]) -> None:
         """Lets the optimizer start with another run's moments; learning rates and decay stay this run's.
@@ -250,12 +279,19 @@ class Algorithm(LightningModule, ABC):
         self._first_optimizer_state = state
 
     def _optimisation_of_run(self) -> Optimisation:
-        return self.optimisation if self._trainer is None else self.optimisation.for_run(self.trainer.max_steps)
+        return (
+            self.optimisation if self._trainer is None else self.optimisation.for_run(scheduled_updates(self.trainer))
+        )
 
     # ------------------------------------------------------------------ training
 
     def on_fit_start(self) -> None:
-        """Starts the record of finite updates and the update runner, and warns of an update that takes long."""
+        """Starts the record of finite updates and the update runner, and warns of an update that takes long.
+
+        Raises:
+            ValueError: See `adapt_callbacks`.
+        """
+        self._measured_at = adapt_callbacks(self.trainer, self)
         schedules = [config.scheduler for config in self.trainer.lr_scheduler_configs]
         replayed = self.execution.cuda_graphs
         self.optimisation.check_optimizers(self, self.trainer.optimizers, schedules, replayed)
@@ -356,6 +392,7 @@ class Algorithm(LightningModule, ABC):
             TrainingDivergedError: A weight or the optimizer's state is NaN or infinite.
         """
         self._seen_updates = self.global_step
+        end_with_averages(self.trainer, self)
         require_sound(self, self.trainer, self._watch)
 
     def log_metrics(self, metrics: dict[str, Tensor]) -> None:
@@ -371,17 +408,20 @@ class Algorithm(LightningModule, ABC):
             name = group.get("name", f"group_{index}")
             if not name.endswith(NO_DECAY):
                 scalars[f"train/learning_rate/{name}"] = float(group["lr"])
-        for logger in self.loggers:
-            logger.log_metrics(scalars, step=self.global_step)
-        self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in scalars.items()})
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(data, OfflineDataModule):
+            scalars |= data.env_steps(self.global_step) | data.online_metrics()
         broken = broken_metrics(scalars, self.trainer)
         if broken or broken_tensors:
+            for logger in self.loggers:
+                logger.log_metrics(scalars, step=self.global_step)
             raise diverged(self, self.trainer, self._watch, broken)
         self._watch.passed(self.global_step)
+        log_metrics(self.trainer, scalars, self.global_step)
 
     def _crosses_log_interval(self, first_update: int, last_update: int) -> bool:
-        interval: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        return interval > 0 and last_update // interval > first_update // interval
+        intervals = [self.trainer.log_every_n_steps, *self._measured_at]  # type: ignore[attr-defined]
+        return any(every > 0 and last_update // every > first_update // every for every in intervals)
 
     # ------------------------------------------------------------------ held-out transitions
 

@@ -18,6 +18,11 @@ def chunk_size(trainer: Any) -> int:
     return int(getattr(trainer.datamodule, "updates_per_step", 1))
 
 
+def scheduled_updates(trainer: Any) -> int:
+    """Returns the updates that learning rates are scheduled over: the offline ones of a run that goes online after."""
+    return int(getattr(trainer.datamodule, "offline_updates", None) or trainer.max_steps)
+
+
 def restore_progress(trainer: Any, checkpoint: dict[str, Any], validated: bool) -> None:
     """Sets the loops of a checkpoint to those of an uninterrupted run; does nothing for data without chunks.
 

@@ -64,6 +64,15 @@ def largest_over_processes(number: int, device: torch.device) -> int:
     return int(largest)
 
 
+def gather_objects(own: Any) -> list[Any]:
+    """Returns every process's object, in the order of their ranks. Call it on every process."""
+    if not _are_several():
+        return [own]
+    everyones: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyones, own)
+    return everyones
+
+
 def agree_to_stop(trainer: Any) -> None:
     """Stops training on every process if one is to stop; otherwise the others would wait for it for ever."""
     if trainer.world_size > 1 and largest_over_processes(int(trainer.should_stop), trainer.strategy.root_device):

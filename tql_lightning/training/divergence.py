@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from tql_lightning.batch import UpdateSpec
-from tql_lightning.data.sampler import TrainingStream
+from tql_lightning.data.sampler import Request, TrainingStream
 from tql_lightning.run.checkpoint_io import CheckpointError, read_checkpoint
-from tql_lightning.run.folder import CONFIG_FILE, divergence_file
+from tql_lightning.run.folder import CONFIG_FILE, divergence_file, writes_nothing
 from tql_lightning.system.files import write_text_whole, write_whole
 from tql_lightning.system.private_api import norms
 from tql_lightning.training.distributed import sum_over_processes
@@ -219,17 +219,22 @@ def read_minibatches(path: Path | str, spec: UpdateSpec) -> tuple[int, Any, Any]
 
 
 def _draw(trainer: Trainer, updates: range) -> tuple[Any, Any] | None:
-    """Draws the minibatches of updates again; None if they are too many or another data module drew them."""
+    """Draws minibatches again; None if they are too many, or data have grown, or another data module drew them."""
     stream = trainer.train_dataloader
+    if writes_nothing(trainer):
+        return None
     if not isinstance(stream, TrainingStream) or not 0 < len(updates) <= MOST_UPDATES:
         return None
-    return stream.sampler.chunk(updates.start, len(updates))
+    drawn = stream.chunk(updates.start, len(updates))
+    return None if isinstance(drawn, Request) else drawn
 
 
 def _write_minibatches(trainer: Trainer, folder: Path, updates: range, minibatches: tuple[Any, Any] | None) -> str:
     """Writes this process's rows of the minibatches; returns where, for the message."""
     if minibatches is None:
-        return f"minibatches are kept of at most {MOST_UPDATES} updates, drawn by OfflineDataModule"
+        return (
+            f"minibatches are kept of at most {MOST_UPDATES} updates, drawn by OfflineDataModule without online phase"
+        )
     path = divergence_file(folder, updates.start, trainer.global_rank)
     arrays = {name: tensor.float().cpu().numpy() for name, tensor in _named_fields(*minibatches)}
     try:
@@ -242,7 +247,7 @@ def _write_minibatches(trainer: Trainer, folder: Path, updates: range, minibatch
 
 def _write_text(trainer: Trainer, folder: Path, updates: range, text: str) -> None:
     """Writes the message with every name beside the minibatches; ignores a failed write, so that the error shows."""
-    if updates:
+    if updates and not writes_nothing(trainer):
         with suppress(OSError):
             write_text_whole(divergence_file(folder, updates.start, trainer.global_rank).with_suffix(".txt"), text)
 

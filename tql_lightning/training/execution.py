@@ -25,6 +25,10 @@ class Execution:
 
     Raises:
         ValueError: There is no such precision.
+
+    Example:
+        >>> Execution(compile=True)
+        Execution(compile=True, cuda_graphs=False, float32_matmul_precision='highest')
     """
 
     compile: bool = False

@@ -35,6 +35,11 @@ class ParameterGroup:
         module: Network whose parameters the group holds; those that need no gradient are left out.
         decays: Says by name and parameter whether it has weight decay; None for `is_decaying_matrix`.
         clipped_with: Group whose gradient norm this one is a part of; None for its own.
+
+    Example:
+        >>> decaying, others = ParameterGroup("critic", nn.Linear(4, 2)).split()
+        >>> [parameter.ndim for parameter in decaying], [parameter.ndim for parameter in others]
+        ([2], [1])
     """
 
     name: str
@@ -70,6 +75,11 @@ class Optimisation:
 
     Raises:
         ValueError: A setting is out of its range; the message names it.
+
+    Example:
+        >>> settings = Optimisation(learning_rate=1e-4, learning_rates={"actor": 5e-4}, warmup_updates=100)
+        >>> settings.peak("actor"), settings.peak("critic")
+        (0.0005, 0.0001)
     """
 
     learning_rate: float = 3e-4

@@ -101,8 +101,10 @@ def refuse_changes(path: Path, raw: Mapping[str, Any], model: LightningModule, d
     ]
     was, is_now = raw.get(ALGORITHM), class_path(type(model))
     changes += [("model", was, is_now)] if was is not None and was != is_now else []
-    stream = raw.get("OfflineDataModule", {}).get("stream", {})
-    changes += _differences("data", stream, data.stream_settings)
+    saved = raw.get("OfflineDataModule", {})
+    changes += _differences("data", saved.get("stream", {}), data.stream_settings)
+    if data.experience is not None:
+        changes += _differences("online", saved.get("online", {}).get("settings", {}), data.experience.fixed_settings)
     if changes:
         shown = [f"{name}: {was} in the checkpoint, {new} now" for name, was, new in changes[:MOST_SHOWN]]
         more = [f"and {len(changes) - MOST_SHOWN} more"] if len(changes) > MOST_SHOWN else []

@@ -8,14 +8,38 @@ from collections.abc import Mapping
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import (
+    BaseFinetuning,
+    BatchSizeFinder,
+    DeviceStatsMonitor,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    ModelPruning,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 from lightning.pytorch.plugins.precision import HalfPrecision
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from tql_lightning.system.private_api import start_method
+from tql_lightning.training.chunks import chunk_size
 from tql_lightning.training.cuda_graph import can_record
 from tql_lightning.training.execution import Execution
 from tql_lightning.training.sharding import NAME, ShardedStrategy
 
+BATCH_SIZE = "set data.batch_size, which is the whole batch of an update"
+RATES = "set model.optimisation.learning_rate and its schedule"
+# Lightning's callbacks that would do nothing, fail within training, or train something else than the paper's method.
+REFUSED_CALLBACKS = {
+    BaseFinetuning: "it moves parameters between groups of the optimizer; call requires_grad_(False) in a subclass of "
+    "the algorithm",
+    BatchSizeFinder: f"the batch size is part of the method; {BATCH_SIZE}",
+    GradientAccumulationScheduler: f"every update steps the optimizer; {BATCH_SIZE}",
+    LearningRateFinder: f"networks have learning rates of their own; {RATES}",
+    ModelPruning: "it replaces parameters that the optimizer and target networks hold; prune an exported policy",
+    StochasticWeightAveraging: "it replaces the schedule of the learning rates, and averages once an epoch, of which a "
+    "run has one; use EMAWeightAveraging",
+}
 NARROW = (torch.bfloat16, torch.float16)
 
 
@@ -28,9 +52,23 @@ def check_trainer(trainer: Trainer, model: LightningModule, execution: Execution
         execution: Execution settings of the algorithm.
 
     Raises:
-        ValueError: The trainer clips or accumulates gradients; ``cuda_graphs`` is set without a CUDA device, with
-            several processes or with float16; or `refuse_narrow_weights` or `refuse_strategy` rejects it.
+        ValueError: The trainer clips or accumulates gradients, or counts batches in shares of an epoch;
+            ``cuda_graphs`` is set without a CUDA device, with several processes or with float16; or
+            `refuse_callbacks`, `refuse_narrow_weights` or `refuse_strategy` rejects it.
     """
+    refuse_callbacks(trainer)
+    for name in ("limit_train_batches", "val_check_interval"):
+        value = getattr(trainer, name)
+        if isinstance(value, float) and value != 1.0:
+            raise ValueError(
+                f"trainer.{name}: expected a whole number of updates, or 1.0 for all, found {value}, a share of an "
+                "epoch, which has no length here"
+            )
+    if trainer.overfit_batches:  # type: ignore[attr-defined]
+        raise ValueError(
+            f"trainer.overfit_batches: expected 0, found {trainer.overfit_batches}; every update draws new "  # type: ignore[attr-defined]
+            "transitions, so give a small dataset to over-fit to"
+        )
     if trainer.gradient_clip_val:
         raise ValueError(
             f"trainer.gradient_clip_val: expected none, found {trainer.gradient_clip_val}; set "
@@ -49,6 +87,30 @@ def check_trainer(trainer: Trainer, model: LightningModule, execution: Execution
             "model.execution.cuda_graphs: expected one process on a CUDA device and no float16, found "
             f"{trainer.world_size} on {device.type} with precision {trainer.precision}; set it to false"
         )
+
+
+def refuse_callbacks(trainer: Trainer) -> None:
+    """Rejects callbacks of Lightning's that do not fit an algorithm; docs/callbacks.md lists what the others do.
+
+    Raises:
+        ValueError: See `REFUSED_CALLBACKS`; or weights are averaged that are sharded, or within a step of the trainer.
+        ModuleNotFoundError: `DeviceStatsMonitor` needs psutil, which is not installed.
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        name = type(callback).__name__
+        for refused, reason in REFUSED_CALLBACKS.items():
+            if isinstance(callback, refused):
+                raise ValueError(f"trainer.callbacks: expected none of the class {name}: {reason}")
+        if isinstance(callback, WeightAveraging):
+            if isinstance(trainer.strategy, ModelParallelStrategy):
+                raise ValueError(f"trainer.callbacks: expected no {name} with trainer.strategy={NAME}; use ddp")
+            if chunk_size(trainer) > 1:
+                raise ValueError(
+                    f"data.updates_per_step: expected 1 with {name}, which averages once a step of the trainer, found "
+                    f"{chunk_size(trainer)}"
+                )
+        if isinstance(callback, DeviceStatsMonitor):
+            trainer.accelerator.get_device_stats(trainer.strategy.root_device)
 
 
 def refuse_narrow_weights(model: LightningModule, trainer: Trainer) -> None:

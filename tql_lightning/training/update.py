@@ -29,6 +29,10 @@ class Losses(NamedTuple):
         total: Scalar to minimise.
         metrics: Scalars to log by name, without gradient; empty unless requested.
         diagnostics: Tensors of any shape for callbacks by name, without gradient, such as attention_entropy (L, 2).
+
+    Example:
+        >>> Losses(torch.ones(()), metrics={"td_loss": torch.ones(())}, diagnostics={}).total
+        tensor(1.)
     """
 
     total: Tensor

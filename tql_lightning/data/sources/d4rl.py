@@ -75,6 +75,12 @@ def load_d4rl(
     return with_held_out(load, Path(path).expanduser(), validation_fraction)
 
 
+def require_hdf5(path: Path) -> None:
+    """Raises a DatasetError if there is no such file."""
+    if not path.is_file():
+        raise DatasetError(f"{path}: no such file; check the path, or fetch it where there is a network")
+
+
 def read_hdf5(path: Path) -> dict[str, NDArray[Any]]:
     """Reads the arrays of a D4RL file.
 
@@ -85,8 +91,7 @@ def read_hdf5(path: Path) -> dict[str, NDArray[Any]]:
         import h5py
     except ImportError as error:
         raise DatasetError("D4RL's files need h5py; pip install 'tql-lightning[d4rl]'") from error
-    if not path.is_file():
-        raise DatasetError(f"{path}: no such file; check the path, or fetch it where there is a network")
+    require_hdf5(path)
     try:
         with h5py.File(path, "r") as file:
             there = [name for name in REQUIRED + OPTIONAL if name in file]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import os
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -66,6 +67,12 @@ def load_minari(
         reference_scores=None if None in scores else scores,
     )
     return dataset.evaluated_in(env_id).hold_out(validation_fraction)
+
+
+def is_cached(name: str) -> bool:
+    """Whether Minari's folder of datasets holds one of this name; does not import the package."""
+    root = os.environ.get("MINARI_DATASETS_PATH", Path.home() / ".minari" / "datasets")
+    return Path(root, name, "data").is_dir()
 
 
 def cached_datasets() -> list[str]:

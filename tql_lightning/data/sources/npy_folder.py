@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tql_lightning.data.claims import check_claim, stored_bytes
-from tql_lightning.data.sources.schema import REQUIRED, SETTINGS, dataset_from, fields_of, with_held_out
+from tql_lightning.data.sources.foreign_keys import rename
+from tql_lightning.data.sources.schema import REQUIRED, SETTINGS, Keys, dataset_from, fields_of, with_held_out
 from tql_lightning.data.transitions import DatasetError, TransitionDataset
 from tql_lightning.system.files import write_whole_folder
 
@@ -20,7 +21,14 @@ METADATA = "metadata.json"
 MAPPED = ("observations", "actions", "rewards", "next_observations")  # used in place: float32 in C order
 
 
-def load_npy_folder(path: str, validation_fraction: float = 0.0, in_memory: bool = False) -> TransitionDataset:
+def load_npy_folder(
+    path: str,
+    validation_fraction: float = 0.0,
+    in_memory: bool = False,
+    keys: dict[str, str] | None = None,
+    max_episode_steps: int | None = None,
+    env_id: str | None = None,
+) -> TransitionDataset:
     """Memory-maps a folder of .npy files; checks them block by block.
 
     Files: observations.npy (N, n_s), actions.npy (N, n_a), rewards.npy and next_observations.npy (N, n_s), all
@@ -36,6 +44,9 @@ def load_npy_folder(path: str, validation_fraction: float = 0.0, in_memory: bool
         validation_fraction: Share of the episodes, from the end, to hold out.
         in_memory: Whether to read everything into memory; then any numeric dtype will do, and next_observations.npy
             may be missing.
+        keys: Our name -> the file's name, as of `load_npz`.
+        max_episode_steps: Time limit that splits dones.npy, as of `load_npz`.
+        env_id: Gymnasium id of the environment to evaluate in; default: the folder's.
 
     Raises:
         DatasetError: A folder or file is missing, damaged, pickled, unknown or wrong.
@@ -46,18 +57,22 @@ def load_npy_folder(path: str, validation_fraction: float = 0.0, in_memory: bool
         if in_memory:
             fields = {key: np.array(value) if isinstance(value, np.ndarray) else value for key, value in fields.items()}
         else:
-            _require_mappable(folder, fields)
-        return dataset_from(folder, fields)
+            _require_mappable(folder, rename(folder, fields, keys))
+        return dataset_from(folder, fields, keys=keys, max_episode_steps=max_episode_steps, env_id=env_id)
 
     return with_held_out(load, Path(path).expanduser(), validation_fraction)
 
 
-def prepare_npy_folder(path: Path, scratch: Path) -> TransitionDataset:
+def prepare_npy_folder(
+    path: Path, scratch: Path, keys: Keys | None = None, max_episode_steps: int | None = None
+) -> TransitionDataset:
     """Loads a folder of any numeric dtypes, with or without next observations, in bounded memory.
 
     Args:
         path: Path of the folder; a validation folder beside it is ignored.
         scratch: Folder for memory-mapped files of converted arrays, needed as long as the dataset is used.
+        keys: Our name -> the file's name, as of `load_npz`.
+        max_episode_steps: Time limit that splits dones.npy, as of `load_npz`.
 
     Raises:
         DatasetError: As `load_npy_folder`.
@@ -69,7 +84,7 @@ def prepare_npy_folder(path: Path, scratch: Path) -> TransitionDataset:
         file = folder / f"{next(numbers)}_{name}.npy"
         return np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=shape)
 
-    return dataset_from(path, read_npy_folder(path), allocate)
+    return dataset_from(path, read_npy_folder(path), allocate, keys, max_episode_steps)
 
 
 def save_npy_folder(path: Path | str, dataset: TransitionDataset) -> None:
@@ -89,16 +104,21 @@ def save_npy_folder(path: Path | str, dataset: TransitionDataset) -> None:
         (folder / METADATA).write_text(json.dumps(settings, indent=2) + "\n")
 
 
+def require_npy_folder(folder: Path) -> None:
+    """Raises a DatasetError if there is no such folder."""
+    if not folder.is_dir():
+        raise DatasetError(
+            f"{folder}: no such folder; check the path, or make one with: tql data convert NAME {folder}"
+        )
+
+
 def read_npy_folder(folder: Path) -> dict[str, Any]:
     """A folder's arrays, mapped read-only, and its settings, by name.
 
     Raises:
         DatasetError: As `load_npy_folder`, apart from the contents of arrays.
     """
-    if not folder.is_dir():
-        raise DatasetError(
-            f"{folder}: no such folder; check the path, or make one with: tql data convert NAME {folder}"
-        )
+    require_npy_folder(folder)
     fields: dict[str, Any] = {}
     for file in sorted(folder.iterdir()):
         if file.name == METADATA or file.suffix == ".npy":
@@ -152,7 +172,7 @@ def _metadata(file: Path) -> dict[str, Any]:
 def _require_mappable(folder: Path, fields: dict[str, Any]) -> None:
     """Rejects arrays that cannot be used in place."""
     remedy = f"write it so with: tql data convert {folder} {folder}-float32, or give in_memory: true if it fits"
-    if "next_observations" not in fields and set(REQUIRED) <= fields.keys():
+    if "next_observations" not in fields and set(REQUIRED[:3]) <= fields.keys():
         raise DatasetError(f"{folder}: expected next_observations.npy, found none; {remedy}")
     for name in MAPPED:
         array = fields.get(name)

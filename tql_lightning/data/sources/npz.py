@@ -19,7 +19,13 @@ from tql_lightning.data.transitions import DatasetError, TransitionDataset
 from tql_lightning.system.files import write_whole
 
 
-def load_npz(path: str, validation_fraction: float = 0.0) -> TransitionDataset:
+def load_npz(
+    path: str,
+    validation_fraction: float = 0.0,
+    keys: dict[str, str] | None = None,
+    max_episode_steps: int | None = None,
+    env_id: str | None = None,
+) -> TransitionDataset:
     """Loads an npz file of transitions in the order of recording.
 
     Its arrays: observations (N, n_s), actions (N, n_a) in the environment's units, rewards, terminations
@@ -32,11 +38,20 @@ def load_npz(path: str, validation_fraction: float = 0.0) -> TransitionDataset:
     Args:
         path: the file; relative to the working directory.
         validation_fraction: share of the episodes, the last ones, held out for validation.
+        keys: Our name -> the file's name, of arrays under other names: {observations: obs, actions: acts}. Then
+            arrays of unknown names are left out.
+        max_episode_steps: For a file with ``dones`` in place of terminations and truncations: steps after which the
+            environment cuts an episode, or 0 if every done is a termination. Default: the limit of ``env_id``.
+        env_id: Gymnasium id of the environment to evaluate in; default: the file's.
 
     Raises:
         DatasetError: the file is missing, damaged or pickled, or an array is missing, unknown or wrong.
     """
-    return with_held_out(lambda file: dataset_from(file, read_npz(file)), Path(path).expanduser(), validation_fraction)
+
+    def load(file: Path) -> TransitionDataset:
+        return dataset_from(file, read_npz(file), keys=keys, max_episode_steps=max_episode_steps, env_id=env_id)
+
+    return with_held_out(load, Path(path).expanduser(), validation_fraction)
 
 
 def save_npz(path: Path | str, **arrays: ArrayLike) -> None:
@@ -63,6 +78,14 @@ def read_npz(path: Path) -> dict[str, NDArray[Any]]:
         return {key: file[key] for key in file.files}
 
 
+def require_npz(path: Path) -> None:
+    """Raises a DatasetError if there is no such file."""
+    if not path.is_file():
+        raise DatasetError(
+            f"{path}: no such file; check the path, or make a dataset with: tql collect ENVIRONMENT --output {path}"
+        )
+
+
 @contextmanager
 def open_npz(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
     """Opens an npz file without pickle; arrays are read on demand within the block.
@@ -70,10 +93,7 @@ def open_npz(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
     Raises:
         DatasetError: the file is missing, is no npz, is damaged, holds pickled objects or outgrows the memory.
     """
-    if not path.is_file():
-        raise DatasetError(
-            f"{path}: no such file; check the path, or make a dataset with: tql collect ENVIRONMENT --output {path}"
-        )
+    require_npz(path)
     try:
         # numpy would leave a file open that it cannot read; so give it an open one.
         with path.open("rb") as stream:

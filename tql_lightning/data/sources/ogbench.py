@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import difflib
-import gc
-import http.client
 import os
 import re
-import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -16,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from tql_lightning.data.sources.download import download
 from tql_lightning.data.sources.npz import open_npz
 from tql_lightning.data.sources.schema import validation_path
 from tql_lightning.data.transitions import DatasetError, TransitionDataset
@@ -27,7 +25,7 @@ SINGLE_TASK = re.compile(r"(?P<domain>.+)-singletask(-task(?P<task>\d+))?-v0")
 # What `tql collect` makes, by environment.
 COLLECTABLE = dict.fromkeys(("cube-single", "cube-double", "cube-triple", "scene", "puzzle-3x3", "puzzle-4x4"), "play")
 COLLECTABLE |= dict.fromkeys([f"pointmaze-{maze}" for maze in ("medium", "large", "giant", "teleport")], "navigate")
-DOWNLOAD_TIMEOUT = 30.0  # seconds
+URL_VARIABLE = "TQL_OGBENCH_URL"  # address of a mirror of the datasets; else the package's own
 
 # Kinds of data that OGBench offers, by the beginning of the environment's name.
 DATA_KINDS = {
@@ -55,7 +53,8 @@ def dataset_file(domain: str, dataset_dir: str | None = None) -> Path:
 def load_ogbench(domain: str, task: int | None = None, dataset_dir: str | None = None) -> TransitionDataset:
     """Loads OGBench's dataset of a domain with the rewards and masks of one of its tasks.
 
-    The files are downloaded by the ogbench package, with its progress shown, if the dataset's is not there. A
+    The files are downloaded from $TQL_OGBENCH_URL, or else from where the ogbench package says, if the dataset's is not
+    there; see `download`. A
     validation file beside it becomes the held-out transitions; without one there are none. Rewards and masks are the
     package's own: the number of reached goals minus the number of goals, and 0 where all are reached. Episodes end
     where the file says. Besides the official files, those saved from the package's loader are read: with
@@ -214,17 +213,15 @@ def _transitions(path: Path) -> dict[str, Any]:
 
 
 def _download(domain: str, path: Path) -> None:
-    from ogbench.utils import download_datasets
+    import ogbench.utils
 
-    patience = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
+    address = os.environ.get(URL_VARIABLE) or ogbench.utils.DATASET_URL
+    print(f"Downloading dataset from: {address}")
     try:
-        download_datasets([f"{domain}-v0"], str(path.parent))
-    except (OSError, http.client.HTTPException) as error:  # urllib's errors are OSErrors
+        for file in (validation_path(path), path):  # the dataset last, as it stands for both
+            download(f"{address.rstrip('/')}/{file.name}", file)
+    except (OSError, ValueError) as error:  # urllib's errors are OSErrors; an address without a scheme is a ValueError
         remedy = how_to_get(domain, path).removeprefix(f"{path}: ")
-        raise DatasetError(f"{path}: no such file, and its download failed ({error}); {remedy}") from error
-    finally:
-        socket.setdefaulttimeout(patience)
-        gc.collect()  # the package closes, and so flushes, its files only when they are collected
-        for part in path.parent.glob(f"{path.stem}*.npz.tmp"):  # left by an interrupted download
-            part.unlink()
+        raise DatasetError(
+            f"{path}: no such file, and its download failed ({error}); set {URL_VARIABLE} to a mirror, {remedy}"
+        ) from error

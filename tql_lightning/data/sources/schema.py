@@ -11,35 +11,40 @@ import numpy as np
 
 from tql_lightning.data.checks import Allocate, check_fraction, in_memory
 from tql_lightning.data.environment import check_env_id
+from tql_lightning.data.sources.foreign_keys import DONES, rename, split_dones, suggest_keys
 from tql_lightning.data.transitions import DatasetError, TransitionDataset
 
 REQUIRED = ("observations", "actions", "rewards", "terminations", "truncations")
 OPTIONAL = ("next_observations", "masks")
 SETTINGS = ("env_id", "action_low", "action_high", "actions_scaled", "reference_scores")
+Keys = Mapping[str, str]  # our name of an array -> the file's
 
 
-def dataset_from(path: Path, fields: Mapping[str, Any], allocate: Allocate = in_memory) -> TransitionDataset:
+def dataset_from(
+    path: Path,
+    fields: Mapping[str, Any],
+    allocate: Allocate = in_memory,
+    keys: Keys | None = None,
+    max_episode_steps: int | None = None,
+    env_id: str | None = None,
+) -> TransitionDataset:
     """Checks the contents of a file or folder and builds a dataset.
 
     Args:
         path: the file or folder, for the dataset's name and for errors.
         fields: arrays and settings by name.
         allocate: see `TransitionDataset.from_arrays`.
+        keys: Our name -> the file's name, of arrays under other names. Then arrays of unknown names are left out.
+        max_episode_steps: Time limit that tells truncations from terminations among ``dones``; see `split_dones`.
+        env_id: Gymnasium id of the environment; None for the file's.
 
     Raises:
         DatasetError: one is missing, unknown or wrong.
     """
-    missing = [key for key in REQUIRED if key not in fields]
-    unknown = [key for key in fields if key not in REQUIRED + OPTIONAL + SETTINGS]
-    if missing or unknown:
-        hint = f"expected arrays {', '.join(REQUIRED)}, and optionally {', '.join(OPTIONAL + SETTINGS)}"
-        if {"terminals", "qpos"} <= set(unknown):
-            hint = "one of OGBench's files is loaded by its dataset's name"
-        elif "terminals" in unknown:
-            hint = "rename terminals to terminations, and timeouts to truncations; D4RL's .hdf5 files load as they are"
-        raise DatasetError(
-            f"{path}: missing: {', '.join(missing) or 'none'}; unknown: {', '.join(unknown) or 'none'}; {hint}"
-        )
+    fields = rename(path, fields, keys)
+    _check_names(path, fields, keys)
+    fields = split_dones(path, fields, max_episode_steps, env_id)
+    fields = {name: value for name, value in fields.items() if name in REQUIRED + OPTIONAL + SETTINGS}
     plain = dict(fields)
     for key, kind, expected in (("env_id", str, "a string"), ("actions_scaled", bool, "true or false")):
         if key in plain:
@@ -52,7 +57,34 @@ def dataset_from(path: Path, fields: Mapping[str, Any], allocate: Allocate = in_
         check_env_id(plain.get("env_id"))
     except ValueError as error:
         raise DatasetError(f"{path}: {error}") from error
-    return TransitionDataset.from_arrays(**plain, name=path.stem, allocate=allocate)
+    dataset = TransitionDataset.from_arrays(**plain, name=path.stem, allocate=allocate)
+    return dataset if env_id is None else replace(dataset, env_id=env_id)
+
+
+def _check_names(path: Path, fields: Mapping[str, Any], keys: Keys | None) -> None:
+    """Rejects missing and unknown arrays; the message has the mapping of those under other names."""
+    ends = ("terminations", "truncations")
+    dones = DONES in fields and not set(ends) & fields.keys()
+    missing = [key for key in REQUIRED if key not in fields and not (dones and key in ends)]
+    known = {*REQUIRED, *OPTIONAL, *SETTINGS} | ({DONES} if dones else set())
+    unknown = [key for key in fields if key not in known]
+    suggested = suggest_keys([*missing, *(name for name in OPTIONAL if name not in fields)], unknown)
+    if set(ends) <= set(missing) - suggested.keys():
+        suggested |= suggest_keys([DONES], unknown)
+    if not missing and not (suggested if keys else unknown):
+        return
+    hint = f"expected arrays {', '.join(REQUIRED)}, and optionally {', '.join(OPTIONAL + SETTINGS)}"
+    if {"terminals", "qpos"} <= set(unknown):
+        hint = "one of OGBench's files is loaded by its dataset's name"
+    elif suggested:
+        mapping = ", ".join(f"{ours}: {theirs}" for ours, theirs in ({**(keys or {})} | suggested).items())
+        hint = (
+            f"did you mean keys='{{{mapping}}}' (--data.dataset.keys of tql fit, --keys of tql data)? It leaves out "
+            "arrays of other names"
+        )
+    raise DatasetError(
+        f"{path}: missing: {', '.join(missing) or 'none'}; unknown: {', '.join(unknown) or 'none'}; {hint}"
+    )
 
 
 def fields_of(dataset: TransitionDataset) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -1,0 +1,189 @@
+"""A search over settings by Ray Tune and Optuna, on a suite's score over seeds."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tql_lightning.benchmark.plan import PlannedRun
+from tql_lightning.benchmark.ray_engine import Resources, ray_cluster
+from tql_lightning.benchmark.suite import Suite, SuiteError
+from tql_lightning.benchmark.worker import Job, execute, outcome_of
+from tql_lightning.report.budget import SHOWN_PULLS, budget_curve
+from tql_lightning.report.protocol import score_of
+from tql_lightning.report.statistics import mean_over_tasks
+from tql_lightning.run.folder import METRICS_FILE, SEARCH_FILE, evaluation_files
+from tql_lightning.run.metrics_csv import read_metrics
+from tql_lightning.run.naming import method_name, run_folder
+from tql_lightning.system.files import write_text_whole
+
+TUNE_FOLDER = "tune"  # Ray Tune's state, in the benchmark's folder
+KINDS = {"uniform": 2, "loguniform": 2, "randint": 2, "choice": None}  # number of arguments
+SPACE = re.compile(r"(\w+)\((.*)\)")
+EPISODE_FIGURES = {"success_rate": "successes", "return": "returns", "normalized_score": "returns"}
+
+
+def parse_space(settings: Mapping[str, str]) -> dict[str, tuple[str, list[Any]]]:
+    """Ranges by setting: "loguniform(1,1000)" is ("loguniform", [1, 1000]).
+
+    Raises:
+        SuiteError: A range is none of uniform, loguniform, randint and choice, or has other arguments.
+    """
+    space = {}
+    for key, text in settings.items():
+        match = SPACE.fullmatch(text.strip())
+        kind = match[1] if match else ""
+        values = [_value(part) for part in match[2].split(",")] if match else []
+        wanted = KINDS.get(kind, 0)
+        numbers = kind == "choice" or all(isinstance(value, int | float) for value in values)
+        if kind not in KINDS or (wanted is not None and len(values) != wanted) or not numbers:
+            raise SuiteError(f"search: {key}: expected {', '.join(KINDS)} such as loguniform(1,1000), found {text}")
+        space[key] = (kind, values)
+    return space
+
+
+def _value(text: str) -> Any:
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError):
+        return text.strip()
+
+
+def vary(run: PlannedRun, settings: Mapping[str, object]) -> PlannedRun:
+    """The run with further settings, which its method's name and its folder hold."""
+    texts = {key: f"{value:.6g}" if isinstance(value, float) else str(value) for key, value in settings.items()}
+    method = method_name([run.method], texts)
+    number = run.task.partition("/task_")[2] or None
+    folder = run_folder("", run.domain, number, method, str(run.seed))[1:]
+    arguments = [*run.arguments, *(f"--{key}={value}" for key, value in texts.items())]
+    return replace(run, method=method, folder=folder, arguments=arguments)
+
+
+def search(
+    runs: Sequence[PlannedRun],
+    suite: Suite,
+    space: Mapping[str, tuple[str, list[Any]]],
+    trials: int,
+    job: Job,
+    resources: Resources,
+) -> dict[str, Any]:
+    """Runs, or continues, a search; writes its record into the benchmark's folder and returns it.
+
+    Each trial trains all the runs, one after the other, with settings that Optuna proposes.
+
+    Args:
+        runs: Runs of one method, over tasks and seeds.
+        suite: The suite, whose metric and protocol make the score.
+        space: Ranges of settings; see `parse_space`.
+        trials: Number of trials.
+        job: What the runs share.
+        resources: What Ray gives a trial.
+    """
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
+    with ray_cluster(resources.address):
+        from optuna.samplers import TPESampler
+        from ray import tune
+        from ray.tune.search.optuna import OptunaSearch
+
+        def trial(settings: dict[str, Any]) -> None:
+            for run in runs:
+                varied = vary(run, settings)
+                outcome = execute(varied, job)
+                if outcome.state != "finished":
+                    raise RuntimeError(f"{varied.folder}: {outcome.state}: {outcome.message}")
+            tune.report({"score": float(np.mean(scores_of(runs, settings, suite, job.output)))})
+
+        trainable = tune.with_resources(trial, {"cpu": job.cpus, "gpu": resources.gpus})
+        ranges = {
+            key: getattr(tune, kind)(*([values] if kind == "choice" else values))
+            for key, (kind, values) in space.items()
+        }
+        path = job.output / TUNE_FOLDER
+        if tune.Tuner.can_restore(str(path)):
+            tuner = tune.Tuner.restore(
+                str(path), trainable=trainable, param_space=ranges, resume_unfinished=True, restart_errored=True
+            )
+        else:
+            algorithm = OptunaSearch(sampler=TPESampler(seed=0), metric="score", mode="max")
+            tuner = tune.Tuner(
+                trainable,
+                param_space=ranges,
+                tune_config=tune.TuneConfig(metric="score", mode="max", search_alg=algorithm, num_samples=trials),
+                run_config=tune.RunConfig(
+                    name=TUNE_FOLDER,
+                    storage_path=str(job.output),
+                    failure_config=tune.FailureConfig(max_failures=resources.retries),
+                    verbose=0,
+                ),
+            )
+        results = tuner.fit()
+        tried = [results[index].config or {} for index in range(len(results))]
+    record = {
+        "metric": suite.metric,
+        "protocol": suite.protocol,
+        "space": {key: list(each) for key, each in space.items()},
+    }
+    record |= summarise_search([(settings, runs) for settings in tried], suite, job.output)
+    write_text_whole(job.output / SEARCH_FILE, json.dumps(record, indent=1) + "\n")
+    return record
+
+
+def scores_of(runs: Sequence[PlannedRun], settings: Mapping[str, object], suite: Suite, output: Path) -> list[float]:
+    """Scores of a trial's finished runs."""
+    found = []
+    for run in runs:
+        varied = vary(run, settings)
+        outcome = outcome_of(varied, output)
+        if outcome is not None and outcome.state == "finished":
+            updates, values = read_metrics(output / varied.folder / METRICS_FILE)[f"eval/{suite.metric}"]
+            after = [value for update, value in zip(updates, values, strict=True) if update > 0]
+            score = score_of(after, suite.protocol)
+            found += [] if score is None else [score]
+    return found
+
+
+def summarise_search(
+    trials: Sequence[tuple[Mapping[str, object], Sequence[PlannedRun]]], suite: Suite, output: Path
+) -> dict[str, Any]:
+    """Every trial with its scores, the best with its interval, and the tuning-budget curves of complete trials."""
+    listed: list[dict[str, Any]] = []
+    episodes = []
+    for settings, runs in trials:
+        scores = scores_of(runs, settings, suite, output)
+        whole = len(scores) == len(runs)
+        listed.append({"settings": dict(settings), "scores": scores, "mean": float(np.mean(scores)) if whole else None})
+        if whole:
+            episodes.append([each for run in runs for each in _episodes(vary(run, settings), suite.metric, output)])
+    complete = [each for each in listed if each["mean"] is not None]
+    complete.sort(key=lambda each: each["mean"], reverse=True)
+    best = None
+    if complete:
+        interval = mean_over_tasks([complete[0]["scores"]])
+        several = len(complete[0]["scores"]) > 1
+        best = complete[0] | {"low": interval.low if several else None, "high": interval.high if several else None}
+    counts = sorted({2**power for power in range(10) if 2**power <= len(episodes)} | ({len(episodes)} - {0}))
+    curves = [] if not all(episodes) else [_curve(episodes, count) for count in counts]
+    return {"trials": listed, "best": best, "curves": curves}
+
+
+def _curve(episodes: Sequence[Sequence[float]], policies: int) -> dict[str, Any]:
+    curve = budget_curve(episodes, policies, max(SHOWN_PULLS))
+    shown = [[pull, *(float(each) for each in curve[:, pull - 1])] for pull in SHOWN_PULLS]
+    return {"policies": policies, "points": shown}
+
+
+def _episodes(run: PlannedRun, metric: str, output: Path) -> list[float]:
+    """Scores of the episodes of a run's last evaluation."""
+    files = evaluation_files(output / run.folder)
+    if not files:
+        return []
+    values = json.loads(files[max(files)].read_text()).get(EPISODE_FIGURES.get(metric, "returns"))
+    return [float(value) for value in values or ()]

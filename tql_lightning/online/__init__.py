@@ -1,0 +1,1 @@
+"""The online phase of a run: the policy's own experience in its environment."""

@@ -1,0 +1,197 @@
+"""Renders the summary of a benchmark as Markdown, LaTeX, CSV, HTML or JSON."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+from tql_lightning.report.protocol import DESCRIPTIONS
+from tql_lightning.report.table import Summary
+
+TableFormat = Literal["md", "csv", "latex", "json"]
+MARK = "†"  # of published figures
+NONE = "–"
+
+
+def render_table(summary: Summary, format: TableFormat) -> str:  # noqa: A002  (the option's name)
+    """The summary as text in a format."""
+    renderers: dict[TableFormat, Callable[[Summary], str]] = {
+        "md": _markdown,
+        "csv": _csv,
+        "latex": _latex,
+        "json": lambda each: json.dumps(each, indent=1) + "\n",
+    }
+    return renderers[format](summary)
+
+
+def table_html(summary: Summary) -> str:
+    """The table as HTML, for the page of runs."""
+    head, *rows = _cells(summary)
+    cells = "".join(f'<th scope="col" class="r">{html.escape(cell)}</th>' for cell in head[1:])
+    body = "".join(
+        f'<tr><th scope="row">{html.escape(row[0])}</th>'
+        + "".join(f'<td class="r">{html.escape(cell)}</td>' for cell in row[1:])
+        + "</tr>\n"
+        for row in rows
+    )
+    notes = "".join(f'<p class="soft small">{html.escape(note)}</p>\n' for note in _notes(summary))
+    return (
+        '<div class="scroll" tabindex="0" role="region" aria-label="Table of scores">\n<table class="scores">\n'
+        f'<thead><tr><th scope="col">{html.escape(head[0])}</th>{cells}</tr></thead>\n'
+        f"<tbody>\n{body}</tbody>\n</table>\n</div>\n{notes}"
+    )
+
+
+def _markdown(summary: Summary) -> str:
+    parts = [_markdown_table(_cells(summary)), *_notes(summary)]
+    parts += [search_markdown(summary["search"])] if "search" in summary else []
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_table(cells: Sequence[Sequence[str]]) -> str:
+    aligned = ["---", *["---:"] * (len(cells[0]) - 1)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [cells[0], aligned, *cells[1:]])
+
+
+def _latex(summary: Summary) -> str:
+    head, *rows = [[_tex(cell) for cell in row] for row in _cells(summary)]
+    lines = [f"\\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}", "\\toprule", " & ".join(head) + " \\\\", "\\midrule"]
+    lines += [" & ".join(row) + " \\\\" for row in rows]
+    notes = [f"% {note}" for note in _notes(summary)]
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", *notes]) + "\n"
+
+
+def _tex(text: str) -> str:
+    for sign, replacement in {"_": "\\_", "%": "\\%", "±": "$\\pm$", MARK: "$^\\dagger$", NONE: "--"}.items():
+        text = text.replace(sign, replacement)
+    return text
+
+
+def _csv(summary: Summary) -> str:
+    file = io.StringIO()
+    fields = ("row", "kind", "method", "mean", "sd", "low", "high", "seeds", "updates", "source")
+    writer = csv.DictWriter(file, fields, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(summary["rows"])
+    for figures in summary["published"]:
+        for row, (mean, deviation) in figures["scores"].items():
+            own = {name: figures.get(name) for name in ("method", "seeds", "source")}
+            writer.writerow({"row": row, "kind": "published", "mean": mean, "sd": deviation} | own)
+    return file.getvalue()
+
+
+def _cells(summary: Summary) -> list[list[str]]:
+    """Head and rows of the table: own methods first, then published figures, then interquartile means."""
+    methods = list(dict.fromkeys(row["method"] for row in summary["rows"]))
+    own = {(row["row"], row["method"]): row for row in summary["rows"]}
+    names = list(dict.fromkeys(row["row"] for row in summary["rows"]))
+    show = _shown(summary)
+    published = [each for each in summary["published"] if set(names) & each["scores"].keys()]
+    rows = [[_title(summary), *methods, *(f"{each['method']} {MARK}" for each in published)]]
+    for name in names:
+        cells = [_cell(own.get((name, method)), show) for method in methods]
+        cells += [_published(each["scores"].get(name), show) for each in published]
+        rows.append([name, *cells])
+    iqm = {each["method"]: each for each in summary["iqm"]}
+    if len(names) > 1:
+        rows.append(["IQM", *(_estimate(iqm[method], show) for method in methods), *[NONE] * len(published)])
+    seeds = {method: [row["seeds"] for row in summary["rows"] if row["method"] == method] for method in methods}
+    rows.append(
+        ["seeds", *(_range(seeds[method]) for method in methods), *(str(each.get("seeds", NONE)) for each in published)]
+    )
+    updates = [_range(run["updates"] for run in summary["runs"] if run["method"] == method) for method in methods]
+    rows.append(["updates", *updates, *[NONE] * len(published)])
+    return rows
+
+
+def search_markdown(search: Mapping[str, Any]) -> str:
+    """The record of a search as Markdown: every trial, the best with its interval, the tuning-budget curves."""
+    show = _shown({"metric": search["metric"]})
+    ranked = sorted(search["trials"], key=lambda each: (each["mean"] is None, -(each["mean"] or 0.0)))
+    rows = [
+        [
+            ", ".join(f"{key}={_rounded(value)}" for key, value in each["settings"].items()),
+            NONE if each["mean"] is None else show(each["mean"]),
+            ", ".join(show(score) for score in each["scores"]) or NONE,
+        ]
+        for each in ranked
+    ]
+    parts = [_markdown_table([["trial", f"mean {search['metric']}", "runs"], *rows])]
+    best = search["best"]
+    if best is not None:
+        interval = "" if best["low"] is None else f" [{show(best['low'])}, {show(best['high'])}]"
+        settings = ", ".join(f"{key}={_rounded(value)}" for key, value in best["settings"].items())
+        parts.append(f"Best: {settings}, {show(best['mean'])}{interval}; chosen by this score, and so too high.")
+    if search["curves"]:
+        head = ["evaluation episodes", *(f"best of {curve['policies']}" for curve in search["curves"])]
+        points = zip(*(curve["points"] for curve in search["curves"]), strict=True)
+        body = [
+            [str(row[0][0]), *(f"{show(each[1])} [{show(each[2])}, {show(each[3])}]" for each in row)] for row in points
+        ]
+        parts.append("Tuning-budget curve (arXiv 2504.11453): expected score of the policy that a bandit chooses.")
+        parts.append(_markdown_table([head, *body]))
+    return "\n\n".join(parts)
+
+
+def _rounded(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _title(summary: Summary) -> str:
+    return "success, %" if _in_percent(summary) else summary["metric"].replace("_", " ")
+
+
+def _in_percent(summary: Summary) -> bool:
+    return str(summary["metric"]) == "success_rate"
+
+
+def _shown(summary: Summary) -> Callable[[float], str]:
+    """How a score is written: success in per cent."""
+    return (lambda score: f"{100 * score:.1f}") if _in_percent(summary) else (lambda score: f"{score:.1f}")
+
+
+def _cell(row: dict[str, Any] | None, show: Callable[[float], str]) -> str:
+    if row is None:
+        return NONE
+    deviation = "" if row["sd"] is None else f" ± {show(row['sd'])}"
+    interval = "" if row["low"] is None else f" [{show(row['low'])}, {show(row['high'])}]"
+    return f"{show(row['mean'])}{deviation}{interval}"
+
+
+def _published(score: Sequence[float | None] | None, show: Callable[[float], str]) -> str:
+    if score is None or score[0] is None:
+        return NONE
+    return show(score[0]) + ("" if score[1] is None else f" ± {show(score[1])}")
+
+
+def _estimate(estimate: dict[str, Any], show: Callable[[float], str]) -> str:
+    interval = "" if estimate["low"] is None else f" [{show(estimate['low'])}, {show(estimate['high'])}]"
+    return f"{show(estimate['value'])}{interval}"
+
+
+def _range(values: Any) -> str:
+    found = sorted(set(values))
+    return f"{found[0]:,}" if len(found) == 1 else f"{found[0]:,} to {found[-1]:,}"
+
+
+def _notes(summary: Summary) -> list[str]:
+    """What a reader needs beside the table: protocol, probabilities of improvement, sources, unfinished runs."""
+    notes = [
+        f"Score of a run: {DESCRIPTIONS[summary['protocol']]}. Mean ± standard deviation over seeds [95 % bootstrap "
+        "interval over seeds]; a domain's deviation is that of its mean over tasks. IQM: interquartile mean over runs "
+        "of all tasks."
+    ]
+    for pair in summary["improvement"]:
+        interval = "" if pair["low"] is None else f" [{pair['low']:.2f}, {pair['high']:.2f}]"
+        notes.append(f"Probability that {pair['method']} beats {pair['other']}: {pair['value']:.2f}{interval}.")
+    sources = dict.fromkeys(f"{each['method']}: {each['source']}" for each in summary["published"])
+    if sources:
+        notes.append(f"{MARK} published, not run here. {'; '.join(sources)}.")
+    if summary["unfinished"]:
+        listed = "; ".join(f"{each['run']} ({each['state']})" for each in summary["unfinished"])
+        notes.append(f"Unfinished, and in no score: {listed}.")
+    return notes
