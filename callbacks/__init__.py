@@ -47,7 +47,7 @@ __all__ = [*sorted(_HOME_OF)]  # noqa: PLE0604  (they are strings)
 def __getattr__(name: str) -> Any:
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    return getattr(import_module(f"tql_lightning.callbacks.{_HOME_OF[name]}"), name)
 
 
 def __dir__() -> list[str]:

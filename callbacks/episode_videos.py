@@ -42,7 +42,7 @@ class EpisodeVideos(BackgroundObserver):
         ValueError: An argument is out of its range, no environment is known, or it does not fit the
             model and its data.
 
-    Example:
+    Examples:
         >>> EpisodeVideos(every_n_updates=5000, env_id="Pendulum-v1").env_id
         'Pendulum-v1'
     """

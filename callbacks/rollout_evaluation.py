@@ -27,12 +27,13 @@ from tql_lightning.callbacks.observing import (
     saved_weights,
 )
 from tql_lightning.data.datamodule import OfflineDataModule
-from tql_lightning.data.transitions import scores_in
+from tql_lightning.data.transitions import TransitionDataset, scores_in
 from tql_lightning.evaluation.background import EvaluationJob
 from tql_lightning.evaluation.checkpoint import write_evaluation
 from tql_lightning.evaluation.envs import EnvError
 from tql_lightning.evaluation.rollout import RolloutResult, join_shares, rollout
 from tql_lightning.evaluation.watched_rollout import RolloutStoppedError, watch_rollout
+from tql_lightning.run.baselines import DATASET, record_baseline
 from tql_lightning.run.folder import evaluation_file, pending_files, writes_nothing
 from tql_lightning.system.full_disk import training_goes_on
 from tql_lightning.training.sharding import gathered
@@ -74,7 +75,7 @@ class RolloutEvaluation(BackgroundObserver):
         ValueError: An argument is out of its range, no environment is known, or it does not fit the
             model and its data.
 
-    Example:
+    Examples:
         >>> RolloutEvaluation(episodes=20, every_n_updates=5000, env_id="Pendulum-v1").episodes
         20
     """
@@ -137,9 +138,23 @@ class RolloutEvaluation(BackgroundObserver):
         """Evaluates the initial policy; in a continued run, the evaluation that its first part left unfinished."""
         self._started = True
         if trainer.global_step == 0:
+            if trainer.is_global_zero and not writes_nothing(trainer):
+                self._record_dataset(trainer)
             self._evaluate(trainer, pl_module)
         else:
             self._catch_up(trainer, pl_module, trainer.global_step % self.every_n_updates == 0)
+
+    def _record_dataset(self, trainer: Trainer) -> None:
+        """Records the dataset's mean return, which reports compare with, if its episodes are the environment's."""
+        datamodule: Any = getattr(trainer, "datamodule", None)
+        dataset = getattr(datamodule, "dataset", None)
+        if not isinstance(dataset, TransitionDataset) or dataset.env_id != self.env_id:
+            return
+        if ((dataset.masks == 0) & ~dataset.episode_ends).any():
+            return  # recorded on after a goal, where the environment would have ended
+        folder = Path(trainer.default_root_dir)
+        with training_goes_on(folder):
+            record_baseline(folder, DATASET, float(dataset.episode_returns().mean()))
 
     def _catch_up(self, trainer: Trainer, pl_module: LightningModule, due: bool) -> None:
         folder, update = Path(trainer.default_root_dir), trainer.global_step

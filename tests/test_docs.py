@@ -22,7 +22,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers import CSVLogger
 
 from tests.command_line import TQL_COMMAND, call_tql, parse_fit, understand
-from tests.toy import fit, toy_dataset, toy_model
+from tests.toy import fit, toy_model
 from tql_lightning.cli.commands import COMMANDS
 from tql_lightning.cli.configs import packaged_configs
 from tql_lightning.data.named import load_dataset
@@ -138,7 +138,7 @@ def test_the_table_of_callbacks_lists_every_one_and_its_defaults(monkeypatch: py
     rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \| (yes|no) \|", CALLBACKS, flags=re.MULTILINE)
     listed = {f"tql_lightning.callbacks.{module}.{name}" for name, module, _ in rows}
     there = set()
-    for path in (DOCS.parent / "callbacks").glob("*.py"):
+    for path in (DOCS.parent / "callbacks").glob("[!_]*.py"):
         module = importlib.import_module(f"tql_lightning.callbacks.{path.stem}")
         classes = [part for _, part in inspect.getmembers(module, inspect.isclass) if not inspect.isabstract(part)]
         own = [part for part in classes if issubclass(part, Callback) and part.__module__ == module.__name__]
@@ -191,7 +191,7 @@ def test_every_command_of_a_page_is_understood(page: str, monkeypatch: pytest.Mo
 def commands_of(page: str) -> list[str]:
     """Every ``tql ...`` of a page's consoles, those in loops too."""
     consoles = re.findall(r"```console\n(.*?)```", (DOCS / f"{page}.md").read_text(), flags=re.DOTALL)
-    return re.findall(r"\btql \w[^;|\n]*", "\n".join(consoles))
+    return re.findall(r"\btql \w[^;|>\n]*", "\n".join(consoles))
 
 
 def test_the_page_on_the_command_line_has_every_command() -> None:
@@ -200,14 +200,6 @@ def test_the_page_on_the_command_line_has_every_command() -> None:
         [f"{name} {each}" for each in part] if isinstance(part, dict) else [name] for name, part in COMMANDS.items()
     ]
     assert sorted(found) == sorted(name for names in there for name in names)
-
-
-def test_the_training_from_python_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (example,) = python_of("api")
-    namespace: dict[str, Any] = {}
-    exec(example, namespace)  # the document's own code
-    assert namespace["train"](toy_dataset(), 2).trainer.global_step == 2
 
 
 def python_of(page: str) -> list[str]:
@@ -318,7 +310,7 @@ def test_the_tutorial_leads_from_data_to_a_film_and_a_policy(tmp_path: Path) -> 
             assert finished.returncode == 0, f"{line}: {finished.stderr}"
             printed.append(finished.stdout)
     learned, cloned = (float(re.findall(r"return +(-[\d.]+)", table)[0]) for table in printed[3:5])
-    assert (learned > -350.0, cloned < -800.0) == (True, True), (learned, cloned)
-    assert float(printed[-1].split()[1]) > -500.0
+    assert learned > cloned + 400.0
+    assert float(printed[-1].split()[1]) > -1_000.0
     assert len(list((tmp_path / "runs" / "mine" / "videos").glob("*.mp4"))) == 2
     assert (tmp_path / "report.html").stat().st_size > 100_000

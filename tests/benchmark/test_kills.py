@@ -38,8 +38,12 @@ def processes(word: str) -> list[int]:
 
 
 def changes(output: Path) -> float:
-    """Time of the last write to a run's metrics."""
-    return max((path.stat().st_mtime for path in output.glob("*/*/*/metrics.csv")), default=0.0)
+    """Time at which a run last wrote a checkpoint."""
+    times = []
+    for path in output.glob("*/*/*/checkpoints/last.ckpt"):
+        with suppress(OSError):  # being replaced
+            times.append(path.stat().st_mtime)
+    return max(times, default=0.0)
 
 
 @pytest.fixture
@@ -60,23 +64,44 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 @pytest.mark.filterwarnings("ignore")  # Ray's own
 def test_killed_drivers_workers_and_nodes_lose_and_repeat_nothing(tmp_path: Path, cluster: Any) -> None:
     write_suite(tmp_path, updates=UPDATES, every_n_updates=20)
+    killed = kill_again_and_again(tmp_path, cluster)
+    assert len(killed) == KILLS, "the runs ended too early to be killed so often"
+
+    whole = run_tql(tmp_path, *COMMAND, "whole", "--engine", "serial")
+    assert whole.returncode == 0, whole.stderr
+    _, runs = read_plan(tmp_path / "killed")
+    for run in runs:
+        outcome = outcome_of(run, tmp_path / "killed")
+        assert outcome is not None
+        assert outcome.state == "finished"
+        found, expected = (
+            read_checkpoint(tmp_path / name / run.folder / "checkpoints" / "last.ckpt") for name in ("killed", "whole")
+        )
+        assert found["global_step"] == expected["global_step"] == UPDATES
+        different = [
+            name for name, value in expected["state_dict"].items() if not torch.equal(found["state_dict"][name], value)
+        ]
+        assert different == []
+
+
+def kill_again_and_again(folder: Path, cluster: Any) -> list[str]:
+    """Runs the benchmark to its end, while it kills drivers, workers and nodes; returns what it killed."""
     rng, end = np.random.default_rng(0), time.monotonic() + PATIENCE
     node, driver = cluster.add_node(num_cpus=2), None
     finished: dict[str, int] = {}
     killed: list[str] = []
-    output = tmp_path / "killed"
+    output, log = folder / "killed", (folder / "driver.log").open("a")
     while True:
         if driver is None or driver.poll() is not None:
             if driver is not None and driver.poll() == 0:
                 break
             options = ["--address", cluster.address, "--retries", "20"]
-            log = (tmp_path / "driver.log").open("a")
             driver = subprocess.Popen(
-                [TQL_COMMAND, *COMMAND, "killed", *options], cwd=tmp_path, stdout=log, stderr=subprocess.STDOUT
+                [TQL_COMMAND, *COMMAND, "killed", *options], cwd=folder, stdout=log, stderr=subprocess.STDOUT
             )
         before = changes(output)
-        while changes(output) == before and driver.poll() is None:  # until a run trains
-            assert time.monotonic() < end, (tmp_path / "driver.log").read_text()[-2000:]
+        while changes(output) == before and driver.poll() is None:  # until a run has trained on
+            assert time.monotonic() < end, (folder / "driver.log").read_text()[-2000:]
             time.sleep(0.1)
         if len(killed) == KILLS or driver.poll() is not None:
             continue
@@ -95,20 +120,5 @@ def test_killed_drivers_workers_and_nodes_lose_and_repeat_nothing(tmp_path: Path
         for file in output.glob("*/*/*/outcome.json"):
             if '"finished"' in file.read_text():
                 assert finished.setdefault(str(file), file.stat().st_mtime_ns) == file.stat().st_mtime_ns
-    assert len(killed) == KILLS, "the runs ended too early to be killed so often"
-
-    whole = run_tql(tmp_path, *COMMAND, "whole", "--engine", "serial")
-    assert whole.returncode == 0, whole.stderr
-    _, runs = read_plan(output)
-    for run in runs:
-        outcome = outcome_of(run, output)
-        assert outcome is not None
-        assert outcome.state == "finished"
-        found, expected = (
-            read_checkpoint(tmp_path / name / run.folder / "checkpoints" / "last.ckpt") for name in ("killed", "whole")
-        )
-        assert found["global_step"] == expected["global_step"] == UPDATES
-        different = [
-            name for name, value in expected["state_dict"].items() if not torch.equal(found["state_dict"][name], value)
-        ]
-        assert different == []
+    log.close()
+    return killed

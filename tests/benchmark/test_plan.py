@@ -11,6 +11,7 @@ from tests.benchmark.tiny import write_suite
 from tests.command_line import call_tql
 from tql_lightning.benchmark.plan import Choice, plan_runs, read_plan, write_plan
 from tql_lightning.benchmark.suite import SuiteError, make_suite, read_suite
+from tql_lightning.cli.benchmark_checks import parse_groups
 from tql_lightning.cli.configs import packaged_configs, packaged_suites
 
 RAW = {
@@ -138,3 +139,12 @@ def test_a_dry_run_estimates_hours_and_names_missing_datasets(tmp_path: Path) ->
     assert 0 < float(line[4]) < 60
     assert "missing: gone.npz" in planned.stdout
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", packaged_suites())
+def test_every_configuration_of_a_packaged_suite_is_understood(name: str) -> None:
+    runs = plan_runs(read_suite(name, packaged_suites()), Choice(seeds=[0]), packaged_configs())
+    groups = parse_groups(runs)
+    assert [group.error for group in groups if group.error] == []
+    assert {group.updates for group in groups} <= {1250, 20_000, 1_000_000}

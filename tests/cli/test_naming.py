@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import shlex
+from pathlib import Path
 
 import pytest
 
 from tests.command_line import parse_fit
-from tests.test_readme import commands
 from tql_lightning.cli.naming import default_folder
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 @pytest.mark.parametrize(
@@ -23,7 +27,9 @@ from tql_lightning.cli.naming import default_folder
         ("--data.dataset=scene-play-singletask-task4-v0", "scene-play/task_4/tql"),
         ("--data.dataset=scene-play-singletask-v0", "scene-play/task_default/tql"),
         ("--data.dataset=data/x.npz --config quickstart", "x/tql-quickstart"),
+        ("--data.dataset=data/x.npz --config own --data.dataset.keys={}", "x/tql"),
         ("--config mine.yaml --config size/1m", "mine/tql-1m"),
+        ("--config quickstart --online.steps=50 --weights=runs", "pendulum/tql,online.steps=50,weights=runs"),
         ("", "tql/tql"),
     ],
 )
@@ -44,23 +50,31 @@ def test_long_and_unsafe_settings_become_names_that_differ() -> None:
     assert all(len(part) <= 120 and name.count("/") == 3 for name in names for part in name.split("/"))
 
 
-def test_the_readmes_commands_share_no_folder() -> None:
-    fits = [arguments[1:] for arguments in commands("tql") if arguments[0] == "fit" and "--help" not in arguments]
-    begun = [arguments for arguments in fits if not any("ckpt_path" in each for each in arguments)]
-    given = [next((each for each in arguments if "default_root_dir" in each), None) for arguments in begun]
-    folders = [own or default_folder(arguments) for own, arguments in zip(given, begun, strict=True)]
-    assert len(folders) > 5
-    # Tasks are in the folder by reference, so that these commands differ in it although their texts do not.
-    tasks = [shlex.join(each for each in arguments if ".task" in each) for arguments in begun]
-    assert len(set(zip(folders, tasks, strict=True))) == len(folders)
+def shown_fits(document: Path) -> set[tuple[str, ...]]:
+    """Arguments of the commands of a document that begin a run."""
+    blocks = re.findall(r"```(?:console|sh)\n(.*?)```", document.read_text(), flags=re.DOTALL)
+    lines = [line.removeprefix("$ ") for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    fits = [shlex.split(line, comments=True)[2:] for line in lines if line.startswith("tql fit ")]
+    return {tuple(arguments) for arguments in fits if not re.search("help|ckpt_path|print_config", str(arguments))}
 
 
-def test_a_configuration_of_the_users_decides_about_the_folder(
-    tmp_path: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(str(tmp_path))
-    with open("mine.yaml", "w") as file:  # noqa: PTH123
-        file.write("trainer: {default_root_dir: mine}\n")
+@pytest.mark.parametrize(
+    "document", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda path: path.stem
+)
+def test_commands_that_a_document_shows_share_a_folder_only_if_the_trainer_alone_differs(document: Path) -> None:
+    runs: dict[str, set[tuple[str, ...]]] = {}
+    for arguments in shown_fits(document):
+        task = [each for each in arguments if each.startswith("--data.dataset.task")]  # in the folder by reference
+        own = [each for each in arguments if each.startswith("--trainer.default_root_dir")]
+        rest = tuple(each for each in arguments if not each.startswith("--trainer."))
+        if not own:
+            runs.setdefault(f"{default_folder(arguments)} {task}", set()).add(rest)
+    assert [folder for folder, different in runs.items() if len(different) > 1] == []
+
+
+def test_a_configuration_of_the_users_decides_about_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("trainer: {default_root_dir: mine}\n")
     parsed = parse_fit(monkeypatch, "--config", "quickstart", "--config", "mine.yaml")
     assert parsed["trainer"]["default_root_dir"] == "mine"
     assert parsed["trainer"]["logger"][0]["init_args"]["save_dir"] == "mine"

@@ -65,8 +65,8 @@ def test_what_an_earlier_part_logged_at_an_update_is_not_logged_again(tmp_path: 
 def test_every_logger_of_the_documentation_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = re.findall(r"```yaml\n# (\w+\.yaml)\n(.*?)```", (DOCS / "loggers.md").read_text(), flags=re.DOTALL)
     expected = {
-        "wandb.yaml": ("save_dir", "runs/pendulum/seed_"),
-        "mlflow.yaml": ("artifact_location", "runs/pendulum/seed_"),
+        "wandb.yaml": ("save_dir", "runs/pendulum/tql-wandb/seed_"),
+        "mlflow.yaml": ("artifact_location", "runs/pendulum/tql-mlflow/seed_"),
         "trackio.yaml": ("name", "seed_"),
     }
     assert [name for name, _ in shown] == list(expected)

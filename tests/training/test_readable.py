@@ -32,8 +32,13 @@ class Stateful(Callback):
 
 def saved(folder: Path, model: TQL, *callbacks: Callback) -> Path:
     """The checkpoint of two updates."""
-    checkpoint = ModelCheckpoint(folder, save_last=True, every_n_train_steps=2)
-    fit(folder, model, 2, [*callbacks, checkpoint], updates_per_step=1)
+    fit(
+        folder,
+        model,
+        2,
+        [*callbacks, ModelCheckpoint(folder, save_last=True, every_n_train_steps=2)],
+        updates_per_step=1,
+    )
     return folder / "last.ckpt"
 
 
@@ -97,9 +102,7 @@ def module_level_critic(observation_dim: int, action_dim: int) -> MLPCritic:
     ids=["lambda", "function", "partial of a function", "object"],
 )
 def test_a_part_that_no_checkpoint_can_name_is_refused_when_the_model_is_made(critic: Any) -> None:
-    with pytest.raises(
-        (ValueError, TypeError), match=r"model\.critic: expected a class of a module, or functools\.partial"
-    ):
+    with pytest.raises((ValueError, TypeError), match=r"model\.critic: expected a class or a functools\.partial"):
         TQL(3, 1, critic=critic)
 
 
@@ -107,9 +110,7 @@ def test_a_class_that_no_module_has_is_refused_when_the_model_is_made() -> None:
     class Local(MLPCritic):
         pass
 
-    with pytest.raises(
-        ValueError, match=r"model\.critic: expected a class of a module, .* found .*<locals>\.Local, which"
-    ):
+    with pytest.raises(ValueError, match=r"model\.critic: expected a class .* found .*<locals>\.Local; define a class"):
         TQL(3, 1, critic=Local)
 
 

@@ -19,7 +19,7 @@ def load_checkpoint(path: Path | str, trusted: bool = False, plays: bool = True)
     Args:
         path: Path of a checkpoint that `tql fit` wrote.
         trusted: Whether any module may be imported; for checkpoints that this program has just written.
-        plays: Whether the checkpoint's environment will be made.
+        plays: Whether the checkpoint's environment will be created.
 
     Raises:
         CheckpointError: The file is missing, damaged, or not a checkpoint of an algorithm.

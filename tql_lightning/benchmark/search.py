@@ -126,6 +126,7 @@ def search(
             )
         results = tuner.fit()
         tried = [results[index].config or {} for index in range(len(results))]
+    tried.sort(key=lambda settings: json.dumps(settings, sort_keys=True))  # Tune's order changes when it continues
     record = {
         "metric": suite.metric,
         "protocol": suite.protocol,

@@ -56,24 +56,25 @@ def print_plan(suite: Suite, runs: Sequence[PlannedRun], output: Path) -> None:
     finished = [run for run in runs if (found := outcome_of(run, output)) and found.state == "finished"]
     print(f"suite {suite.name}: {len(runs)} runs in {output} ({len(finished)} finished)")
     total, unknown = 0.0, 0
+    measured: dict[str, float | None] = {}
     print(f"{'domain':24}{'method':24}{'runs':>6}{'updates':>12}{'s/update':>10}{'hours':>9}")
     for group in groups:
-        seconds = seconds_per_update(group)
+        method = group.runs[0].method
+        seconds = measured[method] = measured.get(method) or seconds_per_update(group)
         hours = None if seconds is None else seconds * group.updates * len(group.runs) / 3600
         total += hours or 0.0
         unknown += hours is None
         shown = ("-", "-") if seconds is None or hours is None else (f"{seconds:.3g}", f"{hours:.2f}")
-        print(
-            f"{group.runs[0].domain:24}{group.runs[0].method:24}{len(group.runs):6}{group.updates:12,}"
-            f"{shown[0]:>10}{shown[1]:>9}"
-        )
+        print(f"{group.runs[0].domain:24}{method:24}{len(group.runs):6}{group.updates:12,}{shown[0]:>10}{shown[1]:>9}")
     updates = sum(group.updates * len(group.runs) for group in groups)
     more = f", and {unknown} groups whose problem cannot be made here" if unknown else ""
     print(f"{updates:,} updates, {total:.1f} hours of training one after the other on this machine{more}")
-    print("(measured over a few updates each; evaluations come on top)")
-    missing = dict.fromkeys(text for group in groups for text in group.missing_datasets())
-    for text in missing:
+    print("(measured over a few updates on the first domain of each method; evaluations come on top)")
+    for text in dict.fromkeys(text for group in groups for text in group.missing_datasets()):
         print(f"missing: {text}")
+    for group in groups:
+        if group.error:
+            print(f"cannot run: {group.error}")
 
 
 def run_suite(

@@ -50,7 +50,7 @@ class OfflineDataModule(LightningDataModule):
         ValueError: a number is out of its range.
         DatasetError: ``dataset`` is something else.
 
-    Example:
+    Examples:
         >>> from tql_lightning import load_dataset
         >>> data = OfflineDataModule(load_dataset("mine.npz"), batch_size=64)
         >>> data.observation_dim, data.action_dim

@@ -37,7 +37,7 @@ class RolloutResult:
         lengths: Lengths in steps (episodes,).
         successes: Last step's ``info["success"]``, 0 or 1, (episodes,); None if the environment reports none.
 
-    Example:
+    Examples:
         >>> result = RolloutResult(np.array([1.0, 3.0]), np.array([200.0, 200.0]), successes=None)
         >>> result.summary()["return"]
         2.0

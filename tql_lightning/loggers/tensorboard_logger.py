@@ -20,6 +20,24 @@ from tql_lightning.system.full_disk import free_bytes, unwritten
 from tql_lightning.system.private_api import event_file
 
 MIN_FREE_BYTES = 10_000_000  # free space at which logging goes on after a full disk
+# Scalars that matter most are logged a second time, under a group that sorts first.
+OVERVIEW = "1 overview"
+OVERVIEW_OF = (
+    *("eval/return", "eval/success_rate", "train/td_loss", "train/q_mean"),
+    "train/attention_entropy_share/layer_0/value",
+)
+LAYOUT = {  # of the tab "Custom scalars"
+    "evaluation": {
+        name.replace("_", " "): ["Margin", [f"eval/{name}", f"eval/{name}_low", f"eval/{name}_high"]]
+        for name in ("return", "success_rate", "normalized_score", "length")
+    },
+    "critic": {
+        "attention entropy and targets": ["Multiline", ["train/attention_entropy/.*", "train/target_entropy/.*"]],
+        "temperatures": ["Multiline", ["train/temperature/.*"]],
+        "Q": ["Multiline", ["train/q_mean", "train/target_q_mean", "train/policy_q_mean"]],
+        "TD loss": ["Multiline", ["train/td_loss"]],
+    },
+}
 P = ParamSpec("P")
 
 
@@ -55,16 +73,21 @@ class ContinuedTensorBoardLogger(TensorBoardLogger):
     A full disk does not end training: one warning is given, and events are dropped until there is room again. They then
     go into another file of the same folder, which TensorBoard shows as one run. metrics.csv misses nothing.
 
+    The scalars that matter most come first, in a group of their own; the tab "Custom scalars" draws evaluations with
+    their intervals, and entropies with their targets.
+
     Args:
         save_dir: Folder above ``name``.
         name: Folder of the event files, or "" for ``save_dir``.
         version: Folder below ``name``, or "" for none.
 
-    Example:
+    Examples:
         >>> logger = ContinuedTensorBoardLogger("run")
         >>> logger.log_metrics({"train/td_loss": 0.5}, step=10)
-        >>> logger.log_dir
-        'run/tensorboard'
+        >>> logger.finalize("success")
+        >>> Path(logger.log_dir).name
+        'tensorboard'
+        >>> logger.finalize("success")
     """
 
     _full = False  # the last write failed
@@ -87,8 +110,12 @@ class ContinuedTensorBoardLogger(TensorBoardLogger):
     @_unless_full
     def log_metrics(self, metrics: Mapping[str, Tensor | float], step: int | None = None) -> None:
         """Logs scalars at an update."""
+        if not self._used:
+            self.experiment.add_custom_scalars(LAYOUT)
         self._used = True
-        super().log_metrics({name: float(value) for name, value in metrics.items()}, step)
+        scalars = {name: float(value) for name, value in metrics.items()}
+        first = {f"{OVERVIEW}/{name.partition('/')[2]}": scalars[name] for name in OVERVIEW_OF if name in scalars}
+        super().log_metrics(first | scalars, step)
 
     @rank_zero_only
     @_unless_full

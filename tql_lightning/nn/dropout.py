@@ -26,10 +26,15 @@ def without_dropout(module: nn.Module) -> Iterator[None]:
 @contextmanager
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
     """Puts every submodule in evaluation mode, and restores each one's mode afterwards."""
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
+    active = [part for part in module.modules() if part.training]
+    _set_training(active, False)
     try:
         yield
     finally:
-        for part, training in modes.items():
-            part.training = training
+        _set_training(active, True)
+
+
+def _set_training(modules: list[nn.Module], training: bool) -> None:
+    """Sets the flag itself: `nn.Module.__setattr__` would take longer than a small policy does to act."""
+    for part in modules:
+        vars(part)["training"] = training

@@ -30,7 +30,16 @@ def render_table(summary: Summary, format: TableFormat) -> str:  # noqa: A002  (
 
 def table_html(summary: Summary) -> str:
     """The table as HTML, for the page of runs."""
-    head, *rows = _cells(summary)
+    parts: list[str | list[list[str]]] = [_cells(summary), *_notes(summary)]
+    parts += _search_parts(summary["search"]) if "search" in summary else []
+    return "".join(
+        f'<p class="soft small">{html.escape(part)}</p>\n' if isinstance(part, str) else _html_table(part)
+        for part in parts
+    )
+
+
+def _html_table(table: Sequence[Sequence[str]]) -> str:
+    head, *rows = table
     cells = "".join(f'<th scope="col" class="r">{html.escape(cell)}</th>' for cell in head[1:])
     body = "".join(
         f'<tr><th scope="row">{html.escape(row[0])}</th>'
@@ -38,11 +47,10 @@ def table_html(summary: Summary) -> str:
         + "</tr>\n"
         for row in rows
     )
-    notes = "".join(f'<p class="soft small">{html.escape(note)}</p>\n' for note in _notes(summary))
     return (
         '<div class="scroll" tabindex="0" role="region" aria-label="Table of scores">\n<table class="scores">\n'
         f'<thead><tr><th scope="col">{html.escape(head[0])}</th>{cells}</tr></thead>\n'
-        f"<tbody>\n{body}</tbody>\n</table>\n</div>\n{notes}"
+        f"<tbody>\n{body}</tbody>\n</table>\n</div>\n"
     )
 
 
@@ -110,31 +118,40 @@ def _cells(summary: Summary) -> list[list[str]]:
 
 def search_markdown(search: Mapping[str, Any]) -> str:
     """The record of a search as Markdown: every trial, the best with its interval, the tuning-budget curves."""
+    return "\n\n".join(part if isinstance(part, str) else _markdown_table(part) for part in _search_parts(search))
+
+
+def _search_parts(search: Mapping[str, Any]) -> list[str | list[list[str]]]:
+    """Paragraphs, and tables as cells, of the record of a search."""
     show = _shown({"metric": search["metric"]})
     ranked = sorted(search["trials"], key=lambda each: (each["mean"] is None, -(each["mean"] or 0.0)))
     rows = [
         [
-            ", ".join(f"{key}={_rounded(value)}" for key, value in each["settings"].items()),
+            _settings(each),
             NONE if each["mean"] is None else show(each["mean"]),
             ", ".join(show(score) for score in each["scores"]) or NONE,
         ]
         for each in ranked
     ]
-    parts = [_markdown_table([["trial", f"mean {search['metric']}", "runs"], *rows])]
+    parts: list[str | list[list[str]]] = [[["trial", f"mean {search['metric']}", "runs"], *rows]]
     best = search["best"]
     if best is not None:
         interval = "" if best["low"] is None else f" [{show(best['low'])}, {show(best['high'])}]"
-        settings = ", ".join(f"{key}={_rounded(value)}" for key, value in best["settings"].items())
-        parts.append(f"Best: {settings}, {show(best['mean'])}{interval}; chosen by this score, and so too high.")
+        parts.append(f"Best: {_settings(best)}, {show(best['mean'])}{interval}; chosen by this score, and so too high.")
     if search["curves"]:
         head = ["evaluation episodes", *(f"best of {curve['policies']}" for curve in search["curves"])]
         points = zip(*(curve["points"] for curve in search["curves"]), strict=True)
         body = [
-            [str(row[0][0]), *(f"{show(each[1])} [{show(each[2])}, {show(each[3])}]" for each in row)] for row in points
+            [str(row[0][0]), *(f"{show(mean)} [{show(low)}, {show(high)}]" for _, mean, low, high in row)]
+            for row in points
         ]
         parts.append("Tuning-budget curve (arXiv 2504.11453): expected score of the policy that a bandit chooses.")
-        parts.append(_markdown_table([head, *body]))
-    return "\n\n".join(parts)
+        parts.append([head, *body])
+    return parts
+
+
+def _settings(trial: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={_rounded(value)}" for key, value in trial["settings"].items())
 
 
 def _rounded(value: object) -> str:

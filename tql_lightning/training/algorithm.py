@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from inspect import currentframe
 from pathlib import Path
 from types import FrameType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -78,7 +78,7 @@ class Algorithm(LightningModule, ABC):
         extraction: How the model chooses actions, if its `actor` has several ways; None if there is one.
         fixed_settings: Names of settings that a continued run must not change, since its weights depend on them.
 
-    Example:
+    Examples:
         >>> from tql_lightning import TQL
         >>> model = TQL(3, 1)  # an algorithm; docs/own_algorithm.md writes one
         >>> [group.name for group in model.parameter_groups()]
@@ -118,22 +118,6 @@ class Algorithm(LightningModule, ABC):
         self._first_optimizer_state: dict[str, Any] | None = None
         self._precision_before = torch.get_float32_matmul_precision()
         self._measured_at: list[int] = []  # intervals at which a callback needs metrics
-
-    def save_hyperparameters(
-        self,
-        *names: Any,
-        ignore: Any = None,
-        frame: FrameType | None = None,
-        logger: bool = True,
-    ) -> None:
-        """Lightning's; rejects settings that the model could not be made from again when its checkpoint is loaded.
-
-        Raises:
-            ValueError: A part is a lambda, another function or an object, or a checkpoint cannot hold a setting.
-        """
-        caller = frame or getattr(inspect.currentframe(), "f_back", None)  # whose arguments Lightning reads
-        super().save_hyperparameters(*names, ignore=ignore, frame=caller, logger=logger)
-        loadable(dict(self.hparams), type(self))
 
     # ------------------------------------------------------------------ defined by subclasses
 
@@ -238,6 +222,22 @@ class Algorithm(LightningModule, ABC):
         self.optimisation.for_run(scheduled_updates(trainer))
         check_trainer(trainer, self, self.execution)
 
+    def save_hyperparameters(
+        self,
+        *args: Any,
+        ignore: Sequence[str] | str | None = None,
+        frame: FrameType | None = None,
+        logger: bool = True,
+    ) -> None:
+        """Keeps the constructor's arguments, as Lightning does.
+
+        Raises:
+            ValueError: A checkpoint could not hold one of them; the message names it.
+        """
+        frame = frame or cast("FrameType", currentframe()).f_back
+        super().save_hyperparameters(*args, ignore=ignore, frame=frame, logger=logger)
+        loadable(dict(self.hparams), type(self))
+
     def setup(self, stage: str) -> None:
         """Checks parameter groups, and sets DDP's static graph and the precision of matrix products."""
         if stage == "fit":
@@ -289,7 +289,7 @@ class Algorithm(LightningModule, ABC):
         """Starts the record of finite updates and the update runner, and warns of an update that takes long.
 
         Raises:
-            ValueError: See `adapt_callbacks`.
+            ValueError: See `adapt_callbacks` and `Optimisation.check_optimizers`.
         """
         self._measured_at = adapt_callbacks(self.trainer, self)
         schedules = [config.scheduler for config in self.trainer.lr_scheduler_configs]

@@ -28,6 +28,8 @@ def loadable(hyperparameters: dict[str, Any], of: type) -> dict[str, Any]:
         default = parameters[name].default if name in parameters else Parameter.empty
         if callable(value) and value is default and not isinstance(value, type | partial):
             continue  # loading takes the default again
+        if isinstance(value, partial) and value.func.__module__.startswith("jsonargparse"):
+            continue  # a parser made it, whose configuration Lightning keeps instead
         part = describe(unlike(value, default) if name in parameters else value)
         named = part.get("class_path", "") if isinstance(part, dict) else ""
         if callable(part) or "<locals>" in str(named):

@@ -36,7 +36,7 @@ class ParameterGroup:
         decays: Says by name and parameter whether it has weight decay; None for `is_decaying_matrix`.
         clipped_with: Group whose gradient norm this one is a part of; None for its own.
 
-    Example:
+    Examples:
         >>> decaying, others = ParameterGroup("critic", nn.Linear(4, 2)).split()
         >>> [parameter.ndim for parameter in decaying], [parameter.ndim for parameter in others]
         ([2], [1])
@@ -76,7 +76,7 @@ class Optimisation:
     Raises:
         ValueError: A setting is out of its range; the message names it.
 
-    Example:
+    Examples:
         >>> settings = Optimisation(learning_rate=1e-4, learning_rates={"actor": 5e-4}, warmup_updates=100)
         >>> settings.peak("actor"), settings.peak("critic")
         (0.0005, 0.0001)
