@@ -31,12 +31,13 @@ def loadable(hyperparameters: dict[str, Any], of: type) -> dict[str, Any]:
         if isinstance(value, partial) and value.func.__module__.startswith("jsonargparse"):
             continue  # a parser made it, whose configuration Lightning keeps instead
         part = describe(unlike(value, default) if name in parameters else value)
-        named = part.get("class_path", "") if isinstance(part, dict) else ""
-        if callable(part) or "<locals>" in str(named):
-            found = named or getattr(value, "__name__", None) or f"a {type(value).__name__} already made"
+        if callable(part) or "<locals>" in (
+            part["class_path"] if isinstance(part, dict) and "class_path" in part else ""
+        ):
+            found = part["class_path"] if isinstance(part, dict) else getattr(part, "__qualname__", type(part).__name__)
             raise ValueError(
-                f"model.{name}: expected a class of a module, or functools.partial of one with its settings, found "
-                f"{found}, which a checkpoint cannot name; write functools.partial(CLASS, SETTING=VALUE)"
+                f"model.{name}: expected a class or a functools.partial of one, which a checkpoint can name, found "
+                f"{found}; define a class in a module, outside of functions"
             )
         described[name] = plain(part, f"model.{name}", array_as=np.ndarray.tolist)
     return described
