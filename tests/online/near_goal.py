@@ -44,4 +44,4 @@ MADE: list[NearGoal] = []
 TASKS = {"NearCube-v0": "cube-single-singletask-task1-v0", "NearMaze-v0": "pointmaze-medium-singletask-task1-v0"}
 for name, task in TASKS.items():
     if name not in gymnasium.registry:
-        gymnasium.register(name, lambda task=task, **_: NearGoal(task), disable_env_checker=True)
+        gymnasium.register(name, lambda task=task, **_: NearGoal(task), max_episode_steps=15, disable_env_checker=True)

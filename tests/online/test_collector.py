@@ -170,6 +170,7 @@ def test_first_steps_are_uniform_on_request_and_an_empty_buffer_leaves_the_datas
     assert np.histogram(actions, bins=4, range=(-1, 1))[0] == pytest.approx([99] * 4, abs=40)
 
 
+@pytest.mark.filterwarnings("ignore:episodes in flight are dropped")
 @pytest.mark.parametrize("fault", ["Error", pytest.param("NaN", marks=pytest.mark.slow)])
 def test_broken_episodes_are_dropped_and_counted_and_a_limit_stops_the_run(fault: str, tmp_path: Path) -> None:
     env_id = f"tests.environments:Toy{fault}-v0"  # fails at the second step

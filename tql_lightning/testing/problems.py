@@ -41,7 +41,7 @@ class ContractEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         return self._place, float(action[0] + 1.0) / 2.0, ends and self._terminates, ends, {}
 
 
-gymnasium.register("Contract-v0", lambda **_: ContractEnv(), disable_env_checker=True)
+gymnasium.register("Contract-v0", lambda **_: ContractEnv(), max_episode_steps=5, disable_env_checker=True)
 
 
 def random_transitions(size: int = 240) -> TransitionDataset:
