@@ -40,9 +40,10 @@ HERE = Path(__file__).parent
 PAIRS = 2_048  # dataset pairs that smoothness is measured at
 TEMPERATURE = "tql_lightning.nn.temperature.AttentionTemperature"
 CONTROLS = {
-    "none": ["--model.entropy_control=null"],
+    "none": ["--model.entropy_control=null", "--model.optimisation.learning_rates={actor: 1e-3}"],
     "exp": [f"--model.entropy_control={TEMPERATURE}", "--model.entropy_control.init_args.form=exp"],
     "sign": [f"--model.entropy_control={TEMPERATURE}", "--model.entropy_control.init_args.form=sign"],
+    "damped": [f"--model.entropy_control={TEMPERATURE}", "--model.entropy_control.init_args.form=sign"],
 }
 
 BLOCK = "--model.critic.init_args.block"
@@ -71,6 +72,7 @@ class Problem:
     batch_size: int
     episodes: int
     initial_temperature: float
+    damping: float  # of the control "damped"
 
     @cache  # noqa: B019  (a few, for the life of the program)
     def load(self) -> TransitionDataset:
@@ -81,12 +83,14 @@ class Problem:
 
 
 PROBLEMS = {
-    "pendulum": Problem("quickstart", "datasets/Pendulum-v1.npz", batch_size=64, episodes=20, initial_temperature=3.0),
+    "pendulum": Problem(
+        "quickstart", "datasets/Pendulum-v1.npz", batch_size=64, episodes=20, initial_temperature=3.0, damping=250.0
+    ),
     "cube-single": Problem(
-        "ogbench/cube-single", "cube-single-play", batch_size=32, episodes=10, initial_temperature=1.0
+        "ogbench/cube-single", "cube-single-play", batch_size=32, episodes=10, initial_temperature=1.0, damping=10.0
     ),
     "cube-double": Problem(
-        "ogbench/cube-double", "cube-double-play", batch_size=32, episodes=10, initial_temperature=1.0
+        "ogbench/cube-double", "cube-double-play", batch_size=32, episodes=10, initial_temperature=1.0, damping=10.0
     ),
 }
 
@@ -134,7 +138,9 @@ class Run:
         command += [f"--model.critic.init_args.hidden_dim={self.width}", *VARIANTS[self.variant]]
         command += CONTROLS[self.control]
         if self.control != "none":
+            damping = problem.damping if self.control == "damped" else 0.0
             command += [f"--model.entropy_control.init_args.initial={problem.initial_temperature}"]
+            command += [f"--model.entropy_control.init_args.damping={damping}"]
         command += [f"--data.batch_size={problem.batch_size}"]
         command += [f"--{setting}" for setting in self.settings]
         command += ["--ckpt_path=last"] if self.checkpoint.exists() else []

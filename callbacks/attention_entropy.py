@@ -42,7 +42,7 @@ class AttentionEntropyMonitor(Callback):
     Raises:
         ValueError: ``floor`` is not between 0 and 1, or ``transitions`` is negative.
 
-    Example:
+    Examples:
         >>> AttentionEntropyMonitor(floor=0.2).floor  # warn below 20 % of ln n
         0.2
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from lightning.pytorch import Trainer
@@ -26,7 +27,7 @@ class AttentionMap(PeriodicObserver):
             drawn before the first and after the last update.
         transitions: Size of the fixed batch.
 
-    Example:
+    Examples:
         >>> AttentionMap(every_n_updates=500).every_n_updates
         500
     """
@@ -49,6 +50,6 @@ class AttentionMap(PeriodicObserver):
             logarithms = attention_log_weights(critic, *pairs)
         if logarithms:
             maps = [layer.exp().mean(dim=(0, 1)).cpu().numpy() for layer in logarithms]
-            figure = attention_map_figure(maps, model.observation_dim, trainer.global_step)
+            draw = partial(attention_map_figure, maps, model.observation_dim, trainer.global_step)
             path = picture_file(Path(trainer.default_root_dir), ATTENTION_MAP, trainer.global_step)
-            save_figure(figure, path, trainer.loggers, ATTENTION_MAP, trainer.global_step)
+            save_figure(draw, path, trainer.loggers, ATTENTION_MAP, trainer.global_step)

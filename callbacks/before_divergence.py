@@ -22,7 +22,7 @@ class BeforeDivergence(Callback):
     With ``--config replay`` a trainer step is one update, so that these are the weights that update N turned into NaN.
     Each trainer step copies all weights once, on their device. The first process writes them whole, even if sharded.
 
-    Example:
+    Examples:
         >>> from lightning.pytorch import Trainer
         >>> trainer = Trainer(callbacks=[BeforeDivergence()], logger=False, enable_checkpointing=False)
         >>> any(isinstance(callback, BeforeDivergence) for callback in trainer.callbacks)

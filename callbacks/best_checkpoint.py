@@ -35,7 +35,7 @@ class BestCheckpoint(ModelCheckpoint):
         dirpath: Folder of the checkpoint.
         monitor: Logged key to maximise; ``eval/return`` replaces it where an evaluation lacks it.
 
-    Example:
+    Examples:
         >>> BestCheckpoint("runs/mine/checkpoints", monitor="eval/return").monitor
         'eval/return'
     """

@@ -51,7 +51,7 @@ class LastCheckpoint(ModelCheckpoint):
     Raises:
         ValueError: An argument is out of its range.
 
-    Example:
+    Examples:
         >>> Path(LastCheckpoint("runs/mine/checkpoints", every_n_updates=500).dirpath).name
         'checkpoints'
     """
@@ -170,7 +170,7 @@ class GracefulInterrupt(Callback):
         heard: Signal that reached this process, or None; other processes may not know yet.
         count: how many signals this process got.
 
-    Example:
+    Examples:
         >>> callback = GracefulInterrupt()
         >>> callback.received is None  # the signal that ended training, if any
         True

@@ -28,7 +28,7 @@ def default_callbacks(
         episodes: Number of episodes of an evaluation.
         plays: Whether to evaluate at all, which needs the dataset's environment.
 
-    Example:
+    Examples:
         >>> callbacks = default_callbacks("runs/mine", every_n_updates=500)
         >>> [type(callback).__name__ for callback in callbacks][:3]
         ['GracefulInterrupt', 'AttentionEntropyMonitor', 'RolloutEvaluation']

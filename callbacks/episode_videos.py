@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from operator import index
 from pathlib import Path
 from subprocess import SubprocessError
 from typing import Any
@@ -11,9 +12,8 @@ from lightning.pytorch import LightningModule, Trainer
 
 from tql_lightning.callbacks.background import MOST_PENDING, BackgroundObserver, ends_unobserved, interrupted
 from tql_lightning.callbacks.intervals import is_due, require_multiple
-from tql_lightning.callbacks.observing import environment_of, require_algorithm
+from tql_lightning.callbacks.observing import check_env_of, environment_of, require_algorithm
 from tql_lightning.evaluation.background import FilmJob
-from tql_lightning.evaluation.envs import check_sizes
 from tql_lightning.evaluation.videos import missing_packages
 from tql_lightning.loggers.media import log_video
 from tql_lightning.run.folder import VIDEO_FOLDER, pending_files, writes_nothing
@@ -36,11 +36,13 @@ class EpisodeVideos(BackgroundObserver):
         env_id: Gymnasium id; null for the environment that the dataset names.
         extraction: How to choose actions; null for the model's own setting.
         timeout: Seconds after which a step of the environment counts as hung.
+        max_episode_steps: Time limit of an episode; null for the one that the environment is registered with.
 
     Raises:
-        ValueError: An argument is out of its range, no environment is known, or its sizes differ from the model's.
+        ValueError: An argument is out of its range, no environment is known, or it does not fit the
+            model and its data.
 
-    Example:
+    Examples:
         >>> EpisodeVideos(every_n_updates=5000, env_id="Pendulum-v1").env_id
         'Pendulum-v1'
     """
@@ -56,6 +58,7 @@ class EpisodeVideos(BackgroundObserver):
         env_id: str | None = None,
         extraction: str | None = None,
         timeout: float = 300.0,
+        max_episode_steps: int | None = None,
     ) -> None:
         for name, value in (("episodes", episodes), ("every_n_updates", every_n_updates)):
             if value < 1:
@@ -63,8 +66,9 @@ class EpisodeVideos(BackgroundObserver):
         super().__init__(timeout)
         self.episodes = episodes
         self.every_n_updates = every_n_updates
-        self.seed = seed
+        self.seed = index(seed)  # which JSON can hold
         self.env_id = env_id
+        self.max_episode_steps = max_episode_steps
         self.extraction: str | None = extraction
         self._warned = self._disabled = self._started = False
 
@@ -77,7 +81,7 @@ class EpisodeVideos(BackgroundObserver):
         self.env_id = environment_of(self, trainer, self.env_id)
         if trainer.is_global_zero:
             model = require_algorithm(self, pl_module)
-            check_sizes(self.env_id, model.observation_dim, model.env_action_dim)
+            check_env_of(self, trainer, model, self.env_id, self.max_episode_steps)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Films the initial policy; in a continued run, the snapshots that its first part left unfilmed."""
@@ -148,7 +152,16 @@ class EpisodeVideos(BackgroundObserver):
 
     def _submit(self, trainer: Trainer, update: int, snapshot: Path) -> None:
         folder = str(Path(trainer.default_root_dir) / VIDEO_FOLDER)
-        job = FilmJob(update, str(snapshot), str(self.env_id), self.episodes, self.seed, self.extraction, folder)
+        job = FilmJob(
+            update,
+            str(snapshot),
+            str(self.env_id),
+            self.episodes,
+            self.seed,
+            self.extraction,
+            folder,
+            self.max_episode_steps,
+        )
         self.submit(job)
 
     def _warn(self, reason: str) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.data.storage import store
 from tql_lightning.data.windows import Windows
+from tql_lightning.evaluation.envs import EnvError, check_env, known_bounds
 from tql_lightning.nn.critic import Critic
 from tql_lightning.nn.dropout import evaluation_mode as evaluation_mode
 from tql_lightning.training.algorithm import Algorithm
@@ -110,6 +111,23 @@ def environment_of(callback: Callback, trainer: Trainer, env_id: str | None) -> 
             "this callback out"
         )
     return str(found)
+
+
+def check_env_of(
+    callback: Callback, trainer: Trainer, model: Algorithm, env_id: str, max_episode_steps: int | None
+) -> None:
+    """Makes a callback's environment once, and compares it with model and dataset.
+
+    Raises:
+        ValueError: It cannot be made, has no time limit, or has other sizes or bounds; the message names the callback.
+    """
+    dataset = getattr(getattr(trainer, "datamodule", None), "dataset", None)
+    bounds = known_bounds(*(getattr(dataset, name, None) for name in ("action_low", "action_high")))
+    try:
+        check_env(env_id, model.observation_dim, model.env_action_dim, bounds, max_episode_steps)
+    except EnvError as error:
+        error.add_note(f"found by {type(callback).__name__}, trainer.callbacks")
+        raise
 
 
 def fixed_transitions(data: OfflineDataModule, size: int, model: LightningModule) -> tuple[Tensor, Tensor]:

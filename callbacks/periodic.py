@@ -29,7 +29,7 @@ class PeriodicObserver(Callback, ABC):
     Raises:
         ValueError: ``every_n_updates`` is below 1.
 
-    Example:
+    Examples:
         >>> class PrintUpdate(PeriodicObserver):
         ...     def observe(self, trainer, model):
         ...         print(trainer.global_step)

@@ -15,7 +15,7 @@ from tql_lightning.system.full_disk import training_goes_on
 class TrainingPlots(Callback):
     """Writes return.png, attention_entropy.png and losses.png beside the CSV logger's metrics.csv.
 
-    Example:
+    Examples:
         >>> from tql_lightning.callbacks import default_callbacks
         >>> any(isinstance(callback, TrainingPlots) for callback in default_callbacks("runs/mine"))
         True

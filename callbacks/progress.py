@@ -15,7 +15,7 @@ class UpdateProgressBar(TQDMProgressBar):
     Args:
         refresh_rate: Trainer steps between redraws; 0 for no bar.
 
-    Example:
+    Examples:
         >>> UpdateProgressBar(refresh_rate=10).refresh_rate
         10
     """

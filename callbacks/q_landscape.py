@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -44,7 +45,7 @@ class QLandscape(PeriodicObserver):
     Raises:
         ValueError: A setting is out of its range.
 
-    Example:
+    Examples:
         >>> QLandscape(every_n_updates=500, grid=11).every_n_updates
         500
     """
@@ -98,7 +99,7 @@ class QLandscape(PeriodicObserver):
             values = torch.stack(
                 [q_around(critic, at, around, dimensions, offsets) for around in (actions[shown], actor.act(at, noise))]
             )
-        figure = q_landscape_figure(values.cpu().numpy(), offsets.numpy(), dimensions, update, roughness)
+        draw = partial(q_landscape_figure, values.cpu().numpy(), offsets.numpy(), dimensions, update, roughness)
         path = picture_file(Path(trainer.default_root_dir), Q_LANDSCAPE, update)
-        save_figure(figure, path, trainer.loggers, Q_LANDSCAPE, update)
+        save_figure(draw, path, trainer.loggers, Q_LANDSCAPE, update)
         return {"train/q_slope": slope, "train/q_roughness": roughness}

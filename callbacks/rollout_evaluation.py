@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from functools import partial
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,21 @@ from tql_lightning.callbacks.background import (
 )
 from tql_lightning.callbacks.best_checkpoint import BestCheckpoint
 from tql_lightning.callbacks.intervals import is_due, require_multiple
-from tql_lightning.callbacks.observing import environment_of, evaluation_mode, require_algorithm, saved_weights
+from tql_lightning.callbacks.observing import (
+    check_env_of,
+    environment_of,
+    evaluation_mode,
+    require_algorithm,
+    saved_weights,
+)
 from tql_lightning.data.datamodule import OfflineDataModule
+from tql_lightning.data.transitions import TransitionDataset, scores_in
 from tql_lightning.evaluation.background import EvaluationJob
 from tql_lightning.evaluation.checkpoint import write_evaluation
-from tql_lightning.evaluation.envs import EnvError, check_sizes
+from tql_lightning.evaluation.envs import EnvError
 from tql_lightning.evaluation.rollout import RolloutResult, join_shares, rollout
 from tql_lightning.evaluation.watched_rollout import RolloutStoppedError, watch_rollout
+from tql_lightning.run.baselines import DATASET, record_baseline
 from tql_lightning.run.folder import evaluation_file, pending_files, writes_nothing
 from tql_lightning.system.full_disk import training_goes_on
 from tql_lightning.training.sharding import gathered
@@ -60,11 +69,13 @@ class RolloutEvaluation(BackgroundObserver):
         extraction: How to choose actions; null for the model's own setting.
         background: Whether to evaluate in another process while training goes on.
         timeout: Seconds after which a step of the environments, or making them, counts as hung.
+        max_episode_steps: Time limit of an episode; null for the one that the environment is registered with.
 
     Raises:
-        ValueError: An argument is out of its range, no environment is known, or its sizes differ from the model's.
+        ValueError: An argument is out of its range, no environment is known, or it does not fit the
+            model and its data.
 
-    Example:
+    Examples:
         >>> RolloutEvaluation(episodes=20, every_n_updates=5000, env_id="Pendulum-v1").episodes
         20
     """
@@ -86,6 +97,7 @@ class RolloutEvaluation(BackgroundObserver):
         extraction: str | None = None,
         background: bool = False,
         timeout: float = 300.0,
+        max_episode_steps: int | None = None,
     ) -> None:
         for name, value in (("episodes", episodes), ("every_n_updates", every_n_updates), ("num_envs", num_envs)):
             if value < 1:
@@ -93,10 +105,11 @@ class RolloutEvaluation(BackgroundObserver):
         super().__init__(timeout)
         self.episodes = episodes
         self.every_n_updates = every_n_updates
-        self.seed = seed
+        self.seed = index(seed)  # which JSON can hold
         self.num_envs = num_envs
         self.parallel = parallel
         self.env_id = env_id
+        self.max_episode_steps = max_episode_steps
         self.extraction = extraction
         self.background = background
         self.result: RolloutResult | None = None
@@ -114,19 +127,34 @@ class RolloutEvaluation(BackgroundObserver):
             require_multiple(trainer, "RolloutEvaluation.every_n_updates", self.every_n_updates)
             self._check_checkpoints(trainer)
         self.env_id = environment_of(self, trainer, self.env_id)
-        datamodule: Any = getattr(trainer, "datamodule", None)
-        self._reference_scores = getattr(getattr(datamodule, "dataset", None), "reference_scores", None)
+        dataset = getattr(getattr(trainer, "datamodule", None), "dataset", None)
+        own_env_id, scores = (getattr(dataset, name, None) for name in ("env_id", "reference_scores"))
+        self._reference_scores = scores_in(self.env_id, own_env_id, scores)
         if trainer.is_global_zero:
             model = require_algorithm(self, pl_module)
-            check_sizes(self.env_id, model.observation_dim, model.env_action_dim)
+            check_env_of(self, trainer, model, self.env_id, self.max_episode_steps)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluates the initial policy; in a continued run, the evaluation that its first part left unfinished."""
         self._started = True
         if trainer.global_step == 0:
+            if trainer.is_global_zero and not writes_nothing(trainer):
+                self._record_dataset(trainer)
             self._evaluate(trainer, pl_module)
         else:
             self._catch_up(trainer, pl_module, trainer.global_step % self.every_n_updates == 0)
+
+    def _record_dataset(self, trainer: Trainer) -> None:
+        """Records the dataset's mean return, which reports compare with, if its episodes are the environment's."""
+        datamodule: Any = getattr(trainer, "datamodule", None)
+        dataset = getattr(datamodule, "dataset", None)
+        if not isinstance(dataset, TransitionDataset) or dataset.env_id != self.env_id:
+            return
+        if ((dataset.masks == 0) & ~dataset.episode_ends).any():
+            return  # recorded on after a goal, where the environment would have ended
+        folder = Path(trainer.default_root_dir)
+        with training_goes_on(folder):
+            record_baseline(folder, DATASET, float(dataset.episode_returns().mean()))
 
     def _catch_up(self, trainer: Trainer, pl_module: LightningModule, due: bool) -> None:
         folder, update = Path(trainer.default_root_dir), trainer.global_step
@@ -206,6 +234,7 @@ class RolloutEvaluation(BackgroundObserver):
             model.device,
             next(model.parameters()).dtype,
             (trainer.global_rank, trainer.world_size),
+            max_episode_steps=self.max_episode_steps,
         )
         own: RolloutResult | str | None
         # Processes play different numbers of steps, so no collective operation may happen within a rollout.
@@ -237,6 +266,7 @@ class RolloutEvaluation(BackgroundObserver):
                 self.num_envs,
                 self.parallel,
                 self.extraction,
+                self.max_episode_steps,
             )
         )
 

@@ -41,7 +41,7 @@ class Throughput(Callback):
     on a CPU) and, for devices in `PEAKS`, ``train/model_flops_utilization`` (FLOP/s of the model's matrix products,
     forward and backward, over the device's peak at the run's precision).
 
-    Example:
+    Examples:
         >>> from lightning.pytorch import Trainer
         >>> trainer = Trainer(callbacks=[Throughput()], logger=False, enable_checkpointing=False)
         >>> type(trainer.callbacks[0]).__name__

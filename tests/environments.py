@@ -20,6 +20,7 @@ class CountdownEnv(gymnasium.Env[Array, Array]):
         fault: what goes wrong at the second step: a reward of NaN, an error, a step that takes minutes, the
             process's death; "blind": it cannot be drawn; null for nothing.
         observation_dim: size of the observations.
+        bound: largest action.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012  (Gymnasium's way)
@@ -28,10 +29,11 @@ class CountdownEnv(gymnasium.Env[Array, Array]):
         self,
         fault: Literal["nan", "error", "hang", "death", "blind"] | None = None,
         observation_dim: int = 2,
+        bound: float = 1.0,
         render_mode: str | None = None,
     ) -> None:
         self.observation_space = gymnasium.spaces.Box(-10.0, 10.0, (observation_dim,), np.float32)
-        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
+        self.action_space = gymnasium.spaces.Box(-bound, bound, (1,), np.float32)
         self.fault = fault
         self.render_mode = render_mode
         self.length = self.steps = 0
@@ -110,15 +112,17 @@ class DiscreteObservationsEnv(CountdownEnv):
         return np.int64(self.steps % 3)  # type: ignore[return-value]
 
 
+TOY = {"observation_dim": 3, "bound": 2.0}  # sizes and bounds of the toy dataset
 VARIANTS: dict[str, dict[str, Any]] = {
     "Countdown-v0": {},
     "CountdownNaN-v0": {"fault": "nan"},
-    "Toy-v0": {"observation_dim": 3},
-    "ToyNaN-v0": {"fault": "nan", "observation_dim": 3},
-    "ToyError-v0": {"fault": "error", "observation_dim": 3},
-    "ToyHang-v0": {"fault": "hang", "observation_dim": 3},
-    "ToyDeath-v0": {"fault": "death", "observation_dim": 3},
-    "ToyBlind-v0": {"fault": "blind", "observation_dim": 3},
+    "Toy-v0": TOY,
+    "ToyNarrow-v0": TOY | {"bound": 1.0},
+    "ToyNaN-v0": {"fault": "nan", **TOY},
+    "ToyError-v0": {"fault": "error", **TOY},
+    "ToyHang-v0": {"fault": "hang", **TOY},
+    "ToyDeath-v0": {"fault": "death", **TOY},
+    "ToyBlind-v0": {"fault": "blind", **TOY},
 }
 MAKERS = {
     **{name: ("CountdownEnv", arguments) for name, arguments in VARIANTS.items()},
@@ -126,7 +130,9 @@ MAKERS = {
 }
 for name, (maker, arguments) in MAKERS.items():
     if name not in gymnasium.registry:
-        gymnasium.register(name, f"tests.environments:{maker}", kwargs=arguments, disable_env_checker=True)
+        gymnasium.register(
+            name, f"tests.environments:{maker}", max_episode_steps=50, kwargs=arguments, disable_env_checker=True
+        )
 if "Reach-v0" not in gymnasium.registry:
     # Pendulum with short episodes: what is played depends on every action.
     gymnasium.register("Swing-v0", "gymnasium.envs.classic_control:PendulumEnv", max_episode_steps=20)

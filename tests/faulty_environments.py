@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 import gymnasium
+import numpy as np
 
 from tests.environments import Array, CountdownEnv
 
@@ -15,15 +16,27 @@ SUCCESSES: dict[str, object] = {
     "dict": {"a": 1},
     "nan": float("nan"),
     "nothing": None,
+    "three": 3,
+    "half": np.float32(0.5),
+    "digit": "1",
+    "words": np.array(["yes"]),
 }
-FAULTS = ("exit", "exit at reset", "close", "exit at close", "endless", *SUCCESSES)
+REPORTS: dict[str, tuple[Any, Any]] = {  # terminated and reward
+    "terminated text": ("False", 1.0),
+    "terminated nothing": (None, 1.0),
+    "terminated nan": (float("nan"), 1.0),
+    "reward text": (True, "1"),
+    "reward nothing": (True, None),
+    "rewards": (True, np.ones(2)),
+}
+FAULTS = ("exit", "exit at reset", "close", "exit at close", "endless", *SUCCESSES, *REPORTS)
 
 
 class FaultyEnv(CountdownEnv):
     """A countdown with a fault of `FAULTS`."""
 
     def __init__(self, kind: str, render_mode: str | None = None) -> None:
-        super().__init__(observation_dim=3, render_mode=render_mode)
+        super().__init__(observation_dim=3, bound=2.0, render_mode=render_mode)
         self.kind = kind
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
@@ -37,6 +50,9 @@ class FaultyEnv(CountdownEnv):
         observation, reward, done, truncated, info = super().step(action)
         if self.kind in SUCCESSES:
             info["success"] = SUCCESSES[self.kind]
+        if self.kind in REPORTS:
+            terminated, reward = REPORTS[self.kind]
+            return observation, reward, terminated, truncated, info  # type: ignore[return-value]
         return observation, reward, done and self.kind != "endless", truncated, info
 
     def close(self) -> None:
@@ -55,4 +71,10 @@ def faulty(kind: str) -> str:
 for kind in FAULTS:
     name = faulty(kind).partition(":")[2]
     if name not in gymnasium.registry:
-        gymnasium.register(name, "tests.faulty_environments:FaultyEnv", kwargs={"kind": kind}, disable_env_checker=True)
+        gymnasium.register(
+            name,
+            "tests.faulty_environments:FaultyEnv",
+            max_episode_steps=10**9,
+            kwargs={"kind": kind},
+            disable_env_checker=True,
+        )

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import tql_lightning
 from tests.toy import toy_dataset
@@ -77,8 +78,7 @@ def test_examples_print_what_they_say(name: str, folder: Path, monkeypatch: pyte
     found = EXAMPLES[name]
     module = importlib.import_module(found.__module__)
     text = inspect.getdoc(found) or ""
-    names: dict[str, Any] = {**vars(importlib.import_module("torch")), **vars(module)}
-    names |= {"torch": importlib.import_module("torch"), "np": np, "Path": Path}
+    names = {"torch": torch, "nn": torch.nn, "np": np, "Path": Path, **vars(module)}
     test = doctest.DocTestParser().get_doctest(text, names, name, None, None)
     printed: list[str] = []
     failed, _ = doctest.DocTestRunner(verbose=False).run(test, out=printed.append)
@@ -123,10 +123,10 @@ def test_the_names_that_type_checkers_see_are_those_that_load(package: Any) -> N
     ("setting", "found"),
     [
         ({"critic": lambda *sizes: tql_lightning.MLPCritic(*sizes, [8])}, r"model.critic: .* found <lambda>"),
-        ({"critic": tql_lightning.MLPCritic(3, 1)}, r"model.critic: .* found a MLPCritic already made"),
+        ({"critic": tql_lightning.MLPCritic(3, 1)}, r"model.critic: expected a class .*, found MLPCritic"),
         (
             {"policy": partial(tql_lightning.FlowPolicy, hidden_dims=lambda: [3])},
-            r"model.policy.hidden_dims: .*<lambda>",
+            r"model.policy.init_args.hidden_dims: .* found function",
         ),
     ],
 )

@@ -23,10 +23,10 @@ ALLOWED: dict[str, set[str]] = {
     "data": {"batch", "system", "trust"},
     "run": {"system", "trust"},
     "loggers": {"system", "run"},
-    "training": {"batch", "data", "nn", "run", "system"},
+    "training": {"batch", "data", "nn", "run", "system", "trust"},
     "report": {"run", "system", "trust"},
 }
-ALLOWED["algorithms"] = {"training", "trust", *ALLOWED["training"]}
+ALLOWED["algorithms"] = {"training", *ALLOWED["training"]}
 ALLOWED["evaluation"] = {"algorithms", *ALLOWED["algorithms"]}
 ALLOWED["online"] = {"evaluation", *ALLOWED["evaluation"]}
 ALLOWED["export"] = {"evaluation", *ALLOWED["evaluation"]}

@@ -30,7 +30,7 @@ class Batch(NamedTuple):
         next_observations: s', (..., B, n_s).
         masks: (..., B), 0 where the MDP truly terminated and 1 elsewhere; a time limit never masks.
 
-    Example:
+    Examples:
         >>> batch = Batch(torch.zeros(4, 3), torch.zeros(4, 1), torch.ones(4), torch.zeros(4, 3), torch.ones(4))
         >>> batch.rewards.sum()
         tensor(4.)
@@ -55,7 +55,7 @@ class Draw:
         distribution: "normal" for N(0, 1), "uniform" for [0, 1).
         shape: Shape for one row, so that the tensor is (B, *shape).
 
-    Example:
+    Examples:
         >>> Draw("normal", shape=(16, 2)).shape  # 16 actions of size 2 for each transition
         (16, 2)
     """

@@ -105,17 +105,6 @@ def test_a_checkpoint_loads_without_arguments_or_pickle(tmp_path: Path) -> None:
     assert_equal(state(model), state(loaded))
 
 
-@pytest.mark.filterwarnings("ignore:Attribute 'critic' removed from hparams")
-def test_a_factory_that_has_no_import_path_is_given_again_on_loading(tmp_path: Path) -> None:
-    def critic(observation_dim: int, action_dim: int) -> MLPCritic:
-        return MLPCritic(observation_dim, action_dim, hidden_dims=(8,))
-
-    model = toy_model(critic=critic)
-    fit(tmp_path, model, updates=1).save_checkpoint(tmp_path / "model.ckpt")
-    loaded = TQL.load_from_checkpoint(tmp_path / "model.ckpt", weights_only=True, critic=critic)
-    assert_equal(state(model), state(loaded))
-
-
 CAPPED = partial(TransformerBlock, attention=partial(EntropyAttention, score_transform=SoftCap(20.0), gate=HeadGate))
 VARIANTS: dict[str, dict[str, Any]] = {
     "parts": {"critic": partial(TransformerCritic, hidden_dim=16, head_dim=8, block=CAPPED)},

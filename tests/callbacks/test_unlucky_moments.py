@@ -38,10 +38,32 @@ def test_a_fault_of_an_environment_fails_the_evaluation_and_training_goes_on(
     assert max(len(str(warning.message)) for warning in warned) < 500
 
 
+@pytest.mark.parametrize("observer", [RolloutEvaluation, EpisodeVideos])
+def test_an_environment_of_other_bounds_than_the_dataset_is_refused_before_training(
+    observer: Any, tmp_path: Path
+) -> None:
+    model = toy_model()
+    with pytest.raises(EnvError, match=r"action_low: expected \[-2.0\] as in the dataset, found \[-1.0\]; actions"):
+        fit(tmp_path, model, 1, [observer(env_id="tests.environments:ToyNarrow-v0")])
+    assert model.current_update == 0
+
+
+def test_the_time_limit_of_a_callback_is_the_environments(tmp_path: Path) -> None:
+    evaluation = RolloutEvaluation(episodes=4, every_n_updates=5, env_id=TOY, max_episode_steps=2)
+    fit(tmp_path, toy_model(), 5, [evaluation])
+    assert evaluation.result is not None
+    assert max(evaluation.result.lengths) == 2
+
+
 @pytest.mark.parametrize("kind", ["exit", "text", "close", "endless"])
 def test_the_first_fault_is_the_one_that_is_told(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rollout_module, "MOST_STEPS", 50)
-    told = {"exit": "SystemExit", "text": "could not convert", "close": "the simulator is gone", "endless": "50 steps"}
+    told = {
+        "exit": "SystemExit",
+        "text": "a number as success, found yes",
+        "close": "the simulator is gone",
+        "endless": "50 steps",
+    }
     with pytest.raises(EnvError, match=told[kind]):
         rollout(toy_model().eval().actor(), faulty(kind), 3, seed=0)
 

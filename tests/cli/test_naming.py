@@ -27,6 +27,7 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
         ("--data.dataset=scene-play-singletask-task4-v0", "scene-play/task_4/tql"),
         ("--data.dataset=scene-play-singletask-v0", "scene-play/task_default/tql"),
         ("--data.dataset=data/x.npz --config quickstart", "x/tql-quickstart"),
+        ("--data.dataset=data/x.npz --config own --data.dataset.keys={}", "x/tql"),
         ("--config mine.yaml --config size/1m", "mine/tql-1m"),
         ("--config quickstart --online.steps=50 --weights=runs", "pendulum/tql,online.steps=50,weights=runs"),
         ("", "tql/tql"),

@@ -153,3 +153,12 @@ def test_validation_passes_over_every_transition_once_with_the_same_noise() -> N
     assert len(first) == len(passes) == 7
     assert torch.cat([batch.rewards for batch, _ in first]).tolist() == list(range(50))
     assert all(equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+def test_numbers_of_numpy_draw_what_pythons_do() -> None:
+    drawn = [
+        TransitionSampler(dataset(), kind(8), seed=kind(3)).chunk(kind(2), kind(1))
+        for kind in (int, np.int64, np.int32)
+    ]
+    for batch, _ in drawn[1:]:
+        assert all(map(torch.equal, batch, drawn[0][0]))

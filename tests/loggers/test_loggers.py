@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,26 @@ def test_tensorboard_keeps_what_was_logged_before_a_run_continues_within_the_sam
     continued.finalize("success")
     shown = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [event.step for event in shown.Scalars("loss")] == [5, 10, 20]
+
+
+def test_tensorboard_has_each_update_once_though_the_clock_is_set_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time()
+    for part, update in enumerate((0, 10, 20)):
+        monkeypatch.setattr(time, "time", lambda part=part: now - 3600 * part)
+        logger = ContinuedTensorBoardLogger(str(tmp_path))
+        if part:
+            logger.continue_from(update)
+        for later in (update + 5, update + 10, update + 15):  # the last is repeated by the next part
+            logger.log_metrics({"loss": float(part)}, step=later)
+        logger.finalize("success")
+    shown = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("loss")
+    assert [(event.step, event.value) for event in shown] == [
+        *((5, 0.0), (10, 0.0)),
+        *((15, 1.0), (20, 1.0)),
+        *((25, 2.0), (30, 2.0), (35, 2.0)),
+    ]
 
 
 def test_tensorboard_leaves_no_file_of_a_run_that_failed_before_it_logged(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def uninterrupted(chunk: int = 1) -> dict[str, Any]:
         return outcome(go(Path(name), TWO, chunk=chunk), Path(name))
 
 
-@pytest.mark.parametrize(("stops", "chunk"), [((2, 5, 50), 1), ((31,), 2)])
+@pytest.mark.parametrize(("stops", "chunk"), [pytest.param((2, 5, 50), 1, marks=pytest.mark.slow), ((5, 31), 2)])
 def test_a_run_that_is_stopped_and_continued_is_the_whole_run_bit_for_bit(
     stops: tuple[int, ...], chunk: int, tmp_path: Path
 ) -> None:
@@ -115,7 +115,7 @@ def test_an_environment_that_comes_to_another_state_ends_its_episode_with_a_warn
     assert progress.first.tolist() == [23, 20]
 
 
-@pytest.mark.parametrize("chunk", [1, 2])
+@pytest.mark.parametrize("chunk", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_episodes_are_played_by_the_exploring_policy_chunks_open_loop(chunk: int, tmp_path: Path) -> None:
     model = toy_model(action_chunk=chunk, learning_rate=0.0)
     trainer = go(tmp_path, TWO, model=model, chunk=chunk)
@@ -170,7 +170,7 @@ def test_first_steps_are_uniform_on_request_and_an_empty_buffer_leaves_the_datas
     assert np.histogram(actions, bins=4, range=(-1, 1))[0] == pytest.approx([99] * 4, abs=40)
 
 
-@pytest.mark.parametrize("fault", ["Error", "NaN"])
+@pytest.mark.parametrize("fault", ["Error", pytest.param("NaN", marks=pytest.mark.slow)])
 def test_broken_episodes_are_dropped_and_counted_and_a_limit_stops_the_run(fault: str, tmp_path: Path) -> None:
     env_id = f"tests.environments:Toy{fault}-v0"  # fails at the second step
     with pytest.warns(UserWarning, match="episodes in flight are dropped, training goes on"):

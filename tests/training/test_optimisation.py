@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -86,3 +87,49 @@ def test_a_continued_run_follows_its_own_learning_rates_and_weight_decay(tmp_pat
     assert (groups["critic"]["weight_decay"], groups["critic_no_decay"]["weight_decay"]) == (0.5, 0.0)
     name = "critic.heads.0.0.weight"
     assert (changed.state_dict()[name] - before[name]).abs().max() < 5e-5
+
+
+class PlainAdam(TQL):
+    """An optimizer of its own, without a schedule."""
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.Adam([each for each in self.parameters() if each.requires_grad], lr=1e-3)
+
+
+class TwoOptimizers(TQL):
+    def configure_optimizers(self) -> Any:
+        return [torch.optim.Adam(part.parameters()) for part in (self.critic, self.policy)]
+
+
+class CriticAlone(TQL):
+    def configure_optimizers(self) -> Any:
+        return torch.optim.Adam(self.critic.parameters())
+
+
+class Plateau(TQL):
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.Adam([each for each in self.parameters() if each.requires_grad])
+        schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+
+def test_an_optimizer_of_a_subclass_trains_every_network(tmp_path: Path) -> None:
+    model = toy_model(PlainAdam)
+    before = {name: weight.clone() for name, weight in model.named_parameters() if weight.requires_grad}
+    fit(tmp_path, model, 5, log_every_n_steps=5)
+    assert [name for name, weight in model.named_parameters() if name in before and weight.equal(before[name])] == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (TwoOptimizers, r"TwoOptimizers.configure_optimizers: expected one optimizer .*, found Adam, Adam; change"),
+        (CriticAlone, r"expected every trainable parameter, found none of policy\.\S+, which would never move"),
+        (Plateau, r"at most one schedule that steps without a metric, found Adam, ReduceLROnPlateau"),
+    ],
+)
+def test_optimizers_of_a_subclass_that_updates_cannot_use_are_refused(
+    kind: type[TQL], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        fit(tmp_path, toy_model(kind), 1)

@@ -22,7 +22,7 @@ from tql_lightning.training.update import Inputs, Losses
 
 
 class Demonstrations(NamedTuple):
-    """What cloning reads.
+    """Batch of behaviour cloning.
 
     Attributes:
         observations: s, (..., B, n_s).
@@ -36,11 +36,11 @@ class Demonstrations(NamedTuple):
 class BC(Algorithm):
     """Behaviour cloning with a flow, or with a Gaussian policy.
 
-    Mean over the batch::
+    The losses are means over the batch::
 
         BehaviourFlow   mean of (v(s, x_t, t) - (a - x_0))^2, x_t = (1 - t) x_0 + t a   (arXiv 2502.02538)
-        GaussianPolicy  -mean of log pi(a | s); with a standard deviation fixed at 1 half the squared error summed
-                        over dimensions, plus a constant
+        GaussianPolicy  -mean of log pi(a | s); with a standard deviation fixed at 1 this is half the squared error,
+                        summed over dimensions, plus a constant
 
     The flow acts by its Euler steps from noise, the Gaussian by its mean.
 
@@ -48,12 +48,12 @@ class BC(Algorithm):
         observation_dim: n_s (taken from the dataset by the CLI).
         action_dim: n_a of one decision (taken from the dataset by the CLI).
         policy: Makes the policy from (observation_dim, action_dim): ``BehaviourFlow`` or ``GaussianPolicy``.
-        action_chunk: h, steps of the environment that one decision is made of (taken from the data by the CLI).
+        action_chunk: h, environment steps per decision (taken from the data by the CLI).
         optimisation: Learning rates, schedule, weight decay and clipping.
         execution: Compilation, CUDA graphs and precision of matrix products.
 
     Raises:
-        ValueError: a setting is out of its range; the message names it.
+        ValueError: A setting is out of its range; the message names it.
     """
 
     Batch = Demonstrations
@@ -76,11 +76,11 @@ class BC(Algorithm):
         self.save_hyperparameters()
 
     def noise_draws(self) -> dict[str, Draw]:
-        """Start and time of the behaviour flow."""
+        """Returns the draws of `FlowNoise`."""
         return flow_draws(self.action_dim)
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """The policy."""
+        """Returns the policy."""
         return [ParameterGroup("actor", self.policy)]
 
     def losses(
@@ -91,13 +91,13 @@ class BC(Algorithm):
         with_metrics: bool = True,
         whole_mean: Callable[[Tensor], Tensor] = identity,
     ) -> Losses:
-        """The actor loss; see `Algorithm.losses`."""
+        """Computes the actor loss; see `Algorithm.losses`."""
         del inputs, whole_mean
         loss, metrics = self.actor_loss(batch, noise)
         return collected(loss, metrics | {"actor_loss": loss}, {}, with_metrics)
 
     def actor_loss(self, batch: Demonstrations, noise: FlowNoise) -> tuple[Tensor, dict[str, Tensor]]:
-        """Flow matching, or -mean of log pi(a | s)."""
+        """Computes flow matching, or -mean of log pi(a | s)."""
         if isinstance(self.policy, BehaviourFlow):
             return flow_matching_loss(self.policy, batch.observations, batch.actions, *noise), {}
         mean = at_least_float32(self.policy.mean(batch.observations))
@@ -106,16 +106,16 @@ class BC(Algorithm):
         return -log_prob, {"log_prob_mean": log_prob, "action_error": error}
 
     def actor(self, extraction: str | None = None) -> Actor:
-        """Acts by the behaviour flow, or by the Gaussian's mean.
+        """Returns the actor: the behaviour flow, or the Gaussian's mean.
 
         Raises:
-            ValueError: an extraction is named; there is one only.
+            ValueError: An extraction is named; there is only one.
         """
-        require("extraction", extraction is None, "none, which is all that BC has", extraction)
+        require("extraction", extraction is None, "none, since BC has no other", extraction)
         return Actor((self.action_dim,), self.act, self.action_chunk)
 
     def act(self, observations: Tensor, noise: Tensor) -> Tensor:
-        """(B, n_s) observations and (B, n_a) standard normal noise -> (B, n_a) actions in [-1, 1]."""
+        """Maps (B, n_s) observations and (B, n_a) standard normal noise to (B, n_a) actions in [-1, 1]."""
         if isinstance(self.policy, BehaviourFlow):
             return self.policy.flow_actions(observations, noise)
         return self.policy.bounded(self.policy.mean(observations))

@@ -34,11 +34,11 @@ class CriticAlgorithm(Algorithm):
         observation_dim: n_s (taken from the dataset by the CLI).
         action_dim: n_a of one decision (taken from the dataset by the CLI).
         critic: Makes the critic from (observation_dim, action_dim).
-        entropy_control: Makes the attention temperatures from (num_layers, num_tokens) of the critic; null leaves
-            the entropy alone. Without effect for a critic that has no attention.
+        entropy_control: Makes the attention temperatures from (num_layers, num_tokens) of the critic; null for
+            no entropy control. Has no effect on a critic without attention.
         value_loss: Makes the TD loss from the range of discounted returns.
         reward_range: Smallest and largest reward of transitions that continue (taken from the dataset by the CLI).
-        final_reward_range: The same of transitions that terminate; null if none does.
+        final_reward_range: The same for transitions that terminate; null if none does.
         discount: gamma.
         tau: Share of the critic that moves into the target critic at each update.
         settings: Settings of `Algorithm`.

@@ -1,4 +1,4 @@
-"""Functions of algorithms that learn Q(s, a) from TD targets: critic fit, entropy control, target networks."""
+"""Functions for algorithms that learn Q(s, a) from TD targets: critic fit, entropy control, target networks."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from tql_lightning.algorithms import losses
 from tql_lightning.nn.critic import Critic, CriticOutput
 from tql_lightning.nn.dropout import without_dropout
 from tql_lightning.nn.temperature import EntropyControl
+from tql_lightning.nn.value_loss import return_range
 from tql_lightning.system.private_api import interpolate
 from tql_lightning.training.distributed import identity
+from tql_lightning.training.hyperparameters import require
 from tql_lightning.training.optimisation import ParameterGroup, nothing
 from tql_lightning.training.sharding import call_with_frozen_parameters, own_shares
 from tql_lightning.training.update import Inputs
@@ -108,6 +110,20 @@ def frozen_values(critic: Critic, observations: Tensor, actions: Tensor) -> Tens
     with without_dropout(critic):
         output: CriticOutput = call_with_frozen_parameters(critic, observations, actions)
     return output.at_least_float32().values
+
+
+def known_returns(
+    reward_range: tuple[float, float] | None, final_reward_range: tuple[float, float] | None, discount: float
+) -> tuple[float, float]:
+    """Computes `return_range` and checks it.
+
+    Raises:
+        ValueError: The range is unknown or empty.
+    """
+    low, high = return_range(reward_range, final_reward_range, discount) or (0.0, 0.0)
+    expected = "rewards that differ, which make a range of returns (the command line takes them from the dataset)"
+    require("reward_range", low < high, expected, (reward_range, final_reward_range))
+    return low, high
 
 
 @torch.no_grad()

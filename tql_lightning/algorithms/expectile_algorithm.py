@@ -1,4 +1,4 @@
-"""Value losses of IQL (arXiv 2110.06169) and IFQL (arXiv 2502.02538), which need no actions of the policy."""
+"""Losses of V and Q in IQL (arXiv 2110.06169) and IFQL (arXiv 2502.02538), which need no actions of the policy."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ExpectileAlgorithm(CriticAlgorithm):
         observation_dim: n_s (taken from the dataset by the CLI).
         action_dim: n_a of one decision (taken from the dataset by the CLI).
         value: Makes V from (observation_dim).
-        expectile: kappa of V; 0.5 is the mean, and 1 the limit of the best action in the dataset.
+        expectile: kappa of V: 0.5 is the mean; towards 1 V approaches the value of the dataset's best action.
         settings: Settings of `CriticAlgorithm`.
 
     Raises:
@@ -52,7 +52,7 @@ class ExpectileAlgorithm(CriticAlgorithm):
         return [*self.critic_groups(), ParameterGroup("value", self.value)]
 
     def value_loss(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Expectile regression: mean of w (min_k Qbar_k(s, a) - V(s))^2, w = kappa above V and 1 - kappa below.
+        """Computes the mean of w (min_k Qbar_k(s, a) - V(s))^2, with w = kappa above V and 1 - kappa below.
 
         Returns:
             The loss, V(s) (B,) and scalars to log.
@@ -66,7 +66,7 @@ class ExpectileAlgorithm(CriticAlgorithm):
     def critic_loss(
         self, batch: Batch, inputs: Inputs, with_metrics: bool, whole_mean: Callable[[Tensor], Tensor]
     ) -> CriticFit:
-        """TD target y = r + discount * mask * V(s'); mean over the batch of the SUM over heads of (Q_k(s, a) - y)^2."""
+        """Computes the batch mean of the SUM over heads of (Q_k(s, a) - y)^2, y = r + discount * mask * V(s')."""
         with torch.no_grad():
             target = batch.rewards + self.discount * batch.masks * at_least_float32(self.value(batch.next_observations))
         fit = self.fit_critic(

@@ -13,13 +13,12 @@ from torch import Tensor
 
 from tql_lightning.algorithms import losses
 from tql_lightning.algorithms.critic_algorithm import collected
-from tql_lightning.algorithms.critics import frozen_values, move_target
-from tql_lightning.algorithms.flow_matching import distill
+from tql_lightning.algorithms.critics import frozen_values, known_returns, move_target
+from tql_lightning.algorithms.flow_matching import distill, flow_matching_loss
 from tql_lightning.batch import Batch, Draw
 from tql_lightning.nn.critic import Critic, MLPCritic
 from tql_lightning.nn.policy import Actor, FlowPolicy
 from tql_lightning.nn.policy_extraction import flow_actor
-from tql_lightning.nn.value_loss import return_range
 from tql_lightning.nn.velocity_critic import VelocityCritic
 from tql_lightning.training.algorithm import Algorithm
 from tql_lightning.training.distributed import identity
@@ -30,12 +29,12 @@ from tql_lightning.training.update import Inputs, Losses
 
 
 class FloqNoise(NamedTuple):
-    """Random numbers of one update, R noise samples a row.
+    """Random numbers of one update, with R noise samples per row.
 
     Attributes:
         next_action: z' ~ N(0, I) of the actions at s', (..., B, R, n_a).
-        next_return: u' ~ U[0, 1) of the noise that the target flow starts from, (..., B, R).
-        current_return: u ~ U[0, 1) of the noise that the flow starts from, (..., B, R).
+        next_return: u' ~ U[0, 1), from which the target flow's initial noise is made, (..., B, R).
+        current_return: u ~ U[0, 1), from which the flow's initial noise is made, (..., B, R).
         return_time: t ~ U[0, 1) of the flow's loss, (..., B, R).
         flow_x0: x_0 ~ N(0, I), start of the behaviour flow, (..., B, n_a).
         flow_t: t ~ U[0, 1), time of the behaviour flow, (..., B, 1).
@@ -56,7 +55,7 @@ class FloqNoise(NamedTuple):
 class Floq(Algorithm):
     """floq: returns by flow matching, distilled into an ordinary critic for FQL's policy.
 
-    With I(u; s, a, x_0) the return that Euler steps of the velocities u lead to from noise x_0, R noise samples j, and
+    With I(u; s, a, x_0) the returns after Euler steps of the velocities u from noise x_0, j one of R noise samples, and
     ubar the target network of u::
 
         y        mean over j of r + discount * mask * aggregate_k I(ubar; s', clip mu(s', z'_j), x'_0j)_k
@@ -65,12 +64,11 @@ class Floq(Algorithm):
         distil   mean over batch and k of (Q_k(s, a) - mean over k and j of I(u; s, a, x_0)_k)^2
         actor    FQL's: cloning flow + bc_coefficient * distillation - mean of Q(s, clip mu(s, z))
 
-    Noise is uniform between ``noise_coverage`` times the smallest and the largest return of the data. One Adam takes
-    all losses at the old parameters; then ubar moves towards u as it was before the step. Q has no target network.
+    Noise is uniform between ``noise_coverage`` times the smallest and the largest return of the data. One Adam step
+    uses all losses at the old parameters; then ubar moves towards u as it was before the step. Q has no target network.
 
-    Deviations: returns range as the data's rewards and terminations allow; the release takes the range of a buffer
-    that is padded with zeros (``release_range``). The time enters as cos(t), as in the release; the paper has Fourier
-    features.
+    Deviations: the range of returns follows from the data's rewards and terminations; the release uses that of a buffer
+    padded with zeros (``release_range``). The time enters as cos(t), as in the release; the paper has Fourier features.
 
     Args:
         observation_dim: n_s (taken from the dataset by the CLI).
@@ -79,18 +77,18 @@ class Floq(Algorithm):
         critic: Makes Q from (observation_dim, action_dim).
         policy: Makes the policy from (observation_dim, action_dim).
         reward_range: Smallest and largest reward of transitions that continue (taken from the dataset by the CLI).
-        final_reward_range: The same of transitions that terminate; null if none does.
-        release_range: Extend both ranges to 0 and let every reward go on for ever, as the release does.
-        action_chunk: h, steps of the environment that one decision is made of (taken from the data by the CLI).
+        final_reward_range: The same for transitions that terminate; null if none does.
+        release_range: Whether to extend both ranges to 0 and let every reward recur for ever, as the release does.
+        action_chunk: h, environment steps per decision (taken from the data by the CLI).
         discount: gamma.
         tau: Share of u that moves into ubar at each update.
-        target_aggregation: Over the members of ubar, in y.
-        bc_coefficient: Weight of the distillation of the policy.
-        normalize_q_loss: Divide the policy's Q loss by the mean |Q|.
-        noise_samples: R.
+        target_aggregation: Aggregation over the members of ubar in y.
+        bc_coefficient: Weight of the policy's distillation loss.
+        normalize_q_loss: Whether to divide the policy's Q loss by the mean |Q|.
+        noise_samples: R, noise samples per row.
         noise_coverage: Share of the range of returns that noise spans.
-        reward_margin: Widens the range of rewards on both sides for the embedding of returns.
-        train_at_zero_only: Match velocities at t = 0 only.
+        reward_margin: Margin on both sides of the range of rewards, for the embedding of returns.
+        train_at_zero_only: Whether to match velocities at t = 0 only.
         optimisation: Learning rates, schedule, weight decay and clipping.
         execution: Compilation, CUDA graphs and precision of matrix products.
 
@@ -155,22 +153,14 @@ class Floq(Algorithm):
     def _returns(
         rewards: tuple[float, float] | None, final: tuple[float, float] | None, discount: float, release: bool
     ) -> tuple[float, float]:
-        """Smallest and largest return of the data, or of the release's padded buffer."""
+        """Returns the smallest and largest return of the data, or of the release's padded buffer."""
         if release:
             known = [reward for some in (rewards, final) if some is not None for reward in some]
             rewards, final = (min([0.0, *known]), max([0.0, *known])), None
-        found = return_range(rewards, final, discount)
-        low, high = (0.0, 0.0) if found is None else found
-        require(
-            "reward_range",
-            low < high,
-            "rewards that differ, which make a range of returns (the command line takes them from the dataset)",
-            (rewards, final),
-        )
-        return low, high
+        return known_returns(rewards, final, discount)
 
     def noise_draws(self) -> dict[str, Draw]:
-        """Noise of actions and returns at s', of the return flow, and of the policy."""
+        """Returns the draws of `FloqNoise`."""
         samples, normal = Draw("uniform", (self.noise_samples,)), Draw("normal", (self.action_dim,))
         return {
             "next_action": Draw("normal", (self.noise_samples, self.action_dim)),
@@ -184,7 +174,7 @@ class Floq(Algorithm):
         }
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Velocities, distilled critic and policy."""
+        """Returns velocities, distilled critic and policy."""
         return [
             ParameterGroup("velocity_critic", self.velocity_critic),
             ParameterGroup("critic", self.critic, self.critic.decays),
@@ -199,14 +189,14 @@ class Floq(Algorithm):
         with_metrics: bool = True,
         whole_mean: Callable[[Tensor], Tensor] = identity,
     ) -> Losses:
-        """Critic and actor loss; see `Algorithm.losses`."""
+        """Computes critic and actor loss; see `Algorithm.losses`."""
         del inputs
         critic_loss, critic_metrics = self.critic_loss(batch, noise)
         actor_loss, actor_metrics = self.actor_loss(batch, noise, with_metrics, whole_mean)
         return collected(critic_loss + actor_loss, critic_metrics | actor_metrics, {}, with_metrics)
 
     def critic_loss(self, batch: Batch, noise: FloqNoise) -> tuple[Tensor, dict[str, Tensor]]:
-        """Flow matching of returns, and the distillation of the current returns into Q."""
+        """Computes flow matching of returns, and the distillation of the current returns into Q."""
         target = self.td_target(batch, noise)
         observations, actions = (self.per_sample(x) for x in (batch.observations, batch.actions))
         x0 = self.return_noise(noise.current_return)
@@ -234,7 +224,7 @@ class Floq(Algorithm):
 
     @torch.no_grad()
     def td_target(self, batch: Batch, noise: FloqNoise) -> Tensor:
-        """Target y = mean over samples of r + discount * mask * aggregate_k I(ubar; s', a', x'_0)_k, (B,)."""
+        """Computes y = mean over samples of r + discount * mask * aggregate_k I(ubar; s', a', x'_0)_k, (B,)."""
         observations = self.per_sample(batch.next_observations)
         actions = self.one_step_actions(observations, noise.next_action.flatten(0, 1))
         returns = self.target_velocity_critic(observations, actions, self.return_noise(noise.next_return))
@@ -246,11 +236,10 @@ class Floq(Algorithm):
     def actor_loss(
         self, batch: Batch, noise: FloqNoise, with_metrics: bool, whole_mean: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """FQL's: behaviour flow, distillation into the one-step policy, and -Q of the distilled critic, held fixed."""
-        x_t = losses.flow_interpolation(noise.flow_x0, batch.actions, noise.flow_t)
-        velocity = self.policy.velocity(batch.observations, x_t, noise.flow_t)
-        behaviour_flow_loss = losses.behaviour_flow_loss(velocity, noise.flow_x0, batch.actions)
-        student, distillation_loss = distill(self.policy, batch.observations, noise.distillation, noise.flow_t)
+        """Computes FQL's actor loss with the distilled critic, which is held fixed."""
+        x0, t = noise.flow_x0, noise.flow_t
+        behaviour_flow_loss = flow_matching_loss(self.policy, batch.observations, batch.actions, x0, t)
+        student, distillation_loss = distill(self.policy, batch.observations, noise.distillation, t)
         values = frozen_values(self.critic, batch.observations, student.clamp(-1.0, 1.0))
         q_loss = losses.q_loss(values, whole_mean(losses.q_scale(values)) if self.normalize_q_loss else None)
         loss = behaviour_flow_loss + self.bc_coefficient * distillation_loss + q_loss
@@ -268,15 +257,15 @@ class Floq(Algorithm):
         return loss, metrics
 
     def per_sample(self, rows: Tensor) -> Tensor:
-        """Every row R times, (B, n) -> (B R, n)."""
+        """Repeats every row R times, (B, n) -> (B R, n)."""
         return rows.repeat_interleave(self.noise_samples, dim=0)
 
     def by_sample(self, rows: Tensor) -> Tensor:
-        """(B R, ...) -> (B, R, ...)."""
+        """Groups rows by sample, (B R, ...) -> (B, R, ...)."""
         return rows.unflatten(0, (-1, self.noise_samples))  # type: ignore[no-untyped-call, no-any-return]
 
     def return_noise(self, uniform: Tensor) -> Tensor:
-        """Noise of returns from uniform numbers, (B, R) -> (B R, 1)."""
+        """Makes noise of returns from uniform numbers, (B, R) -> (B R, 1)."""
         return (self.noise_low * (1.0 - uniform) + self.noise_high * uniform).flatten().unsqueeze(-1)
 
     def before_step(self, inputs: Inputs) -> None:
@@ -289,5 +278,5 @@ class Floq(Algorithm):
         return self.policy.one_step_actions(observations, noise).clamp(-1.0, 1.0)
 
     def actor(self, extraction: str | None = None) -> Actor:
-        """Acts by the one-step policy, or as `nn.policy_extraction` knows otherwise; see `Algorithm.actor`."""
+        """Returns the actor of the one-step policy, or of another extraction; see `Algorithm.actor`."""
         return flow_actor(extraction or "fql", self.policy, self.critic, self.action_chunk)

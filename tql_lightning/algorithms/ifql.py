@@ -23,18 +23,18 @@ from tql_lightning.training.update import Inputs, Losses
 
 
 class IFQL(ExpectileAlgorithm):
-    """Implicit flow Q-learning: the policy is a behaviour flow, and acting takes the best of its actions.
+    """Implicit flow Q-learning: the policy is a behaviour flow, and acting takes the best of several of its actions.
 
-    With Qbar the target critic and mean over the batch::
+    With Qbar the target critic and means over the batch::
 
         value   mean of w (min_k Qbar_k(s, a) - V(s))^2, w = expectile above V and 1 - expectile below
         critic  mean of the sum over k of (Q_k(s, a) - r - discount * mask * V(s'))^2
         actor   mean of (v(s, x_t, t) - (a - x_0))^2, x_t = (1 - t) x_0 + t a
-        act     of policy.num_samples actions of the flow the one with the largest min_k Q_k(s, a)
+        act     the one of policy.num_samples flow actions with the largest min_k Q_k(s, a)
 
-    One Adam takes all losses at the old parameters; then Qbar moves towards Q as it was before the step.
+    One Adam step uses all losses at the old parameters; then Qbar moves towards Q as it was before the step.
 
-    Deviation: logged values of the TD target are called ``target_q``, which the release calls ``q``.
+    Deviation: the TD target is logged as ``target_q``, in the release as ``q``.
 
     Args:
         observation_dim: n_s (taken from the dataset by the CLI).
@@ -45,8 +45,8 @@ class IFQL(ExpectileAlgorithm):
         entropy_control: Makes the attention temperatures of a critic with attention; null for none.
         value_loss: Makes the critic's TD loss from the range of discounted returns.
         reward_range: Smallest and largest reward of transitions that continue (taken from the dataset by the CLI).
-        final_reward_range: The same of transitions that terminate; null if none does.
-        action_chunk: h, steps of the environment that one decision is made of (taken from the data by the CLI).
+        final_reward_range: The same for transitions that terminate; null if none does.
+        action_chunk: h, environment steps per decision (taken from the data by the CLI).
         discount: gamma.
         tau: Share of the critic that moves into the target critic at each update.
         expectile: kappa of V.
@@ -54,7 +54,7 @@ class IFQL(ExpectileAlgorithm):
         execution: Compilation, CUDA graphs and precision of matrix products.
 
     Raises:
-        ValueError: a setting is out of its range; the message names it.
+        ValueError: A setting is out of its range; the message names it.
     """
 
     Noise = FlowNoise
@@ -98,11 +98,11 @@ class IFQL(ExpectileAlgorithm):
         self.save_hyperparameters()
 
     def noise_draws(self) -> dict[str, Draw]:
-        """Start and time of the behaviour flow."""
+        """Returns the draws of `FlowNoise`."""
         return flow_draws(self.action_dim)
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Critic, temperatures, V and policy."""
+        """Returns critic, temperatures, V and policy."""
         return [*self.value_groups(), ParameterGroup("actor", self.policy)]
 
     def losses(
@@ -113,7 +113,7 @@ class IFQL(ExpectileAlgorithm):
         with_metrics: bool = True,
         whole_mean: Callable[[Tensor], Tensor] = identity,
     ) -> Losses:
-        """Value, critic and actor loss; see `Algorithm.losses`."""
+        """Computes value, critic and actor loss; see `Algorithm.losses`."""
         value_loss, _, value_metrics = self.value_loss(batch)
         fit = self.critic_loss(batch, inputs, with_metrics, whole_mean)
         actor_loss = flow_matching_loss(self.policy, batch.observations, batch.actions, *noise)
@@ -121,10 +121,10 @@ class IFQL(ExpectileAlgorithm):
         return collected(total, value_metrics | fit.metrics | {"actor_loss": actor_loss}, fit.diagnostics, with_metrics)
 
     def actor(self, extraction: str | None = None) -> Actor:
-        """Acts by the best of ``policy.num_samples`` behaviour actions, or with "behaviour_flow" by plain cloning.
+        """Returns the actor: the best of ``policy.num_samples`` behaviour actions, or one with "behaviour_flow".
 
         Raises:
-            ValueError: there is no such extraction.
+            ValueError: The extraction is unknown.
         """
         if extraction == "behaviour_flow":
             return Actor((self.action_dim,), self.policy.flow_actions, self.action_chunk)
@@ -132,5 +132,5 @@ class IFQL(ExpectileAlgorithm):
         return Actor((self.policy.num_samples, self.action_dim), self.act, self.action_chunk)
 
     def act(self, observations: Tensor, noise: Tensor) -> Tensor:
-        """(B, n_s) observations and (B, policy.num_samples, n_a) noise -> (B, n_a) actions in [-1, 1]."""
+        """Maps (B, n_s) observations and (B, policy.num_samples, n_a) noise to (B, n_a) actions in [-1, 1]."""
         return self.policy.best_flow_actions(self.critic, observations, noise, "min")

@@ -1,4 +1,4 @@
-"""Implicit Q-Learning (IQL, arXiv 2110.06169) as in FQL's release: its numbers are those of that code."""
+"""Implicit Q-Learning (IQL, arXiv 2110.06169), numerically as in FQL's release."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class IQLNoise(NamedTuple):
     """Random numbers of one update.
 
     Attributes:
-        policy: Standard normal, of the actions that Q scores in "ddpgbc", (..., B, n_a).
+        policy: Standard normal noise of the actions that Q scores in "ddpgbc", (..., B, n_a).
     """
 
     policy: Tensor
@@ -40,17 +40,17 @@ class IQLNoise(NamedTuple):
 class IQL(ExpectileAlgorithm):
     """Implicit Q-Learning: expectile values, and a Gaussian policy by weighted cloning or by DDPG with cloning.
 
-    With Qbar the target critic, mean over the batch and A = min_k Q_k(s, a) - V(s)::
+    With Qbar the target critic, means over the batch and A = min_k Q_k(s, a) - V(s)::
 
         value   mean of w (min_k Qbar_k(s, a) - V(s))^2, w = expectile above V and 1 - expectile below
         critic  mean of the sum over k of (Q_k(s, a) - r - discount * mask * V(s'))^2
         awr     -mean of min(exp(alpha A), 100) log pi(a | s)
         ddpgbc  -mean of min_k Q_k(s, a_pi) / mean |min_k Q_k| - alpha * mean of log pi(a | s)
 
-    One Adam takes all losses at the old parameters; then Qbar moves towards Q as it was before the step.
+    One Adam step uses all losses at the old parameters; then Qbar moves towards Q as it was before the step.
 
-    Deviations: logged values of the TD target are called ``target_q``, which the release calls ``q``; the standard
-    deviation while acting is a setting, where the release explores with 1.
+    Deviations: the TD target is logged as ``target_q``, in the release as ``q``. The standard deviation while acting is
+    a setting; the release explores with 1.
 
     Args:
         observation_dim: n_s (taken from the dataset by the CLI).
@@ -61,20 +61,20 @@ class IQL(ExpectileAlgorithm):
         entropy_control: Makes the attention temperatures of a critic with attention; null for none.
         value_loss: Makes the critic's TD loss from the range of discounted returns.
         reward_range: Smallest and largest reward of transitions that continue (taken from the dataset by the CLI).
-        final_reward_range: The same of transitions that terminate; null if none does.
-        action_chunk: h, steps of the environment that one decision is made of (taken from the data by the CLI).
+        final_reward_range: The same for transitions that terminate; null if none does.
+        action_chunk: h, environment steps per decision (taken from the data by the CLI).
         discount: gamma.
         tau: Share of the critic that moves into the target critic at each update.
         expectile: kappa of V.
-        actor_loss: "awr" or "ddpgbc".
+        actor_loss: Loss of the policy, "awr" or "ddpgbc".
         alpha: Inverse temperature of "awr"; weight of cloning in "ddpgbc".
-        acting_temperature: Factor of the standard deviation of actions; 0 acts by the mean, as evaluations do.
+        acting_temperature: Factor of the standard deviation of actions; 0 acts by the mean, as in evaluation.
         exploration_temperature: The same factor in an online phase.
         optimisation: Learning rates, schedule, weight decay and clipping.
         execution: Compilation, CUDA graphs and precision of matrix products.
 
     Raises:
-        ValueError: a setting is out of its range; the message names it.
+        ValueError: A setting is out of its range; the message names it.
     """
 
     Noise = IQLNoise
@@ -129,11 +129,11 @@ class IQL(ExpectileAlgorithm):
         self.save_hyperparameters()
 
     def noise_draws(self) -> dict[str, Draw]:
-        """Noise of the policy's actions."""
+        """Returns the draws of `IQLNoise`."""
         return {"policy": Draw("normal", (self.action_dim,))}
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Critic, temperatures, V and policy."""
+        """Returns critic, temperatures, V and policy."""
         return [*self.value_groups(), ParameterGroup("actor", self.policy)]
 
     def losses(
@@ -144,7 +144,7 @@ class IQL(ExpectileAlgorithm):
         with_metrics: bool = True,
         whole_mean: Callable[[Tensor], Tensor] = identity,
     ) -> Losses:
-        """Value, critic and actor loss; see `Algorithm.losses`."""
+        """Computes value, critic and actor loss; see `Algorithm.losses`."""
         value_loss, v, value_metrics = self.value_loss(batch)
         fit = self.critic_loss(batch, inputs, with_metrics, whole_mean)
         advantage = (fit.values.amin(dim=-1) - v).detach()
@@ -155,7 +155,7 @@ class IQL(ExpectileAlgorithm):
     def actor_loss(
         self, batch: Batch, noise: IQLNoise, advantage: Tensor, whole_mean: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Advantage-weighted cloning, or DDPG with cloning; ``advantage`` is min_k Q_k(s, a) - V(s), (B,)."""
+        """Computes advantage-weighted cloning, or DDPG with cloning; ``advantage`` is min_k Q_k(s, a) - V(s), (B,)."""
         mean = at_least_float32(self.policy.mean(batch.observations))
         log_prob = self.policy.log_prob(mean, batch.actions)
         metrics = {
@@ -176,23 +176,23 @@ class IQL(ExpectileAlgorithm):
         return loss, metrics | {"actor_loss": loss}
 
     def q_actions(self, mean: Tensor, noise: IQLNoise) -> Tensor:
-        """Actions that Q scores in "ddpgbc": the mean, or a sample where the standard deviation is learned."""
+        """Returns the actions that Q scores in "ddpgbc": the mean, or a sample if the standard deviation is learned."""
         return self.policy.bounded(mean) if self.policy.log_std is None else self.policy.sample(mean, noise.policy)
 
     def actor(self, extraction: str | None = None) -> Actor:
-        """Acts by the mean plus ``acting_temperature`` standard deviations of noise, clipped to [-1, 1].
+        """Returns the actor: the mean plus ``acting_temperature`` standard deviations of noise, clipped to [-1, 1].
 
         Raises:
-            ValueError: an extraction is named; there is one only.
+            ValueError: An extraction is named; there is only one.
         """
-        require("extraction", extraction is None, "none, which is all that IQL has", extraction)
+        require("extraction", extraction is None, "none, since IQL has no other", extraction)
         return Actor((self.action_dim,), self.act, self.action_chunk)
 
     def exploring_actor(self) -> Actor:
-        """The same with ``exploration_temperature``."""
+        """Returns the same actor with ``exploration_temperature``."""
         return Actor((self.action_dim,), partial(self.act, temperature=self.exploration_temperature), self.action_chunk)
 
     def act(self, observations: Tensor, noise: Tensor, temperature: float | None = None) -> Tensor:
-        """(B, n_s) observations and (B, n_a) standard normal noise -> (B, n_a) actions in [-1, 1]."""
+        """Maps (B, n_s) observations and (B, n_a) standard normal noise to (B, n_a) actions in [-1, 1]."""
         temperature = self.acting_temperature if temperature is None else temperature
         return self.policy.sample(self.policy.mean(observations), noise, temperature)

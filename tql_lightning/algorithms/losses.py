@@ -69,7 +69,7 @@ def q_loss(values: Tensor, scale: Tensor | None = None) -> Tensor:
     """-mean over the batch of the mean of the online heads at the policy's action, section 5.
 
     Args:
-        values: Q_k(s, clip mu(s, z)), (B, E); averaged over the heads for every aggregation of the TD target.
+        values: Q_k(s, clip mu(s, z)), (B, E); the heads are averaged whatever the TD target's aggregation.
         scale: Divisor, the `q_scale` of the whole batch; None for 1.
     """
     loss = -values.mean(dim=-1).mean()
@@ -81,7 +81,7 @@ def expectile_loss(values: Tensor, target: Tensor, expectile: float) -> Tensor:
 
     Args:
         values: V(s), (B,).
-        target: Values whose expectile V regresses to, (B,), without gradient.
+        target: Values whose expectile V estimates, (B,); gradients do not reach them.
         expectile: kappa, between 0 and 1.
     """
     difference = target.detach() - values
@@ -90,7 +90,7 @@ def expectile_loss(values: Tensor, target: Tensor, expectile: float) -> Tensor:
 
 
 def advantage_weights(advantage: Tensor, inverse_temperature: float, largest: float = 100.0) -> Tensor:
-    """min(exp(inverse_temperature * A), largest), the weights of advantage-weighted regression; (B,) -> (B,)."""
+    """Weights of advantage-weighted regression, min(exp(inverse_temperature * A), largest); (B,) -> (B,)."""
     return (inverse_temperature * advantage.detach()).exp().clamp(max=largest)
 
 
@@ -103,7 +103,7 @@ def normalised_q_loss(value: Tensor, scale: Tensor) -> Tensor:
     """-mean over the batch of Q(s, pi(s)), divided by the detached mean |Q| of the whole batch.
 
     Args:
-        value: One value per row from the online critic's heads, (B,).
+        value: Aggregate of the online critic's heads, (B,).
         scale: Mean of |value| over the whole batch, a scalar.
     """
     return -value.mean() / scale.detach()

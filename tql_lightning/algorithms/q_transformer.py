@@ -1,4 +1,4 @@
-"""Q-Transformer (arXiv 2309.10150): discretised actions whose dimensions are chosen one after the other."""
+"""Q-Transformer (arXiv 2309.10150): discretised actions whose dimensions are chosen one after another."""
 
 from __future__ import annotations
 
@@ -11,26 +11,25 @@ import torch
 from torch import Tensor
 
 from tql_lightning.algorithms.critic_algorithm import collected
-from tql_lightning.algorithms.critics import move_target
+from tql_lightning.algorithms.critics import known_returns, move_target
 from tql_lightning.batch import NoNoise
 from tql_lightning.nn.action_bins import ActionBins
 from tql_lightning.nn.autoregressive import AutoregressiveCritic, AutoregressiveOutput
 from tql_lightning.nn.layer_temperature import LayerTemperature
 from tql_lightning.nn.number_types import at_least_float32
 from tql_lightning.nn.policy import Actor
-from tql_lightning.nn.value_loss import return_range
 from tql_lightning.training.algorithm import Algorithm
 from tql_lightning.training.distributed import identity
 from tql_lightning.training.execution import Execution
 from tql_lightning.training.hyperparameters import require
-from tql_lightning.training.optimisation import Optimisation, ParameterGroup
+from tql_lightning.training.optimisation import Optimisation, ParameterGroup, nothing
 from tql_lightning.training.update import Inputs, Losses
 
 NextValue = Literal["first_dimension", "greedy", "next_action", "sarsa"]
 
 
 class QTransformerBatch(NamedTuple):
-    """Transitions with what is known of the rest of their trajectories.
+    """Transitions with information about the rest of their trajectories.
 
     Attributes:
         observations: s, (..., B, n_s).
@@ -38,11 +37,11 @@ class QTransformerBatch(NamedTuple):
         rewards: r, (..., B).
         next_observations: s', (..., B, n_s).
         masks: 0 where the MDP terminated, (..., B).
-        next_actions: The trajectory's next action, (..., B, n_a); 0 where there is none.
-        next_action_known: 1 where there is one, (..., B).
+        next_actions: Next action of the trajectory, (..., B, n_a); 0 where there is none.
+        next_action_known: 1 where there is a next action, else 0, (..., B).
         terminals: 1 at the last transition of a stored trajectory, (..., B).
         monte_carlo_returns: Discounted rewards from here to the trajectory's end, (..., B).
-        monte_carlo_remainders: Discount that is left where the trajectory was cut; 0 if the MDP terminated, (..., B).
+        monte_carlo_remainders: Discount where the trajectory was truncated; 0 if the MDP terminated, (..., B).
     """
 
     observations: Tensor
@@ -69,15 +68,15 @@ class QTransformer(Algorithm):
         cons  1/2 mean over batch and dimensions of (sum over n != c_i of q_i,n^2) / (N - 1)
         loss  td + conservative_weight * cons
 
-    V(s') by ``next_value``: "first_dimension" max_n qbar_1,n(s'), the paper's; "greedy" the last dimension's maximum
-    after greedy choices in the others, the release's; "next_action" the same after the data's next action; "sarsa" the
-    value of the data's next action; the latter two "first_dimension" where the trajectory has no next action. After
-    the optimizer's step qbar moves towards q. There is no policy network.
+    ``next_value`` chooses V(s'): "first_dimension" is max_n qbar_1,n(s'), as in the paper; "greedy" is the last
+    dimension's maximum after greedy choices in the others, as in the release; "next_action" is the same maximum after
+    the data's next action; "sarsa" is the value of the data's next action. The last two use "first_dimension" where the
+    trajectory has no next action. After the optimizer step qbar moves towards q. There is no policy network.
 
-    Deviations, which ``release_returns`` undoes: a trajectory that was cut bootstraps as usual (the release treats it
-    as an end, so that its last reward becomes the best return of all); the Monte-Carlo return goes on with the worst
-    return after a cut, which keeps it a lower bound; and a true end is worth zero rewards for ever, in the target and
-    in the scale, where the release's target calls it the worst.
+    Deviations, which ``release_returns`` undoes. A truncated trajectory bootstraps as usual; the release treats it as
+    terminated, so that its last reward becomes the best return of all. The Monte-Carlo return continues with the worst
+    return after a truncation, which keeps it a lower bound. After a termination rewards are 0 for ever, in the target
+    and in the scale; the release's target takes the worst return.
 
     Args:
         observation_dim: n_s (taken from the dataset by the CLI).
@@ -85,18 +84,18 @@ class QTransformer(Algorithm):
         critic: Makes the network from (observation_dim, action_dim).
         action_range: Smallest and largest actions of the dataset, two lists (n_a,) (taken from the dataset by the CLI);
             null for -1 and 1.
-        entropy_control: Makes attention temperatures from the number of layers, a step beyond the paper; null for none.
+        entropy_control: Makes attention temperatures from the number of layers, beyond the paper; null for none.
         reward_range: Smallest and largest reward of transitions that continue (taken from the dataset by the CLI).
-        final_reward_range: The same of transitions that terminate; null if none does.
-        sparse: Whether rewards are returns already: 1 at a success and else 0. They are then not scaled.
-        action_chunk: h, steps of the environment that one decision is made of (taken from the data by the CLI).
+        final_reward_range: The same for transitions that terminate; null if none does.
+        sparse: Whether rewards are 1 at a success and else 0, so that they are returns already and stay unscaled.
+        action_chunk: h, environment steps per decision (taken from the data by the CLI).
         discount: gamma.
         tau: Share of the critic that moves into the target at each update.
-        next_value: How s' is valued.
-        conservative_weight: Weight of the loss that draws bins not taken to 0.
+        next_value: How V(s') is computed.
+        conservative_weight: Weight of the loss that pulls the values of bins not taken to 0.
         monte_carlo: Whether targets are at least the Monte-Carlo return.
         clip_target: Whether targets are clipped to [0, 1].
-        release_returns: Treat trajectories' ends as the release does.
+        release_returns: Whether to treat ends of trajectories as the release does.
         optimisation: Learning rates, schedule, weight decay and clipping.
         execution: Compilation, CUDA graphs and precision of matrix products.
 
@@ -164,20 +163,16 @@ class QTransformer(Algorithm):
     def _returns(
         rewards: tuple[float, float] | None, final: tuple[float, float] | None, discount: float, release: bool
     ) -> tuple[float, float]:
-        """Returns that are scaled to 0 and to 1; in the release those of rewards that never end."""
+        """Returns the returns that are scaled to 0 and to 1; in the release every reward recurs for ever."""
         if release and rewards is not None and final is not None:
             rewards, final = (min(*rewards, *final), max(*rewards, *final)), None
-        found = return_range(rewards, final, discount)
-        low, high = (0.0, 0.0) if found is None else found
-        expected = "rewards that differ, which make a range of returns (the command line takes them from the dataset)"
-        require("reward_range", low < high, expected, (rewards, final))
-        return low, high
+        return known_returns(rewards, final, discount)
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """The network, and the temperatures if there are any."""
+        """Returns the network, and the temperatures if there are any."""
         groups = [ParameterGroup("critic", self.network, self.network.decays)]
         if self.temperature is not None:
-            groups.append(ParameterGroup("temperature", self.temperature, lambda *_: False, clipped_with="critic"))
+            groups.append(ParameterGroup("temperature", self.temperature, nothing, clipped_with="critic"))
         return groups
 
     def losses(
@@ -188,7 +183,7 @@ class QTransformer(Algorithm):
         with_metrics: bool = True,
         whole_mean: Callable[[Tensor], Tensor] = identity,
     ) -> Losses:
-        """TD loss, conservative loss, and the losses of entropy control; see `Algorithm.losses`."""
+        """Computes TD loss, conservative loss and the losses of entropy control; see `Algorithm.losses`."""
         del noise, inputs, whole_mean  # nothing is random, and every loss is a plain mean over rows
         bins = self.bins(batch.actions)
         targets = self.targets(batch, bins)
@@ -219,7 +214,7 @@ class QTransformer(Algorithm):
 
     @torch.no_grad()
     def targets(self, batch: QTransformerBatch, bins: Tensor) -> Tensor:
-        """Targets y, (B, n_a): the best value of the next dimension, and for the last dimension the TD target."""
+        """Computes y, (B, n_a): the best value of the next dimension; for the last dimension the TD target."""
         next_dimension = self.target_network(batch.observations, bins).logits[:, 1:].sigmoid().amax(dim=-1)
         targets = torch.cat([next_dimension, self.td_target(batch).unsqueeze(-1)], dim=-1)
         if self.monte_carlo:
@@ -230,16 +225,16 @@ class QTransformer(Algorithm):
         return targets.clamp(0.0, 1.0) if self.clip_target else targets
 
     def td_target(self, batch: QTransformerBatch) -> Tensor:
-        """The scaled r + discount * mask * V(s'), (B,)."""
+        """Computes the scaled r + discount * mask * V(s'), (B,)."""
         value = self.next_state_value(batch)
-        if self.release_returns:  # a reward that is scaled by itself, and no future after a cut
+        if self.release_returns:  # rewards are scaled alone, and a truncation does not bootstrap
             reward = (batch.rewards - (1.0 - self.discount) * self.worst_return) * self.scale
             return reward + self.discount * batch.masks * (1.0 - batch.terminals) * value
         unscaled = value / self.scale + self.worst_return
         return self.scaled(batch.rewards + self.discount * batch.masks * unscaled)
 
     def next_state_value(self, batch: QTransformerBatch) -> Tensor:
-        """V(s') in scaled units, (B,); see ``next_value``."""
+        """Computes V(s') in scaled units, (B,); see ``next_value``."""
         taken = None if self.next_value in ("first_dimension", "greedy") else self.bins(batch.next_actions)
         dimensions = 1 if self.next_value == "first_dimension" else None
         output: AutoregressiveOutput = self.target_network(batch.next_observations, taken, dimensions=dimensions)
@@ -252,7 +247,7 @@ class QTransformer(Algorithm):
         return torch.where(batch.next_action_known > 0.0, last, values[:, 0].amax(dim=-1))
 
     def scaled(self, returns: Tensor) -> Tensor:
-        """Returns so that the worst is 0 and the best, for ever, 1."""
+        """Scales returns so that the worst is 0 and the best is 1."""
         return (at_least_float32(returns) - self.worst_return) * self.scale
 
     def after_step(self, inputs: Inputs) -> None:
@@ -261,15 +256,15 @@ class QTransformer(Algorithm):
         move_target(self.target_network, self.network, self.tau)
 
     def act(self, observations: Tensor, noise: Tensor) -> Tensor:
-        """The centres of the best bins; noise (B, n_a) is not used: (B, n_s) -> (B, n_a)."""
+        """Returns the centres of the best bins, (B, n_s) -> (B, n_a); does not use the noise (B, n_a)."""
         del noise
         return self.bins.centres(self.network(observations).bins)
 
     def actor(self, extraction: str | None = None) -> Actor:
-        """Chooses the best bin of one dimension after the other.
+        """Returns the actor that chooses the best bin of one dimension after another.
 
         Raises:
-            ValueError: There is no such extraction.
+            ValueError: The extraction is unknown.
         """
         require("extraction", extraction in (None, "greedy"), "greedy", extraction)
         return Actor((self.action_dim,), self.act, self.action_chunk)

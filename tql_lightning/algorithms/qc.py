@@ -31,11 +31,11 @@ class QCBatch(NamedTuple):
 
     Attributes:
         observations: s of the first step, (..., B, n_s).
-        actions: The h actions one after the other, (..., B, h n_a).
+        actions: The h actions, concatenated, (..., B, h n_a).
         rewards: Discounted sum over the window, (..., B).
         next_observations: s after the window's last step, (..., B, n_s).
         masks: gamma^(h - 1), or 0 where the MDP terminated, (..., B).
-        valid: 1 for steps of the window that belong to its episode, (..., B, h).
+        valid: 1 for steps of the window that belong to its episode, else 0, (..., B, h).
     """
 
     observations: Tensor
@@ -53,7 +53,7 @@ class QCNoise(NamedTuple):
         next_action: z' of the action at s', (..., B, h n_a), or (..., B, N, h n_a) for the best of N.
         flow_x0: x_0 ~ N(0, I), start of the behaviour flow, (..., B, h n_a).
         flow_t: t ~ U[0, 1), time of the behaviour flow, (..., B, 1).
-        distillation: z of student and teacher, (..., B, h n_a); without use for the best of N.
+        distillation: z of student and teacher, (..., B, h n_a); unused for the best of N.
     """
 
     next_action: Tensor
@@ -63,22 +63,23 @@ class QCNoise(NamedTuple):
 
 
 class QC(CriticAlgorithm):
-    """Q-chunking: critic and policy over chunks of h actions that are taken without looking again.
+    """Q-chunking: critic and policy over chunks of h actions that run open loop.
 
-    With a' as acting would choose it at s', Qbar the target critic, A = (a_t, ..., a_(t+h-1))::
+    With a' the action that acting chooses at s', Qbar the target critic and A = (a_t, ..., a_(t+h-1))::
 
         y       sum of discounted rewards + discount * mask * aggregate_k Qbar_k(s', a')
         critic  mean over batch and heads of valid * (Q_k(s, A) - y)^2
         flow    mean over batch and all entries of valid * (v(s, x_t, t) - (A - x_0))^2
         fql     flow + bc_coefficient * mean of (mu(s, z) - flow's action)^2 - mean of Q(s, clip mu(s, z))
-        act     "implicit": of policy.num_samples actions of the flow the one with the largest aggregate_k Q_k (QC);
+        act     "implicit": the one of policy.num_samples flow actions with the largest aggregate_k Q_k (QC);
                 "fql": clip mu(s, z) (QC-FQL)
 
-    One Adam takes all losses at the old parameters; then Qbar moves towards Q as it was before the step.
+    One Adam step uses all losses at the old parameters; then Qbar moves towards Q as it was before the step.
 
     Deviations: the project's own windows end with a success and keep true terminations, so that every row is valid
-    (``data.windows``); with the authors' windows (``data.release_windows``) invalid rows count 0 and stay in the
-    mean. Sampler and agent have one discount. "implicit" has no one-step policy, which the release carries unused.
+    (``data.windows``); with the authors' windows (``data.release_windows``) invalid rows have weight 0 but count in the
+    mean's divisor. Sampler and agent share one discount. "implicit" has no one-step policy; the release has an unused
+    one.
 
     Args:
         observation_dim: n_s (taken from the dataset by the CLI).
@@ -89,19 +90,19 @@ class QC(CriticAlgorithm):
         entropy_control: Makes the attention temperatures of a critic with attention; null for none.
         value_loss: Makes the critic's TD loss from the range of discounted returns.
         reward_range: Smallest and largest reward of transitions that continue (taken from the dataset by the CLI).
-        final_reward_range: The same of transitions that terminate; null if none does.
+        final_reward_range: The same for transitions that terminate; null if none does.
         action_chunk: h (taken from the data by the CLI).
         discount: gamma of one step of the environment.
         tau: Share of the critic that moves into the target critic at each update.
-        target_aggregation: Over the heads, in the TD target and in the choice of "implicit".
+        target_aggregation: Aggregation over the heads in the TD target and in the choice of "implicit".
         bc_coefficient: Weight of the distillation loss of "fql".
         extraction: How actions are chosen, in the TD target too: "implicit" or "fql".
-        release_decay: Let weight decay reach biases and norms too, as in the release; else only matrices.
+        release_decay: Whether weight decay also applies to biases and norms, as in the release, not only to matrices.
         optimisation: Learning rates, schedule, weight decay and clipping.
         execution: Compilation, CUDA graphs and precision of matrix products.
 
     Raises:
-        ValueError: a setting is out of its range; the message names it.
+        ValueError: A setting is out of its range; the message names it.
     """
 
     Batch = QCBatch
@@ -155,11 +156,11 @@ class QC(CriticAlgorithm):
 
     @property
     def acting_noise(self) -> tuple[int, ...]:
-        """Shape of the noise that one decision needs."""
+        """Shape of the noise for one decision."""
         return (self.action_dim,) if self.extraction == "fql" else (self.policy.num_samples, self.action_dim)
 
     def noise_draws(self) -> dict[str, Draw]:
-        """Noise of the next action, of the behaviour flow and of the distillation."""
+        """Returns the draws of `QCNoise`."""
         normal = Draw("normal", (self.action_dim,))
         return {
             "next_action": Draw("normal", self.acting_noise),
@@ -168,7 +169,7 @@ class QC(CriticAlgorithm):
         }
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Critic, temperatures and policy."""
+        """Returns critic, temperatures and policy."""
         groups = [*self.critic_groups(), ParameterGroup("actor", self.policy)]
         return [replace(group, decays=lambda *_: True) for group in groups] if self.release_decay else groups
 
@@ -180,7 +181,7 @@ class QC(CriticAlgorithm):
         with_metrics: bool = True,
         whole_mean: Callable[[Tensor], Tensor] = identity,
     ) -> Losses:
-        """Critic and actor loss; see `Algorithm.losses`."""
+        """Computes critic and actor loss; see `Algorithm.losses`."""
         fit = self.critic_loss(batch, noise, inputs, with_metrics, whole_mean)
         actor_loss, actor_metrics = self.actor_loss(batch, noise)
         return collected(fit.loss + actor_loss, fit.metrics | actor_metrics, fit.diagnostics, with_metrics)
@@ -188,7 +189,7 @@ class QC(CriticAlgorithm):
     def critic_loss(
         self, batch: QCBatch, noise: QCNoise, inputs: Inputs, with_metrics: bool, whole_mean: Callable[[Tensor], Tensor]
     ) -> CriticFit:
-        """TD target y = R + discount * mask * aggregate_k Qbar_k(s', a'); rows that leave their episode count 0."""
+        """Fits y = R + discount * mask * aggregate_k Qbar_k(s', a'); rows that leave their episode have weight 0."""
         with torch.no_grad():
             next_actions = self.act(batch.next_observations, noise.next_action)
         next_values = self.target_values(batch.next_observations, next_actions)
@@ -199,7 +200,7 @@ class QC(CriticAlgorithm):
         )
 
     def actor_loss(self, batch: QCBatch, noise: QCNoise) -> tuple[Tensor, dict[str, Tensor]]:
-        """Flow matching; with "fql" also distillation and the Q term."""
+        """Computes flow matching; with "fql" also distillation and the Q term."""
         x_t = losses.flow_interpolation(noise.flow_x0, batch.actions, noise.flow_t)
         velocity = self.policy.velocity(batch.observations, x_t, noise.flow_t)
         errors = (velocity - (batch.actions - noise.flow_x0)).square().view(len(velocity), self.action_chunk, -1)
@@ -214,16 +215,16 @@ class QC(CriticAlgorithm):
         return loss, metrics | {"actor_loss": loss}
 
     def act(self, observations: Tensor, noise: Tensor) -> Tensor:
-        """(B, n_s) observations and (B, *acting_noise) noise -> (B, h n_a) actions in [-1, 1]."""
+        """Maps (B, n_s) observations and (B, *acting_noise) noise to (B, h n_a) actions in [-1, 1]."""
         if isinstance(self.policy, FlowPolicy):
             return self.policy.one_step_actions(observations, noise).clamp(-1.0, 1.0)
         return self.policy.best_flow_actions(self.critic, observations, noise, self.target_aggregation)
 
     def actor(self, extraction: str | None = None) -> Actor:
-        """Acts as in training, or with "behaviour_flow" by plain cloning.
+        """Returns the actor of training, or with "behaviour_flow" that of plain cloning.
 
         Raises:
-            ValueError: there is no such extraction.
+            ValueError: The extraction is unknown.
         """
         if extraction == "behaviour_flow":
             return Actor((self.action_dim,), self.policy.flow_actions, self.action_chunk)

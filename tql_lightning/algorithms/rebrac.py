@@ -39,7 +39,7 @@ class ReBRACBatch(NamedTuple):
         next_observations: s', (..., B, n_s).
         masks: 0 only where the MDP terminated, (..., B).
         next_actions: The data's action at s', (..., B, n_a); 0 where there is none.
-        next_action_known: 1 where there is one, and 0 where its episode ends, (..., B).
+        next_action_known: 1 where there is one, 0 where the episode ends, (..., B).
     """
 
     observations: Tensor
@@ -64,16 +64,15 @@ class ReBRACNoise(NamedTuple):
 class ReBRAC(CriticAlgorithm):
     """ReBRAC: a deterministic policy pi(s), and cloning penalties in its loss and in the critic's target.
 
-    With pibar, Qbar the targets, a'_data the data's next action and mean over the batch::
+    With pibar and Qbar the target networks, a'_data the data's next action, and means over the batch::
 
         a'      clip(pibar(s') + clip(actor_noise * eps, +-actor_noise_clip), +-1)
         y       r + discount * mask * (min_k Qbar_k(s', a') - critic_bc_coefficient * |a' - a'_data|^2)
         critic  mean over heads too of (Q_k(s, a) - y)^2
         actor   -mean of min_k Q_k(s, pi(s)) / mean |min_k Q_k| + actor_bc_coefficient * mean of |pi(s) - a|^2
 
-    The actor's loss counts, and both targets move, only at every ``actor_period``-th update. One Adam takes all
-    losses at the old parameters, as in the release: in between the policy's gradient is 0 and it moves on by its
-    momentum.
+    The actor's loss counts, and both targets move, only at every ``actor_period``-th update. As in the release, one
+    Adam step uses all losses at the old parameters. At other updates the policy's gradient is 0 and momentum moves it.
 
     Deviation: where a recording ends without a termination there is no next action, and the critic's penalty of that
     row is 0; the release takes the first action of the next episode.
@@ -86,22 +85,22 @@ class ReBRAC(CriticAlgorithm):
         entropy_control: Makes the attention temperatures of a critic with attention; null for none.
         value_loss: Makes the critic's TD loss from the range of discounted returns.
         reward_range: Smallest and largest reward of transitions that continue (taken from the dataset by the CLI).
-        final_reward_range: The same of transitions that terminate; null if none does.
-        action_chunk: h, steps of the environment that one decision is made of (taken from the data by the CLI).
+        final_reward_range: The same for transitions that terminate; null if none does.
+        action_chunk: h, environment steps per decision (taken from the data by the CLI).
         discount: gamma.
         tau: Share of the networks that moves into their targets.
         actor_bc_coefficient: Weight of cloning in the actor's loss.
         critic_bc_coefficient: Weight of cloning in the critic's target.
-        actor_period: Updates from one of the actor to the next.
+        actor_period: Number of updates from one update of the actor to the next.
         actor_noise: Standard deviation of the noise of a'.
-        actor_noise_clip: Largest noise of a'.
-        acting_temperature: Factor of ``actor_noise`` while acting; 0 acts by the mode, as evaluations do.
+        actor_noise_clip: Bound of that noise.
+        acting_temperature: Factor of ``actor_noise`` while acting; 0 acts by the mode, as in evaluation.
         exploration_temperature: The same factor in an online phase.
         optimisation: Learning rates, schedule, weight decay and clipping.
         execution: Compilation, CUDA graphs and precision of matrix products.
 
     Raises:
-        ValueError: a setting is out of its range; the message names it.
+        ValueError: A setting is out of its range; the message names it.
     """
 
     Batch = ReBRACBatch
@@ -164,20 +163,20 @@ class ReBRAC(CriticAlgorithm):
         self.save_hyperparameters()
 
     def noise_draws(self) -> dict[str, Draw]:
-        """Noise of the target policy's action."""
+        """Returns the draws of `ReBRACNoise`."""
         return {"next_action": Draw("normal", (self.action_dim,))}
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Critic, temperatures and policy."""
+        """Returns critic, temperatures and policy."""
         return [*self.critic_groups(), ParameterGroup("actor", self.policy)]
 
     def inputs(self, update: int) -> Inputs:
-        """Entropy targets, and ``actor_update``, 1 or 0: whether the update, counted from 0, is one of the actor.
+        """Returns entropy targets, and ``actor_update``: 1 if the update, counted from 0, is one of the actor, else 0.
 
-        On a CPU the actor's losses are then left out; elsewhere it would take waiting for the device to know.
+        A CPU skips the actor's losses at other updates; on a GPU reading the number would synchronise the device.
         """
-        full = (update + 1) % self.actor_period == 0
-        return super().inputs(update) | {"actor_update": torch.tensor(float(full), device=self.device)}
+        is_actor_update = (update + 1) % self.actor_period == 0
+        return super().inputs(update) | {"actor_update": torch.tensor(float(is_actor_update), device=self.device)}
 
     def losses(
         self,
@@ -187,12 +186,12 @@ class ReBRAC(CriticAlgorithm):
         with_metrics: bool = True,
         whole_mean: Callable[[Tensor], Tensor] = identity,
     ) -> Losses:
-        """Critic and actor loss; see `Algorithm.losses`."""
+        """Computes critic and actor loss; see `Algorithm.losses`."""
         fit = self.critic_loss(batch, noise, inputs, with_metrics, whole_mean)
         if not with_metrics and not is_sharded(self.policy) and _is_zero(inputs["actor_update"]):
-            # Gradients of 0, not None: Adam's momentum moves the policy all the same.
-            nothing = torch.stack([parameter.sum() for parameter in self.policy.parameters()]).sum()
-            return Losses(fit.loss + 0.0 * nothing, {}, fit.diagnostics)
+            # The policy's gradients must be 0, not None, so that Adam's momentum still moves it.
+            parameter_sum = torch.stack([parameter.sum() for parameter in self.policy.parameters()]).sum()
+            return Losses(fit.loss + 0.0 * parameter_sum, {}, fit.diagnostics)
         actor_loss, actor_metrics = self.actor_loss(batch, whole_mean)
         total = fit.loss + inputs["actor_update"] * actor_loss
         return collected(total, fit.metrics | actor_metrics, fit.diagnostics, with_metrics)
@@ -205,7 +204,7 @@ class ReBRAC(CriticAlgorithm):
         with_metrics: bool,
         whole_mean: Callable[[Tensor], Tensor],
     ) -> CriticFit:
-        """TD target y = r + discount * mask * (min_k Qbar_k(s', a') - penalty)."""
+        """Fits y = r + discount * mask * (min_k Qbar_k(s', a') - penalty)."""
         with torch.no_grad():
             next_actions = self.noisy(self.target_policy.mode(batch.next_observations), noise.next_action)
             penalty = batch.next_action_known * losses.cloning_penalty(next_actions, batch.next_actions)
@@ -217,7 +216,7 @@ class ReBRAC(CriticAlgorithm):
     def actor_loss(
         self, batch: ReBRACBatch, whole_mean: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """-mean of min_k Q_k(s, pi(s)) / mean |min_k Q_k| + actor_bc_coefficient * mean of |pi(s) - a|^2."""
+        """Computes -mean of min_k Q_k(s, pi(s)) / mean |min_k Q_k| + actor_bc_coefficient * mean of |pi(s) - a|^2."""
         actions = at_least_float32(self.policy.mode(batch.observations))
         policy_values = self.frozen_critic_values(batch.observations, actions).amin(dim=-1)
         q_loss = losses.normalised_q_loss(policy_values, whole_mean(policy_values.detach().abs().mean()))
@@ -227,41 +226,41 @@ class ReBRAC(CriticAlgorithm):
         return loss, {"actor_loss": loss, "q_loss": q_loss, "bc_loss": bc_loss, "action_distance": distance}
 
     def noisy(self, actions: Tensor, noise: Tensor, temperature: float = 1.0) -> Tensor:
-        """Actions plus clipped noise, clipped to [-1, 1]; all (..., n_a), the noise standard normal."""
+        """Adds clipped noise to actions and clips to [-1, 1]; all (..., n_a), ``noise`` standard normal."""
         bound = self.actor_noise_clip
         return (actions + (temperature * self.actor_noise * noise).clamp(-bound, bound)).clamp(-1.0, 1.0)
 
     def before_step(self, inputs: Inputs) -> None:
-        """Targets move, at updates of the actor only, towards critic and policy as they are before their step."""
+        """Moves the targets, only at updates of the actor, towards critic and policy as they are before their step."""
         share = self.tau * inputs["actor_update"]
         move_target(self.target_critic, self.critic, share)
         move_target(self.target_policy, self.policy, share)
 
     def actor(self, extraction: str | None = None) -> Actor:
-        """Acts by the mode plus ``acting_temperature`` times the clipped noise of a', clipped to [-1, 1].
+        """Returns the actor: the mode plus noise as in a', scaled by ``acting_temperature``, clipped to [-1, 1].
 
         Raises:
-            ValueError: an extraction is named; there is one only.
+            ValueError: An extraction is named; there is only one.
         """
-        require("extraction", extraction is None, "none, which is all that ReBRAC has", extraction)
+        require("extraction", extraction is None, "none, since ReBRAC has no other", extraction)
         return Actor((self.action_dim,), self.act, self.action_chunk)
 
     def exploring_actor(self) -> Actor:
-        """The same with ``exploration_temperature``."""
+        """Returns the same actor with ``exploration_temperature``."""
         return Actor((self.action_dim,), partial(self.act, temperature=self.exploration_temperature), self.action_chunk)
 
     def act(self, observations: Tensor, noise: Tensor, temperature: float | None = None) -> Tensor:
-        """(B, n_s) observations and (B, n_a) standard normal noise -> (B, n_a) actions in [-1, 1]."""
+        """Maps (B, n_s) observations and (B, n_a) standard normal noise to (B, n_a) actions in [-1, 1]."""
         temperature = self.acting_temperature if temperature is None else temperature
         return self.noisy(self.policy.mode(observations), noise, temperature)
 
     def train(self, mode: bool = True) -> Any:
-        """Switches to training or evaluation; targets never drop out."""
+        """Switches to training or evaluation mode; both targets stay in evaluation mode, without dropout."""
         super().train(mode)
         self.target_policy.eval()
         return self
 
 
 def _is_zero(number: Tensor) -> bool:
-    """Whether a number is 0, where it can be known without waiting for a GPU and is no part of a compiled graph."""
+    """Whether a number is 0, if that is known without synchronising a GPU or breaking a compiled graph."""
     return not torch.compiler.is_compiling() and number.device.type == "cpu" and not bool(number)

@@ -1,35 +1,36 @@
 """Transformer Q-Learning (TQL, arXiv 2602.01439): the algorithm, read from top to bottom.
 
-`TQL.losses` is everything it minimises, equation by equation; the functions it calls stand in `algorithms.losses` and
-`algorithms.critics`. All losses are taken at the old parameters and summed, one gradient step is made, and the target
-critic moves towards the critic as it was BEFORE that step.
+`TQL.losses` computes everything it minimises, equation by equation, with functions of `algorithms.losses` and
+`algorithms.critics`. All losses are computed at the old parameters and summed, and one gradient step is made. The
+target critic moves towards the critic as it was BEFORE that step.
 
 Deviations from paper and release, and why:
 
-- One AdamW with parameter groups instead of one optimizer per network: the same update, bit for bit, but a
+- One AdamW has parameter groups instead of one optimizer per network. The update is the same, bit for bit, but the
   global step counts once, and distributed training needs no search for unused parameters.
-- The last transformer block computes only what the [VALUE] token needs, the first takes its tokens as factors. Exact
-  but for rounding; see `nn.attention`, `nn.scalar_tokens`.
-- Attention entropy is -sum p log_softmax, where the release clips p at 1e-9 inside the logarithm: they
-  differ by less than 1e-9 per key.
-- Noise, minibatches and dropout come from a counter (`data.counter_random`), not from a generator that runs on, so that
-  a run can be resumed at any update; the distributions are the release's.
+- The last transformer block computes only what the [VALUE] token needs, and the first takes its tokens as factors. Both
+  are exact up to rounding; see `nn.attention`, `nn.scalar_tokens`.
+- Attention entropy is -sum p log_softmax; the release clips p at 1e-9 inside the logarithm. They differ by less than
+  1e-9 per key.
+- Noise, minibatches and dropout come from a counter-based generator (`data.counter_random`), not a stateful one, so
+  that a run can resume at any update; the distributions are the release's.
 - Evaluation episodes and their noise are seeded; the release draws them afresh.
 - Logged gradient norms are 2-norms over each network, not the release's sum of per-array norms.
 - Query, key and value are one matrix; their weights, decay and initialisation are the release's.
-- Gradient clipping, which is off by default, multiplies by clip / (norm + 1e-6), torch's own; the release has no 1e-6.
-- The "sign" form of the temperature is written with expm1 and log1p, exact near 0 where exp(x) - 1 loses digits.
-- LayerNorm takes the variance of x - mean, torch's own, where the release takes E[x^2] - E[x]^2: rounding apart.
-- Softmax, entropy, values and targets are float32 also where the rest is bfloat16, which is too coarse for them.
-- Without entropy control there is no temperature; the release has one that nothing uses.
-- Entropy targets that no attention can reach (ln n and above) are refused; the release runs with them.
+- Gradient clipping, off by default, multiplies by clip / (norm + 1e-6), as torch does; the release has no 1e-6.
+- The "sign" form of the temperature uses expm1 and log1p, exact near 0 where exp(x) - 1 loses digits.
+- LayerNorm computes the variance of x - mean, as torch does; the release computes E[x^2] - E[x]^2. They differ by
+  rounding.
+- Softmax, entropy, values and targets are float32 even where the rest is bfloat16, which is too coarse for them.
+- Without entropy control there is no temperature; the release has an unused one.
+- Entropy targets that no attention can reach (ln n and above) are rejected; the release accepts them.
 - The release's optimizer "adam" is AdamW with ``weight_decay`` 0.
-- With extraction "implicit" the one-step policy stays as it started; in the release weight decay shrinks it, unused.
+- With extraction "implicit" the unused one-step policy keeps its initial weights; in the release they decay.
 
-Beyond paper and release, and off by default: n-step returns and action chunks (`data.windows`), a learning rate of the
-temperatures' own, targets that move over training (`nn.temperature.TargetSchedule`), values learned by classification
-(`nn.value_loss.HLGauss`), soft cap, clipped softmax and gated attention. What the paper compares with is not in its
-release; `docs/variants.md` says how each is read here.
+Beyond paper and release, and off by default: n-step returns and action chunks (`data.windows`), a separate learning
+rate for temperatures, targets that move over training (`nn.temperature.TargetSchedule`), values learned by
+classification (`nn.value_loss.HLGauss`), soft cap, clipped softmax and gated attention. The release lacks the variants
+that the paper compares with; `docs/variants.md` says how each is implemented here.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from tql_lightning.algorithms import losses
+from tql_lightning.algorithms.critic_algorithm import collected
 from tql_lightning.algorithms.critics import (
     CriticFit,
     critic_groups,
@@ -54,7 +56,7 @@ from tql_lightning.algorithms.critics import (
     make_temperature,
     move_target,
 )
-from tql_lightning.algorithms.flow_matching import distill
+from tql_lightning.algorithms.flow_matching import distill, flow_matching_loss
 from tql_lightning.batch import Batch, Draw
 from tql_lightning.nn.critic import Critic, TransformerCritic, make_critic
 from tql_lightning.nn.dropout import without_dropout
@@ -79,15 +81,15 @@ OPTIMISATION = Optimisation(
 
 
 class TQLNoise(NamedTuple):
-    """Every random number that one update uses, so that the losses are pure functions.
+    """Random numbers of one update, passed in so that the losses are pure functions.
 
     Attributes:
-        next_action: z' ~ N(0, I) of the one-step policy at s', (..., B, n_a); with extraction "implicit" of the N
+        next_action: z' ~ N(0, I) of the one-step policy at s', (..., B, n_a); with extraction "implicit" that of the N
             behaviour actions at s', (..., B, N, n_a).
         flow_x0: x_0 ~ N(0, I), start of the behaviour flow, (..., B, n_a).
         flow_t: t ~ U[0, 1), time of the behaviour flow, (..., B, 1).
         distillation: z ~ N(0, I), shared by student, teacher and the Q term, (..., B, n_a); unused by "implicit".
-        metric: z ~ N(0, I) of the logged action error, no influence on training, (..., B, n_a); likewise.
+        metric: z ~ N(0, I) of the logged action error, without effect on training, (..., B, n_a); unused by "implicit".
     """
 
     next_action: Tensor
@@ -106,29 +108,29 @@ class TQL(Algorithm):
         critic: Makes the critic from (observation_dim, action_dim).
         policy: Makes the flow policy from (observation_dim, action_dim).
         entropy_control: Makes the attention temperatures from (num_layers, num_tokens) of the critic:
-            ``AttentionTemperature`` (TQL), ``SingleTemperature`` or ``FixedPenalty``; null leaves the entropy alone.
-            Without effect for a critic that has no attention.
+            ``AttentionTemperature`` (TQL), ``SingleTemperature`` or ``FixedPenalty``; null for no entropy control.
+            Has no effect on a critic without attention.
         value_loss: Makes the TD loss from the range of discounted returns: ``SquaredError`` (TQL) or ``HLGauss``.
         reward_range: Smallest and largest reward of transitions that continue (taken from the dataset by the CLI).
-        final_reward_range: The same of transitions that terminate; null if none does.
-        action_chunk: h, environment steps that one decision is made of (taken from the data by the CLI).
+        final_reward_range: The same for transitions that terminate; null if none does.
+        action_chunk: h, environment steps per decision (taken from the data by the CLI).
         discount: gamma.
         tau: Share of the critic that moves into the target critic at each update.
-        target_aggregation: Over the heads of the target critic, in the TD target.
+        target_aggregation: Aggregation over the target critic's heads in the TD target.
         bc_coefficient: Weight of the distillation loss (alpha_BC, the release's ``alpha``).
-        normalize_q_loss: Divide the policy's Q loss by the mean |Q|.
-        extraction: How actions are chosen. "fql" takes the one-step policy's, "best_of_n" the best of
-            ``policy.num_samples`` behaviour actions by the smallest head, "behaviour_flow" clones; these three train
-            alike. "implicit" acts as "best_of_n" and trains critic and behaviour flow only, with such an action at s'
-            in the TD target.
+        normalize_q_loss: Whether to divide the policy's Q loss by the mean |Q|.
+        extraction: How actions are chosen. "fql" takes the one-step policy's action, "best_of_n" the best of
+            ``policy.num_samples`` behaviour actions by the smallest head, and "behaviour_flow" a behaviour action;
+            these three train alike. "implicit" acts as "best_of_n", trains only critic and behaviour flow, and chooses
+            the action at s' in the TD target in the same way.
         optimisation: Learning rates of critic, temperature and actor, schedule, weight decay and clipping. A
-            temperature's rate above the critic's lets it answer before a fast critic has collapsed.
+            temperature's rate above the critic's lets it react before a fast critic's attention collapses.
         execution: Compilation, CUDA graphs and the precision of matrix products.
 
     Raises:
         ValueError: A setting is out of its range; the message names it.
 
-    Example:
+    Examples:
         >>> from functools import partial
         >>> from tql_lightning import TQL, TransformerCritic
         >>> model = TQL(3, 1, critic=partial(TransformerCritic, hidden_dim=32), bc_coefficient=1.0)
@@ -183,7 +185,7 @@ class TQL(Algorithm):
         self.extraction: Extraction = extraction
 
     def noise_draws(self) -> dict[str, Draw]:
-        """See `TQLNoise`."""
+        """Returns the draws of `TQLNoise`."""
         normal = Draw("normal", (self.action_dim,))
         candidates = Draw("normal", (self.policy.num_samples, self.action_dim))
         return {
@@ -195,11 +197,11 @@ class TQL(Algorithm):
         }
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Critic, temperatures, and both policy networks; with extraction "implicit" the behaviour flow alone."""
+        """Returns critic, temperatures and both policy networks; with "implicit" no one-step policy."""
         return [*critic_groups(self.critic, self.temperature), ParameterGroup("actor", self.policy)]
 
     def inputs(self, update: int) -> Inputs:
-        """Entropy targets at the update."""
+        """Returns the entropy targets at the update."""
         return entropy_inputs(self.temperature, update)
 
     # ------------------------------------------------------------------ one update (section 6 of docs/algorithm.md)
@@ -212,26 +214,23 @@ class TQL(Algorithm):
         with_metrics: bool = True,
         whole_mean: Callable[[Tensor], Tensor] = identity,
     ) -> Losses:
-        """Everything TQL minimises; see `Algorithm.losses`.
+        """Computes everything TQL minimises; see `Algorithm.losses`.
 
-        One side effect: where sigma-Reparam is used, each of the critic's two passes moves its buffers in training.
+        One side effect: with sigma-Reparam, each of the critic's two passes updates its buffers in training.
         """
         fit = self.critic_loss(batch, noise, inputs, with_metrics, whole_mean)
         actor_loss, actor_metrics = self.actor_loss(batch, noise, whole_mean)
-        total = fit.loss + actor_loss
-        if not with_metrics:
-            return Losses(total, {}, fit.diagnostics)
         metrics = fit.metrics | actor_metrics
-        if self.trains_one_step_policy:
+        if with_metrics and self.trains_one_step_policy:
             with torch.no_grad():
                 sampled = self.one_step_actions(batch.observations, noise.metric)
                 metrics["action_error"] = (sampled - batch.actions).square().mean()
-        return Losses(total, {name: value.detach() for name, value in metrics.items()}, fit.diagnostics)
+        return collected(fit.loss + actor_loss, metrics, fit.diagnostics, with_metrics)
 
     def critic_loss(
         self, batch: Batch, noise: TQLNoise, inputs: Inputs, with_metrics: bool, whole_mean: Callable[[Tensor], Tensor]
     ) -> CriticFit:
-        """TD, entropy and temperature loss; y = r + discount * mask * aggregate Q_target(s', `next_actions`)."""
+        """Computes TD, entropy and temperature loss; y = r + discount * mask * aggregate_k Q_target,k(s', a')."""
         with torch.no_grad():
             next_actions = self.next_actions(batch.next_observations, noise.next_action)
             following = self.target_critic(batch.next_observations, next_actions).at_least_float32()
@@ -244,10 +243,10 @@ class TQL(Algorithm):
         return fit_critic(output, target, td_loss, self.temperature, inputs, whole_mean)
 
     def next_actions(self, observations: Tensor, noise: Tensor) -> Tensor:
-        """Actions a' of the TD target: clip(mu(s', z')); with "implicit" the best of N behaviour actions.
+        """Computes the actions a' of the TD target: clip(mu(s', z')); with "implicit" the best of N behaviour actions.
 
-        The online critic's smallest head chooses, without dropout, as in acting and in the release; the target critic
-        then gives the value of the action chosen.
+        The online critic's smallest head chooses, without dropout, as in acting and in the release. The target critic
+        then scores the chosen action.
         """
         if self.trains_one_step_policy:
             return self.one_step_actions(observations, noise)
@@ -257,19 +256,18 @@ class TQL(Algorithm):
     def actor_loss(
         self, batch: Batch, noise: TQLNoise, whole_mean: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Behaviour flow + bc_coefficient * distillation + Q term, and what is logged; of "implicit" the first only."""
+        """Computes behaviour flow + bc_coefficient * distillation + Q term (with "implicit" the first), and metrics."""
         # Behaviour flow: v(s, x_t, t) regresses onto x_1 - x_0
-        x_t = losses.flow_interpolation(noise.flow_x0, batch.actions, noise.flow_t)
-        velocity = self.policy.velocity(batch.observations, x_t, noise.flow_t)
-        behaviour_flow_loss = losses.behaviour_flow_loss(velocity, noise.flow_x0, batch.actions)
+        x0, t = noise.flow_x0, noise.flow_t
+        behaviour_flow_loss = flow_matching_loss(self.policy, batch.observations, batch.actions, x0, t)
 
         if not self.trains_one_step_policy:
             return behaviour_flow_loss, {"actor_loss": behaviour_flow_loss, "behaviour_flow_loss": behaviour_flow_loss}
 
         # Distillation: the one-step policy follows the flow from the same noise
-        student, distillation_loss = distill(self.policy, batch.observations, noise.distillation, noise.flow_t)
+        student, distillation_loss = distill(self.policy, batch.observations, noise.distillation, t)
 
-        # Q term: the online critic, held fixed, at the one-step policy's action; over the batch's mean |Q| on request
+        # Q term: the frozen online critic at the one-step policy's action; divided by the batch's mean |Q| on request
         policy_values = self.frozen_critic_values(batch.observations, student.clamp(-1.0, 1.0))
         q_scale = whole_mean(losses.q_scale(policy_values)) if self.normalize_q_loss else None
         q_loss = losses.q_loss(policy_values, q_scale)
@@ -284,14 +282,14 @@ class TQL(Algorithm):
         }
 
     def frozen_critic_values(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """Online critic's values (B, E) whose gradient reaches the actions and not the critic."""
+        """Computes the online critic's values (B, E); gradients reach the actions but not the critic."""
         return frozen_values(self.critic, observations, actions)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes over the checkpoint's progress; see `Algorithm.on_load_checkpoint`.
+        """Restores the checkpoint's progress; see `Algorithm.on_load_checkpoint`.
 
         Raises:
-            ValueError: The checkpoint's run trained other networks of the policy.
+            ValueError: The checkpoint's run trained other policy networks.
         """
         super().on_load_checkpoint(checkpoint)
         fits = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
@@ -313,10 +311,10 @@ class TQL(Algorithm):
     # ------------------------------------------------------------------ acting (section 5 of docs/algorithm.md)
 
     def actor(self, extraction: str | None = None) -> Actor:
-        """The policy as a pure function of observations and noise; see `Algorithm.actor`.
+        """Returns the policy as a pure function of observations and noise; see `Algorithm.actor`.
 
         Raises:
-            ValueError: There is no such extraction, or "fql" is asked of a model that "implicit" trained.
+            ValueError: The extraction is unknown, or is "fql" for a model trained with "implicit".
         """
         chosen = extraction or self.extraction
         if chosen == "fql" and not self.trains_one_step_policy:
@@ -329,7 +327,7 @@ class TQL(Algorithm):
         return self.policy.one_step_actions(observations, noise).clamp(-1.0, 1.0)
 
     def train(self, mode: bool = True) -> TQL:
-        """Switches to training or evaluation; the target critic never drops out."""
+        """Switches to training or evaluation mode; the target critic stays in evaluation mode, without dropout."""
         super().train(mode)
         self.target_critic.eval()
         return self

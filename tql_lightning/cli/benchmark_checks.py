@@ -16,7 +16,7 @@ from tql_lightning.cli.configs import resolve_configs
 from tql_lightning.cli.errors import short_message
 from tql_lightning.cli.lightning import TQLCLI
 from tql_lightning.data.sources.ogbench import dataset_file, how_to_get
-from tql_lightning.evaluation.envs import check_sizes
+from tql_lightning.evaluation.envs import check_env, known_bounds
 
 LOGGERS = ("lightning.fabric", "lightning.pytorch")
 
@@ -115,7 +115,9 @@ def _check(run: PlannedRun, with_environment: bool) -> None:
         model.check_trainer(cli.trainer)
         data.setup("fit")
         if with_environment and data.dataset.env_id is not None:
-            check_sizes(data.dataset.env_id, data.dataset.observation_dim, data.dataset.action_dim)
+            own = data.dataset
+            bounds = known_bounds(own.action_low, own.action_high)
+            check_env(own.env_id, own.observation_dim, own.action_dim, bounds)
 
 
 def parse_fit(run: PlannedRun, *more: str) -> ParsedFit:

@@ -199,6 +199,7 @@ def evaluate(
     json: str | None = None,
     video: str | None = None,
     video_episodes: int = 3,
+    max_episode_steps: int | None = None,
 ) -> None:
     """Plays evaluation episodes with the policies of checkpoints and prints a table with 95 % intervals.
 
@@ -218,6 +219,7 @@ def evaluate(
         video: Folder for MP4 videos of the first episodes; a run's own is RUN/videos. Needs
             pip install tql-lightning[video], and without a display EGL or OSMesa (MUJOCO_GL).
         video_episodes: Number of episodes to film.
+        max_episode_steps: Time limit of an episode; default: the one that the environment is registered with.
     """
     from tql_lightning.system.files import require_writable, write_text_whole
 
@@ -251,6 +253,7 @@ def evaluate(
             folder,
             filmed,
             None if sigma is None else (sigma, smoothing_samples),
+            max_episode_steps,
         )
         figures.append(entry)
         print(table(entry), flush=True)

@@ -22,7 +22,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
-from tql_lightning.algorithms.loading import LONGEST_REASON, check_contents, checked_settings
+from tql_lightning.algorithms.loading import check_contents
 from tql_lightning.algorithms.starting import load_weights
 from tql_lightning.cli.close_names import add_note, option_names
 from tql_lightning.cli.help import DESCRIPTION, SUMMARIES
@@ -36,10 +36,11 @@ from tql_lightning.data.sampler import rows_per_process
 from tql_lightning.online.collector import Collector
 from tql_lightning.online.settings import Online
 from tql_lightning.run.checkpoint_io import LAST, SUFFIX, CheckpointError, WholeCheckpointIO, base_io, read_checkpoint
-from tql_lightning.run.folder import CONFIG_FILE, METRICS_BEFORE_FILE, METRICS_FILE, writes_nothing
+from tql_lightning.run.folder import CONFIG_FILE, writes_nothing
 from tql_lightning.run.lock import only_run_in
-from tql_lightning.run.superseded import has_begun, take_back
-from tql_lightning.system.private_api import given_checkpoint_io, last_checkpoints
+from tql_lightning.run.superseded import has_begun
+from tql_lightning.system.private_api import given_checkpoint_io, last_checkpoints, restores_checkpoint
+from tql_lightning.training.contents import LONGEST_REASON, checked_settings
 from tql_lightning.training.hyperparameters import ALGORITHM, class_path
 from tql_lightning.training.out_of_memory import explained_memory
 from tql_lightning.training.resuming import newest_whole, refuse_changes, refuse_foreign_checkpoint
@@ -274,9 +275,7 @@ class TQLCLI(LightningCLI):
             dirpaths = [getattr(callback, "dirpath", None) for callback in self.trainer.checkpoint_callbacks]
             refuse_foreign_checkpoint(found[0], folder, [Path(dirpath) for dirpath in dirpaths if dirpath])
         new = not self._get(self.config, "ckpt_path") and not writes_nothing(self.trainer)
-        if new and not has_begun(folder):
-            self._begins_anew()
-        elif new:
+        if new and has_begun(folder):
             refuse_earlier_run(folder)
         self._load_weights()
 
@@ -361,24 +360,16 @@ class TQLCLI(LightningCLI):
             )
 
     def _begins_anew(self) -> bool:
-        """Restarts at update 0 a run that ended before its first checkpoint; returns whether there is one."""
-        folder = Path(self.trainer.default_root_dir)
-        if self.subcommand != "fit" or not (folder / CONFIG_FILE).is_file():
+        """Leaves out the checkpoint of a run that ended before its first one; returns whether there is such a run."""
+        if self.subcommand != "fit" or not (Path(self.trainer.default_root_dir) / CONFIG_FILE).is_file():
             return False
-        rank_zero_warn(f"{folder}: its run ended before its first checkpoint, and begins anew")
         self.config_init[self.subcommand]["ckpt_path"] = None
-        if self.trainer.is_global_zero and (folder / METRICS_FILE).is_file():
-            (folder / METRICS_FILE).replace(folder / METRICS_BEFORE_FILE)
-        take_back(self.trainer, -1)
         return True
 
 
 def raised_while_restoring(error: BaseException) -> bool:
-    """Whether an error comes from Lightning's restoring of a checkpoint; the same module also writes checkpoints."""
-    return any(
-        frame.filename.endswith("checkpoint_connector.py") and frame.name.lstrip("_").startswith(("restore", "resume"))
-        for frame in traceback.extract_tb(error.__traceback__)
-    )
+    """Whether an error comes from Lightning's restoring of a checkpoint."""
+    return any(restores_checkpoint(frame.f_code) for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def _kind_of(callback: Callback) -> object:

@@ -32,7 +32,7 @@ from tql_lightning.system.full_disk import drop_unwritable_output, steady_output
 from tql_lightning.trust.output import plain_messages, plain_output
 
 SILENCED_WARNINGS = (
-    r"Using ModelCheckpoint with manual optimization",  # checkpoints hold the state after an update, as intended
+    r"You're using the WeightAveraging callback with a model",  # sharded weights are refused
     r"Total length of `list` across ranks is zero",  # a dataset need not have a validation part
     r"`isinstance\(treespec, LeafSpec\)`",  # raised by Lightning's use of torch
     r"Detected call of `lr_scheduler.step\(\)` before",  # float16 skips its first optimizer steps

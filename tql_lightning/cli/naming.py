@@ -13,6 +13,7 @@ from tql_lightning.run.naming import method_name, run_folder
 OUTPUT = "runs"
 DATASET = "data.dataset"
 TASK = "data.dataset.task"
+READING = ("data.dataset.keys", "data.dataset.max_episode_steps")  # how a file is read, which does not vary
 TASK_REFERENCE = "${..data.dataset.init_args.task}"  # relative, since only files may refer to absolute keys
 SEED_REFERENCE = "${..seed_everything}"
 GENERAL = ("own",)  # packaged configurations that say nothing of method or problem
@@ -33,11 +34,8 @@ def default_folder(arguments: Sequence[str]) -> str:
     configs = [value for key, value in options if key in ("c", "config")]
     problems = [name for name in configs if _is_problem(name)]
     dataset = next((value for key, value in reversed(options) if key == DATASET), None)
-    own = [
-        Path(name).stem
-        for name in configs
-        if not name.startswith((METHOD, SIZE, VARIANT)) and name not in (*problems, *GENERAL)
-    ]
+    named = [name for name in configs if name not in (*problems, *GENERAL)]
+    own = [Path(name).stem for name in named if not name.startswith((METHOD, SIZE, VARIANT))]
     task: str | None = None
     if dataset is not None:
         problem, task = _problem_of(dataset)
@@ -50,7 +48,7 @@ def default_folder(arguments: Sequence[str]) -> str:
     algorithm = next((value for key, value in reversed(options) if key == "model"), None)
     names = [algorithm] if algorithm else [_last(configs, METHOD) or "tql"]
     names += [part for part in (_last(configs, SIZE), _last(configs, VARIANT)) if part]
-    in_path = {DATASET} | ({TASK} if task is not None else set())
+    in_path = {DATASET, *READING} | ({TASK} if task is not None else set())
     settings = [(key, value) for key, value in options if key.startswith(VARYING) and key not in in_path]
     return run_folder(OUTPUT, problem, task, method_name([*names, *own], settings), SEED_REFERENCE)
 

@@ -24,6 +24,7 @@ from tql_lightning.cli.configs import packaged_configs
 from tql_lightning.data.collecting.collect import collect, datasets_folder
 from tql_lightning.data.sources.npz import load_npz
 from tql_lightning.report.plots import plot_runs
+from tql_lightning.run.baselines import CLONING, record_baseline
 from tql_lightning.run.folder import CONFIG_FILE, LOG_FILE, METRICS_FILE, VIDEO_FOLDER
 from tql_lightning.run.metrics_csv import read_metrics
 from tql_lightning.run.provenance import peak_memory_bytes
@@ -232,6 +233,9 @@ def _figures(runs: Sequence[Run], data_returns: NDArray[np.float64]) -> dict[str
             )["return"]
             for run in runs
         ]
+        if name == "behaviour_flow":
+            for run, mean_return in zip(runs, per_seed, strict=True):
+                record_baseline(run.folder, CLONING, mean_return)
         figures[name] = {
             **_mean(np.asarray(per_seed)),
             "per_seed": per_seed,

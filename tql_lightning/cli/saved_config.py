@@ -9,10 +9,12 @@ from typing import Any
 import torch
 import yaml
 from lightning.pytorch.cli import SaveConfigCallback
+from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from tql_lightning.cli.configs import refer_to_folder
-from tql_lightning.run.folder import CONFIG_FILE, writes_nothing
+from tql_lightning.run.folder import CONFIG_FILE, METRICS_BEFORE_FILE, METRICS_FILE, writes_nothing
 from tql_lightning.run.provenance import record_start
+from tql_lightning.run.superseded import take_back
 from tql_lightning.system.files import write_text_whole
 from tql_lightning.system.full_disk import unwritten
 
@@ -35,9 +37,19 @@ class SaveFitConfig(SaveConfigCallback):
         """Does nothing: if a later callback refuses to start, an earlier run's file must stay."""
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Runs Lightning's ``setup`` once every callback is set up and the checkpoint is loaded."""
-        if not writes_nothing(trainer):
-            super().setup(trainer, pl_module, "fit")
+        """Runs Lightning's ``setup`` once every callback is set up and the checkpoint is loaded.
+
+        A run that ended before its first checkpoint begins anew: its records are set aside.
+        """
+        if writes_nothing(trainer):
+            return
+        folder = Path(trainer.default_root_dir)
+        if trainer.ckpt_path is None and (folder / CONFIG_FILE).is_file():
+            rank_zero_warn(f"{folder}: its run ended before its first checkpoint, and begins anew")
+            if trainer.is_global_zero and (folder / METRICS_FILE).is_file():
+                (folder / METRICS_FILE).replace(folder / METRICS_BEFORE_FILE)
+            take_back(trainer, -1)
+        super().setup(trainer, pl_module, "fit")
 
     def save_config(self, trainer: Any, pl_module: Any, stage: str) -> None:  # noqa: ARG002
         """Replaces the file in one step, so that it is whole even if the process is killed.

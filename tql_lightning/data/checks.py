@@ -28,7 +28,7 @@ Allocate = Callable[[str, tuple[int, ...]], Floats]
 class DatasetError(FileError):
     """A dataset cannot be used; the message names the field, what was expected and found, and the remedy.
 
-    Example:
+    Examples:
         >>> from tql_lightning import load_dataset
         >>> try:
         ...     load_dataset("absent.npz")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from operator import index
 
 import torch
 from torch import Tensor
@@ -57,7 +58,7 @@ def uniform(seed: int, updates: Tensor, rows: Tensor, columns: int) -> Tensor:
         (K, R, columns) float64.
     """
     step = _signed(_INCREMENT)
-    stream = mix((updates * step).add_(_signed(mix_integer(seed + _INCREMENT))))
+    stream = mix((updates * step).add_(_signed(mix_integer(index(seed) + _INCREMENT))))  # NumPy's would overflow
     row_key = mix(stream[:, None] + (rows + 1).mul_(step))
     counter = torch.arange(1, columns + 1, device=updates.device).mul_(step)
     return _shift_right(mix(row_key[..., None] + counter), 11).to(torch.float64).mul_(2.0**-53)
@@ -74,11 +75,11 @@ def seed_generators(device: torch.device, seed: int, update: int, rank: int) -> 
         update: Number of the update.
         rank: Rank of this process.
     """
-    number = (_generator_key(seed, rank) + update) % _WORD
+    number = (_generator_key(index(seed), rank) + update) % _WORD
     torch.default_generator.manual_seed(number)
     if device.type == "cuda":
-        index = torch.cuda.current_device() if device.index is None else device.index
-        torch.cuda.default_generators[index].manual_seed(number)
+        number_of_device = torch.cuda.current_device() if device.index is None else device.index
+        torch.cuda.default_generators[number_of_device].manual_seed(number)
 
 
 @cache

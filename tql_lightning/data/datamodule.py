@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import cached_property
+from operator import index
 from typing import Any, get_args
 
 import torch
@@ -49,7 +50,7 @@ class OfflineDataModule(LightningDataModule):
         ValueError: a number is out of its range.
         DatasetError: ``dataset`` is something else.
 
-    Example:
+    Examples:
         >>> from tql_lightning import load_dataset
         >>> data = OfflineDataModule(load_dataset("mine.npz"), batch_size=64)
         >>> data.observation_dim, data.action_dim
@@ -78,10 +79,8 @@ class OfflineDataModule(LightningDataModule):
                 "TransitionDataset.from_arrays"
             )
         self.dataset = dataset
-        self.batch_size = batch_size
-        self.updates_per_step = updates_per_step
-        self.seed = seed
-        self.span = Span(n_step, action_chunk, discount, release_windows)
+        self.batch_size, self.updates_per_step, self.seed = map(index, (batch_size, updates_per_step, seed))
+        self.span = Span(index(n_step), index(action_chunk), float(discount), release_windows)
         if storage not in get_args(StorageChoice):
             raise ValueError(f"data.storage: expected {', '.join(get_args(StorageChoice))}, found {storage}")
         self.storage: StorageChoice = storage

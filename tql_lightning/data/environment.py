@@ -139,10 +139,14 @@ def check_spaces(dataset: TransitionDataset, observations: gymnasium.Space[Any],
     from gymnasium.spaces import Box
 
     columns = flat_space(observations)
-    expected = None if columns is None else columns.shape[0]
-    if expected != dataset.observation_dim:
+    if columns is None:
         raise DatasetError(
-            f"{dataset.name}: observations: expected {expected or observations} columns as in {dataset.env_id}, found "
+            f"{dataset.name}: observations: expected a Box or a Dict of Boxes, and no pictures, in {dataset.env_id}, "
+            f"found {observations}; name the environment that the data are from as env_id"
+        )
+    if columns.shape != (dataset.observation_dim,):
+        raise DatasetError(
+            f"{dataset.name}: observations: expected {columns.shape[0]} columns as in {dataset.env_id}, found "
             f"{dataset.observation_dim}; name the environment that the data are from as env_id"
         )
     problem = action_problem(actions)

@@ -79,15 +79,14 @@ class TransitionDataset(_BuiltByPath):
         reference_scores: returns of a random and of an expert policy (see `normalized_score`), or None.
         rows_left_out: Number of recorded rows that are no transitions, because their next observation is unknown.
 
-    Example:
+    Examples:
         >>> ends = np.arange(40) % 20 == 19
         >>> dataset = TransitionDataset.from_arrays(
         ...     observations=np.zeros((40, 3)), actions=np.zeros((40, 1)), rewards=np.ones(40),
         ...     terminations=np.zeros(40), truncations=ends, name="mine",
         ... )
-        >>> print(repr(dataset)[:31])
-        mine
-        environment       not named
+        >>> print(repr(dataset).splitlines()[2])
+        transitions       38 (held out: 0)
         >>> len(dataset), dataset.rows_left_out, dataset.episode_returns()
         (38, 2, array([19., 19.]))
     """

@@ -41,11 +41,21 @@ class EvaluationJob:
     num_envs: int
     parallel: bool
     extraction: str | None
+    max_episode_steps: int | None = None
 
     def work(self, beat: Callable[[], None]) -> RolloutResult:
         """Plays the episodes; calls ``beat`` before every step."""
         actor = load_checkpoint(self.snapshot, trusted=True)[0].actor(self.extraction)
-        return rollout(actor, self.env_id, self.episodes, self.seed, self.num_envs, self.parallel, before_step=beat)
+        return rollout(
+            actor,
+            self.env_id,
+            self.episodes,
+            self.seed,
+            self.num_envs,
+            self.parallel,
+            before_step=beat,
+            max_episode_steps=self.max_episode_steps,
+        )
 
 
 @dataclass(frozen=True)
@@ -59,13 +69,15 @@ class FilmJob:
     seed: int
     extraction: str | None
     folder: str
+    max_episode_steps: int | None = None
 
     def work(self, beat: Callable[[], None]) -> list[Path]:
         """Films the episodes and returns the files; calls ``beat`` before every step."""
         require_video()  # before anything imports MuJoCo
         actor = load_checkpoint(self.snapshot, trusted=True)[0].actor(self.extraction)
         name = update_name(self.update)
-        return film_episodes(actor, self.env_id, self.episodes, self.seed, Path(self.folder), name, beat)
+        folder = Path(self.folder)
+        return film_episodes(actor, self.env_id, self.episodes, self.seed, folder, name, beat, self.max_episode_steps)
 
 
 Job = EvaluationJob | FilmJob

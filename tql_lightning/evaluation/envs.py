@@ -1,48 +1,57 @@
-"""Makes environments with flat float32 observations and actions in [-1, 1]."""
+"""Makes environments with flat float32 observations and actions in [-1, 1], whose reports are checked."""
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from contextlib import suppress
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from tql_lightning.data.environment import environment_spec
-from tql_lightning.data.flatten import flat_space, flatten
+from tql_lightning.data.flatten import different_bounds
 from tql_lightning.trust.text import FileError
 
 if TYPE_CHECKING:
     import gymnasium
+
+    from tql_lightning.evaluation.policy_env import PolicyEnv
+
+Bounds = tuple[Sequence[float], Sequence[float]]
 
 
 class EnvError(FileError):
     """An environment cannot be made, fails or does not fit; the message gives the reason."""
 
 
-def make_env(env_id: str, render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
-    """Makes a Gymnasium environment with flat float32 observations and actions in [-1, 1].
-
-    The columns of Dict observations are those of `tql_lightning.data.flatten`.
+def make_env(env_id: str, render_mode: str | None = None, max_episode_steps: int | None = None) -> PolicyEnv:
+    """Makes a Gymnasium environment as a policy plays it; see `PolicyEnv`.
 
     Args:
         env_id: Gymnasium id; "package:Env-v0" first imports the package that registers it. Or a JSON specification
             (``EnvSpec.to_json``), as Minari's datasets hold for environments made with arguments.
         render_mode: Render mode of the environment.
+        max_episode_steps: Time limit of an episode; None for the one that the environment is registered with.
 
     Raises:
-        EnvError: unknown id, missing package, constructor without ``render_mode``, unsupported spaces, pictures, or
-            actions without bounds.
+        EnvError: unknown id, missing package, constructor without ``render_mode``, unsupported spaces, pictures,
+            actions that are discrete or without bounds, or no time limit.
     """
     import gymnasium
-    from gymnasium.wrappers import DtypeObservation, FlattenObservation, RescaleAction, TransformObservation
 
+    from tql_lightning.evaluation.policy_env import PolicyEnv
     from tql_lightning.evaluation.seeded_reset import SeededReset
 
+    if max_episode_steps is not None and max_episode_steps < 1:
+        raise EnvError(f"max_episode_steps: expected at least 1, found {max_episode_steps}")
     try:
         rendering: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
-        env = gymnasium.make(environment_spec(env_id), **rendering)
+        env = gymnasium.make(environment_spec(env_id), max_episode_steps=max_episode_steps, **rendering)
+        played = PolicyEnv(SeededReset(env), env_id)
+    except EnvError:
+        raise
     except TypeError as error:
         raise EnvError(f"environment {env_id}: its constructor does not take its arguments ({error})") from error
     except ModuleNotFoundError as error:
@@ -55,41 +64,56 @@ def make_env(env_id: str, render_mode: str | None = None) -> gymnasium.Env[Any, 
         raise EnvError(f"environment {env_id}: {error}{hint}") from error
     except (Exception, SystemExit) as error:  # of any simulator
         raise EnvError(f"environment {env_id} failed: {type(error).__name__}: {error}") from error
-    box = gymnasium.spaces.Box
-    if not isinstance(env.action_space, box) or env.action_space.shape is None or len(env.action_space.shape) != 1:
-        raise EnvError(f"environment {env_id}: expected a Box of actions of rank 1, found {env.action_space}")
-    if not (np.isfinite(env.action_space.low).all() and np.isfinite(env.action_space.high).all()):
-        raise EnvError(f"environment {env_id}: expected bounded actions, found {env.action_space}")
-    columns = flat_space(env.observation_space)
-    if columns is None:
+    if not _has_time_limit(env):
         raise EnvError(
-            f"environment {env_id}: expected a Box of observations, or a Dict of Boxes, and no pictures, found "
-            f"{env.observation_space}"
+            f"environment {env_id}: expected a time limit, found none: an episode might never end; register it with "
+            "max_episode_steps, or set max_episode_steps where it is evaluated"
         )
-    if isinstance(env.observation_space, gymnasium.spaces.Dict):
-        env = TransformObservation(env, partial(flatten, env.observation_space), columns)
-    if len(env.observation_space.shape) != 1:  # type: ignore[arg-type]
-        env = FlattenObservation(env)
-    if env.observation_space.dtype != "float32":
-        env = DtypeObservation(env, "float32")
-    low, high = env.action_space.low, env.action_space.high  # type: ignore[attr-defined]
-    if (low != -1.0).any() or (high != 1.0).any():
-        env = RescaleAction(env, np.float32(-1.0), np.float32(1.0))
-    return SeededReset(env)
+    return played
 
 
-def check_sizes(env_id: str, observation_dim: int, action_dim: int) -> None:
-    """Makes the environment once and compares its sizes with a model's.
+def _has_time_limit(env: gymnasium.Env[Any, Any]) -> bool:
+    import gymnasium
+
+    while isinstance(env, gymnasium.Wrapper):
+        if isinstance(env, gymnasium.wrappers.TimeLimit):
+            return True
+        env = env.env
+    return False
+
+
+def check_env(
+    env_id: str, observation_dim: int, action_dim: int, bounds: Bounds | None, max_episode_steps: int | None = None
+) -> None:
+    """Makes the environment once and compares sizes and bounds of actions with those of a model's data.
+
+    Args:
+        env_id: Gymnasium id.
+        observation_dim: n_s.
+        action_dim: n_a of one action of the environment.
+        bounds: Lower and upper bounds of the data's actions, (n_a,) each; None where they are not known.
+        max_episode_steps: See `make_env`.
 
     Raises:
-        EnvError: the sizes differ, or the environment cannot be made.
+        EnvError: Sizes or bounds differ, or the environment cannot be made.
     """
-    env = make_env(env_id)
-    try:
-        found = {"observation": env.observation_space.shape, "action": env.action_space.shape}
-    finally:
-        with suppress(Exception, SystemExit):  # an evaluation will tell of it
-            env.close()
+    env = make_env(env_id, max_episode_steps=max_episode_steps)
+    with suppress(Exception, SystemExit):  # an evaluation will tell of it
+        env.close()
+    found = {"observation": env.observation_space.shape, "action": env.action_space.shape}
     expected = {"observation": (observation_dim,), "action": (action_dim,)}
     if found != expected:
         raise EnvError(f"environment {env_id}: expected sizes {expected} as in the dataset, found {found}")
+    different = None if bounds is None else different_bounds(env.raw_actions, *bounds)
+    if different is not None:
+        name, given, bound = different
+        raise EnvError(
+            f"environment {env_id}: {name}: expected {np.asarray(given).tolist()} as in the dataset, found "
+            f"{bound.tolist()}; actions would reach it at another scale: evaluate in the environment that the data are "
+            f"from, or train on data with its bounds"
+        )
+
+
+def known_bounds(low: ArrayLike | None, high: ArrayLike | None) -> Bounds | None:
+    """Bounds of actions as lists; None unless both are known."""
+    return None if low is None or high is None else (np.asarray(low).tolist(), np.asarray(high).tolist())

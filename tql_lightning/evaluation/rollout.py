@@ -37,7 +37,7 @@ class RolloutResult:
         lengths: Lengths in steps (episodes,).
         successes: Last step's ``info["success"]``, 0 or 1, (episodes,); None if the environment reports none.
 
-    Example:
+    Examples:
         >>> result = RolloutResult(np.array([1.0, 3.0]), np.array([200.0, 200.0]), successes=None)
         >>> result.summary()["return"]
         2.0
@@ -97,6 +97,7 @@ def rollout(
     share: tuple[int, int] = (0, 1),
     before_step: Callable[[], None] | None = None,
     make: MakeEnv | None = None,
+    max_episode_steps: int | None = None,
 ) -> RolloutResult:
     """Plays a fixed set of episodes with a policy.
 
@@ -117,7 +118,8 @@ def rollout(
         dtype: Floating type of the policy.
         share: (p, q) to play only episodes p, p + q, p + 2q, ..., as process p of q; see `join_shares`.
         before_step: Function called before every step; an exception in it ends the evaluation.
-        make: Function that makes an environment; None for ``make_env(env_id)``.
+        make: Function that makes an environment; None for `make_env`.
+        max_episode_steps: See `make_env`.
 
     Raises:
         EnvError: an environment cannot be made, fails, returns NaN or infinity, or an episode does not end.
@@ -128,7 +130,8 @@ def rollout(
     own = np.arange(share[0], episodes, share[1])
     if not len(own):
         return RolloutResult(np.zeros(0), np.zeros(0), None)
-    envs = VectorEnvs(env_id, make or partial(make_env, env_id), min(num_envs, len(own)), parallel)
+    make = make or partial(make_env, env_id, max_episode_steps=max_episode_steps)
+    envs = VectorEnvs(env_id, make, min(num_envs, len(own)), parallel)
     try:
         moved = replace(
             actor,

@@ -54,21 +54,9 @@ class VectorEnvs:
         return outcome
 
     def successes(self, info: dict[str, Any], ended: NDArray[np.bool_]) -> NDArray[np.float64] | None:
-        """Success of the episodes that have ended, 0 or 1; None where the environment reports none.
-
-        Raises:
-            EnvError: it reports something else than a number for each.
-        """
-        if "success" not in info:
-            return None
-        found: NDArray[np.float64] = self._try(lambda: np.asarray(info["success"], dtype=np.float64))
-        if found.shape != ended.shape or not np.isfinite(found[ended]).all():
-            raise EnvError(
-                f"environment {self.env_id}: expected success as true or false, or as a number, found "
-                f"{type(info['success']).__name__} of shape {found.shape[1:]}"
-            )
-        reported: NDArray[np.float64] = found[ended]
-        return reported
+        """Success of the episodes that have ended, 0 or 1; None where none of them reports it."""
+        reported = info.get("_success", np.zeros_like(ended)) & ended
+        return np.where(reported, info["success"], 0.0)[ended] if reported.any() else None
 
     def close(self) -> None:
         """Closes the environments and ends their processes, also those that hang or have died.

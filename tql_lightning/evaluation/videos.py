@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,7 @@ def film_episodes(
     folder: Path,
     name: str,
     before_step: Callable[[], None] | None = None,
+    max_episode_steps: int | None = None,
 ) -> list[Path]:
     """Films the first episodes of an evaluation, as `rollout` plays them for the same seed.
 
@@ -90,6 +92,7 @@ def film_episodes(
         folder: Folder of the files ``<name>_episode_<i>.mp4``.
         name: Start of the file names.
         before_step: Function called before every step.
+        max_episode_steps: See `make_env`.
 
     Returns:
         Paths of the videos. A video is complete or absent.
@@ -101,17 +104,18 @@ def film_episodes(
     paths = [folder / f"{name}_episode_{episode}.mp4" for episode in range(episodes)]
     require_writable(paths[0])
     folder.mkdir(parents=True, exist_ok=True)
-    rollout(actor, env_id, episodes, seed, num_envs=1, before_step=before_step, make=lambda: _Filmed(env_id, paths))
+    make = partial(_Filmed, env_id, paths, max_episode_steps)
+    rollout(actor, env_id, episodes, seed, num_envs=1, before_step=before_step, make=make)
     return paths
 
 
 class _Filmed(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Environment that films one episode per path, and none after that."""
 
-    def __init__(self, env_id: str, paths: Sequence[Path]) -> None:
+    def __init__(self, env_id: str, paths: Sequence[Path], max_episode_steps: int | None = None) -> None:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*render_mode")  # OGBench renders without declaring it
-            super().__init__(make_env(env_id, render_mode="rgb_array"))
+            super().__init__(make_env(env_id, "rgb_array", max_episode_steps))
         self._env_id = env_id
         self._waiting = list(paths)
         self._writer: Any = None

@@ -40,7 +40,7 @@ class Policy:
         metadata: Content of metadata.json.
         folder: Folder that the policy was loaded from.
 
-    Example:
+    Examples:
         >>> policy = Policy.load("policy", seed=0)  # what `tql export CHECKPOINT --output policy` wrote
         >>> policy.act(np.zeros(3)).shape
         (1,)

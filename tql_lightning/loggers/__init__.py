@@ -14,7 +14,7 @@ __all__ = ["ContinuedCSVLogger", "ContinuedTensorBoardLogger", "TrackioLogger", 
 def default_loggers(folder: Path | str) -> list[Logger]:
     """The loggers of ``conf/tql.yaml``: metrics.csv and TensorBoard's files in the folder of a run.
 
-    Example:
+    Examples:
         >>> [type(logger).__name__ for logger in default_loggers("runs/mine")]
         ['ContinuedCSVLogger', 'ContinuedTensorBoardLogger']
     """

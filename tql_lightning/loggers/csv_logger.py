@@ -33,7 +33,7 @@ class ContinuedCSVLogger(CSVLogger):
         save_dir: Folder of metrics.csv.
         flush_logs_every_n_steps: Number of log calls between writes. Every checkpoint writes, too.
 
-    Example:
+    Examples:
         >>> logger = ContinuedCSVLogger("run")
         >>> logger.log_metrics({"train/td_loss": 0.5}, step=10)
         >>> logger.save()

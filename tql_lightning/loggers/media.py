@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from tql_lightning.run.folder import dark_twin
 from tql_lightning.system.files import write_whole
 from tql_lightning.system.private_api import add_summary
 
@@ -20,15 +21,25 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DOTS_PER_INCH = 110
+FONT_SIZE = 11
+DARK_LINES = ("#6cb2f2", "#f59a56", "#4fc9a0")
+INK, CARD = "#e9ecef", "#1c2026"  # of the report's dark scheme
+DARK: dict[Any, Any] = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
+DARK |= {"axes.edgecolor": "#a3acb6", "axes.facecolor": CARD, "figure.facecolor": CARD, "grid.color": "#333a42"}
 MAX_FRAMES, MAX_WIDTH = 120, 240  # of an animation; width in pixels
 
 
-def save_figure(figure: Figure, path: Path, loggers: Sequence[Logger], key: str, update: int) -> None:
-    """Writes a figure as PNG atomically and logs it; see `log_picture`."""
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=DOTS_PER_INCH)
-    with write_whole(path) as file:
-        file.write(drawn.getvalue())
+def save_figure(draw: Callable[[], Figure], path: Path, loggers: Sequence[Logger], key: str, update: int) -> None:
+    """Writes a figure as PNG, on a light and on a dark background, and logs the light one; see `log_picture`."""
+    import matplotlib as mpl
+
+    lines = {"axes.prop_cycle": mpl.rcsetup.cycler("color", DARK_LINES)}
+    for target, colors in ((path, {}), (dark_twin(path), DARK | lines)):
+        drawn = io.BytesIO()
+        with mpl.rc_context({"font.size": FONT_SIZE, **colors}):
+            draw().savefig(drawn, format="png", dpi=DOTS_PER_INCH)
+        with write_whole(target) as file:
+            file.write(drawn.getvalue())
     log_picture(loggers, key, path, update)
 
 

@@ -20,6 +20,24 @@ from tql_lightning.system.full_disk import free_bytes, unwritten
 from tql_lightning.system.private_api import event_file
 
 MIN_FREE_BYTES = 10_000_000  # free space at which logging goes on after a full disk
+# Scalars that matter most are logged a second time, under a group that sorts first.
+OVERVIEW = "1 overview"
+OVERVIEW_OF = (
+    *("eval/return", "eval/success_rate", "train/td_loss", "train/q_mean"),
+    "train/attention_entropy_share/layer_0/value",
+)
+LAYOUT = {  # of the tab "Custom scalars"
+    "evaluation": {
+        name.replace("_", " "): ["Margin", [f"eval/{name}", f"eval/{name}_low", f"eval/{name}_high"]]
+        for name in ("return", "success_rate", "normalized_score", "length")
+    },
+    "critic": {
+        "attention entropy and targets": ["Multiline", ["train/attention_entropy/.*", "train/target_entropy/.*"]],
+        "temperatures": ["Multiline", ["train/temperature/.*"]],
+        "Q": ["Multiline", ["train/q_mean", "train/target_q_mean", "train/policy_q_mean"]],
+        "TD loss": ["Multiline", ["train/td_loss"]],
+    },
+}
 P = ParamSpec("P")
 
 
@@ -55,16 +73,20 @@ class ContinuedTensorBoardLogger(TensorBoardLogger):
     A full disk does not end training: one warning is given, and events are dropped until there is room again. They then
     go into another file of the same folder, which TensorBoard shows as one run. metrics.csv misses nothing.
 
+    The scalars that matter most come first, in a group of their own; the tab "Custom scalars" draws evaluations with
+    their intervals, and entropies with their targets.
+
     Args:
         save_dir: Folder above ``name``.
         name: Folder of the event files, or "" for ``save_dir``.
         version: Folder below ``name``, or "" for none.
 
-    Example:
+    Examples:
         >>> logger = ContinuedTensorBoardLogger("run")
         >>> logger.log_metrics({"train/td_loss": 0.5}, step=10)
-        >>> logger.log_dir
-        'run/tensorboard'
+        >>> logger.finalize("success")
+        >>> Path(logger.log_dir).name
+        'tensorboard'
     """
 
     _full = False  # the last write failed
@@ -78,9 +100,7 @@ class ContinuedTensorBoardLogger(TensorBoardLogger):
         """Begins a file that hides later events; see `ContinuedLogger`."""
         self.finalize("continued")
         self._experiment = None
-        # TensorBoard reads files in the order of the second in their names: the next one must be in a later second.
-        newest = max((path.stat().st_mtime for path in Path(self.log_dir).glob("events.*")), default=0.0)
-        time.sleep(min(max(newest + 1.0 - time.time(), 0.0), 1.0))
+        _rename_to_before(int(time.time()), Path(self.log_dir))
         self._kwargs["purge_step"] = update + 1
         self._used = True
         self.save()
@@ -89,8 +109,12 @@ class ContinuedTensorBoardLogger(TensorBoardLogger):
     @_unless_full
     def log_metrics(self, metrics: Mapping[str, Tensor | float], step: int | None = None) -> None:
         """Logs scalars at an update."""
+        if not self._used:
+            self.experiment.add_custom_scalars(LAYOUT)
         self._used = True
-        super().log_metrics({name: float(value) for name, value in metrics.items()}, step)
+        scalars = {name: float(value) for name, value in metrics.items()}
+        first = {f"{OVERVIEW}/{name.partition('/')[2]}": scalars[name] for name in OVERVIEW_OF if name in scalars}
+        super().log_metrics(first | scalars, step)
 
     @rank_zero_only
     @_unless_full
@@ -140,3 +164,18 @@ class ContinuedTensorBoardLogger(TensorBoardLogger):
             files.add_event(Event())
         super().save()
         self._kwargs.pop("purge_step", None)  # only now: a file that could not be written hides nothing
+
+
+def _rename_to_before(second: int, folder: Path) -> None:
+    """Gives event files earlier names than one of this second, in their order.
+
+    TensorBoard reads files in the order of the second in their names, and hides only what it has read before. The
+    clock may have been set back, or another machine's clock be behind.
+    """
+    latest = second - 1
+    for path in sorted(folder.glob("events.out.tfevents.*"), reverse=True):
+        *start, stamp, rest = path.name.split(".", 4)
+        if not stamp.isdigit() or int(stamp) <= latest:
+            return
+        path.rename(path.with_name(".".join([*start, f"{latest:010d}", rest])))
+        latest -= 1

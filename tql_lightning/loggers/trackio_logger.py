@@ -21,7 +21,7 @@ class TrackioLogger(Logger):
         name: Name of the run; null for a generated one.
         resume: Whether to continue a run of this name: "never", "allow" or "must".
 
-    Example:
+    Examples:
         >>> TrackioLogger("tql", name="seed_0").version
         'seed_0'
     """

@@ -1,7 +1,7 @@
-"""Optional parts of attention: each plugs into `EntropyAttention` by itself or with the others.
+"""Optional parts of `EntropyAttention`, each usable alone or with the others.
 
-Not part of TQL: what the paper and the literature offer against attention collapse, and against attention that
-does nothing.
+They are not part of TQL. The paper and the literature propose them against attention collapse, or for heads that need
+to do nothing.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from tql_lightning.nn.initialisation import TRUNCATED_STD
 
 
 class ScoreTransform(ABC):
-    """A function of the attention scores, applied before the softmax; element-wise, without parameters."""
+    """An element-wise function of the attention scores, applied before the softmax; without parameters."""
 
     @abstractmethod
     def __call__(self, scores: Tensor) -> Tensor:
-        """Scores (B, h, queries, n) in float32 -> the same shape."""
+        """Maps scores (B, h, queries, n) in float32 to the same shape."""
 
 
 class WeightTransform(ABC):
@@ -31,7 +31,7 @@ class WeightTransform(ABC):
 
     @abstractmethod
     def __call__(self, weights: Tensor) -> Tensor:
-        """Weights (B, h, queries, n) in float32, rows sum to 1 -> the same shape; rows need not sum to 1."""
+        """Maps weights (B, h, queries, n) in float32, whose rows sum to 1, to the same shape; then rows need not."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class SoftCap(ScoreTransform):
     """Keeps scores within (-cap, cap): cap * tanh(scores / cap) (Gemma 2, arXiv 2408.00118).
 
     Args:
-        cap: the bound; 50 in Gemma 2.
+        cap: Bound of the scores; 50 in Gemma 2.
 
     Raises:
         ValueError: ``cap`` is not a finite number above 0.
@@ -60,19 +60,19 @@ class SoftCap(ScoreTransform):
 class ClippedSoftmax(WeightTransform):
     """Lets attention reach exactly 0 and 1: clip((zeta - gamma) * weights + gamma, 0, 1) (arXiv 2306.12929).
 
-    Gamma is -alpha / n, as the paper recommends, so that the setting does not depend on the number of tokens.
+    Gamma is -alpha / n, as the paper recommends, so that alpha does not depend on the number of tokens.
     The attention entropy stays that of the softmax: it lies in [0, ln n] and has a gradient where the clip has none.
 
-    Uniform attention, from which a critic starts and to which entropy control leads, must stay open: it does for alpha
-    below n / (n - 1), where (1 + alpha / n) / n > alpha / n. With more every weight of it is 0 and passes no gradient.
+    Keep alpha below n / (n - 1): only then are the weights of uniform attention, (1 + alpha / n) / n - alpha / n, above
+    0. A critic starts near uniform attention and entropy control leads to it; weights of 0 there pass no gradient.
 
     Args:
-        alpha: n times how far the weights are stretched below 0. The authors' scripts have 3.2 (gamma -0.025 at 128
-            tokens) for BERT and 12 at 512 tokens for OPT, where attention is far from uniform.
-        zeta: what a weight of 1 is stretched to; 1 in most of the paper.
+        alpha: Distance that the weights are stretched below 0, times n. The authors' scripts use 3.2 (gamma -0.025 at
+            128 tokens) for BERT and 12 at 512 tokens for OPT, whose attention is far from uniform.
+        zeta: Value that a weight of 1 is stretched to; 1 in most of the paper.
 
     Raises:
-        ValueError: ``alpha`` is negative, ``zeta`` below 1, or one of them not finite.
+        ValueError: ``alpha`` is negative, ``zeta`` is below 1, or either is not finite.
     """
 
     alpha: float = 0.5
@@ -94,17 +94,17 @@ GateWeights = Literal["lecun", "torch"]
 
 
 class HeadGate(nn.Module):
-    """Gated attention: every token opens or shuts each head's output by a sigmoid (arXiv 2306.12929).
+    """Gated attention: a sigmoid of the query token scales each head's output (arXiv 2306.12929).
 
-    The gate of a head is a linear function of all features of the asking token ("all-heads linear" in the paper, which
-    its authors take for OPT-1.3B): h (H + 1) weights.
+    The gate of a head is a linear function of all features of the query token ("all-heads linear" in the paper, which
+    uses it for OPT-1.3B): h (H + 1) weights.
 
     Args:
         hidden_dim: H.
         num_heads: h.
-        initial: how far the gates are open for a token of zeros at the start, between 0 and 1.
-        weights: initial weights: "lecun" as everywhere else here, or "torch", the smaller ones of the authors' code,
-            which are uniform with standard deviation 1 / sqrt(3 fan-in).
+        initial: Initial gate of a token of zeros, between 0 and 1.
+        weights: Initial weights: "lecun" as in the other layers, or "torch", the smaller ones of the authors' code,
+            uniform with standard deviation 1 / sqrt(3 fan-in).
 
     Raises:
         ValueError: ``initial`` is not between 0 and 1, or ``weights`` is unknown.
@@ -113,36 +113,36 @@ class HeadGate(nn.Module):
     def __init__(self, hidden_dim: int, num_heads: int, initial: float = 0.5, weights: GateWeights = "lecun") -> None:
         super().__init__()
         self.logits = nn.Linear(hidden_dim, num_heads)
-        _draw(self.logits.weight, hidden_dim, weights)
+        _initialise(self.logits.weight, hidden_dim, weights)
         nn.init.constant_(self.logits.bias, _logit(initial))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens that ask (B, queries, H) -> gates in (0, 1), (B, h, queries, 1)."""
+        """Maps query tokens (B, queries, H) to gates in (0, 1), (B, h, queries, 1)."""
         gates: Tensor = self.logits(tokens).sigmoid().transpose(1, 2).unsqueeze(-1)
         return gates
 
 
 class SliceGate(nn.Module):
-    """Gated attention whose gate of a head is a linear function of the head's own slice of the asking token.
+    """Gated attention whose gate of a head is a linear function of the head's own slice of the query token.
 
-    Slice j of the H features, e = H / h of them, belongs to head j: h (e + 1) weights. The authors of arXiv 2306.12929
-    take this form for OPT-125M and 350M, with this start and these weights.
+    Head j reads slice j of the H features, e = H / h of them: h (e + 1) weights. The authors of arXiv 2306.12929 use
+    this form for OPT-125M and 350M, with these initial values.
 
     Args:
         hidden_dim: H, a multiple of ``num_heads``.
         num_heads: h.
-        initial: see `HeadGate`.
-        weights: see `HeadGate`.
+        initial: See `HeadGate`.
+        weights: See `HeadGate`.
 
     Raises:
-        ValueError: see `HeadGate`.
+        ValueError: See `HeadGate`.
     """
 
     def __init__(self, hidden_dim: int, num_heads: int, initial: float = 0.25, weights: GateWeights = "torch") -> None:
         super().__init__()
         head_dim = hidden_dim // num_heads
         self.weight = nn.Parameter(torch.empty(num_heads, head_dim))
-        _draw(self.weight, head_dim, weights)
+        _initialise(self.weight, head_dim, weights)
         self.bias = nn.Parameter(torch.full((num_heads,), _logit(initial)))
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -155,16 +155,16 @@ class SliceGate(nn.Module):
 class SliceMLPGate(nn.Module):
     """Gated attention whose gate of a head is a small MLP, e -> e / 4 -> 1 with relu, of the head's slice of the token.
 
-    The authors of arXiv 2306.12929 take this form for BERT: h (e e / 4 + 2 e / 4 + 1) weights.
+    The authors of arXiv 2306.12929 use this form for BERT: h (e e / 4 + 2 e / 4 + 1) weights.
 
     Args:
         hidden_dim: H, a multiple of ``num_heads``.
         num_heads: h.
-        initial: see `HeadGate`.
-        weights: see `HeadGate`.
+        initial: See `HeadGate`.
+        weights: See `HeadGate`.
 
     Raises:
-        ValueError: see `HeadGate`.
+        ValueError: See `HeadGate`.
     """
 
     without_decay = frozenset({"inner_bias"})
@@ -174,10 +174,10 @@ class SliceMLPGate(nn.Module):
         head_dim = hidden_dim // num_heads
         inner_dim = max(1, head_dim // 4)
         self.inner_weight = nn.Parameter(torch.empty(num_heads, inner_dim, head_dim))
-        _draw(self.inner_weight, head_dim, weights)
+        _initialise(self.inner_weight, head_dim, weights)
         self.inner_bias = nn.Parameter(torch.zeros(num_heads, inner_dim))
         self.weight = nn.Parameter(torch.empty(num_heads, inner_dim))
-        _draw(self.weight, inner_dim, weights)
+        _initialise(self.weight, inner_dim, weights)
         self.bias = nn.Parameter(torch.full((num_heads,), _logit(initial)))
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -188,8 +188,8 @@ class SliceMLPGate(nn.Module):
         return logits.sigmoid().unsqueeze(-1)
 
 
-def _draw(weight: Tensor, fan_in: int, weights: GateWeights) -> None:
-    """Sets the initial weights of a gate, in place."""
+def _initialise(weight: Tensor, fan_in: int, weights: GateWeights) -> None:
+    """Initialises the weights of a gate, in place."""
     if weights not in get_args(GateWeights):
         raise ValueError(f"gate.weights: expected {' or '.join(get_args(GateWeights))}, found {weights}")
     if weights == "lecun":

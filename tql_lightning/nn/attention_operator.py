@@ -1,4 +1,4 @@
-"""Makes an operator of torch from an implementation of attention that brings its own backward pass."""
+"""Registers an attention implementation that has its own backward pass as an operator of torch."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ Implementation = TypeVar("Implementation", Forward, Backward)
 
 
 def attention_operator(name: str, forward: Forward, backward: Backward, empty_outputs: Forward) -> Forward:
-    """An operator with a gradient, that `torch.compile` takes as one node: it does not look inside.
+    """Registers a differentiable operator, which `torch.compile` treats as one opaque node.
 
     Args:
-        name: how the operator is called in torch.
-        forward: queries (B, h, m, e), keys and values (B, h, n, e) and the number of queries whose attended values
-            are wanted -> attended values (B, h, num_attended, e) and entropies (B, h, m).
-        backward: queries, keys, values and the gradients of both outputs -> the gradients of queries, keys and values.
-        empty_outputs: what `forward` returns, with the same shapes, types and strides, not computed.
+        name: Name of the operator in torch.
+        forward: Maps queries (B, h, m, e), keys and values (B, h, n, e) and the number of queries that need attended
+            values to attended values (B, h, num_attended, e) and entropies (B, h, m).
+        backward: Maps queries, keys, values and gradients of both outputs to gradients of queries, keys and values.
+        empty_outputs: Returns uninitialised outputs of ``forward``, with the same shapes, types and strides.
     """
-    operator = torch.library.custom_op(f"tql_lightning::{name}", _own_types(forward), mutates_args=())
-    gradient = torch.library.custom_op(f"tql_lightning::{name}_backward", _own_types(backward), mutates_args=())
+    operator = torch.library.custom_op(f"tql_lightning::{name}", _without_autocast(forward), mutates_args=())
+    gradient = torch.library.custom_op(f"tql_lightning::{name}_backward", _without_autocast(backward), mutates_args=())
 
     def remember(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int], output: tuple[Tensor, Tensor]) -> None:  # noqa: ARG001
         ctx.save_for_backward(*inputs[:3])
@@ -39,8 +39,8 @@ def attention_operator(name: str, forward: Forward, backward: Backward, empty_ou
     return operator
 
 
-def _own_types(implementation: Implementation) -> Implementation:
-    """An implementation that computes in the types it chose, also where it is called under autocast."""
+def _without_autocast(implementation: Implementation) -> Implementation:
+    """Disables autocast around an implementation, which chooses its own number types."""
 
     @wraps(implementation)
     def uncast(queries: Tensor, *others: Any) -> Any:

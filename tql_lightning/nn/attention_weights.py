@@ -1,6 +1,6 @@
-"""Attention weights for whoever looks at a critic, recomputed from what its attention layers were given.
+"""Attention weights of a critic, recomputed from the captured inputs of its attention layers.
 
-Plain mathematics on captured inputs, whatever way a layer computes them itself; nothing here is used in training.
+They follow the plain formula, whichever implementation a layer uses. Training uses nothing here.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from tql_lightning.nn.scalar_tokens import FactoredTokens, dense
 
 @torch.no_grad()
 def attention_log_weights(critic: nn.Module, observations: Tensor, actions: Tensor) -> list[Tensor]:
-    """Logarithms of the softmax's weights of every attention layer, in the order that the layers are used.
+    """Computes the logarithms of every attention layer's softmax, in the order in which the layers run.
 
-    A weight transform (clipped softmax) and gates come after the softmax and do not show.
+    Weight transforms (clipped softmax) and gates act after the softmax and are not included.
 
     Args:
-        critic: in evaluation mode, so that nothing is drawn and no buffer moves.
+        critic: Critic in evaluation mode, so that nothing is sampled and no buffer changes.
         observations: (B, n_s).
         actions: (B, n_a).
 
     Returns:
-        One (B, h, n, n) in float32 per layer, rows being queries; empty for a critic without `EntropyAttention`.
+        One (B, h, n, n) in float32 per layer, with queries as rows; empty for a critic without `EntropyAttention`.
     """
     given: list[tuple[EntropyAttention, Tensor]] = []
 
@@ -47,7 +47,7 @@ def attention_log_weights(critic: nn.Module, observations: Tensor, actions: Tens
 
 
 def log_weights(layer: EntropyAttention, tokens: Tensor) -> Tensor:
-    """What a layer's softmax gives for tokens (B, n, H), as logarithms, (B, h, n, n) in float32."""
+    """Computes the logarithms of a layer's softmax for tokens (B, n, H): (B, h, n, n) in float32."""
     queries, keys, _ = rearrange(layer.qkv(tokens), "b n (s h e) -> s b h n e", s=3, h=layer.num_heads)
     if layer.query_norm is not None and layer.key_norm is not None:
         queries, keys = layer.query_norm(queries), layer.key_norm(keys)
@@ -59,9 +59,9 @@ def log_weights(layer: EntropyAttention, tokens: Tensor) -> Tensor:
 
 
 def head_entropies(logarithms: Tensor) -> Tensor:
-    """Entropy in nats of every head by token group: log weights (B, h, n, n) -> (2, h), [VALUE] and the others.
+    """Computes each head's entropy in nats by token group, [VALUE] and others: log weights (B, h, n, n) -> (2, h).
 
-    Means over batch and queries; the mean over heads is what the critic's ``attention_entropy`` holds.
+    Averages over batch and queries. The mean over heads equals the critic's ``attention_entropy``.
     """
     per_query = -(logarithms.exp() * logarithms).sum(dim=-1).mean(dim=0)
     return torch.stack([per_query[:, 0], per_query[:, 1:].mean(dim=-1)])

@@ -1,4 +1,4 @@
-"""Q-Transformer's network: values of one action dimension after the other (arXiv 2309.10150)."""
+"""Q-Transformer's network: values of one action dimension after another (arXiv 2309.10150)."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tql_lightning.nn.tokenizer import EMBEDDING_STD
 
 
 class KeysAndValues(NamedTuple):
-    """What later tokens attend to: keys and values of the tokens so far, (B, h, n, e)."""
+    """Cached keys and values of the tokens so far, (B, h, n, e), for later tokens to attend to."""
 
     keys: Tensor
     values: Tensor
 
 
 class CausalBlock(nn.Module):
-    """x + attention(norm x), then x + feedforward(norm x); token j sees the tokens 0 ... j.
+    """x + attention(norm x), then x + feedforward(norm x); token j attends to tokens 0 ... j.
 
     Args:
         hidden_dim: H.
@@ -51,20 +51,20 @@ class CausalBlock(nn.Module):
     def forward(
         self, tokens: Tensor, past: KeysAndValues | None = None, *, with_entropy: bool = False
     ) -> tuple[Tensor, KeysAndValues, Tensor | None]:
-        """Several first tokens, or one more after those of ``past``.
+        """Processes the first tokens, or one more after those of ``past``.
 
         Args:
-            tokens: (B, m, H), with ``past`` (B, 1, H).
-            past: Keys and values of the tokens before.
-            with_entropy: Whether the entropy of every query is wanted; without ``past`` only.
+            tokens: (B, m, H); with ``past`` (B, 1, H).
+            past: Keys and values of earlier tokens.
+            with_entropy: Whether to compute the entropy of every query; only without ``past``.
 
         Returns:
-            (B, m, H); keys and values of all tokens so far; entropies in nats (B, h, m) or None.
+            Tokens (B, m, H); keys and values of all tokens so far; entropies in nats (B, h, m) or None.
         """
         queries, keys, values = rearrange(
             self.qkv(self.attention_norm(tokens)), "b n (s h e) -> s b h n e", s=3, h=self.num_heads
         )
-        # Norms keep their scale's number type; attention takes one type.
+        # The norms compute in their scale's number type; attention needs one type.
         queries, keys = self.query_norm(queries).to(values.dtype), self.key_norm(keys).to(values.dtype)
         if past is not None:
             keys, values = torch.cat([past.keys, keys], dim=2), torch.cat([past.values, values], dim=2)
@@ -78,12 +78,12 @@ class CausalBlock(nn.Module):
 
 
 class AutoregressiveOutput(NamedTuple):
-    """What an `AutoregressiveCritic` returns.
+    """Output of an `AutoregressiveCritic`.
 
     Attributes:
-        logits: Of every bin of n dimensions, at least float32 (B, n, N).
-        bins: The bins that were given or chosen, int64 (B, n).
-        attention_entropy: Of every query in nats, (L, B, h, tokens); None if not asked for.
+        logits: Logits of every bin of n dimensions, at least float32, (B, n, N).
+        bins: Bins given or chosen, int64 (B, n).
+        attention_entropy: Entropy of every query in nats, (L, B, h, tokens); None unless requested.
     """
 
     logits: Tensor
@@ -92,25 +92,25 @@ class AutoregressiveOutput(NamedTuple):
 
 
 class AutoregressiveCritic(nn.Module):
-    """Values of choosing each bin of action dimension i, given the state and the bins of dimensions before i.
+    """Values of each bin of action dimension i, given the state and the bins of dimensions before i.
 
-    A causal transformer over state tokens, a start token and the bins of all but the last dimension. Token i of the
-    last n_a gives the logits of dimension i's bins; values are their sigmoids, in (0, 1).
+    A causal transformer over state tokens, a start token and the bins of all but the last dimension. The i-th of the
+    last n_a tokens outputs the logits of dimension i's bins; values are their sigmoids, in (0, 1).
 
     Args:
         observation_dim: n_s.
         action_dim: n_a.
-        num_bins: N, bins of each action dimension.
+        num_bins: N, number of bins per action dimension.
         hidden_dim: H, a multiple of ``head_dim``.
         num_layers: L.
         head_dim: Size of an attention head.
         mlp_ratio: Width of the feed-forward layers over ``hidden_dim``.
-        layer_norm: Whether the blocks normalise what their branches read.
+        layer_norm: Whether the blocks normalise the input of their branches.
         final_norm: Whether a LayerNorm follows the last block.
         query_key_norm: Whether queries and keys are normalised.
-        state_tokens: "one" for the whole observation, or "each" scalar as a token.
-        modality_embeddings: Whether state tokens and the others carry a learned embedding of their kind.
-        initial_logit: Every logit's bias at the start.
+        state_tokens: "one" token for the whole observation, or "each" for one token per scalar.
+        modality_embeddings: Whether to add a learned embedding to all state tokens, and one to all other tokens.
+        initial_logit: Initial bias of every logit.
 
     Raises:
         ValueError: A size is out of its range; the message names it.
@@ -175,14 +175,14 @@ class AutoregressiveCritic(nn.Module):
         dimensions: int | None = None,
         with_entropy: bool = False,
     ) -> AutoregressiveOutput:
-        """Logits of every bin of every dimension, after given bins or after the best of each dimension before.
+        """Computes logits of every bin of every dimension, after given bins or the best bin of each earlier dimension.
 
         Args:
             observations: (B, n_s).
-            bins: int64 (B, n_a), of which the last dimension's is not read; None to choose the best, the first of
-                equals, of one dimension after the other. Keys and values are kept then, so that this is one pass.
-            dimensions: n, how many dimensions to choose, without ``bins`` only; None for all n_a.
-            with_entropy: Whether the attention's entropies are wanted too, with ``bins`` only.
+            bins: int64 (B, n_a); the last dimension's bins are not read. None to choose the best bin (the first among
+                equals) of one dimension after another, in one pass with cached keys and values.
+            dimensions: n, number of dimensions to choose, only without ``bins``; None for all n_a.
+            with_entropy: Whether to compute attention entropies, only with ``bins``.
         """
         if bins is None:
             return self._choose(observations, self.action_dim if dimensions is None else dimensions)
@@ -210,11 +210,11 @@ class AutoregressiveCritic(nn.Module):
         return AutoregressiveOutput(torch.cat(logits, dim=1), torch.cat(bins, dim=1), None)
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
-        """Matrices of linear layers decay; positions, tables and output weights do not."""
+        """Decays matrices of linear layers, but not positions, tables and output weights."""
         return parameter.ndim == 2 and name.endswith("weight")
 
     def _first_tokens(self, observations: Tensor) -> Tensor:
-        """State tokens and the start token, (B, S + 1, H)."""
+        """Returns state tokens and the start token, (B, S + 1, H)."""
         scalars = observations.unsqueeze(1) if self.state_tokens == "one" else observations.unsqueeze(-1)
         state = self.state_projection(scalars)
         start = self.start.expand(observations.shape[0], 1, -1)
@@ -226,22 +226,22 @@ class AutoregressiveCritic(nn.Module):
         return [self._chosen_token(bins[:, i : i + 1], i) for i in range(self.action_dim - 1)]
 
     def _chosen_token(self, bins: Tensor, dimension: int) -> Tensor:
-        """The token of one dimension's bins, (B, 1) -> (B, 1, H)."""
-        assert self.chosen is not None  # the last dimension's bin is nobody's token
+        """Embeds one dimension's bins, (B, 1) -> (B, 1, H)."""
+        assert self.chosen is not None  # the last dimension's bin has no token
         token = self.chosen[dimension][bins]
         if self.action_modality is not None:
             token = token + self.action_modality
         return token + self.position[self.num_state_tokens + 1 + dimension]
 
     def _logits(self, tokens: Tensor, dimensions: slice) -> Tensor:
-        """Tokens of some dimensions (B, i, H) -> logits (B, i, N)."""
+        """Maps tokens of some dimensions (B, i, H) to logits (B, i, N)."""
         normalised = self.final_norm(tokens).transpose(0, 1)
         products = torch.bmm(normalised, self.output[dimensions].transpose(1, 2).to(normalised.dtype)).transpose(0, 1)
         return at_least_float32(products) + self.output_bias[dimensions]
 
 
 def causal_attention_with_entropy(queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention in which query j sees the keys 0 ... j, and the entropy of every query.
+    """Computes attention in which query j attends to keys 0 ... j, and the entropy of every query.
 
     Args:
         queries: (B, h, n, e).

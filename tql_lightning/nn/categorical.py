@@ -9,19 +9,19 @@ from tql_lightning.nn.value_loss import Bootstrap, ValueLoss, known_range, weigh
 
 
 class CategoricalProjection(ValueLoss):
-    """Cross-entropy to the target critic's distribution, shifted by r and shrunk by gamma (C51, arXiv 1707.06887).
+    """Cross-entropy to the target critic's distribution, scaled by gamma and shifted by r (C51, arXiv 1707.06887).
 
     Every atom z_j of the target distribution moves to clip(r + gamma mask z_j, low, high), and its probability is
-    shared by the two atoms next to it. With several heads the target is the mixture of their distributions (mean), or
+    split between the two nearest atoms. With several heads the target is the mixture of their distributions (mean), or
     the distribution of the head with the smallest mean (min).
 
-    Where a target is a number y, as in IQL, its distribution is the point y.
+    For a scalar target y, as in IQL, the distribution is a point mass at y.
 
     Args:
         return_range: Smallest and largest discounted return (taken from the dataset's rewards).
-        num_atoms: M, equally spaced from ``low`` to ``high``.
-        low: Smallest return, null for that of the data.
-        high: Largest return, null for that of the data.
+        num_atoms: M, number of atoms, equally spaced from ``low`` to ``high``.
+        low: Smallest return; null for that of the data.
+        high: Largest return; null for that of the data.
 
     Raises:
         ValueError: The range is unknown or empty, or ``num_atoms`` is below 2.
@@ -65,7 +65,7 @@ class CategoricalProjection(ValueLoss):
 
     @torch.no_grad()
     def target_probabilities(self, bootstrap: Bootstrap, logits: Tensor) -> Tensor:
-        """The target critic's distribution at (s', a') after the Bellman backup, (B, E, M) -> (B, M)."""
+        """Applies the Bellman backup to the target critic's distribution at (s', a'), (B, E, M) -> (B, M)."""
         probabilities = logits.softmax(dim=-1)
         if bootstrap.aggregation == "mean":
             probabilities = probabilities.mean(dim=1)
@@ -77,7 +77,7 @@ class CategoricalProjection(ValueLoss):
 
     @torch.no_grad()
     def _project(self, probabilities: Tensor, returns: Tensor) -> Tensor:
-        """Probabilities (B, m) of returns (B, m) -> of the atoms, (B, M)."""
+        """Projects probabilities (B, m) of returns (B, m) onto the atoms, (B, M)."""
         size = len(self.atoms)
         position = (returns.clamp(self.low, self.high) - self.low) / ((self.high - self.low) / (size - 1))
         projected = share_between_neighbours(probabilities, position.clamp(0, size - 1), size).clamp(min=0.0)
@@ -94,15 +94,15 @@ class CategoricalProjection(ValueLoss):
 
 
 def share_between_neighbours(weights: Tensor, positions: Tensor, size: int) -> Tensor:
-    """Adds weights to the two whole numbers on either side of their positions, by how near each is.
+    """Splits each weight between the two integers next to its position, by linear interpolation.
 
     Args:
         weights: (B, m).
-        positions: Between 0 and ``size - 1``, (B, m).
-        size: M.
+        positions: Positions between 0 and ``size - 1``, (B, m).
+        size: M, number of integers.
 
     Returns:
-        (B, M).
+        Sum of the weights at each integer, (B, M).
     """
     if positions.device.type == "cpu":
         lower = positions.floor()
@@ -110,7 +110,7 @@ def share_between_neighbours(weights: Tensor, positions: Tensor, size: int) -> T
         out = weights.new_zeros(len(weights), size)
         out.scatter_add_(1, index, weights * (1.0 - upper))
         return out.scatter_add_(1, (index + 1).clamp(max=size - 1), weights * upper)
-    # A GPU would add in no fixed order; there the (B, m, M) shares cost little.
+    # scatter_add_ on a GPU adds in no fixed order; the (B, m, M) shares cost little there.
     numbers = torch.arange(size, dtype=positions.dtype, device=positions.device)
     shares = (1.0 - (positions.unsqueeze(-1) - numbers).abs()).clamp(min=0.0)
     return (weights.unsqueeze(-1) * shares).sum(dim=1)

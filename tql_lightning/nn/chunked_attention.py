@@ -1,9 +1,9 @@
 """Attention with entropy in memory linear in the number of tokens, forward and backward, on any device.
 
-The weights are computed one block at a time and never kept: the backward pass computes them again. Each block holds
-whole rows, so that softmax and entropy are the plain ones, -sum p * log_softmax, exact also as attention collapses.
-Ways that keep less (a running logsumexp and E[k], as through FlexAttention) find the entropy as a difference of large
-numbers, which loses digits just there; and on CPUs FlexAttention has neither backward pass nor logsumexp.
+Weights are computed block by block and never stored; the backward pass recomputes them. A block holds whole rows, so
+that the entropy is the plain -sum p * log_softmax, which stays exact as attention collapses. Methods that store less (a
+running logsumexp and E[k], as with FlexAttention) compute the entropy as a difference of large numbers, which loses
+digits there. On CPUs FlexAttention has neither a backward pass nor a logsumexp.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from tql_lightning.nn.attention_operator import attention_operator
 
-# Elements of one block of weights: in a CPU's cache; on a GPU enough to fill it.
+# Elements in one block of weights: few enough for a CPU's cache, enough to fill a GPU.
 BLOCK_ELEMENTS = {"cpu": 2**18, "cuda": 2**25}
 DEFAULT_BLOCK_ELEMENTS = 2**22
 
@@ -25,7 +25,7 @@ DEFAULT_BLOCK_ELEMENTS = 2**22
 def chunked_attention(
     queries: Tensor, keys: Tensor, values: Tensor, *, num_attended: int, with_entropy: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """See `attention.plain_attention`, without transforms; what nobody asks an entropy of is torch's own attention."""
+    """Computes `attention.plain_attention` without transforms; without entropy, by torch's own attention."""
     if not with_entropy:
         return scaled_dot_product_attention(queries[:, :, :num_attended], keys, values), None
     attended, entropy = _operator(queries, keys, values, num_attended)
@@ -52,14 +52,14 @@ def _backward(
     num_attended = grad_attended.shape[2]
     q, k, v = queries.flatten(0, 1), keys.flatten(0, 1), values.flatten(0, 1)
     grad_attended, grad_entropy = grad_attended.flatten(0, 1), grad_entropy.flatten(0, 1)
-    grad_q = q.new_empty(q.shape)  # rows side by side, as the operator promises, however the queries lie
-    # Sums over blocks of queries are kept in the softmax's precision.
+    grad_q = q.new_empty(q.shape)  # contiguous, as the operator's fake kernel declares, whatever the queries' strides
+    # Accumulate over blocks of queries in the softmax's precision.
     grad_k, grad_v = (x.new_zeros(x.shape, dtype=grad_entropy.dtype) for x in (k, v))
     for heads, rows in _blocks(q, k):
         log_weights = _log_weights(q[heads, rows], k[heads])
         weights = log_weights.exp()
-        # Of the loss in log_weights over weights: attended gives grad . v_j, the entropy -grad * log_weights (its
-        # other term is constant along a row and falls out with the mean).
+        # Gradient in the weights: grad . v_j from the attended values, -grad * log_weights from the entropy, whose
+        # other term is constant along a row and cancels when the mean is subtracted.
         grad = log_weights.mul_(-grad_entropy[heads, rows, None])
         wanted = slice(rows.start, min(rows.stop, num_attended))
         if wanted.start < wanted.stop:
@@ -78,7 +78,7 @@ def _backward(
 
 
 def _log_weights(queries: Tensor, keys: Tensor) -> Tensor:
-    """Logarithms of attention weights, (heads, rows, e), (heads, n, e) -> (heads, rows, n), at least in float32."""
+    """Computes log attention weights, (heads, rows, e), (heads, n, e) -> (heads, rows, n), at least in float32."""
     scores = queries @ keys.mT
     if scores.dtype != torch.float64:
         scores = scores.float()
@@ -86,7 +86,7 @@ def _log_weights(queries: Tensor, keys: Tensor) -> Tensor:
 
 
 def _blocks(queries: Tensor, keys: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Slices of heads and of rows that cover (heads, rows, e); many heads at a time, or part of one head's rows."""
+    """Yields slices of heads and rows that cover (heads, rows, e): many heads at a time, or part of one head's rows."""
     (num_heads, num_rows), num_keys = queries.shape[:2], keys.shape[1]
     budget = BLOCK_ELEMENTS.get(queries.device.type, DEFAULT_BLOCK_ELEMENTS)
     row_step = max(1, min(num_rows, budget // num_keys))
@@ -97,7 +97,7 @@ def _blocks(queries: Tensor, keys: Tensor) -> Iterator[tuple[slice, slice]]:
 
 
 def _empty_outputs(queries: Tensor, _: Tensor, values: Tensor, num_attended: int) -> tuple[Tensor, Tensor]:
-    """Room for attended values (B, h, num_attended, e) and entropies (B, h, m)."""
+    """Allocates attended values (B, h, num_attended, e) and entropies (B, h, m)."""
     batch, heads, num_queries, size = queries.shape
     accumulated = torch.float64 if queries.dtype == torch.float64 else torch.float32
     return (

@@ -28,8 +28,8 @@ class CriticOutput(NamedTuple):
             queries (column 1), (L, 2); None unless requested, or for a critic without attention.
         logits: Logits of the bins whose mean is the value, (B, E, M); None for a critic without bins.
 
-    Example:
-        >>> CriticOutput(values=torch.zeros(5, 2), entropy=None).values.mean()
+    Examples:
+        >>> CriticOutput(values=torch.zeros(5, 2), attention_entropy=None).values.mean()
         tensor(0.)
     """
 
@@ -54,7 +54,7 @@ class Critic(nn.Module, ABC):
         num_layers: L, number of attention layers; 0 for a critic without attention.
         num_tokens: n, number of keys of a query; ln n is the largest entropy.
 
-    Example:
+    Examples:
         >>> class LinearCritic(Critic):
         ...     def __init__(self, observation_dim, action_dim):
         ...         super().__init__()
@@ -133,10 +133,10 @@ class TransformerCritic(Critic):
         ValueError: A size is not positive, ``hidden_dim`` is below 2 or not a multiple of ``head_dim``, or ``dropout``
             is not in [0, 1).
 
-    Example:
+    Examples:
         >>> critic = TransformerCritic(3, 1, hidden_dim=32)
         >>> output = critic(torch.zeros(5, 3), torch.zeros(5, 1), with_entropy=True)
-        >>> output.values.shape, output.entropy.shape  # two layers; [VALUE] and the other queries
+        >>> output.values.shape, output.attention_entropy.shape
         (torch.Size([5, 2]), torch.Size([2, 2]))
     """
 
@@ -224,7 +224,7 @@ class MLPCritic(Critic):
     Raises:
         ValueError: A size is not positive, or there is no hidden layer.
 
-    Example:
+    Examples:
         >>> critic = MLPCritic(3, 1, hidden_dims=[32, 32])
         >>> critic(torch.zeros(5, 3), torch.zeros(5, 1)).values.shape
         torch.Size([5, 2])

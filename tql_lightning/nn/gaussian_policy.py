@@ -11,23 +11,23 @@ from torch import Tensor, nn
 from tql_lightning.nn.mlp import MLP
 
 LOG_STD_BOUNDS = (-5.0, 2.0)
-FINAL_GAIN = 0.1  # the output layer's variance is scaled by 0.01
+FINAL_GAIN = 0.1  # scales the variance of the output layer's weights by 0.01
 
 
 class GaussianPolicy(nn.Module):
     """N(mean(s), std^2), clipped to [-1, 1] while acting; the standard deviation is the same in every state.
 
-    The output layer starts at a tenth of the other layers' bounds, so that first actions are near 0.
+    The output layer starts with a tenth of the other layers' gain, so that the first actions are near 0.
 
     Args:
         observation_dim: n_s (taken from the dataset by the CLI).
         action_dim: n_a (taken from the dataset by the CLI).
         hidden_dims: Sizes of the hidden layers.
         layer_norm: Whether hidden layers end in a LayerNorm.
-        learned_std: Learn one standard deviation per action dimension, started at 1; false keeps it at 1.
+        learned_std: Whether to learn one standard deviation per action dimension, starting at 1; false keeps it at 1.
 
     Raises:
-        ValueError: There is no hidden layer, or a size of one is below 1.
+        ValueError: There is no hidden layer, or the size of one is below 1.
     """
 
     def __init__(
@@ -50,27 +50,27 @@ class GaussianPolicy(nn.Module):
         return mean
 
     def mode(self, observations: Tensor) -> Tensor:
-        """The most likely action, not clipped: (..., n_s) -> (..., n_a)."""
+        """Returns the most likely action, not clipped: (..., n_s) -> (..., n_a)."""
         return self.mean(observations)
 
     def std(self, mean: Tensor) -> Tensor:
-        """Standard deviation in every entry of ``mean``, in its shape."""
+        """Returns the standard deviation of every entry of ``mean``, in its shape."""
         if self.log_std is None:
             return torch.ones_like(mean)
         return self.log_std.clamp(*LOG_STD_BOUNDS).exp().expand_as(mean)
 
     def sample(self, mean: Tensor, noise: Tensor, temperature: float = 1.0) -> Tensor:
-        """Actions in [-1, 1] from a mean and standard normal noise, all (..., n_a).
+        """Samples actions in [-1, 1] from a mean and standard normal noise, all (..., n_a).
 
         Args:
-            mean: of `mean`.
-            noise: standard normal.
-            temperature: factor of the standard deviation.
+            mean: Output of `mean`.
+            noise: Standard normal noise.
+            temperature: Factor of the standard deviation.
         """
         return self.bounded(mean + temperature * self.std(mean) * noise)
 
     def bounded(self, actions: Tensor) -> Tensor:
-        """What the environment is given of a draw of the Gaussian: clipped to [-1, 1]; (..., n_a) -> (..., n_a)."""
+        """Maps samples of the Gaussian to actions by clipping to [-1, 1]; (..., n_a) -> (..., n_a)."""
         return actions.clamp(-1.0, 1.0)
 
     def log_prob(self, mean: Tensor, actions: Tensor) -> Tensor:
@@ -81,14 +81,14 @@ class GaussianPolicy(nn.Module):
 
 
 class SquashedGaussianPolicy(GaussianPolicy):
-    """tanh of a Gaussian, whose actions reach no bound; see `GaussianPolicy` for its arguments."""
+    """The tanh of a Gaussian sample; see `GaussianPolicy` for the arguments."""
 
     def mode(self, observations: Tensor) -> Tensor:
-        """Tanh of the mean: (..., n_s) -> (..., n_a)."""
+        """Returns the tanh of the mean: (..., n_s) -> (..., n_a)."""
         return self.mean(observations).tanh()
 
     def bounded(self, actions: Tensor) -> Tensor:
-        """See `GaussianPolicy.bounded`; here tanh."""
+        """Maps samples of the Gaussian to actions by tanh."""
         return actions.tanh()
 
     def log_prob(self, mean: Tensor, actions: Tensor) -> Tensor:

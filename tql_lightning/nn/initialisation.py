@@ -17,8 +17,8 @@ class LayerNorm(nn.LayerNorm):
     """LayerNorm with the release's epsilon.
 
     Args:
-        dim: size of what is normalised, the last dimension.
-        eps: added to the variance.
+        dim: Size of the last dimension, which is normalised.
+        eps: Constant added to the variance.
     """
 
     def __init__(self, dim: int, eps: float = LAYER_NORM_EPS) -> None:
@@ -26,11 +26,11 @@ class LayerNorm(nn.LayerNorm):
 
 
 class RMSNorm(nn.RMSNorm):
-    """RMSNorm with a learned scale, in the number type of that scale: float32 under autocast, as LayerNorm.
+    """RMSNorm with a learned scale, computed in that scale's number type: float32 under autocast, like LayerNorm.
 
     Args:
-        dim: size of what is normalised, the last dimension.
-        eps: added to the mean square.
+        dim: Size of the last dimension, which is normalised.
+        eps: Constant added to the mean square.
     """
 
     def __init__(self, dim: int, eps: float = LAYER_NORM_EPS) -> None:
@@ -42,12 +42,12 @@ class RMSNorm(nn.RMSNorm):
 
 
 class StackedLinear(nn.Linear):
-    """Several linear maps of the same input in one matrix, ``stacked`` of them.
+    """Several linear maps of the same input, stacked in one matrix.
 
     Args:
-        in_features: size of the input.
-        out_features: size of one map's output.
-        stacked: how many maps.
+        in_features: Size of the input.
+        out_features: Size of one map's output.
+        stacked: Number of maps.
     """
 
     def __init__(self, in_features: int, out_features: int, stacked: int) -> None:
@@ -56,10 +56,10 @@ class StackedLinear(nn.Linear):
 
 
 def lecun_normal_(linear: Linear) -> Linear:
-    """Sets a layer's weight to truncated N(0, 1 / fan_in) and its bias to 0, in place.
+    """Draws a layer's weight from truncated N(0, 1 / fan_in) and sets its bias to 0, in place.
 
     Args:
-        linear: the layer; its fan-in is ``in_features``.
+        linear: Layer; its fan-in is ``in_features``.
 
     Returns:
         The same layer.

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 
 class ControlLosses(NamedTuple):
-    """What entropy control adds to a critic's loss.
+    """Losses that entropy control adds to a critic's loss.
 
     Attributes:
         entropy_loss: Mean over layers of -sg(clip alpha) * entropy, a scalar.
         temperature_loss: Mean over layers of alpha * (sg(entropy) - target), a scalar.
-        entropy: Mean entropy of each layer, normalised if that is switched on, (L,).
+        entropy: Mean entropy of each layer, divided by its maximum if ``normalize`` is set, (L,).
     """
 
     entropy_loss: Tensor
@@ -28,15 +28,15 @@ class LayerTemperature(nn.Module):
 
     Args:
         num_layers: L (taken from the critic).
-        targets: One per layer; null for 0.75 in every layer.
-        normalize: Whether the entropy of each query is divided by the largest it can have, ln of the tokens it sees.
-        initial: Temperature at the start.
-        minimum: Lower clip of the temperature where it weighs the entropy.
-        maximum: Upper clip of the temperature where it weighs the entropy.
+        targets: Target entropy of each layer; null for 0.75 in every layer.
+        normalize: Whether to divide the entropy of each query by its maximum, ln of the number of tokens it attends to.
+        initial: Initial temperature.
+        minimum: Lower bound of the temperature in the entropy loss.
+        maximum: Upper bound of the temperature in the entropy loss.
 
     Raises:
-        ValueError: Targets of the wrong number, an initial temperature of 0 or less, or ``minimum`` not below
-            ``maximum``.
+        ValueError: The number of targets is wrong, ``initial`` is not a finite number above 0, or ``minimum`` is not
+            below ``maximum``.
     """
 
     targets: Tensor
@@ -63,14 +63,14 @@ class LayerTemperature(nn.Module):
         self.normalize, self.minimum, self.maximum = normalize, minimum, maximum
 
     def forward(self) -> Tensor:
-        """The temperatures, (L,), not clipped."""
+        """Returns the temperatures, (L,), not clipped."""
         return self.raw.exp()
 
     def losses(self, entropy: Tensor) -> ControlLosses:
-        """The losses for entropies of all queries in nats, (L, B, h, n)."""
+        """Computes the losses from the entropies of all queries in nats, (L, B, h, n)."""
         if self.normalize:
             seen = torch.arange(1, entropy.shape[-1] + 1, dtype=entropy.dtype, device=entropy.device)
-            entropy = entropy / seen.log().where(seen > 1.0, 1.0)  # the first query sees one token: 0 of 0
+            entropy = entropy / seen.log().where(seen > 1.0, 1.0)  # the first query attends to one token: 0 / 0
         mean = entropy.mean(dim=(1, 2, 3))
         temperature = self()
         weight = temperature.detach().clamp(self.minimum, self.maximum)

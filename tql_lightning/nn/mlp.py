@@ -12,16 +12,16 @@ from tql_lightning.nn.initialisation import LayerNorm
 class MLP(nn.Sequential):
     """Hidden layers Linear -> gelu (tanh form) -> LayerNorm, then one Linear; (..., in) -> (..., out).
 
-    Weights Xavier-uniform, biases 0. The LayerNorm follows the activation, as in the release.
+    Weights are Xavier-uniform, biases 0. The LayerNorm follows the activation, as in the release.
 
     Args:
-        in_dim: size of the input.
-        hidden_dims: sizes of the hidden layers.
-        out_dim: size of the output.
-        layer_norm: whether the hidden layers end in a LayerNorm.
+        in_dim: Size of the input.
+        hidden_dims: Sizes of the hidden layers.
+        out_dim: Size of the output.
+        layer_norm: Whether the hidden layers end in a LayerNorm.
 
     Raises:
-        ValueError: there is no hidden layer, or a size of one is below 1.
+        ValueError: There is no hidden layer, or the size of one is below 1.
     """
 
     def __init__(self, in_dim: int, hidden_dims: Sequence[int], out_dim: int, layer_norm: bool = True) -> None:

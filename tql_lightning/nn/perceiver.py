@@ -36,10 +36,10 @@ class CrossBlock(nn.Module):
         self.feedforward = FeedForward(hidden_dim, inner_dim, dropout=0.0)
 
     def forward(self, tokens: Tensor, context: Tensor | ScalarTokens) -> Tensor:
-        """Lets tokens read a context.
+        """Lets tokens attend to a context.
 
         Args:
-            tokens: (B, m, H), or (1, m, H) where all rows of the batch ask the same.
+            tokens: (B, m, H), or (1, m, H) if all rows of the batch share them.
             context: (B, n, H).
 
         Returns:
@@ -57,24 +57,23 @@ class CrossBlock(nn.Module):
 
 
 class PerceiverCritic(Critic):
-    """PAC's critic: learned latents encode one token per scalar of s; a query made of all of a reads them.
+    """PAC's critic: learned latents attend to one token per scalar of s; one query made from a attends to the latents.
 
-    One head, no ensemble. PAC trains it by ``CategoricalProjection``, so that its values are means over the atoms.
+    It has one head and no ensemble. PAC trains it with ``CategoricalProjection``: values are means over the atoms.
     The deterministic policy head of the release is left out: its gradient is 0.
 
     Args:
         observation_dim: n_s (taken from the dataset by the CLI).
         action_dim: n_a (taken from the dataset by the CLI).
         hidden_dim: H, a multiple of ``head_dim``.
-        num_latents: Tokens that encode the state.
-        num_layers: Blocks of self-attention among the latents.
+        num_latents: P, number of latents that encode the state.
+        num_layers: Number of self-attention blocks over the latents.
         head_dim: Size of an attention head.
         mlp_ratio: Width of the feed-forward layers over ``hidden_dim``.
-        support: Centres of the bins whose mean the value is (given by the model's ``value_loss``); null for a value
-            without bins.
+        support: Centres of the bins (given by the model's ``value_loss``); null for a critic without bins.
 
     Raises:
-        ValueError: A size is not positive, or ``hidden_dim`` is below 2 or no multiple of ``head_dim``.
+        ValueError: A size is not positive, or ``hidden_dim`` is below 2 or not a multiple of ``head_dim``.
     """
 
     def __init__(
@@ -131,7 +130,7 @@ class PerceiverCritic(Critic):
         return output
 
     def encode(self, observations: Tensor) -> Tensor:
-        """The latents after they have read the state, (B, n_s) -> (B, P, H)."""
+        """Computes the latents after attention to the state, (B, n_s) -> (B, P, H)."""
         projection = self.observation_projection
         directions = projection.weight.flatten().expand(observations.shape[-1], -1)
         tokens = ScalarTokens(observations, directions, projection.bias + self.position)
@@ -142,10 +141,10 @@ class PerceiverCritic(Critic):
         return normalised
 
     def action_query(self, actions: Tensor) -> Tensor:
-        """The query of an action, (B, n_a) -> (B, H).
+        """Computes the query of an action, (B, n_a) -> (B, H).
 
-        Two linear maps, of every scalar and of all of them together, with nothing between them: they are multiplied
-        first, which is exact but for rounding.
+        The projection of every scalar and the mixer of all of them are linear, with nothing between them. Their weights
+        are multiplied first, which is exact up to rounding.
         """
         mixer = rearrange(self.action_mixer.weight, "o (a i) -> o a i", a=actions.shape[-1])
         weight = mixer @ self.action_projection.weight.flatten()
@@ -154,5 +153,5 @@ class PerceiverCritic(Critic):
         return query
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
-        """Matrices and positions decay, the latents do not: as in the release."""
+        """Decays matrices and positions but not the latents, as in the release."""
         return parameter.ndim > 1 and name != "latents"

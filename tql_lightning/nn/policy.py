@@ -16,20 +16,20 @@ from tql_lightning.nn.mlp import MLP
 
 @dataclass(frozen=True)
 class Actor:
-    """How a policy acts: a pure function of observations and noise.
+    """A policy as a pure function of observations and noise.
 
     Attributes:
-        noise_shape: Shape of the standard normal noise that one observation needs.
+        noise_shape: Shape of the standard normal noise for one observation.
         act: Maps (B, n_s) observations and (B, *noise_shape) noise to (B, n_a) actions in [-1, 1].
-        action_chunk: h, steps of the environment that one action of ``act`` is made of, one after the other; they
-            are taken without looking again. The environment's actions have n_a / h columns.
-        act_without_noise: Maps (B, n_s) observations to what ``act`` does with zero noise, at less cost; None where
-            there is no shorter way.
-        candidates: Maps what ``act`` takes to the (B, S, n_a) actions that it chooses among and their (B, S) scores, of
-            which it takes the highest; None where it does not choose. A comparison accepts any candidate whose score
-            is the highest but for rounding.
+        action_chunk: h, number of consecutive environment actions in one action of ``act``. They run open loop and have
+            n_a / h columns each.
+        act_without_noise: Maps (B, n_s) observations to the actions of ``act`` with zero noise, at less cost; None if
+            there is no cheaper way.
+        candidates: Maps the arguments of ``act`` to the (B, S, n_a) actions that it chooses among and their (B, S)
+            scores; ``act`` takes the highest score. None for a policy that does not choose. A comparison of two
+            implementations accepts any candidate whose score is the highest up to rounding.
 
-    Example:
+    Examples:
         >>> actor = Actor(noise_shape=(1,), act=lambda observations, noise: torch.tanh(noise))
         >>> actor.act(torch.zeros(5, 3), torch.zeros(5, 1)).shape
         torch.Size([5, 1])
@@ -54,15 +54,16 @@ class BehaviourFlow(nn.Module):
     Args:
         observation_dim: n_s (taken from the dataset by the CLI).
         action_dim: n_a (taken from the dataset by the CLI).
-        hidden_dims: sizes of the hidden layers.
-        flow_steps: Euler steps from noise to a behaviour action.
-        layer_norm: whether hidden layers end in a LayerNorm.
-        num_samples: Behaviour actions that the best is chosen from.
-        time_features: Cosines and sines that the time enters as, half of each (an option of Q-chunking's release);
-            0 for the time itself.
+        hidden_dims: Sizes of the hidden layers.
+        flow_steps: Number of Euler steps from noise to a behaviour action.
+        layer_norm: Whether hidden layers end in a LayerNorm.
+        num_samples: Number of behaviour actions to choose the best from.
+        time_features: Number of cosines and sines that encode the time, half of each (an option of Q-chunking's
+            release); 0 for the time itself.
 
     Raises:
-        ValueError: there is no hidden layer, or a size of one, ``flow_steps`` or ``num_samples`` is below 1.
+        ValueError: There is no hidden layer, a size, ``flow_steps`` or ``num_samples`` is below 1, or
+            ``time_features`` is odd or 2.
     """
 
     def __init__(
@@ -96,12 +97,12 @@ class BehaviourFlow(nn.Module):
         return velocity
 
     def velocity_inputs(self, observations: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """Returns what the network of v reads, (..., n_s + n_a + time features), from the arguments of `velocity`."""
+        """Returns the network input of v, (..., n_s + n_a + time features), for the arguments of `velocity`."""
         time = sinusoids(t, self.time_features) if self.time_features else t
         return torch.cat([observations, x_t, time], dim=-1)
 
     def flow_actions(self, observations: Tensor, noise: Tensor) -> Tensor:
-        """Actions of the behaviour flow: Euler steps from the noise, clipped to [-1, 1] at the end only.
+        """Computes actions of the behaviour flow: Euler steps from the noise, clipped to [-1, 1] only at the end.
 
         Args:
             observations: (..., n_s).
@@ -119,7 +120,7 @@ class BehaviourFlow(nn.Module):
     def scored_flow_actions(
         self, critic: Critic, observations: Tensor, noise: Tensor, aggregation: Literal["mean", "min"] = "min"
     ) -> tuple[Tensor, Tensor]:
-        """S behaviour actions and their Q: (B, n_s), (B, S, n_a) -> (B, S, n_a), (B, S).
+        """Computes S behaviour actions and their Q: (B, n_s), (B, S, n_a) -> (B, S, n_a), (B, S).
 
         Args:
             critic: Critic that scores the actions.
@@ -136,7 +137,7 @@ class BehaviourFlow(nn.Module):
     def best_flow_actions(
         self, critic: Critic, observations: Tensor, noise: Tensor, aggregation: Literal["mean", "min"] = "min"
     ) -> Tensor:
-        """The behaviour action with the highest Q out of S, see `scored_flow_actions`: -> (B, n_a)."""
+        """Returns the behaviour action with the highest Q out of S, (B, n_a); see `scored_flow_actions`."""
         candidates, scores = self.scored_flow_actions(critic, observations, noise, aggregation)
         best = scores.argmax(dim=1, keepdim=True)
         return candidates.gather(1, best.unsqueeze(-1).expand(-1, 1, self.action_dim)).squeeze(1)
@@ -148,20 +149,19 @@ class FlowPolicy(BehaviourFlow):
     Args:
         observation_dim: n_s (taken from the dataset by the CLI).
         action_dim: n_a (taken from the dataset by the CLI).
-        hidden_dims: sizes of the hidden layers of both networks.
-        flow_steps: Euler steps from noise to a behaviour action.
-        layer_norm: whether hidden layers end in a LayerNorm.
-        num_samples: Behaviour actions that the extractions "best_of_n" and "implicit" choose from.
-        time_features: Cosines and sines that the time enters as, half of each (an option of Q-chunking's release);
-            0 for the time itself.
-        distillation: How the one-step policy is held to the flow: "euler" to the end of its Euler steps (FQL), "anchor"
-            to its velocity at one random time (FAN, arXiv 2605.01663), which costs one step in place of ``flow_steps``.
+        hidden_dims: Sizes of the hidden layers of both networks.
+        flow_steps: Number of Euler steps from noise to a behaviour action.
+        layer_norm: Whether hidden layers end in a LayerNorm.
+        num_samples: Number of behaviour actions that the extractions "best_of_n" and "implicit" choose from.
+        time_features: Number of cosines and sines that encode the time, half of each (an option of Q-chunking's
+            release); 0 for the time itself.
+        distillation: Target of the one-step policy: "euler" for the end of the flow's Euler steps (FQL), "anchor" for
+            the flow's velocity at one random time (FAN, arXiv 2605.01663), which costs one step, not ``flow_steps``.
 
     Raises:
-        ValueError: there is no hidden layer, a size of one, ``flow_steps`` or ``num_samples`` is below 1, or
-            ``distillation`` is unknown.
+        ValueError: ``distillation`` is unknown, or as for `BehaviourFlow`.
 
-    Example:
+    Examples:
         >>> policy = FlowPolicy(3, 1, hidden_dims=[32, 32], flow_steps=5)
         >>> policy.one_step_actions(torch.zeros(2, 3), torch.zeros(2, 1)).shape
         torch.Size([2, 1])

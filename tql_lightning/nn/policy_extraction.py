@@ -1,4 +1,4 @@
-"""Policy extraction: the ways to choose actions by a flow policy and a critic, one object each."""
+"""Policy extraction: ways to choose actions with a flow policy and a critic."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ class PolicyExtraction(ABC):
     """One way to choose actions.
 
     Attributes:
-        uses_critic: whether `act` needs a critic.
-        with_zero_noise: name of the extraction that gives the same actions with zero noise, without a critic.
+        uses_critic: Whether `act` needs a critic.
+        with_zero_noise: Name of the extraction that gives the same actions with zero noise, without a critic.
     """
 
     uses_critic = False
     with_zero_noise: str
 
     def noise_shape(self, policy: FlowPolicy) -> tuple[int, ...]:
-        """Shape of the standard normal noise of one observation."""
+        """Returns the shape of the standard normal noise for one observation."""
         return (policy.action_dim,)
 
     @abstractmethod
     def act(self, policy: FlowPolicy, critic: Critic | None, observations: Tensor, noise: Tensor) -> Tensor:
-        """(B, n_s) observations and (B, *noise_shape) noise -> (B, n_a) actions in [-1, 1]."""
+        """Maps (B, n_s) observations and (B, *noise_shape) noise to (B, n_a) actions in [-1, 1]."""
 
 
 class OneStepExtraction(PolicyExtraction):
@@ -46,7 +46,7 @@ class OneStepExtraction(PolicyExtraction):
 
 
 class FlowExtraction(PolicyExtraction):
-    """Behaviour cloning: the end of the behaviour flow."""
+    """Behaviour cloning: the action of the behaviour flow."""
 
     with_zero_noise: str = "behaviour_flow"
 
@@ -56,13 +56,13 @@ class FlowExtraction(PolicyExtraction):
 
 
 class BestOfFlowExtraction(PolicyExtraction):
-    """Of ``num_samples`` ends of the behaviour flow the one with the highest Q of its smallest head."""
+    """The best of ``num_samples`` behaviour actions by Q, the minimum over the critic's heads."""
 
     uses_critic = True
-    with_zero_noise: str = "behaviour_flow"  # all candidates are then the same
+    with_zero_noise: str = "behaviour_flow"  # all candidates are the same then
 
     def noise_shape(self, policy: FlowPolicy) -> tuple[int, ...]:
-        """One row per candidate."""
+        """Returns the shape of one row per candidate."""
         return (policy.num_samples, policy.action_dim)
 
     def act(self, policy: FlowPolicy, critic: Critic | None, observations: Tensor, noise: Tensor) -> Tensor:
@@ -74,19 +74,19 @@ class BestOfFlowExtraction(PolicyExtraction):
 EXTRACTIONS: dict[str, PolicyExtraction] = {
     "fql": OneStepExtraction(),
     "best_of_n": BestOfFlowExtraction(),
-    "implicit": BestOfFlowExtraction(),  # acts as "best_of_n"; TQL trains another way for it
+    "implicit": BestOfFlowExtraction(),  # acts as "best_of_n", but TQL trains differently
     "behaviour_flow": FlowExtraction(),
 }
 
 
 @dataclass(frozen=True)
 class FlowActor(Actor):
-    """An actor that its networks and the name of an extraction describe; `flow_actor` makes it.
+    """An actor with its networks and the name of its extraction; `flow_actor` makes it.
 
     Attributes:
         extraction: Name of the extraction, one of `EXTRACTIONS`.
         policy: Flow policy.
-        critic: Critic that chooses among actions; None where the extraction uses none.
+        critic: Critic that scores actions; None if the extraction uses none.
     """
 
     extraction: str = field(kw_only=True)
@@ -95,16 +95,16 @@ class FlowActor(Actor):
 
 
 def flow_actor(extraction: str, policy: FlowPolicy, critic: Critic, action_chunk: int = 1) -> FlowActor:
-    """The actor of a flow policy and an extraction.
+    """Makes the actor of a flow policy and an extraction.
 
     Args:
         extraction: Name of the extraction, one of `EXTRACTIONS`.
         policy: Flow policy.
-        critic: Critic, for extractions that choose among actions.
+        critic: Critic that scores actions, for extractions that choose.
         action_chunk: See `Actor`.
 
     Raises:
-        ValueError: There is no such extraction.
+        ValueError: The extraction is unknown.
     """
     if extraction not in EXTRACTIONS:
         raise ValueError(f"extraction: expected {' or '.join(EXTRACTIONS)}, found {extraction}")

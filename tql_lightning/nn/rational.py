@@ -13,9 +13,9 @@ from torch import Tensor, nn
 Shape = Literal["identity", "swish", "gelu", "gelu_release"]
 Init = Literal["variance", "release"]
 
-# Numerator a_0 .. a_5 and denominator b_1 .. b_4 from the authors' release. On [-3, 3] "swish" errs by 1.2e-6.
-# The release's "gelu" was fitted for the denominator 1 + |b_1 x + ... + b_4 x^4|, which its own kernels do not use, so
-# that it misses gelu by up to 1.46 there: "gelu_release". "gelu" is an older set of the release, within 0.0041 of gelu.
+# Numerator a_0 .. a_5 and denominator b_1 .. b_4 from the authors' release. The largest error on [-3, 3] is 1.2e-6 for
+# "swish". For gelu the release now has "gelu_release", with an error of 1.46: it was fitted for the denominator
+# 1 + |b_1 x + ... + b_4 x^4|, which the release's own kernels do not use. "gelu" is an older set; its error is 0.0041.
 COEFFICIENTS: dict[Shape, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "identity": ((0.0, 1.0, 0.0, 0.0, 0.0, 0.0), (0.0, 0.0, 0.0, 0.0)),
     "swish": (
@@ -37,16 +37,16 @@ RELEASE_STD = 0.02
 def rational(x: Tensor, numerator: Tensor, denominator: Tensor) -> Tensor:
     """F(x) = (a_0 + a_1 x + ... + a_5 x^5) / (1 + |b_1| |x| + ... + |b_4| |x|^4), which has no poles.
 
-    Computed in float32 (float64 for inputs in float64). The backward pass recomputes everything from x. The derivatives
-    of |b_i| and of |x| at 0 are +1: with the derivative 0 of `torch.abs`, a b_i that starts at 0 would never move.
+    Computes in float32 (float64 for inputs in float64). The backward pass recomputes everything from x. It takes +1 as
+    the derivative of |b_i| and |x| at 0: with 0, as in `torch.abs`, a b_i that starts at 0 would never move.
 
     Args:
-        x: (..., C), cut into G groups of consecutive channels.
+        x: (..., C), split into G groups of consecutive channels.
         numerator: a, (6,), shared by all groups.
-        denominator: b, (G, 4), a row for each group; G divides C.
+        denominator: b, (G, 4), one row per group; G divides C.
 
     Returns:
-        (..., C) in the number type of x.
+        F(x), (..., C), in the number type of x.
     """
     grouped = rearrange(x, "... (g c) -> ... g c", g=denominator.shape[0])
     output: Tensor = _Rational.apply(grouped, numerator, denominator)  # type: ignore[no-untyped-call]
@@ -78,13 +78,13 @@ class _Rational(torch.autograd.Function):
         d_slope = _sign(value) * _polynomial(magnitude, [i * each for i, each in enumerate(coefficients, start=1)])
 
         over_d = gradient.to(value.dtype) / d
-        of_x = over_d * (slope - ratio * d_slope)
+        grad_x = over_d * (slope - ratio * d_slope)
         rows = [dim for dim in range(x.ndim) if dim != x.ndim - 2]
-        of_a = torch.stack([term.sum() for term in _times_powers(over_d, value, len(a))])
-        of_b = torch.stack(
+        grad_a = torch.stack([term.sum() for term in _times_powers(over_d, value, len(a))])
+        grad_b = torch.stack(
             [-term.sum(rows) for term in _times_powers(over_d * ratio * magnitude, magnitude, b.shape[1])], dim=-1
         )
-        return of_x.to(x.dtype), of_a.to(numerator.dtype), (_sign(b) * of_b).to(denominator.dtype)
+        return grad_x.to(x.dtype), grad_a.to(numerator.dtype), (_sign(b) * grad_b).to(denominator.dtype)
 
 
 def _at_least_float32(x: Tensor, *coefficients: Tensor) -> list[Tensor]:
@@ -115,19 +115,19 @@ def _polynomial(x: Tensor, coefficients: list[Tensor] | tuple[Tensor, ...]) -> T
 
 
 def _times_powers(factor: Tensor, x: Tensor, count: int) -> Iterator[Tensor]:
-    """factor, factor x, factor x^2, ...: ``count`` of them."""
+    """Yields factor, factor x, ..., factor x^(count - 1)."""
     for _ in range(count):
         yield factor
         factor = factor * x
 
 
 class GroupRational(nn.Module):
-    """A learned rational function for each group of channels; (..., C) -> (..., C), see `rational`.
+    """A learned rational function for each group of channels, (..., C) -> (..., C); see `rational`.
 
     Args:
         num_features: C.
         num_groups: G, a divisor of C.
-        shape: function that it starts as; "gelu_release" is the release's set, which is not gelu (see the source).
+        shape: Initial function; "gelu_release" is the release's set for gelu, which does not fit it (see the source).
 
     Raises:
         ValueError: ``num_groups`` does not divide ``num_features``, or ``shape`` is unknown.
@@ -151,7 +151,7 @@ class GroupRational(nn.Module):
 
 
 def variance_gain(shape: Shape) -> float:
-    """1 / E[F(x)^2] for x ~ N(0, 1): weights of variance gain / fan-in keep the variance of what F lets through."""
+    """1 / E[F(x)^2] for x ~ N(0, 1): weights of variance gain / fan-in preserve the variance after F."""
     x = torch.linspace(-12.0, 12.0, 24_001, dtype=torch.float64)
     a, b = (torch.tensor(coefficients, dtype=torch.float64) for coefficients in COEFFICIENTS[shape])
     density = torch.exp(-x.square() / 2.0) / math.sqrt(2.0 * math.pi)
@@ -165,16 +165,16 @@ class RationalFeedForward(nn.Module):
 
     Args:
         hidden_dim: H, a multiple of ``num_groups``.
-        inner_dim: width between W1 and W2, a multiple of ``num_groups``.
-        dropout: probability of both dropouts.
+        inner_dim: Width between W1 and W2, a multiple of ``num_groups``.
+        dropout: Probability of both dropouts.
         num_groups: G, groups of channels that share a denominator; a layer has 2 (6 + 4 G) coefficients.
-        first: function that F1 starts as.
-        second: function that F2 starts as: "swish" in the published models, or "gelu".
-        init: "variance" draws weights from N(0, gain / fan-in) with the gain that keeps the variance of activations,
-            as the paper says; "release" draws them from N(0, 0.02^2), as its code does in the end. Biases are 0.
+        first: Initial function of F1.
+        second: Initial function of F2: "swish" in the published models, or "gelu".
+        init: Initial weights: "variance" for N(0, gain / fan-in) with the gain that preserves the variance of
+            activations, as in the paper; "release" for N(0, 0.02^2), as in its code. Biases are 0.
 
     Raises:
-        ValueError: a width is no multiple of ``num_groups``, or a choice is unknown.
+        ValueError: A width is not a multiple of ``num_groups``, or a choice is unknown.
     """
 
     def __init__(
@@ -204,7 +204,7 @@ class RationalFeedForward(nn.Module):
 
 
 def _linear(in_features: int, out_features: int, before: Shape, init: Init) -> nn.Linear:
-    """A linear map after a rational function."""
+    """Makes the linear map after a rational function."""
     layer = nn.Linear(in_features, out_features)
     std = RELEASE_STD if init == "release" else math.sqrt(variance_gain(before) / in_features)
     nn.init.normal_(layer.weight, std=std)

@@ -21,13 +21,13 @@ class Residual(nn.Sequential):
 
 
 class ResidualMLP(nn.Sequential):
-    """An activated layer, then residual blocks of activated layers, then one Linear; (..., in) -> (..., out).
+    """One hidden layer, then residual blocks of hidden layers, then one Linear; (..., in) -> (..., out).
 
-    Weights Xavier-uniform, biases 0, gelu in its tanh form, as `nn.mlp.MLP`.
+    Weights are Xavier-uniform, biases 0, and gelu has its tanh form, as in `nn.mlp.MLP`.
 
     Args:
         in_dim: Size of the input.
-        hidden_dims: Sizes of the layers of one block. The first and the last are equal.
+        hidden_dims: Sizes of the hidden layers of one block; the first and the last are equal.
         out_dim: Size of the output.
         num_blocks: Number of residual blocks.
         layer_norm: Whether hidden layers have a LayerNorm.

@@ -25,13 +25,13 @@ class FactoredTokens(NamedTuple):
     basis: Tensor
 
     def dense(self) -> Tensor:
-        """The tokens themselves, (B, n, H)."""
+        """Multiplies out the tokens, (B, n, H)."""
         with torch.autocast(self.features.device.type, enabled=False):
             tokens = torch.bmm(self.features.transpose(0, 1), self.basis.to(self.features.dtype))
         return tokens.transpose(0, 1).to(self.basis.dtype)
 
     def linear(self, weight: Tensor, bias: Tensor) -> Tensor:
-        """The tokens through a linear layer, (B, n, H) -> (B, n, out).
+        """Applies a linear layer to the tokens, (B, n, H) -> (B, n, out).
 
         Args:
             weight: (out, H).
@@ -58,15 +58,15 @@ class ScalarTokens(NamedTuple):
     offsets: Tensor
 
     def dense(self) -> Tensor:
-        """The tokens themselves, (B, n, H)."""
+        """Multiplies out the tokens, (B, n, H)."""
         return torch.addcmul(self.offsets, self.scalars.unsqueeze(-1), self.directions)
 
     def layer_norm(self, norm: nn.LayerNorm) -> FactoredTokens:
-        """The tokens after a LayerNorm over H that has weight and bias; the last feature is 1.
+        """Applies a LayerNorm over H with weight and bias to the tokens; the last feature is 1.
 
-        The part of the offset that lies along the direction is added to the scalar instead. That holds for any
-        part (so it is without gradient), and the variance loses no digits where scalar and offset cancel. As torch's
-        own LayerNorm it computes at least in float32: squares of scalars have no room in float16.
+        The component of the offset along the direction moves into the scalar, so that the variance loses no digits
+        where scalar and offset cancel. The tokens are the same whatever the component, so it needs no gradient. Like
+        torch's own LayerNorm this computes at least in float32: squares of scalars overflow float16.
         """
         scalars, directions, offsets = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in self)
         directions, offsets = (x - x.mean(dim=-1, keepdim=True) for x in (directions, offsets))

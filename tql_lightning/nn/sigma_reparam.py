@@ -10,10 +10,10 @@ POWER_ITERATIONS_AT_START = 20
 
 
 class SigmaReparam(nn.Module):
-    """W -> (gamma / sigma(W)) W with sigma(W) the largest singular value and gamma a learned scalar, at first 1.
+    """W -> (gamma / sigma(W)) W with sigma(W) the largest singular value and gamma a learned scalar that starts at 1.
 
-    The singular vectors are followed by one step of power iteration per forward pass in training; they are
-    buffers, so checkpoints hold them. The gradient flows through sigma.
+    Each forward pass in training updates the singular vectors by one step of power iteration. They are buffers, so
+    checkpoints hold them. The gradient flows through sigma.
 
     Args:
         layer: Layer to reparametrise. A layer that stacks several maps, such as the fused query, key and value, has a
@@ -34,11 +34,11 @@ class SigmaReparam(nn.Module):
             self.power_iteration(matrices)
 
     def forward(self, weight: Tensor) -> Tensor:
-        """(stacked * out, in) -> the same shape, each stacked matrix with the spectral norm |gamma|."""
+        """Scales each stacked matrix to spectral norm |gamma|, (stacked * out, in) -> the same shape."""
         matrices = self.matrices(weight)
         if self.training:
             self.power_iteration(matrices.detach())
-        # Copies: the next forward pass changes the buffers before this one's gradient is taken.
+        # Clones: the next forward pass changes the buffers before this pass's backward pass.
         left, right = self.left.clone(), self.right.clone()
         # No matrix products, here and below: autocast would round the norm to three digits.
         sigma = (left * (matrices * right[:, None, :]).sum(dim=2)).sum(dim=1)
@@ -51,6 +51,6 @@ class SigmaReparam(nn.Module):
 
     @torch.no_grad()
     def power_iteration(self, matrices: Tensor) -> None:
-        """One step towards the leading singular vectors of (stacked, out, in)."""
+        """Moves the buffers one step towards the leading singular vectors of (stacked, out, in)."""
         self.left.copy_(nn.functional.normalize((matrices * self.right[:, None, :]).sum(dim=2), dim=-1))
         self.right.copy_(nn.functional.normalize((matrices * self.left[:, :, None]).sum(dim=1), dim=-1))

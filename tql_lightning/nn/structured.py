@@ -25,18 +25,19 @@ Network = TypeVar("Network", bound=nn.Module)
 
 @dataclass(frozen=True)
 class SelfGuide:
-    """Self-guided training: a dense matrix W computes along with the factors S and fades out (arXiv 2406.16450).
+    """Self-guided training: a dense matrix W supports the factors S and fades out (arXiv 2406.16450).
 
     The map is rho W x + (1 - rho) S x, where rho falls from 1 to 0. W starts as the product of the factors. At the
-    first update rho is 1, so that the factors get no gradient. Every pass computes W until rho is 0. The paper's runs
-    skip it in a random share 1 - rho of the passes; a random number inside the network would end exact replays.
+    first update rho is 1 and the factors get no gradient. Every pass computes W until rho is 0. The paper's runs skip
+    it in a random share 1 - rho of the passes; a random number inside the network would break exact replay.
 
     Args:
-        updates: updates until rho is 0; the paper takes half of training, or as many as cost what a dense run costs.
-        form: how rho falls: "linear", or "cosine" (half a wave).
+        updates: Number of updates until rho is 0; the paper uses half of training, or as many as match a dense run's
+            cost.
+        form: Schedule of rho: "linear", or "cosine" (half a wave).
 
     Raises:
-        ValueError: ``updates`` is below 1 or ``form`` is neither.
+        ValueError: ``updates`` is below 1 or ``form`` is unknown.
     """
 
     updates: int
@@ -49,21 +50,21 @@ class SelfGuide:
             raise ValueError(f"guide.form: expected 'linear' or 'cosine', found {self.form!r}")
 
     def share(self, updates: Tensor) -> Tensor:
-        """Rho after a number of updates, a scalar of each."""
+        """Computes rho after a number of updates; both are scalars."""
         progress = (updates.float() / self.updates).clamp(max=1.0)
         return 1.0 - progress if self.form == "linear" else (1.0 + torch.cos(math.pi * progress)) / 2.0
 
 
 class StructuredLinear(nn.Module, ABC):
-    """A linear map (..., n) -> (..., m) whose matrix is made of factors, with a dense bias that starts at 0.
+    """A linear map (..., n) -> (..., m) whose matrix is a product of factors, with a dense bias that starts at 0.
 
-    A guide needs a call of `advance_guides` after every optimizer step, which the project's training makes. The number
-    of updates is a buffer, so that a continued run goes on exactly. A guide that is over is left out of checkpoints.
+    A guide needs a call of `advance_guides` after every optimizer step; the project's training makes it. The number of
+    updates is a buffer, so that a resumed run continues exactly. Checkpoints omit a guide that is over.
 
     Args:
         in_features: n.
         out_features: m.
-        guide: self-guided training; None for the factors alone.
+        guide: Self-guided training; None for the factors alone.
     """
 
     updates: Tensor
@@ -74,33 +75,33 @@ class StructuredLinear(nn.Module, ABC):
         self.make_factors()
         self.bias = nn.Parameter(torch.zeros(out_features))
         self.guide: nn.Parameter | None = None
-        self.guide_in_graph = guide is not None  # whether a pass computes the guide, whose share may be 0
-        self._updates_done = 0  # the buffer's value, known without waiting for the device
+        self.guide_in_graph = guide is not None  # whether passes compute the guide, even at share 0
+        self._updates_done = 0  # the buffer's value, read without a device synchronisation
         if guide is not None:
             self.guide = nn.Parameter(self.matrix().detach().clone())
             self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
     @abstractmethod
     def make_factors(self) -> None:
-        """Makes the parameters that the matrix consists of, with their initial values."""
+        """Creates the factors as parameters with their initial values."""
 
     @abstractmethod
     def structured(self, x: Tensor) -> Tensor:
-        """The map of the factors alone, without bias: (..., n) -> (..., m)."""
+        """Applies the factors alone, without bias: (..., n) -> (..., m)."""
 
     def matrix(self) -> Tensor:
-        """The dense matrix that the factors stand for, (m, n)."""
+        """Computes the product of the factors, (m, n)."""
         factor = next(self.parameters())
         return self.structured(torch.eye(self.in_features, device=factor.device, dtype=factor.dtype)).T
 
     def guide_share(self) -> Tensor:
-        """Rho, a scalar; only with a guide."""
+        """Computes rho, a scalar; only with a guide."""
         assert self.schedule is not None
         return self.schedule.share(self.updates)
 
     @property
     def guide_is_over(self) -> bool:
-        """Whether the guide has no share in the map any more."""
+        """Whether the guide's share has reached 0."""
         return self.schedule is not None and self._updates_done >= self.schedule.updates
 
     def forward(self, x: Tensor) -> Tensor:
@@ -112,7 +113,7 @@ class StructuredLinear(nn.Module, ABC):
         return output + self.bias.to(output.dtype)
 
     def extra_repr(self) -> str:
-        """Sizes, and the shapes of both factors."""
+        """Returns the sizes and the shapes of both factors."""
         shapes = [tuple(self.get_parameter(name).shape) for name in ("first", "second")]
         return f"in_features={self.in_features}, out_features={self.out_features}, factors={shapes}"
 
@@ -123,7 +124,7 @@ class StructuredLinear(nn.Module, ABC):
         self.guide_in_graph = self.guide_in_graph and not (may_leave_out and self.guide_is_over)
 
     def merged(self) -> nn.Linear:
-        """A dense layer that computes the same, detached."""
+        """Returns a detached dense layer that computes the same."""
         layer = nn.Linear(self.in_features, self.out_features, device=self.bias.device, dtype=self.bias.dtype)
         weight = self.matrix().detach()
         if self.guide is not None and not self.guide_is_over:
@@ -151,14 +152,14 @@ class StructuredLinear(nn.Module, ABC):
 class LowRankLinear(StructuredLinear):
     """W2 W1 x with W1 (r, n) and W2 (m, r): r (n + m) weights instead of n m.
 
-    Starts as the best approximation of rank r to the dense layer's own initial weights, with balanced factors (spectral
-    initialisation); at full rank it is the dense layer.
+    Starts as the best rank-r approximation of a dense layer's initial weights, with balanced factors (spectral
+    initialisation); at full rank it equals the dense layer.
 
     Args:
         in_features: n.
         out_features: m.
-        rank_ratio: r over the smaller of n and m, above 0 and at most 1.
-        guide: self-guided training; null for the factors alone.
+        rank_ratio: r divided by the smaller of n and m, above 0 and at most 1.
+        guide: Self-guided training; null for the factors alone.
 
     Raises:
         ValueError: ``rank_ratio`` is out of range.
@@ -184,14 +185,15 @@ class LowRankLinear(StructuredLinear):
 class BlockDenseLinear(StructuredLinear):
     """A block-diagonal matrix to r features, then a dense one: r n / k + r m weights.
 
-    Both factors start semi-orthogonal, so with spectral norm 1 whatever the width (orthonormal initialisation).
+    Both factors start semi-orthogonal, with spectral norm 1 at any width (orthonormal initialisation).
 
     Args:
         in_features: n, a multiple of ``num_blocks``.
         out_features: m.
-        rank_ratio: r over the smaller of n and m, above 0 and at most 1; r is rounded to a multiple of ``num_blocks``.
+        rank_ratio: r divided by the smaller of n and m, above 0 and at most 1; r is rounded to a multiple of
+            ``num_blocks``.
         num_blocks: k.
-        guide: self-guided training; null for the factors alone.
+        guide: Self-guided training; null for the factors alone.
 
     Raises:
         ValueError: ``rank_ratio`` is out of range or ``num_blocks`` does not divide n.
@@ -224,13 +226,13 @@ class BlockShuffleLinear(StructuredLinear):
     """Two block-diagonal matrices with a shuffle between them (a Monarch matrix): q (n + m) weights, q = min(n, m) / k.
 
     The second factor's block j reads every k-th entry of the first one's output, from entry j on. Both factors start
-    semi-orthogonal, so with spectral norm 1 whatever the width (orthonormal initialisation).
+    semi-orthogonal, with spectral norm 1 at any width (orthonormal initialisation).
 
     Args:
         in_features: n, a multiple of ``num_blocks``.
         out_features: m, a multiple of ``num_blocks``.
         num_blocks: k; at inner width 4 H a layer has 1.25 / k of the dense weights.
-        guide: self-guided training; null for the factors alone.
+        guide: Self-guided training; null for the factors alone.
 
     Raises:
         ValueError: ``num_blocks`` does not divide n and m.
@@ -258,31 +260,31 @@ class BlockShuffleLinear(StructuredLinear):
 
 
 def spectral_factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Balanced factors (r, n) and (m, r) whose product is the best approximation of rank r to a matrix (m, n)."""
+    """Computes balanced factors (r, n) and (m, r) of the best rank-r approximation to a matrix (m, n)."""
     left, sizes, right = torch.linalg.svd(matrix, full_matrices=False)
     roots = sizes[:rank].sqrt()
     return roots[:, None] * right[:rank], left[:, :rank] * roots
 
 
 def guided_layers(module: nn.Module) -> list[StructuredLinear]:
-    """The self-guided maps among all parts of a network or model."""
+    """Returns the self-guided maps in a network or model."""
     return [part for part in module.modules() if isinstance(part, StructuredLinear) and part.guide is not None]
 
 
 def advance_guides(layers: Sequence[StructuredLinear], may_leave_out: bool = True) -> None:
-    """Counts an update in self-guided maps; training calls it after each optimizer step, outside of CUDA graphs.
+    """Counts an update in self-guided maps; training calls it after each optimizer step, outside CUDA graphs.
 
     Args:
-        layers: Maps, from `guided_layers`.
-        may_leave_out: Whether a pass may leave out a guide whose share has become 0, which saves its time and changes
-            the graph of the backward pass; False under DDP, whose graph must stay the same.
+        layers: Maps from `guided_layers`.
+        may_leave_out: Whether passes may skip a guide whose share is 0. That saves time but changes the graph of the
+            backward pass; False under DDP, whose graph must stay the same.
     """
     for layer in layers:
         layer.advance(may_leave_out)
 
 
 def merge_structured(network: Network) -> Network:
-    """A copy of a network in which every structured map is one dense layer: faster for few tokens, at inference."""
+    """Copies a network with every structured map as one dense layer, which is faster at inference for few tokens."""
     merged = copy.deepcopy(network)
     for name, part in list(merged.named_modules()):
         if isinstance(part, StructuredLinear):
@@ -292,12 +294,12 @@ def merge_structured(network: Network) -> Network:
 
 
 def _blocks(x: Tensor, blocks: Tensor) -> Tensor:
-    """A block-diagonal map, piece by piece: (..., n), (k, q, n / k) -> (..., k, q)."""
+    """Applies a block-diagonal map: (..., n), (k, q, n / k) -> (..., k, q)."""
     return einsum("...ki,kqi->...kq", rearrange(x, "... (k i) -> ... k i", k=blocks.shape[0]), blocks)
 
 
 def _orthonormal(*shape: int) -> nn.Parameter:
-    """The polar factors of normal matrices."""
+    """Draws normal matrices and returns their polar factors."""
     left, _, right = torch.linalg.svd(torch.randn(shape), full_matrices=False)
     return nn.Parameter(left @ right)
 

@@ -1,4 +1,4 @@
-"""Feed-forward layers of structured linear maps (arXiv 2407.09835, 2406.16450), plain and as SwiGLU."""
+"""Feed-forward layers with structured linear maps (arXiv 2407.09835, 2406.16450), plain and SwiGLU."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ class StructuredFeedForward(nn.Module):
 
     Args:
         hidden_dim: H.
-        inner_dim: width between S1 and S2.
-        dropout: probability of both dropouts.
-        linear: what makes a map from (inputs, outputs).
-        dense_blocks: blocks, from the first on, that keep the dense `FeedForward`; 1 as published. With the two layers
-            of TQL's sizes that is half of them.
+        inner_dim: Width between S1 and S2.
+        dropout: Probability of both dropouts.
+        linear: Makes a map from (inputs, outputs).
+        dense_blocks: Number of first blocks that keep the dense `FeedForward`; 1 as published, half of TQL's two.
     """
 
     def __init__(
@@ -44,22 +43,22 @@ class StructuredFeedForward(nn.Module):
         return output
 
     def in_block(self, position: int) -> nn.Module:
-        """The layer of a block, counted from 0: a dense one in the first ``dense_blocks``, else this one."""
+        """Returns the layer of a block, counted from 0: a dense one in the first ``dense_blocks``, else this one."""
         return FeedForward(*self.sizes) if position < self.dense_blocks else self
 
 
 class StructuredSwiGLU(nn.Module):
     """Drop(S2 Drop(silu(u) * v)) with (u, v) = S1 x and structured maps S1 and S2; (..., H) -> (..., H).
 
-    Its inner width is two thirds of ``inner_dim``, as in `SwiGLU`. The number of blocks of
-    a map must divide it: ``mlp_ratio`` 3 gives 2 H.
+    Its inner width is two thirds of ``inner_dim``, as in `SwiGLU`. The ``num_blocks`` of the maps must divide it;
+    ``mlp_ratio`` 3 makes it 2 H.
 
     Args:
         hidden_dim: H.
-        inner_dim: width that `StructuredFeedForward` would have.
-        dropout: probability of both dropouts.
-        linear: what makes a map from (inputs, outputs).
-        dense_blocks: blocks, from the first on, that keep the dense `SwiGLU`; 1 as published.
+        inner_dim: Width that `StructuredFeedForward` would have.
+        dropout: Probability of both dropouts.
+        linear: Makes a map from (inputs, outputs).
+        dense_blocks: Number of first blocks that keep the dense `SwiGLU`; 1 as published.
     """
 
     def __init__(
@@ -84,5 +83,5 @@ class StructuredSwiGLU(nn.Module):
         return output
 
     def in_block(self, position: int) -> nn.Module:
-        """The layer of a block, counted from 0: a dense one in the first ``dense_blocks``, else this one."""
+        """Returns the layer of a block, counted from 0: a dense one in the first ``dense_blocks``, else this one."""
         return SwiGLU(*self.sizes) if position < self.dense_blocks else self

@@ -106,7 +106,7 @@ class AttentionTemperature(EntropyControl):
         ValueError: Targets have the wrong shape or lie outside (0, ln n), the form is unknown or cannot take the
             initial value, ``minimum`` is not below ``maximum``, or ``damping`` is below 0.
 
-    Example:
+    Examples:
         >>> temperature = AttentionTemperature(num_layers=2, num_tokens=6, targets=[[1.5, 1.5], [1.2, 1.2]])
         >>> temperature.targets.shape
         torch.Size([2, 2])

@@ -1,4 +1,4 @@
-"""How a critic's values are learned: by squared error, or as a classification over bins (HL-Gauss)."""
+"""Losses that train a critic's values: squared error, or classification over bins (HL-Gauss)."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-PADDING_BINS = 3  # beyond each end of the returns: 4 standard deviations at the default sigma of 0.75 bins
+PADDING_BINS = 3  # beyond each end of the range of returns: 4 standard deviations at the default sigma of 0.75 bins
 
 
 class Bootstrap(NamedTuple):
-    """What a TD target is made of, for value losses that need more than its mean.
+    """Parts of a TD target, for value losses that need more than its mean.
 
     Attributes:
         rewards: r, (B,).
         discounts: gamma times the mask, (B,).
-        values: The target critic's at (s', a'), (B, E).
-        logits: The target critic's of the bins at (s', a'), (B, E, M); None from a critic of values.
-        aggregation: Over the heads of the target critic.
+        values: Values of the target critic at (s', a'), (B, E).
+        logits: Logits of the target critic's bins at (s', a'), (B, E, M); None for a critic without bins.
+        aggregation: Aggregation over the heads of the target critic.
     """
 
     rewards: Tensor
@@ -31,10 +31,10 @@ class Bootstrap(NamedTuple):
 
 
 class ValueLoss(nn.Module, ABC):
-    """What turns a critic's output and TD targets into the TD loss.
+    """Computes the TD loss from a critic's output and TD targets.
 
     Attributes:
-        support: centres of the bins that the critic is to give logits for, or None if it gives values.
+        support: Centres of the bins for which the critic outputs logits; None for a critic that outputs values.
     """
 
     support: list[float] | None = None
@@ -43,13 +43,13 @@ class ValueLoss(nn.Module, ABC):
     def forward(
         self, values: Tensor, logits: Tensor | None, target: Tensor, row_weights: Tensor | None = None
     ) -> Tensor:
-        """The TD loss.
+        """Computes the TD loss.
 
         Args:
             values: Q_k(s, a), (B, E).
-            logits: of the bins, (B, E, M), or None from a critic of values.
-            target: y, (B,).
-            row_weights: How much each row counts, (B,); None for 1. The mean is over all rows, whatever they weigh.
+            logits: Logits of the bins, (B, E, M); None for a critic without bins.
+            target: TD target y, (B,).
+            row_weights: Weight of each row, (B,); None for 1. The divisor of the mean stays the number of rows.
 
         Returns:
             A scalar.
@@ -63,13 +63,13 @@ class ValueLoss(nn.Module, ABC):
         bootstrap: Bootstrap,
         row_weights: Tensor | None = None,
     ) -> Tensor:
-        """The TD loss where the target comes from a target critic; by default it needs only the target's mean.
+        """Computes the TD loss for a target made by a target critic; by default with `forward`.
 
         Args:
             values: Q_k(s, a), (B, E).
-            logits: Of the bins, (B, E, M), or None from a critic of values.
-            target: y, (B,).
-            bootstrap: What y was made of.
+            logits: Logits of the bins, (B, E, M); None for a critic without bins.
+            target: TD target y, (B,).
+            bootstrap: Parts of y.
             row_weights: See `forward`.
 
         Returns:
@@ -83,7 +83,7 @@ class SquaredError(ValueLoss):
     """Mean over batch and heads of (Q_k(s, a) - y)^2, TQL's own (section 4 of docs/algorithm.md).
 
     Args:
-        return_range: of the data; a regression does not need it.
+        return_range: Unused; every value loss takes it.
     """
 
     def __init__(self, return_range: tuple[float, float] | None) -> None:
@@ -98,20 +98,20 @@ class SquaredError(ValueLoss):
 
 
 class HLGauss(ValueLoss):
-    """Cross-entropy between a Gaussian around y, spread over bins, and the critic's bins (arXiv 2403.03950).
+    """Cross-entropy between the critic's bins and a Gaussian around y (HL-Gauss, arXiv 2403.03950).
 
-    Values remain expected returns, the probabilities' mean over the centres of the bins. Three bins beyond each
-    end of the returns keep that mean true for targets at the very end; targets further out are clipped to it.
+    A value is the mean over the centres of the bins, an expected return. Three bins beyond each end of the range keep
+    that mean correct for targets at the ends. Targets outside the range are clipped to it.
 
     Args:
-        return_range: smallest and largest discounted return (taken from the dataset's rewards by `TQL`).
+        return_range: Smallest and largest discounted return (computed from the dataset's rewards by `TQL`).
         num_bins: M, padding included.
-        sigma: standard deviation of the Gaussian, in bins.
-        low: smallest return, null for that of the data.
-        high: largest return, null for that of the data.
+        sigma: Standard deviation of the Gaussian, in bins.
+        low: Smallest return; null for that of the data.
+        high: Largest return; null for that of the data.
 
     Raises:
-        ValueError: the range is unknown or empty, or an argument is out of its range.
+        ValueError: The range is unknown or empty, or an argument is out of its range.
     """
 
     edges: Tensor
@@ -148,13 +148,13 @@ class HLGauss(ValueLoss):
 def known_range(
     name: str, return_range: tuple[float, float] | None, low: float | None, high: float | None
 ) -> tuple[float, float]:
-    """The range of returns that bins span: given, or else that of the data.
+    """Returns the range of returns that bins span: as given, or else that of the data.
 
     Args:
-        name: Of the value loss, for messages.
+        name: Name of the value loss, for messages.
         return_range: Smallest and largest discounted return of the data, None if unknown.
-        low: Smallest return, None for that of the data.
-        high: Largest return, None for that of the data.
+        low: Smallest return; None for that of the data.
+        high: Largest return; None for that of the data.
 
     Raises:
         ValueError: The range is unknown, empty or infinite.
@@ -162,7 +162,7 @@ def known_range(
     if (low is None or high is None) and return_range is None:
         raise ValueError(
             f"{name}: expected the range of returns, found none: the rewards are unknown, or the discount is 1 and "
-            "sums of them have no bound; set value_loss.low and value_loss.high, or a reward_range of the model "
+            "their sum has no bound; set value_loss.low and value_loss.high, or the model's reward_range "
             "(the command line takes it from the dataset) and a discount below 1"
         )
     low = return_range[0] if low is None else low  # type: ignore[index]
@@ -177,18 +177,18 @@ def return_range(
     final_reward_range: tuple[float, float] | None,
     discount: float,
 ) -> tuple[float, float] | None:
-    """Smallest and largest discounted return of episodes of any length with rewards in given ranges.
+    """Computes the smallest and largest discounted return of episodes of any length with rewards in given ranges.
 
-    With n rewards r that continue and a last one f the return is r (1 + gamma + ...) + gamma^n f: between f, for n = 0,
-    and r / (1 - gamma), as n grows.
+    An episode of n rewards r that continue and a last reward f returns r (1 + ... + gamma^(n-1)) + gamma^n f. That lies
+    between f, for n = 0, and r / (1 - gamma), as n grows.
 
     Args:
-        reward_range: smallest and largest reward of transitions that continue, None if there are none.
-        final_reward_range: smallest and largest reward of transitions that terminate, None if there are none.
+        reward_range: Smallest and largest reward of transitions that continue; None if there are none.
+        final_reward_range: Smallest and largest reward of transitions that terminate; None if there are none.
         discount: gamma.
 
     Returns:
-        None where the rewards are unknown, or undiscounted and so without bound.
+        Smallest and largest return; None if rewards are unknown, or if they are undiscounted and the sum has no bound.
     """
     if discount == 1.0 and reward_range is not None:
         return None
@@ -203,21 +203,21 @@ def td_loss(values: Tensor, target: Tensor, row_weights: Tensor | None = None) -
     Args:
         values: Q_k(s, a), (B, E).
         target: y, (B,).
-        row_weights: w, (B,); None for 1. The mean is over all rows, whatever they weigh.
+        row_weights: w, (B,); None for 1. The divisor of the mean stays the number of rows.
     """
     return weighted_mean((values - target.unsqueeze(-1)).square(), row_weights)
 
 
 def gaussian_bins(target: Tensor, edges: Tensor, sigma: float) -> Tensor:
-    """Probability of every bin under N(y, sigma^2) cut off at the outer edges (HL-Gauss, arXiv 2403.03950).
+    """Computes each bin's probability under N(y, sigma^2), truncated at the outer edges (HL-Gauss, arXiv 2403.03950).
 
     Args:
         target: y, (...), within the edges.
-        edges: of the M bins, ascending, (M + 1,).
-        sigma: standard deviation of the Gaussian.
+        edges: Edges of the M bins, ascending, (M + 1,).
+        sigma: Standard deviation of the Gaussian.
 
     Returns:
-        (..., M), rows sum to 1.
+        Probabilities, (..., M); rows sum to 1.
     """
     cumulative = torch.erf((edges - target.unsqueeze(-1)) / (math.sqrt(2.0) * sigma))
     return cumulative.diff(dim=-1) / (cumulative[..., -1:] - cumulative[..., :1])
@@ -226,13 +226,13 @@ def gaussian_bins(target: Tensor, edges: Tensor, sigma: float) -> Tensor:
 def hl_gauss_loss(
     logits: Tensor, target: Tensor, edges: Tensor, sigma: float, row_weights: Tensor | None = None
 ) -> Tensor:
-    """Mean over batch and heads of the cross-entropy to the Gaussian around y (HL-Gauss, arXiv 2403.03950).
+    """Mean over batch and heads of the bins' cross-entropy to the Gaussian around y (HL-Gauss, arXiv 2403.03950).
 
     Args:
-        logits: of the bins, (B, E, M).
+        logits: Logits of the bins, (B, E, M).
         target: y, (B,), within the edges.
-        edges: of the bins, (M + 1,).
-        sigma: standard deviation of the Gaussian.
+        edges: Edges of the bins, (M + 1,).
+        sigma: Standard deviation of the Gaussian.
         row_weights: See `td_loss`.
     """
     probabilities = gaussian_bins(target, edges, sigma).unsqueeze(1)
@@ -240,5 +240,5 @@ def hl_gauss_loss(
 
 
 def weighted_mean(losses: Tensor, row_weights: Tensor | None) -> Tensor:
-    """Mean over (B, E) of losses times the weights of their rows, (B,), or 1 where that is None."""
+    """Mean over rows and heads of weighted losses: losses (B, E), row_weights (B,) or None for 1."""
     return losses.mean() if row_weights is None else (losses * row_weights.unsqueeze(-1)).mean()

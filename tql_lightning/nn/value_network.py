@@ -18,7 +18,7 @@ class ValueNetwork(nn.Module):
         layer_norm: Whether hidden layers end in a LayerNorm.
 
     Raises:
-        ValueError: There is no hidden layer, or a size of one is below 1.
+        ValueError: There is no hidden layer, or the size of one is below 1.
     """
 
     def __init__(

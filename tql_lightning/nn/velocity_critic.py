@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tql_lightning.nn.mlp import MLP
 from tql_lightning.nn.number_types import at_least_float32
 from tql_lightning.nn.residual_mlp import ResidualMLP
+from tql_lightning.nn.value_loss import gaussian_bins
 
 
 class VelocityCritic(nn.Module):
@@ -22,18 +23,18 @@ class VelocityCritic(nn.Module):
     Args:
         observation_dim: n_s.
         action_dim: n_a.
-        low: Smallest return that the embedding of x tells apart.
-        high: Largest return that the embedding of x tells apart.
+        low: Smallest return that the embedding of x resolves.
+        high: Largest return that the embedding of x resolves.
         hidden_dims: Sizes of the hidden layers; with ``residual_blocks`` those of one block.
         num_critics: E, members of the ensemble.
-        flow_steps: Euler steps from noise to a return.
+        flow_steps: Number of Euler steps from noise to a return.
         layer_norm: Whether hidden layers have a LayerNorm.
-        return_embedding: "probabilities": masses of a Gaussian around x in ``num_bins - 1`` bins between ``low`` and
-            ``high``; "scalar": x as a share of the way from ``low`` to ``high``.
-        num_bins: Edges of the bins, equally spaced.
+        return_embedding: Embedding of x: "probabilities" of a Gaussian around x in ``num_bins - 1`` bins between
+            ``low`` and ``high``, or "scalar" for (x - low) / (high - low).
+        num_bins: Number of edges of the bins, equally spaced.
         sigma: Standard deviation of that Gaussian, in bins.
-        time_embedding: "cosine": cos(t); "scalar": t.
-        residual_blocks: Blocks of a `ResidualMLP`; 0 for a plain `MLP`.
+        time_embedding: Embedding of t: "cosine" for cos(t), "scalar" for t.
+        residual_blocks: Number of blocks of a `ResidualMLP`; 0 for a plain `MLP`.
         norm_first: Whether a `ResidualMLP` normalises before the activation instead of after it.
 
     Raises:
@@ -82,7 +83,7 @@ class VelocityCritic(nn.Module):
         self.return_embedding, self.time_embedding = return_embedding, time_embedding
         width = (high - low) / (num_bins - 1)
         self.sigma = sigma * width
-        # Added up in float32, as in the release: the masses are small differences of erf, and show the rounding.
+        # Computed in float32, as in the release: probabilities are small differences of erf and expose the rounding.
         edges = low + torch.arange(num_bins, dtype=torch.float32) * (high - low) / (num_bins - 1)
         self.register_buffer("edges", edges, persistent=False)
         in_dim = observation_dim + action_dim + (num_bins - 1 if return_embedding == "probabilities" else 1) + 1
@@ -94,7 +95,7 @@ class VelocityCritic(nn.Module):
         )
 
     def velocity(self, observations: Tensor, actions: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """u_k(s, a, x_k, t).
+        """Computes u_k(s, a, x_k, t).
 
         Args:
             observations: (B, n_s).
@@ -112,7 +113,7 @@ class VelocityCritic(nn.Module):
         return at_least_float32(torch.cat(velocities, dim=-1))
 
     def forward(self, observations: Tensor, actions: Tensor, x0: Tensor) -> Tensor:
-        """Returns that the members carry noise to.
+        """Computes the members' returns by Euler steps from noise.
 
         Args:
             observations: (B, n_s).
@@ -129,8 +130,7 @@ class VelocityCritic(nn.Module):
         return x
 
     def embed(self, x: Tensor) -> Tensor:
-        """Returns x as the members see them, (B, E) -> (B, E, num_bins - 1) or (B, E, 1)."""
+        """Embeds x for the members, (B, E) -> (B, E, num_bins - 1) or (B, E, 1)."""
         if self.return_embedding == "scalar":
             return ((x - self.low) / (self.high - self.low)).unsqueeze(-1)
-        cumulative = torch.erf((self.edges - x.unsqueeze(-1)) / (math.sqrt(2.0) * self.sigma))
-        return cumulative.diff(dim=-1) / (cumulative[..., -1:] - cumulative[..., :1])
+        return gaussian_bins(x, self.edges, self.sigma)

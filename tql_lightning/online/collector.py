@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +12,16 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from numpy.typing import NDArray
 
-from tql_lightning.data.checks import ACTION_LIMIT
-from tql_lightning.data.counter_random import uniform
 from tql_lightning.data.experience import Experience
 from tql_lightning.data.replay import GrowingWindows, ReplayBuffer
-from tql_lightning.evaluation.envs import EnvError, check_sizes
-from tql_lightning.evaluation.rollout import NoiseBuffer, act_in_rows, reset_seed
-from tql_lightning.nn.dropout import evaluation_mode
-from tql_lightning.nn.policy import Actor
+from tql_lightning.evaluation.envs import EnvError, check_env, known_bounds
+from tql_lightning.evaluation.rollout import reset_seed
+from tql_lightning.online.explorer import Explorer
 from tql_lightning.online.progress import FIGURES, Ints, Progress
 from tql_lightning.online.settings import Online
 from tql_lightning.online.watched_envs import WatchedEnvs
 from tql_lightning.run.folder import REPLAY_FOLDER
 from tql_lightning.training.distributed import gather_objects
-from tql_lightning.training.sharding import gathered
 
 STREAM = 0x6F6E6C696E65  # added to the data's seed, so that no episode has an evaluation's seed
 Flags = NDArray[np.bool_]
@@ -67,7 +63,6 @@ class Collector(Experience):
         self._state: dict[str, Any] | None = None
         self._at: Progress | None = None
         self._envs: WatchedEnvs | None = None
-        self._noise: NoiseBuffer | None = None
         self._observations: NDArray[Any] = np.zeros((0, 0))
         self._seconds, self._counted, self._since = 0.0, 0, time.perf_counter()
 
@@ -96,10 +91,10 @@ class Collector(Experience):
         """
         self._check(trainer)
         settings, data, model = self.settings, trainer.datamodule, trainer.lightning_module
-        self._model = model
         share = settings.num_envs // trainer.world_size
         self._own = np.arange(trainer.global_rank * share, (trainer.global_rank + 1) * share)
         self._seed = data.seed + STREAM
+        self._explorer = Explorer(model, self._own, settings.num_envs, settings.random_steps, self._seed)
         folder = Path(trainer.default_root_dir) / REPLAY_FOLDER
         self._buffer = ReplayBuffer(
             data.dataset,
@@ -135,7 +130,8 @@ class Collector(Experience):
                     f"{data.updates_per_step}; 1 fits all"
                 )
         if trainer.is_global_zero:
-            check_sizes(self._env_id, model.observation_dim, model.env_action_dim)
+            bounds = known_bounds(data.dataset.action_low, data.dataset.action_high)
+            check_env(self._env_id, model.observation_dim, model.env_action_dim, bounds)
 
     # ------------------------------------------------------------------ rounds
 
@@ -200,7 +196,7 @@ class Collector(Experience):
             begin = at.first[own] == at.rounds
             if begin.any():
                 self._observations = self._envs.reset(self._reset_seeds(at), begin)
-            chunks, position = self._decide(at)
+            chunks, position = self._explorer.decide(at, self._observations)
             actions = chunks[np.arange(len(own)), position]
             following, rewards, terminations, truncations, successes = self._envs.step(actions, np.ones_like(begin))
         except EnvError as error:
@@ -221,41 +217,6 @@ class Collector(Experience):
 
     def _reset_seeds(self, at: Progress) -> list[int]:
         return [reset_seed(self._seed, int(number)) for number in at.numbers[self._own]]
-
-    def _decide(self, at: Progress) -> tuple[NDArray[np.float32], Ints]:
-        """Chunks of actions of this process's environments, and the position of the action that is due in each."""
-        own, chunks = self._own, at.chunks[self._own]
-        steps = at.rounds - at.first[own]
-        position = steps % chunks.shape[1]
-        deciding = position == 0
-        if deciding.any():
-            if at.rounds * len(at.first) < self.settings.random_steps:
-                decided = self._random(at.numbers[own][deciding], steps[deciding], chunks[0].size)
-            else:
-                decided = self._act(own[deciding], at.numbers[own], steps, deciding)
-            # Clipped like the dataset's, so that what is stored is what is executed.
-            chunks[deciding] = decided.reshape(-1, *chunks.shape[1:]).clip(-ACTION_LIMIT, ACTION_LIMIT)
-        return chunks, position
-
-    @torch.inference_mode()
-    def _act(self, lanes: Ints, numbers: Ints, steps: Ints, deciding: Flags) -> NDArray[np.float32]:
-        model, weight = self._model, next(self._model.parameters())
-        with gathered(*model.trained_networks()), evaluation_mode(model):
-            actor: Actor = model.exploring_actor()
-            if self._noise is None:
-                self._noise = NoiseBuffer(self._seed, actor.noise_shape, len(self._own))
-            noise = self._noise.at(numbers, steps)[torch.as_tensor(deciding)]
-            moved = replace(actor, act=lambda *inputs: actor.act(*(each.to(weight) for each in inputs)).float().cpu())
-            return act_in_rows(moved, self._observations[deciding], noise, lanes, self.settings.num_envs)
-
-    def _random(self, numbers: Ints, steps: Ints, size: int) -> NDArray[np.float32]:
-        """Uniform actions in [-1, 1), a function of seed, episode and step."""
-        drawn = [
-            uniform(self._seed - 1, torch.tensor([step]), torch.tensor([number]), size).flatten()
-            for number, step in zip(numbers.tolist(), steps.tolist(), strict=True)
-        ]
-        actions: NDArray[np.float32] = (2.0 * torch.stack(drawn) - 1.0).float().numpy()
-        return actions
 
     def metrics(self) -> dict[str, float]:
         """Failures; since the last call, means over the episodes that ended, speed, and share of time in collecting."""

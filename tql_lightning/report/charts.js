@@ -24,12 +24,26 @@ function number(value) {
 
 function ticks(low, high, count) {
   const rough = (high - low) / count, power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].map((factor) => factor * power).find((each) => each >= rough);
+  const step = [1, 2, 2.5, 5, 10].map((factor) => factor * power).find((each) => each >= rough * 0.999);
   const found = [];
   for (let at = Math.ceil(low / step) * step; at <= high + step * 1e-9; at += step) {
     found.push(Math.abs(at) < step * 1e-9 ? 0 : at);
   }
   return found;
+}
+
+// The ticks of updates: round numbers and the last update, which readers look for.
+function updateTicks(first, last, count) {
+  if (first === last) return [first];
+  const gap = (last - first) / (count + 1);
+  return [...ticks(first, last, count).filter((tick) => last - tick > gap || tick === last), last]
+    .filter((tick, index, all) => all.indexOf(tick) === index);
+}
+
+function short(value) {
+  const size = Math.abs(value);
+  if (size >= 1e6) return `${number(value / 1e6)}M`;
+  return size >= 1e4 ? `${number(value / 1e3)}k` : number(value);
 }
 
 // A path through the points that have a value; it is broken where one is missing and `across` is false.
@@ -123,13 +137,14 @@ class Chart {
     const [low, high] = this.range();
     this.x = (update) => (first === last ? (left + right) / 2 : left + ((update - first) / (last - first)) * (right - left));
     this.y = (value) => bottom - ((value - low) / (high - low)) * (bottom - top);
-    ticks(low, high, 4).forEach((tick) => {
+    ticks(low, high, 5).forEach((tick) => {
       element("svg:line", { class: "grid", x1: left, x2: right, y1: this.y(tick), y2: this.y(tick) }, this.svg);
-      element("svg:text", { x: left - 6, y: this.y(tick) + 4, "text-anchor": "end" }, this.svg, number(tick));
+      element("svg:text", { x: left - 6, y: this.y(tick) + 4, "text-anchor": "end" }, this.svg, short(tick));
     });
-    (first === last ? [first] : ticks(first, last, width < 420 ? 3 : 5)).forEach((tick) => {
+    updateTicks(first, last, width < 420 ? 3 : 6).forEach((tick) => {
       const anchor = this.x(tick) > right - 20 ? "end" : "middle";
-      element("svg:text", { x: this.x(tick), y: height - 8, "text-anchor": anchor }, this.svg, number(tick));
+      element("svg:line", { class: "grid", x1: this.x(tick), x2: this.x(tick), y1: bottom, y2: bottom + 4 }, this.svg);
+      element("svg:text", { x: this.x(tick), y: height - 8, "text-anchor": anchor }, this.svg, short(tick));
     });
     element("svg:text", { x: 2, y: height - 8 }, this.svg, "update");
     this.lines.filter((line) => line.shown).forEach((line) => this.drawLine(line));

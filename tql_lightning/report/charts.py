@@ -11,6 +11,7 @@ from tql_lightning.report.methods import Method
 from tql_lightning.report.runs import Run
 from tql_lightning.report.statistics import interquartile_mean
 
+BASELINE_COLOR = 7  # grey, in the style sheet
 MAX_POINTS = 200  # of a line; longer ones are thinned
 RESAMPLES = 200  # per point of a curve
 Chart = dict[str, Any]
@@ -71,9 +72,24 @@ def _chart(key: str, task: str, methods: Sequence[Method], several_tasks: bool) 
             if runs:
                 curve = _curve(runs[:1], target)
                 lines.append({"name": f"target, {method.label}", "color": method.index, "dashed": True, **curve})
+    every = sorted({update for line in lines for update in line["x"]})
+    lines += [
+        {"name": name, "color": BASELINE_COLOR, "dashed": True, "runs": 1, "x": every, "y": [value] * len(every)}
+        for name, value in (baselines_on(methods, task) if key == "eval/return" and lines else {}).items()
+    ]
     title = _title(key)
     bounds = next((bounds for start, bounds in BOUNDS.items() if key.startswith(start)), (None, None))
     return {"title": f"{title} – {task}" if several_tasks else title, "key": key, "bounds": bounds, "lines": lines}
+
+
+def baselines_on(methods: Sequence[Method], task: str) -> dict[str, float]:
+    """Mean return of each baseline over a task's runs that record it."""
+    found: dict[str, list[float]] = {}
+    for method in methods:
+        for run in method.on(task):
+            for name, value in run.baselines.items():
+                found.setdefault(name, []).append(value)
+    return {name: sum(values) / len(values) for name, values in found.items()}
 
 
 def _title(key: str) -> str:

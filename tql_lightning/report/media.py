@@ -12,6 +12,7 @@ from tql_lightning.run.folder import (
     ATTENTION_MAP,
     Q_LANDSCAPE,
     VIDEO_FOLDER,
+    dark_twin,
     picture_files,
     update_and_episode,
     video_files,
@@ -34,11 +35,12 @@ TYPES = {".png": "image/png", ".mp4": "video/mp4"}
 
 @dataclass(frozen=True)
 class Item:
-    """A picture or video."""
+    """A picture or video; ``dark`` is the same picture on a dark background."""
 
     path: Path
     update: int
     uri: str
+    dark: str | None = None
 
 
 @dataclass
@@ -78,6 +80,8 @@ def collect_media(runs: Sequence[Run], limit: int) -> Media:
         for kind, name, first_rank, files in _series(run):
             for _, path in files:
                 require_own(run.folder, path)
+                if (twin := dark_twin(path)).exists() or twin.is_symlink():
+                    require_own(run.folder, twin)
             ranks = _halving_ranks(len(files))
             wanted += [(first_rank + rank, kind, name, *file) for rank, file in zip(ranks, files, strict=True)]
         others = [path for path in video_files(run.folder) if update_and_episode(path) is None]
@@ -86,21 +90,26 @@ def collect_media(runs: Sequence[Run], limit: int) -> Media:
         wanted += [(1.5 + rank, "", run.name, 0, file) for rank, file in enumerate(others)]
     media, used, taken = Media(), 0, []
     for index, (_, _, _, _, path) in sorted(enumerate(wanted), key=lambda each: each[1][0]):
-        size = 4 * -(-path.stat().st_size // 3)
+        twin = dark_twin(path)
+        size = sum(4 * -(-each.stat().st_size // 3) for each in (path, twin) if each.is_file())
         if used + size > limit:
             media.left_out.append(path)
             continue
         used += size
         taken.append(index)
     for _, kind, name, update, path in (wanted[index] for index in sorted(taken)):
-        uri = f"data:{TYPES[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
-        item = Item(path, update, uri)
+        twin = dark_twin(path)
+        item = Item(path, update, _uri(path), _uri(twin) if twin.is_file() else None)
         if kind:
             media.pictures.setdefault(kind, {}).setdefault(name, []).append(item)
         else:
             media.videos.setdefault(name, []).append(item)
     media.pictures = {kind: media.pictures[kind] for kind in KINDS if kind in media.pictures}
     return media
+
+
+def _uri(path: Path) -> str:
+    return f"data:{TYPES[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def _series(run: Run) -> Iterator[tuple[str, str, float, list[tuple[int, Path]]]]:

@@ -8,7 +8,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from tql_lightning.report.charts import sections
+from tql_lightning.report.charts import baselines_on, sections
+from tql_lightning.report.entropy import entropy_note
 from tql_lightning.report.media import KINDS, Media, collect_media
 from tql_lightning.report.methods import (
     MAX_COMPARED,
@@ -24,6 +25,7 @@ from tql_lightning.report.methods import (
 )
 from tql_lightning.report.runs import Run, read_runs
 from tql_lightning.report.statistics import Estimate
+from tql_lightning.report.verdict import verdict
 from tql_lightning.system.files import require_writable, write_text_whole
 
 MAIN_PACKAGES = ("tql-lightning", "torch", "lightning", "numpy", "gymnasium", "ogbench", "minari", "mujoco")
@@ -83,6 +85,9 @@ def render(runs: Sequence[Run], media: Media, table: str = "") -> str:
         methods=methods,
         tasks=tasks,
         score=None if score is None else SCORES[score][0],
+        verdict=None if score is None else _verdict(found, pairs, methods, score),
+        entropy_note=entropy_note(runs),
+        baselines=_baselines(methods, tasks, score),
         cards=_cards(found, runs, score),
         result_groups=_result_groups(found, score),
         comparisons=[_track(pair, pair.estimate, 0.0, 1.0) for pair in pairs],
@@ -138,6 +143,17 @@ def _cards(found: Sequence[Result], runs: Sequence[Run], score: str | None) -> l
         }
     )
     return cards
+
+
+def _verdict(found: Sequence[Result], pairs: Sequence[Comparison], methods: Sequence[Method], score: str) -> str | None:
+    task = found[0].task if found else None
+    baselines = {} if task is None or score != "return" else baselines_on(methods, task)
+    return verdict(found, pairs, SCORES[score][0], baselines, number)
+
+
+def _baselines(methods: Sequence[Method], tasks: Sequence[str], score: str | None) -> dict[str, dict[str, float]]:
+    """Rows of the table of returns below the methods', by task."""
+    return {task: baselines_on(methods, task) for task in tasks if score == "return"}
 
 
 def _interval(result: Result) -> str:

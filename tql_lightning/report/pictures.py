@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float32]
 
 WEIGHT_TICKS = (0.0, 0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
+TICKS = 10  # points
 MAX_NAMED_TOKENS = 24  # with more, only the groups of tokens are named
 ROW_LABELS = ("dataset action", "policy action")
 
@@ -60,8 +61,8 @@ def _label_tokens(axis: Axes, tokens: int, observation_dim: int) -> None:
     else:
         places = [0.0, (1 + observation_dim) / 2, observation_dim + (1 + action_dim) / 2]
         names = [f"observation 0-{observation_dim - 1}", f"action 0-{action_dim - 1}"]
-    axis.set_xticks(places, ["[VALUE]", *names], rotation=90, fontsize=8)
-    axis.set_yticks(places, ["[VALUE]", *names], fontsize=8)
+    axis.set_xticks(places, ["[VALUE]", *names], rotation=90, fontsize=TICKS)
+    axis.set_yticks(places, ["[VALUE]", *names], fontsize=TICKS)
 
 
 def q_landscape_figure(
@@ -85,8 +86,8 @@ def q_landscape_figure(
         low, high = float(np.nanmin(values[:, column])), float(np.nanmax(values[:, column]))
         for row, label in enumerate(ROW_LABELS):
             axis, shown = axes[row, column], values[row, column]
-            axis.set_title(f"state {column + 1}, {label}", fontsize=9)
-            axis.set_facecolor("0.88")
+            axis.set_title(f"state {column + 1}, {label}", fontsize=TICKS)
+            axis.set_facecolor(_outside())
             if len(dimensions) == 1:
                 _draw_curve(axis, shown, offsets, 0.05 * (high - low) or 1.0, low, high)
                 continue
@@ -101,14 +102,30 @@ def q_landscape_figure(
 
 
 def _draw_curve(axis: Axes, values: Floats, offsets: Floats, margin: float, low: float, high: float) -> None:
+    from matplotlib import rcParams
+
     inside = offsets[np.isfinite(values)]
-    axis.axvspan(float(inside[0]), float(inside[-1]), color="white", zorder=0)
+    axis.axvspan(float(inside[0]), float(inside[-1]), color=_inside(), zorder=0)
     axis.plot(offsets, values)
-    axis.plot(0.0, float(np.interp(0.0, inside, values[np.isfinite(values)])), "o", color="black")
+    axis.plot(0.0, float(np.interp(0.0, inside, values[np.isfinite(values)])), "o", color=rcParams["text.color"])
     axis.set_xlim(float(offsets[0]), float(offsets[-1]))
     axis.set_ylim(low - margin, high + margin)
     axis.set_ylabel("Q")
     axis.ticklabel_format(axis="y", useOffset=False)
+
+
+def _inside() -> str:
+    """Background of what lies within the bounds."""
+    from matplotlib import rcParams
+
+    return str(rcParams["axes.facecolor"])
+
+
+def _outside() -> str:
+    """Background of what lies outside the bounds: grey, on light and on dark paper."""
+    from matplotlib.colors import to_rgb
+
+    return str(0.88 if sum(to_rgb(_inside())) > 1.5 else 0.3)
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from tql_lightning.run.folder import CONFIG_FILE, ENVIRONMENT_FILE, METRICS_FILE, evaluation_files
+from tql_lightning.run.baselines import read_baselines
+from tql_lightning.run.folder import BASELINES_FILE, CONFIG_FILE, ENVIRONMENT_FILE, METRICS_FILE, evaluation_files
 from tql_lightning.run.metrics_csv import Series, read_metrics
 from tql_lightning.run.provenance import read_starts
 from tql_lightning.trust.text import FileError, shown
@@ -44,6 +45,7 @@ class Run:
         series: Columns of metrics.csv.
         evaluations: Contents of evaluation files, by update.
         starts: Starts and continuations; see `run.provenance`.
+        baselines: Mean return of each thing that scores are compared with, by its name.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Run:
     series: Series
     evaluations: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     starts: Sequence[Mapping[str, Any]] = ()
+    baselines: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def updates(self) -> int:
@@ -147,7 +150,11 @@ def _short_names(folders: Sequence[Path]) -> list[str]:
 
 def _read_run(name: str, folder: Path) -> Run:
     metrics, evaluated = folder / METRICS_FILE, evaluation_files(folder)
-    for path in (metrics, folder / CONFIG_FILE, folder / ENVIRONMENT_FILE, *evaluated.values()):
+    for path in (
+        metrics,
+        *(folder / name for name in (CONFIG_FILE, ENVIRONMENT_FILE, BASELINES_FILE)),
+        *evaluated.values(),
+    ):
         if path.exists() or path.is_symlink():
             require_own(folder, path)
     try:
@@ -163,7 +170,8 @@ def _read_run(name: str, folder: Path) -> Run:
     if own_folder:
         config = {key: value.replace(own_folder, "RUN") for key, value in config.items()}
     evaluations = {update: _read_evaluation(path) for update, path in evaluated.items()}
-    return Run(name, folder, config, text, seeds[0] if seeds else None, series, evaluations, read_starts(folder))
+    seed = seeds[0] if seeds else None
+    return Run(name, folder, config, text, seed, series, evaluations, read_starts(folder), read_baselines(folder))
 
 
 def require_own(folder: Path, path: Path) -> None:

@@ -13,6 +13,7 @@ import pickle
 import re
 import struct
 import zipfile
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,8 +24,9 @@ from tql_lightning.system.files import remove_leftovers, write_whole
 from tql_lightning.system.full_disk import unwritten
 from tql_lightning.system.private_api import wraps_checkpoint_io
 from tql_lightning.trust.archive import blocks, is_intact, read_archive
+from tql_lightning.trust.plain_values import plain
 from tql_lightning.trust.text import FileError, shown
-from tql_lightning.trust.torch_file import check_torch_file
+from tql_lightning.trust.torch_file import check_torch_file, check_torch_stream
 
 SUFFIX = ".ckpt"
 LAST = f"last{SUFFIX}"
@@ -171,13 +173,12 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu", mmap: bool = Fa
         )
     if not isinstance(raw, dict) or not {"state_dict", "global_step"} <= raw.keys():
         raise CheckpointError(f"checkpoint {path}: expected one that tql fit wrote, found something else")
-    _check_progress(path, raw)
-    _refuse_old_settings(path, raw)
+    _check_parts(path, raw)
     return raw
 
 
-def _check_progress(path: Path, raw: dict[str, Any]) -> None:
-    """Refuses numbers of updates that no run reaches, and parts of other types than Lightning's."""
+def _check_parts(path: Path | str, raw: dict[str, Any]) -> None:
+    """Refuses old settings, numbers of updates that no run reaches, and parts of other types than Lightning's."""
     for name, least in (("global_step", 0), ("validated_update", -1), ("epoch", 0)):  # -1: before the first validation
         value = raw.get(name, 0)
         if type(value) is not int or not least <= value <= MOST_UPDATES:
@@ -189,10 +190,6 @@ def _check_progress(path: Path, raw: dict[str, Any]) -> None:
             raise CheckpointError(
                 f"checkpoint {path}: {name}: expected a {kind.__name__}, found {type(raw[name]).__name__}"
             )
-
-
-def _refuse_old_settings(path: Path, raw: dict[str, Any]) -> None:
-    """Refuses keys from which Lightning takes settings that are not checked with ``hyper_parameters``."""
     old = [name for name in _OLD_KEYS if name in raw]
     if raw.get("hparams_name") not in (None, "kwargs"):
         old.append("hparams_name")
@@ -235,6 +232,52 @@ def _is_intact(path: Path) -> bool:
             digest.update(block)
         digest.update(bytes(_LENGTH_FIELD))
         return archive.comment == _MARK + digest.hexdigest().encode()
+
+
+def make_plain(checkpoint: dict[str, Any]) -> None:
+    """Converts, in place, what a checkpoint is to hold into what can be read back with weights only.
+
+    Raises:
+        ValueError: A value cannot be converted exactly; the message names the callback, the setting or the key.
+    """
+    for name, parts, key in _named_parts(checkpoint):
+        parts[key] = plain(parts[key], name)
+
+
+def require_readable(checkpoint: dict[str, Any]) -> None:
+    """Writes a checkpoint to memory, without the tensors' numbers, and reads it back.
+
+    Raises:
+        ValueError: It could not be read; the message names the callback, the setting or the key.
+        CheckpointError: `read_checkpoint` would reject it as a whole.
+    """
+    for name, parts, key in _named_parts(checkpoint):
+        stream = BytesIO()
+        try:
+            torch.save(plain(parts[key], name, tensor_as=_emptied), stream)
+            check_torch_stream(stream, _allowed_by_the_user())
+            stream.seek(0)
+            torch.load(stream, weights_only=True)
+        except _UNREADABLE as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ValueError(f"{name}: would be saved and could not be read back ({reason}); leave it out") from error
+    _check_parts("of this run", checkpoint)
+
+
+def _named_parts(checkpoint: dict[str, Any]) -> list[tuple[str, dict[str, Any], str]]:
+    """Names for messages, with where each part is: every callback's state is one."""
+    callbacks = checkpoint.get("callbacks", {})
+    parts = [(f"callback {name}: state_dict", callbacks, name) for name in callbacks]
+    for key in checkpoint:
+        if key != "callbacks":
+            parts.append(("model" if key == "hyper_parameters" else f"checkpoint: {key}", checkpoint, key))
+    return parts
+
+
+def _emptied(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor of the same kind without numbers, if it is a common one."""
+    common = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
+    return torch.empty(0, dtype=tensor.dtype) if common and not tensor.is_quantized else tensor
 
 
 def _allowed_by_the_user() -> list[str]:

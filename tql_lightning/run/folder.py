@@ -19,8 +19,9 @@ evaluations/pending/update_<N>.ckpt      weights that wait for an evaluation in 
 divergence/update_<N>.npz, .txt          after a divergence: minibatches and noise from update N on, counted from 0;
                                          names of the values that were not finite
 divergence/before_update_<N>.ckpt        weights before update N, written by a replay
-pictures/attention_map/update_<N>.png    mean attention maps per layer
-pictures/q_landscape/update_<N>.png      Q around dataset and policy actions
+baselines.json                           what scores are compared with, by name: ``return``, and what it is of
+pictures/attention_map/update_<N>.png    mean attention maps per layer; <N>_dark.png on a dark background
+pictures/q_landscape/update_<N>.png      Q around dataset and policy actions, and the same
 videos/update_<N>_episode_<i>.mp4        episode i of an evaluation; other videos may be there too
 videos/pending/update_<N>.ckpt           weights that wait to be filmed; removed after it
 replay/<field>.npy                       steps that an online phase collected
@@ -38,6 +39,7 @@ CONFIG_FILE = "config.yaml"
 ENVIRONMENT_FILE = "environment.json"
 METRICS_FILE = "metrics.csv"
 METRICS_BEFORE_FILE = "metrics_before.csv"
+BASELINES_FILE = "baselines.json"
 LOCK_FILE = "run.lock"
 LOG_FILE = "train.log"
 OUTCOME_FILE = "outcome.json"
@@ -89,6 +91,11 @@ def picture_file(folder: Path, kind: str, update: int) -> Path:
     return folder / "pictures" / kind / f"{update_name(update)}.png"
 
 
+def dark_twin(picture: Path) -> Path:
+    """Path of the same picture on a dark background."""
+    return picture.with_name(f"{picture.stem}_dark{picture.suffix}")
+
+
 def evaluation_files(folder: Path) -> dict[int, Path]:
     """Evaluations by update, in order."""
     return _numbered(evaluation_file(folder, 0).parent, ".json")
@@ -126,6 +133,7 @@ def set_aside_after(folder: Path, update: int) -> list[Path]:
     """
     numbered = [evaluation_files(folder), *(picture_files(folder, kind) for kind in (ATTENTION_MAP, Q_LANDSCAPE))]
     later = [path for files in numbered for number, path in files.items() if number > update]
+    later += [dark for path in later if (dark := dark_twin(path)).is_file()]
     later += [path for path in video_files(folder) if (update_and_episode(path) or (0, 0))[0] > update]
     for kind in (EVALUATION_FOLDER, VIDEO_FOLDER):  # removed first, to make room
         for number, path in pending_files(folder, kind).items():

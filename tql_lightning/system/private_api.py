@@ -1,4 +1,4 @@
-"""Private names of torch and Lightning, each behind a function with a plain name.
+"""Private names of torch, Lightning and Minari, each behind a function with a plain name.
 
 An upgrade that renames one breaks here, and ``tests/system/test_private_api.py`` names it. Not here are methods and
 attributes that a subclass must override or inherit under their own name; the same test lists them.
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
+from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -159,6 +160,28 @@ def given_checkpoint_io(strategy: Any) -> CheckpointIO | None:
     return found
 
 
+def restores_checkpoint(code: CodeType) -> bool:
+    """Whether a function is one of those with which Lightning restores a run from a checkpoint."""
+    from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
+
+    return any(
+        getattr(method, "__code__", None) is code and name.lstrip("_").startswith(("restore", "resume"))
+        for name, method in vars(_CheckpointConnector).items()
+    )
+
+
+def given_hyperparameters(settings: dict[str, Any], instantiator: str) -> AbstractContextManager[None]:
+    """A context in which a module keeps these settings as its hyperparameters, not the arguments it is made with."""
+    from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters_context
+
+    return _given_hyperparameters_context(settings, instantiator)
+
+
+def contents_of_checkpoint(trainer: Trainer) -> dict[str, Any]:
+    """What Lightning would write into a checkpoint now; call it on every process."""
+    return trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+
+
 def wraps_checkpoint_io(checkpoint_io: Any) -> bool:
     """Whether a checkpoint plugin wraps another, its ``checkpoint_io``, as ``AsyncCheckpointIO`` does."""
     from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
@@ -169,3 +192,11 @@ def wraps_checkpoint_io(checkpoint_io: Any) -> bool:
 def last_checkpoints(callback: ModelCheckpoint, trainer: Trainer) -> list[Path]:
     """Files that Lightning takes for a callback's last checkpoint."""
     return [Path(path) for path in callback._find_last_checkpoints(trainer)]
+
+
+# ------------------------------------------------------------------ Minari
+
+
+def evaluation_spec(dataset: Any) -> Any:
+    """Gymnasium's specification of the environment that a Minari dataset is evaluated in; None if it names none."""
+    return dataset._eval_env_spec

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from inspect import currentframe
+from pathlib import Path
 from types import FrameType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -19,7 +20,9 @@ from tql_lightning.batch import Batch, Draw, NoNoise, UpdateSpec, at_update
 from tql_lightning.data.counter_random import seed_generators
 from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.nn.policy import Actor
+from tql_lightning.run.checkpoint_io import CheckpointError, make_plain, read_checkpoint, require_readable
 from tql_lightning.run.superseded import take_back
+from tql_lightning.system.private_api import contents_of_checkpoint
 from tql_lightning.training.chunks import (
     chunk_size,
     restore_progress,
@@ -27,13 +30,14 @@ from tql_lightning.training.chunks import (
     skip_validation_of_a_stop,
     validation_follows,
 )
+from tql_lightning.training.contents import check_contents, check_settings, class_of, make_model
 from tql_lightning.training.cost import warn_of_many_tokens
 from tql_lightning.training.distributed import agree_to_stop, identity, over_processes, prefer_static_graph
 from tql_lightning.training.divergence import DivergenceWatch, broken_metrics, count_broken, diverged, require_sound
 from tql_lightning.training.execution import Execution
 from tql_lightning.training.guides import leave_out_finished_guides
 from tql_lightning.training.held_out import HeldOutMeans
-from tql_lightning.training.hyperparameters import ALGORITHM, class_path, loadable, require, require_loadable
+from tql_lightning.training.hyperparameters import ALGORITHM, class_path, loadable, require
 from tql_lightning.training.optimisation import NO_DECAY, Optimisation, ParameterGroup, load_moments
 from tql_lightning.training.out_of_memory import explained_memory
 from tql_lightning.training.sharding import ShardedStrategy, shard
@@ -74,7 +78,7 @@ class Algorithm(LightningModule, ABC):
         extraction: How the model chooses actions, if its `actor` has several ways; None if there is one.
         fixed_settings: Names of settings that a continued run must not change, since its weights depend on them.
 
-    Example:
+    Examples:
         >>> from tql_lightning import TQL
         >>> model = TQL(3, 1)  # an algorithm; docs/own_algorithm.md writes one
         >>> [group.name for group in model.parameter_groups()]
@@ -114,22 +118,6 @@ class Algorithm(LightningModule, ABC):
         self._first_optimizer_state: dict[str, Any] | None = None
         self._precision_before = torch.get_float32_matmul_precision()
         self._measured_at: list[int] = []  # intervals at which a callback needs metrics
-
-    def save_hyperparameters(
-        self,
-        *names: Any,
-        ignore: Any = None,
-        frame: FrameType | None = None,
-        logger: bool = True,
-    ) -> None:
-        """Lightning's; rejects settings that the model could not be made from again when its checkpoint is loaded.
-
-        Raises:
-            ValueError: A part is a lambda, another function or an object.
-        """
-        caller = frame or getattr(inspect.currentframe(), "f_back", None)  # whose arguments Lightning reads
-        super().save_hyperparameters(*names, ignore=ignore, frame=caller, logger=logger)
-        require_loadable(self.hparams)
 
     # ------------------------------------------------------------------ defined by subclasses
 
@@ -234,6 +222,22 @@ class Algorithm(LightningModule, ABC):
         self.optimisation.for_run(scheduled_updates(trainer))
         check_trainer(trainer, self, self.execution)
 
+    def save_hyperparameters(
+        self,
+        *args: Any,
+        ignore: Sequence[str] | str | None = None,
+        frame: FrameType | None = None,
+        logger: bool = True,
+    ) -> None:
+        """Keeps the constructor's arguments, as Lightning does.
+
+        Raises:
+            ValueError: A checkpoint could not hold one of them; the message names it.
+        """
+        frame = frame or cast("FrameType", currentframe()).f_back
+        super().save_hyperparameters(*args, ignore=ignore, frame=frame, logger=logger)
+        loadable(dict(self.hparams), type(self))
+
     def setup(self, stage: str) -> None:
         """Checks parameter groups, and sets DDP's static graph and the precision of matrix products."""
         if stage == "fit":
@@ -285,17 +289,29 @@ class Algorithm(LightningModule, ABC):
         """Starts the record of finite updates and the update runner, and warns of an update that takes long.
 
         Raises:
-            ValueError: See `adapt_callbacks`.
+            ValueError: See `adapt_callbacks` and `Optimisation.check_optimizers`.
         """
         self._measured_at = adapt_callbacks(self.trainer, self)
+        schedules = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+        replayed = self.execution.cuda_graphs
+        self.optimisation.check_optimizers(self, self.trainer.optimizers, schedules, replayed)
         rows = int(getattr(self.trainer.datamodule, "batch_size", 0)) // self.trainer.world_size  # type: ignore[attr-defined]
         warn_of_many_tokens(self, rows, self.device)
         self._watch = DivergenceWatch()
         self._runner = UpdateRunner(self)
 
     def on_train_start(self) -> None:
-        """Wraps signal handlers; in a continued run, sets its learning rates and removes later records."""
+        """Reads back what a checkpoint of this run would hold, and wraps signal handlers.
+
+        In a continued run, sets its learning rates and removes later records.
+
+        Raises:
+            ValueError: A checkpoint could not be read back; the message names the callback, setting or key.
+        """
         assert self._runner is not None
+        saved = contents_of_checkpoint(self.trainer)
+        require_readable(saved)
+        check_settings("of this run", saved["hyper_parameters"], type(self))
         self._runner.guard.take_over()
         if self.global_step > 0:
             take_back(self.trainer, self.global_step)
@@ -339,7 +355,8 @@ class Algorithm(LightningModule, ABC):
                 last = k == num_updates - 1
                 inputs, measured = self.inputs(first + k), last and log_now
                 losses = self._runner.run(at_update(batches, k), at_update(noises, k), inputs, measured, kept=last)
-                schedule.step()
+                if schedule is not None:  # a subclass has none
+                    schedule.step()
                 if last or not self.execution.cuda_graphs:  # the next replay overwrites results that are not copied
                     self._watch.keep(first + k, losses.total)
                 if self.trainer.should_stop:
@@ -447,10 +464,11 @@ class Algorithm(LightningModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Writes the class and its settings, with parts as class path and arguments, so that loading needs no pickle.
 
-        A factory that is neither a class nor a ``functools.partial`` of one has to be given again on loading.
+        Everything else becomes plain values; see `make_plain`.
 
         Raises:
             TrainingDivergedError: A weight or the optimizer's state is NaN or infinite; nothing is written.
+            ValueError: A value cannot be read back; the message names the callback or key.
         """
         trainer = self._trainer  # None for a model that is saved without a trainer
         if trainer is not None and trainer.state.fn == TrainerFn.FITTING:
@@ -459,3 +477,45 @@ class Algorithm(LightningModule, ABC):
         checkpoint[ALGORITHM] = class_path(type(self))
         checkpoint["hyper_parameters"] = loadable(checkpoint["hyper_parameters"], type(self))
         checkpoint["validated_update"] = self._validated
+        make_plain(checkpoint)
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]  # a file alone, as it is checked before it is used
+        cls,
+        checkpoint_path: str | Path,
+        map_location: Any = "cpu",
+        hparams_file: None = None,
+        strict: bool = True,
+        weights_only: bool | None = None,
+        **settings: Any,
+    ) -> Self:
+        """Loads a model, with the checks of `load_checkpoint`, where Lightning's would import what a file names.
+
+        Args:
+            checkpoint_path: Path of the checkpoint, of this class or of one that is a super- or subclass of it.
+            map_location: Device of the weights.
+            hparams_file: Not taken, as settings stand in the checkpoint.
+            strict: Whether weights must be exactly those of the model.
+            weights_only: True or None; checkpoints are never unpickled.
+            settings: Settings that replace the checkpoint's.
+
+        Raises:
+            CheckpointError: The file is missing, damaged, or does not fit.
+            ValueError: ``hparams_file`` is given, or ``weights_only`` is false.
+        """
+        if hparams_file is not None or weights_only is False:
+            raise ValueError(
+                "load_from_checkpoint: expected no hparams_file, and weights_only true, found others; settings are the "
+                "checkpoint's, or given by name"
+            )
+        raw = read_checkpoint(checkpoint_path, map_location or "cpu")
+        found: type[Any] = class_of(checkpoint_path, raw, Algorithm, cls)
+        kind = cls if issubclass(cls, found) else found
+        if not issubclass(kind, cls):
+            raise CheckpointError(
+                f"checkpoint {checkpoint_path}: expected one of {class_path(cls)}, found one of {class_path(found)}; "
+                f"load it with {found.__name__}"
+            )
+        check_contents(checkpoint_path, raw, kind, plays=False)
+        model: Self = make_model(checkpoint_path, raw, kind, settings, strict)
+        return model.to(next(iter(raw["state_dict"].values()), torch.tensor(0)).device)

@@ -26,7 +26,7 @@ class Execution:
     Raises:
         ValueError: There is no such precision.
 
-    Example:
+    Examples:
         >>> Execution(compile=True)
         Execution(compile=True, cuda_graphs=False, float32_matmul_precision='highest')
     """

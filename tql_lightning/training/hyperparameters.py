@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from functools import partial
-from inspect import signature
+from inspect import Parameter, signature
 from typing import Any
+
+import numpy as np
+
+from tql_lightning.trust.plain_values import plain
 
 PLAIN = (bool, int, float, str, tuple, type(None))  # arguments that stand in a checkpoint as they are
 ALGORITHM = "algorithm"  # key of the model's class in a checkpoint
@@ -14,40 +17,30 @@ INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"  # function that Light
 
 
 def loadable(hyperparameters: dict[str, Any], of: type) -> dict[str, Any]:
-    """Writes a class's hyperparameters, with parts as class path and arguments; drops factories that a parser made."""
-    parameters = signature(of).parameters
-    described = {
-        name: describe(unlike(value, parameters[name].default) if name in parameters else value)
-        for name, value in hyperparameters.items()
-    }
-    kept = {name: value for name, value in described.items() if not callable(value)}
-    return {"_instantiator": INSTANTIATOR, **kept}
-
-
-def require_loadable(hyperparameters: Mapping[str, Any]) -> None:
-    """Rejects parts that no checkpoint can name, such as lambdas and networks already made.
+    """Writes a class's hyperparameters as plain values, with parts as class path and arguments.
 
     Raises:
-        ValueError: The message names the setting.
+        ValueError: A setting cannot be written, such as a part made by a lambda; the message names it.
     """
+    parameters = signature(of).parameters
+    described = {"_instantiator": INSTANTIATOR}
     for name, value in hyperparameters.items():
-        if isinstance(value, Mapping):
-            require_loadable({f"{name}.{key}": part for key, part in value.items()})
-        described = describe(value)
-        if isinstance(described, dict) and described.keys() == {"class_path", "init_args"}:
-            given = value.keywords if isinstance(value, partial) else {}
-            require_loadable({f"{name}.{key}": part for key, part in given.items()})
-        elif callable(described) and not _made_by_a_parser(value):
-            found = getattr(value, "__name__", None) or f"a {type(value).__name__} already made"
+        default = parameters[name].default if name in parameters else Parameter.empty
+        if callable(value) and value is default and not isinstance(value, type | partial):
+            continue  # loading takes the default again
+        if isinstance(value, partial) and value.func.__module__.startswith("jsonargparse"):
+            continue  # a parser made it, whose configuration Lightning keeps instead
+        part = describe(unlike(value, default) if name in parameters else value)
+        if callable(part) or "<locals>" in (
+            part["class_path"] if isinstance(part, dict) and "class_path" in part else ""
+        ):
+            found = part["class_path"] if isinstance(part, dict) else getattr(part, "__qualname__", type(part).__name__)
             raise ValueError(
-                f"model.{name}: expected a class, or functools.partial of one with its settings, found {found}, which "
-                "a checkpoint cannot name; write functools.partial(CLASS, SETTING=VALUE)"
+                f"model.{name}: expected a class or a functools.partial of one, which a checkpoint can name, found "
+                f"{found}; define a class in a module, outside of functions"
             )
-
-
-def _made_by_a_parser(value: Any) -> bool:
-    """Whether the command line, or the loading of a checkpoint, made a factory; its settings are kept elsewhere."""
-    return isinstance(value, partial) and value.func.__module__.startswith("jsonargparse")
+        described[name] = plain(part, f"model.{name}", array_as=np.ndarray.tolist)
+    return described
 
 
 def describe(value: Any) -> Any:

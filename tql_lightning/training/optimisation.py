@@ -36,7 +36,7 @@ class ParameterGroup:
         decays: Says by name and parameter whether it has weight decay; None for `is_decaying_matrix`.
         clipped_with: Group whose gradient norm this one is a part of; None for its own.
 
-    Example:
+    Examples:
         >>> decaying, others = ParameterGroup("critic", nn.Linear(4, 2)).split()
         >>> [parameter.ndim for parameter in decaying], [parameter.ndim for parameter in others]
         ([2], [1])
@@ -76,7 +76,7 @@ class Optimisation:
     Raises:
         ValueError: A setting is out of its range; the message names it.
 
-    Example:
+    Examples:
         >>> settings = Optimisation(learning_rate=1e-4, learning_rates={"actor": 5e-4}, warmup_updates=100)
         >>> settings.peak("actor"), settings.peak("critic")
         (0.0005, 0.0001)
@@ -177,6 +177,39 @@ class Optimisation:
                     f"{name} {held}; return a ParameterGroup that holds it, or call requires_grad_(False) on what is "
                     "not trained"
                 )
+
+    def check_optimizers(
+        self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], schedules: Sequence[Any], replayed: bool
+    ) -> None:
+        """Refuses what a subclass's own ``configure_optimizers`` made, if updates cannot be made with it.
+
+        Args:
+            model: Algorithm that is to be trained.
+            optimizers: The trainer's optimizers.
+            schedules: Their schedules.
+            replayed: See `optimizer`.
+
+        Raises:
+            ValueError: There is not one optimizer with at most one schedule, or it leaves out a trainable parameter.
+        """
+        expected = "one optimizer for all networks, and at most one schedule that steps without a metric"
+        plateau = any(isinstance(each, torch.optim.lr_scheduler.ReduceLROnPlateau) for each in schedules)
+        found = None
+        if len(optimizers) != 1 or len(schedules) > 1 or plateau:
+            names = [type(each).__name__ for each in (*optimizers, *schedules)]
+            found = ", ".join(names) or "none"
+        elif replayed and not isinstance(optimizers[0], ReplayedAdamW):
+            expected, found = "super's optimizer with execution.cuda_graphs", type(optimizers[0]).__name__
+        else:
+            held = {id(parameter) for group in optimizers[0].param_groups for parameter in group["params"]}
+            left_out = [n for n, each in model.named_parameters() if each.requires_grad and id(each) not in held]
+            if left_out:
+                expected, found = "every trainable parameter", f"none of {left_out[0]}, which would never move"
+        if found is not None:
+            raise ValueError(
+                f"{type(model).__name__}.configure_optimizers: expected {expected}, found {found}; change what "
+                "super().configure_optimizers() returns, or override parameter_groups alone"
+            )
 
     def optimizer(
         self, groups: Sequence[ParameterGroup], replayed: bool, device: torch.device, scaled: bool

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ MOST_SHOWN = 5
 def newest_whole(last: Sequence[Path]) -> tuple[Path, dict[str, Any]]:
     """Reads the checkpoint that a run continues from.
 
-    That is the newest of its last checkpoints. If it is damaged, the undamaged one with the most updates in the same
-    folder replaces it, provided that it holds the optimizer's state; a warning names both.
+    That is the one with the most updates among its last checkpoints, whatever the clock. If they are damaged, the
+    undamaged one with the most updates in the same folder replaces it, provided that it holds the optimizer's state; a
+    warning names both.
 
     Args:
         last: Candidates for the last checkpoint, at least one; missing files are skipped.
@@ -28,31 +29,28 @@ def newest_whole(last: Sequence[Path]) -> tuple[Path, dict[str, Any]]:
     Raises:
         CheckpointError: Every checkpoint is missing or damaged.
     """
-    there = sorted((path for path in last if path.is_file()), key=lambda path: path.stat().st_mtime, reverse=True)
-    others = sorted({path for folder in {path.parent for path in last} for path in folder.glob(f"[!.]*{SUFFIX}")})
     reasons: list[str] = []
-    if there:
-        try:
-            return there[0], read_checkpoint(there[0], mmap=True)
-        except CheckpointError as error:
-            reasons.append(str(error))
-    else:
-        reasons.append(f"checkpoint {last[0]}: no such file")
-    whole: list[tuple[int, Path, dict[str, Any]]] = []
-    for path in others:
-        if path in there[:1]:
-            continue
-        try:
-            raw = read_checkpoint(path, mmap=True)
-        except CheckpointError as error:
-            reasons.append(str(error))
-            continue
-        if "optimizer_states" in raw:
-            whole.append((int(raw["global_step"]), path, raw))
+
+    def readable(paths: Iterable[Path]) -> Iterator[tuple[int, Path, dict[str, Any]]]:
+        for path in paths:
+            try:
+                raw = read_checkpoint(path, mmap=True)
+                yield int(raw["global_step"]), path, raw
+            except CheckpointError as error:
+                reasons.append(str(error))
+
+    candidates = [path for path in last if path.is_file()]
+    whole = list(readable(candidates))
+    if reasons or not candidates:
+        reasons = reasons or [f"checkpoint {last[0]}: no such file"]
+        others = {path for folder in {path.parent for path in last} for path in folder.glob(f"[!.]*{SUFFIX}")}
+        whole += readable(sorted(others - set(candidates)))
+        whole = [each for each in whole if "optimizer_states" in each[2]]
     if not whole:
         raise CheckpointError("\n".join([*reasons[:MOST_SHOWN], "no whole checkpoint is left to continue from"]))
     update, path, raw = max(whole, key=lambda each: each[0])
-    rank_zero_warn(f"{reasons[0]}\ncontinuing from {path} instead, at update {update}")
+    if reasons:
+        rank_zero_warn(f"{reasons[0]}\ncontinuing from {path} instead, at update {update}")
     return path, raw
 
 

@@ -30,7 +30,7 @@ class Losses(NamedTuple):
         metrics: Scalars to log by name, without gradient; empty unless requested.
         diagnostics: Tensors of any shape for callbacks by name, without gradient, such as attention_entropy (L, 2).
 
-    Example:
+    Examples:
         >>> Losses(torch.ones(()), metrics={"td_loss": torch.ones(())}, diagnostics={}).total
         tensor(1.)
     """

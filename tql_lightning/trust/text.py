@@ -16,7 +16,8 @@ class FileError(ValueError):
     """
 
     def __init__(self, message: str = "") -> None:
-        short = message if len(message) <= LONGEST_MESSAGE else f"{message[:LONGEST_MESSAGE]}..."
+        text = str(message)  # Gymnasium makes an error of another process's error
+        short = text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]}..."
         super().__init__(escaped(short, keep="\n"))
 
 

@@ -14,7 +14,7 @@ from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Collection
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from tql_lightning.trust.archive import Archive, ArchiveError, read_archive, read_member
 from tql_lightning.trust.pickled import Made, Name, TorchFileError
@@ -52,13 +52,18 @@ def check_torch_file(path: Path, allowed: Collection[str] = ()) -> int:
         OSError: it cannot be read.
     """
     with path.open("rb") as file:
-        archive = read_archive(file)
-        pickled = archive.members.get("data.pkl")
-        if pickled is None:
-            raise ArchiveError("its archive holds no data.pkl")
-        if pickled.size > MOST_PICKLE_BYTES:
-            raise TorchFileError(f"its data.pkl is of more than {MOST_PICKLE_BYTES >> 20} MiB")
-        reader = _PickleReader(read_member(file, pickled), archive, allowed)
+        return check_torch_stream(file, allowed)
+
+
+def check_torch_stream(file: BinaryIO, allowed: Collection[str] = ()) -> int:
+    """Does what `check_torch_file` does, on an open file."""
+    archive = read_archive(file)
+    pickled = archive.members.get("data.pkl")
+    if pickled is None:
+        raise ArchiveError("its archive holds no data.pkl")
+    if pickled.size > MOST_PICKLE_BYTES:
+        raise TorchFileError(f"its data.pkl is of more than {MOST_PICKLE_BYTES >> 20} MiB")
+    reader = _PickleReader(read_member(file, pickled), archive, allowed)
     reader.read()
     return reader.claims.finish()
 

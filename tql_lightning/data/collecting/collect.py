@@ -6,11 +6,13 @@ import importlib
 import inspect
 import os
 import zlib
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from itertools import count
+from operator import index
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -21,7 +23,7 @@ from tql_lightning.data.collecting.behaviours import DEFAULTS, MakeBehaviour, ra
 from tql_lightning.data.collecting.gather import CollectEpisode, Key, gather
 from tql_lightning.data.collecting.ogbench import KINDS, collect_official
 from tql_lightning.data.collecting.partial import Arrays, KeptEpisodes, joined
-from tql_lightning.data.flatten import flat_space, flatten
+from tql_lightning.data.flatten import action_problem, flat_space, flatten
 from tql_lightning.data.sources.npz import save_npz
 from tql_lightning.data.sources.ogbench import dataset_file
 from tql_lightning.data.sources.schema import validation_path
@@ -99,6 +101,7 @@ def collect(
     for name, value in given.items():
         if value < smallest[name]:
             raise DatasetError(f"{name}: expected at least {smallest[name]}, found {value}")
+    transitions, seed, workers = map(index, (transitions, seed, workers))
     official = environment in KINDS
     if official and behaviour is not None:
         raise DatasetError(f"behaviour: OGBench's {environment} is collected with its own oracles; leave it out")
@@ -164,21 +167,23 @@ def _action_bounds(env_id: str) -> tuple[Any, Any]:
 
     try:
         env = gymnasium.make(env_id)
+        observations, actions = env.observation_space, env.action_space
     except (gymnasium.error.Error, ImportError) as error:
         raise DatasetError(f"environment: {error}; OGBench's are {', '.join(KINDS)}") from error
-    observations, actions = env.observation_space, env.action_space
-    env.close()
+    except (Exception, SystemExit) as error:  # of any simulator
+        raise DatasetError(f"environment: {env_id} failed: {type(error).__name__}: {error}") from error
+    with suppress(Exception, SystemExit):  # it is not needed again
+        env.close()
     if flat_space(observations) is None:
         raise DatasetError(
             f"environment: {env_id}: expected observations in a Box or a Dict of them, and no pictures, found "
             f"{observations}"
         )
-    if not isinstance(actions, gymnasium.spaces.Box) or len(actions.shape) != 1:
-        raise DatasetError(f"environment: {env_id}: expected actions in a Box of rank 1, found {actions}")
-    low, high = actions.low, actions.high
-    if not (np.isfinite(low).all() and np.isfinite(high).all()):
-        raise DatasetError(f"environment: {env_id}: expected bounded actions, found {actions}")
-    return low, high
+    problem = action_problem(actions)
+    if problem is not None:
+        raise DatasetError(f"environment: {env_id}: {problem}")
+    assert isinstance(actions, gymnasium.spaces.Box)
+    return actions.low, actions.high
 
 
 def import_behaviour(path: str) -> MakeBehaviour:
@@ -209,16 +214,22 @@ def _collector(env_id: str, make_behaviour: MakeBehaviour, longest: int) -> Coll
         rng = np.random.default_rng(key)
         rows: dict[str, list[Any]] = {name: [] for name in fields}
         act = make_behaviour(env.action_space, rng)
-        observation, _ = env.reset(seed=int(rng.integers(2**31)))
+        observation, _ = guarded(lambda: env.reset(seed=int(rng.integers(2**31))))
         done = False
         while not done:
             action = act(observation)
-            following, reward, terminated, truncated, _ = env.step(action)
+            following, reward, terminated, truncated, _ = guarded(partial(env.step, action))
             truncated = truncated or len(rows["rewards"]) + 1 == longest
             row = (columns(observation), action, reward, terminated, truncated, columns(following))
             for name, value in zip(fields, row, strict=True):
                 rows[name].append(np.array(value))  # copied, because some environments reuse an array
             observation, done = following, terminated or truncated
         return {name: np.asarray(values, dtype=flags.get(name, np.float32)) for name, values in rows.items()}
+
+    def guarded(call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except (Exception, SystemExit) as error:  # of any simulator
+            raise DatasetError(f"environment: {env_id} failed: {type(error).__name__}: {error}") from error
 
     return collect_episode

@@ -19,6 +19,7 @@ from tql_lightning.data.environment import check_env_id, environment_spec
 from tql_lightning.data.flatten import action_problem, flat_space, flatten
 from tql_lightning.data.sources.hdf5 import check_whole_file
 from tql_lightning.data.transitions import DatasetError, TransitionDataset
+from tql_lightning.system.private_api import evaluation_spec
 
 MAIN_FILE = "main_data.hdf5"
 MOST_COLUMNS = 1 << 24
@@ -55,13 +56,8 @@ def load_minari(
     fields = _fields(name, source)
     metadata = source.storage.metadata
     scores = (metadata.get("ref_min_score"), metadata.get("ref_max_score"))
-    spec = getattr(source, "_eval_env_spec", None) or source.env_spec  # the package has no public name for it
-    try:
-        own_env_id = _env_id(name, spec)
-    except DatasetError:
-        if env_id is None:
-            raise
-        own_env_id = str(spec.to_json())
+    spec = evaluation_spec(source) or source.env_spec
+    own_env_id = _env_id(name, spec) if env_id is None else _described(spec)  # another takes its place unchecked
     dataset = TransitionDataset.from_arrays(
         **fields,
         name=name,
@@ -210,8 +206,20 @@ def _counted(episodes: Iterable[Any]) -> Iterable[Any]:
     return (episode for episode in episodes if len(episode))
 
 
+def _described(spec: Any) -> str | None:
+    """Gymnasium id of an environment, or its whole specification if it has arguments of its own; None for None."""
+    import gymnasium
+
+    if spec is None:
+        return None
+    registered = gymnasium.registry.get(str(spec.id))
+    telling = ("kwargs", "max_episode_steps", "additional_wrappers")
+    same = registered is not None and all(getattr(registered, part) == getattr(spec, part) for part in telling)
+    return str(spec.id) if same else str(spec.to_json())
+
+
 def _env_id(name: str, spec: Any) -> str | None:
-    """Gymnasium id of an environment, or its whole specification if it has arguments of its own.
+    """`_described`, after a check that a file may have such an environment made; the id alone if it is not here.
 
     Args:
         name: Name of the dataset, for errors.
@@ -222,21 +230,15 @@ def _env_id(name: str, spec: Any) -> str | None:
     """
     import gymnasium
 
-    if spec is None:
-        return None
-    env_id = str(spec.id)
-    registered = gymnasium.registry.get(env_id)
-    telling = ("kwargs", "max_episode_steps", "additional_wrappers")
+    described = _described(spec)
     try:
-        if registered is None or any(getattr(registered, part) != getattr(spec, part) for part in telling):
-            described = str(spec.to_json())
-            try:
-                environment_spec(described)
-                env_id = described
-            except ValueError:
-                if registered is not None:  # otherwise its package is missing, and the data can still be trained on
-                    raise
-        check_env_id(env_id)
+        try:
+            environment_spec(described or "")
+        except ValueError:
+            if spec.id in gymnasium.registry:  # otherwise its package is missing, and the data can still be trained on
+                raise
+            described = str(spec.id)
+        check_env_id(described)
     except ValueError as error:
         raise DatasetError(f"{name}: {error}") from error
-    return env_id
+    return described
