@@ -82,7 +82,7 @@ MISTAKES = {
         ["fit", TOY, "--trainer.accelerator=mps"],
         ["trainer.accelerator=mps", "--trainer.accelerator=cpu"],
     ),
-    "a flag without value": (["collect", "Pendulum-v1", "--overwrite"], ["--overwrite=true"]),
+    "an option without value": (["collect", "Pendulum-v1", "--transitions"], ["--transitions=3"]),
     "a run's folder as checkpoint": (
         ["evaluate", "run"],
         ["run: expected a file, found a folder", "give run/checkpoints/last.ckpt"],

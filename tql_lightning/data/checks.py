@@ -18,6 +18,7 @@ Bools = NDArray[np.bool_]
 
 ACTION_LIMIT = 1.0 - 1e-5  # the authors' release clips dataset actions here, inside the flow's range
 BLOCK_BYTES = 1 << 24  # size of one block
+SHORTEST_LIMIT = 5  # steps; fewer are more likely to be the problem's own length than a time limit
 FEWEST_ALIKE = 3  # episodes whose equal lengths are no chance
 BOUNDS_TOLERANCE = 1e-4  # rounding may put a scaled action this far outside its bounds
 
@@ -150,7 +151,7 @@ def warn_of_time_limits(name: str, episode_ends: Bools, terminal: Bools, limit: 
     """
     ends = np.flatnonzero(episode_ends)
     lengths = np.diff(ends, prepend=-1)
-    same = bool(lengths[0] > 1 and (lengths == lengths[0]).all())
+    same = bool(lengths[0] >= SHORTEST_LIMIT and (lengths == lengths[0]).all())
     at_limit = ends if limit is None and same else ends[lengths == limit]
     if len(at_limit) < FEWEST_ALIKE or (same and limit is not None) or not terminal[at_limit].all():
         return

@@ -19,7 +19,6 @@ from tql_lightning.data.environment import check_env_id, environment_spec
 from tql_lightning.data.flatten import action_problem, flat_space, flatten
 from tql_lightning.data.sources.hdf5 import check_whole_file
 from tql_lightning.data.transitions import DatasetError, TransitionDataset
-from tql_lightning.system.private_api import evaluation_spec
 
 MAIN_FILE = "main_data.hdf5"
 MOST_COLUMNS = 1 << 24
@@ -56,6 +55,8 @@ def load_minari(
     fields = _fields(name, source)
     metadata = source.storage.metadata
     scores = (metadata.get("ref_min_score"), metadata.get("ref_max_score"))
+    from tql_lightning.system.private_api import evaluation_spec  # imports torch
+
     spec = evaluation_spec(source) or source.env_spec
     own_env_id = _env_id(name, spec) if env_id is None else _described(spec)  # another takes its place unchecked
     dataset = TransitionDataset.from_arrays(
