@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from tql_lightning.data.environment import environment_spec
 from tql_lightning.data.flatten import different_bounds
-from tql_lightning.trust.text import FileError
+from tql_lightning.evaluation.env_error import EnvError as EnvError
 
 if TYPE_CHECKING:
     import gymnasium
@@ -20,10 +20,6 @@ if TYPE_CHECKING:
     from tql_lightning.evaluation.policy_env import PolicyEnv
 
 Bounds = tuple[Sequence[float], Sequence[float]]
-
-
-class EnvError(FileError):
-    """An environment cannot be made, fails or does not fit; the message gives the reason."""
 
 
 def make_env(env_id: str, render_mode: str | None = None, max_episode_steps: int | None = None) -> PolicyEnv:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tql_lightning.data.flatten import action_problem, flat_space, flatten
-from tql_lightning.evaluation.envs import EnvError
+from tql_lightning.evaluation.env_error import EnvError
 from tql_lightning.trust.text import shown
 
 
