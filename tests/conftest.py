@@ -14,10 +14,11 @@ logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
 # Longest first, so that two workers that take whole files end together; the rest follows in its usual order.
 LONGEST = (
-    *("test_cli.py", "test_configs.py", "test_collect.py", "test_processes.py", "test_export.py", "test_errors.py"),
-    *("test_triton_attention.py", "test_readme.py", "test_precision.py", "test_resuming.py", "test_observers.py"),
-    *("test_policy.py", "test_ogbench.py", "test_sharding.py", "test_full_disk.py", "test_episode_videos.py"),
-    "test_tql.py",
+    *("test_configs.py", "test_cli.py", "test_resuming.py", "test_docs.py", "test_unchecked_settings.py"),
+    *("test_contracts.py", "test_own_algorithm.py", "test_model.py", "test_out_of_range.py", "test_plain_output.py"),
+    *("test_errors.py", "test_exact_resume.py", "test_stock_callbacks.py", "test_observers.py", "test_torch_file.py"),
+    *("test_collector.py", "test_pictures.py", "test_mistakes.py", "test_ogbench.py", "test_examples.py"),
+    *("test_export.py", "test_full_disk.py", "test_collect.py", "test_readme.py"),
 )
 GOLDEN = Path(__file__).parent / "golden"
 TQL_CASES, METHODS_CASES = (Path(__file__).parent / name for name in ("test_golden.py", "test_golden_methods.py"))

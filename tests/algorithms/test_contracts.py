@@ -107,6 +107,7 @@ class TestQC(AlgorithmContract):
         return QC(observation_dim, action_dim, policy=policy, action_chunk=2, **OPPONENT)
 
 
+@pytest.mark.slow
 class TestQCFQL(AlgorithmContract):
     data: ClassVar[dict[str, Any]] = {"action_chunk": 2}
 

@@ -66,6 +66,7 @@ def test_what_cannot_be_written_costs_the_film_and_not_the_process(
     assert "its folder cannot be written to" in str(outcome.error)
 
 
+@pytest.mark.slow
 def test_a_logger_that_fails_is_told_of_and_training_goes_on(tmp_path: Path) -> None:
     class Full(TensorBoardLogger):
         def log_video(self, **_: Any) -> None:

@@ -83,7 +83,12 @@ def trained_without() -> tuple[dict[str, torch.Tensor], Watch]:
         return train(Path(folder), [])
 
 
-@pytest.mark.parametrize("name", CALLBACKS)
+SLOW = ("EpisodeVideos",)  # draws in a process of its own
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in CALLBACKS]
+)
 def test_training_is_the_same_with_and_without(name: str, tmp_path: Path) -> None:
     expected, expected_watch = trained_without()
     found, watch = train(tmp_path / "with", [CALLBACKS[name]()])

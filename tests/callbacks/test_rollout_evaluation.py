@@ -139,6 +139,7 @@ def interrupt_children(*_: Any) -> None:
         os.kill(process.ident or 0, signal.SIGTERM)
 
 
+@pytest.mark.slow
 def test_in_the_background_it_logs_the_same_at_the_same_updates_also_after_a_kill(tmp_path: Path) -> None:
     folders = tmp_path / "blocking", tmp_path / "background"
     bests = [BestCheckpoint(str(folder / "checkpoints")) for folder in folders]

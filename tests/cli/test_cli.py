@@ -62,6 +62,7 @@ def restored_run_folder(run_folder: Path, tmp_path: Path) -> Iterator[Path]:
     shutil.copytree(tmp_path / "as_it_was", run_folder / "run")
 
 
+@pytest.mark.slow
 def test_n_step_returns_and_action_chunks_train_and_act_from_one_setting_each(run_folder: Path) -> None:
     settings = ["--data.n_step=2", "--data.action_chunk=4", "--model.discount=0.9", "--trainer.default_root_dir=chunks"]
     trained = call_tql(run_folder, "fit", *PENDULUM, *settings, "--trainer.max_steps=10")

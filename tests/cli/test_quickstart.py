@@ -35,6 +35,7 @@ def test_a_runs_progress_is_read_from_its_metrics(tmp_path: Path) -> None:
     assert run.progress() == (0, "")
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_ends_the_quickstart_with_the_end_of_its_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,6 +37,7 @@ def test_every_extraction_leaves(extraction: Extraction, checkpoint: Path, tmp_p
     assert policy.act(OBSERVATIONS).shape == (5, 1)
 
 
+@pytest.mark.slow
 def test_best_of_n_leaves_as_onnx_with_any_parts_of_the_critic(tmp_path: Path) -> None:
     critic = partial(TransformerCritic, hidden_dim=16, head_dim=8, num_layers=1, norm=torch.nn.RMSNorm)
     policy = partial(FlowPolicy, hidden_dims=(16,), flow_steps=2, num_samples=3)

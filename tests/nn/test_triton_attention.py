@@ -38,6 +38,7 @@ def test_the_kernels_pass_every_implementations_tests_through_the_interpreter() 
     assert "passed" in output
 
 
+@pytest.mark.slow
 @needs_triton
 def test_the_kernels_compile_to_machine_code_for_nvidia_gpus(tmp_path: Path) -> None:
     """For 43 tokens and heads of 32 in bfloat16, and for the smallest; several programs fit on chip at once."""

@@ -45,12 +45,12 @@ def test_a_second_run_is_refused_by_name_until_the_first_ends_even_by_kill(
         message = capsys.readouterr().err
         assert f"run is in use by another run (process {first.pid} on " in message
         assert "--trainer.default_root_dir" in message
-        (command_folder / "broken.ckpt").touch()
-        measuring = ["validate", *arguments[1:], "--ckpt_path=broken.ckpt"]
+        measuring = ["validate", *arguments[1:]]
         assert main([each for each in measuring if "logger" not in each]) == 2
         assert "is in use by another run" in capsys.readouterr().err
-        assert main(measuring) == 2  # without a logger it writes nothing, and may look meanwhile
-        assert "broken.ckpt" in capsys.readouterr().err
+        (command_folder / "broken.ckpt").touch()
+        assert main([*measuring, "--ckpt_path=broken.ckpt"]) == 2  # without a logger it may look meanwhile
+        assert "broken.ckpt: damaged" in capsys.readouterr().err
         assert [path.name for path in (command_folder / "run").iterdir()] == [LOCK_FILE]
     finally:
         first.send_signal(signal.SIGKILL)

@@ -326,6 +326,7 @@ def test_a_disk_that_is_really_full_ends_the_command_in_an_error_with_a_whole_ch
     assert main(["fit", *arguments, "--trainer.max_steps=30", "--ckpt_path=last"]) == 0
 
 
+@pytest.mark.slow
 def test_output_that_cannot_be_written_does_not_end_training(tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(TINY)
     command = [TQL_COMMAND, "fit", "--config", "tiny.yaml", "--data.dataset=tests.toy.toy_dataset"]

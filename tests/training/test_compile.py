@@ -24,6 +24,7 @@ def _counted() -> None:
     counters.clear()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_counted")
 def test_a_run_is_one_graph_also_with_short_chunks_validation_and_resumption(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -115,6 +115,7 @@ def assert_tracks(narrowed: KeepMetrics, exact: KeepMetrics) -> None:
         assert 0.0 < share < bound, f"{loss} differs by {share:.2%} of its mean"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")  # of steps that float16 leaves out at first
 def test_mixed_precision_tracks_float32_over_200_updates(tmp_path: Path) -> None:
     """And keeps weights, optimizer's state, entropies, temperatures and targets in float32."""
@@ -165,6 +166,7 @@ def test_float64_is_kept_throughout_and_a_continued_run_loses_no_digit(tmp_path:
     assert all(torch.equal(one, other) for one, other in zip(whole.parameters(), continued.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_a_compiled_backward_pass_under_autocast_rounds_as_the_uncompiled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -82,6 +82,7 @@ def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
         assert bool((difference <= bound).all()), f"{name}: off by up to {difference.max():.1e}"
 
 
+@pytest.mark.slow
 def test_two_processes_with_half_a_batch_each_train_as_one_with_all_of_it(runs: Path) -> None:
     expected = trained(runs / "one")
     assert any("target_critic" in name for name in expected)

@@ -59,6 +59,7 @@ def test_two_sharded_processes_make_the_updates_of_one(runs: Path) -> None:
     assert_same(runs / "two" / "last.ckpt", runs / "one" / "last.ckpt")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 def test_a_sharded_run_is_continued_by_one_process(runs: Path, tmp_path: Path) -> None:
     continued = train(tmp_path, 1, TRANSFORMER, 10, ckpt_path=runs / "two" / "previous.ckpt")

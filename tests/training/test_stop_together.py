@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, Trainer
 from tests.command_line import PATIENCE
 from tests.toy import fit, toy_model
 
-MOMENTS = (pytest.param("on_train_batch_end", marks=pytest.mark.slow), "on_validation_end")
+MOMENTS = ("on_train_batch_end", "on_validation_end")
 
 
 class StopsOnOne(Callback):
@@ -38,6 +38,7 @@ def train(folder: Path, moment: str) -> None:
     (folder / f"{trainer.global_rank}.txt").write_text(str(trainer.global_step))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_stop_on_one_process_stops_both_after_the_same_update(moment: str, tmp_path: Path) -> None:
     code = f"from tests.training.test_stop_together import train, Path; train(Path({str(tmp_path)!r}), {moment!r})"

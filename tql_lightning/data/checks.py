@@ -18,7 +18,7 @@ Bools = NDArray[np.bool_]
 
 ACTION_LIMIT = 1.0 - 1e-5  # the authors' release clips dataset actions here, inside the flow's range
 BLOCK_BYTES = 1 << 24  # size of one block
-SHORTEST_LIMIT = 5  # steps; fewer are more likely to be the problem's own length than a time limit
+SHORTEST_LIMIT = 3  # steps; fewer are more likely to be the problem's own length than a time limit
 FEWEST_ALIKE = 3  # episodes whose equal lengths are no chance
 BOUNDS_TOLERANCE = 1e-4  # rounding may put a scaled action this far outside its bounds
 
