@@ -42,7 +42,8 @@ def test_an_algorithm_takes_less_than_a_hundred_lines() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*left out model.* settings of TQL that IQL does not have")
-@pytest.mark.parametrize("kind", ["mine_iql.IQL", pytest.param("mine_tql.MyTQL", marks=pytest.mark.slow)])
+@pytest.mark.slow  # in little: cli/test_model.py
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_command_of_the_page_runs(kind: str, folder: Path) -> None:
     printed = []
     for number, command in enumerate(COMMANDS):

@@ -71,6 +71,7 @@ class TestGaussianBC(AlgorithmContract):
         return BC(observation_dim, action_dim, policy=partial(GaussianPolicy, **SIZES, learned_std=True))
 
 
+@pytest.mark.slow
 class TestIQL(AlgorithmContract):
     def make(self, observation_dim: int, action_dim: int) -> IQL:
         policy = partial(GaussianPolicy, **SIZES)

@@ -296,6 +296,7 @@ def method_model(monkeypatch: pytest.MonkeyPatch, problem: str, method: str) -> 
     return make_model(configuration, 28, 5 * chunk, chosen_model(resolve_configs(arguments, ["fit"])))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("problem", ["quickstart", "ogbench/cube-double"])
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_goes_with_the_problems(method: str, problem: str, monkeypatch: pytest.MonkeyPatch) -> None:
