@@ -50,6 +50,7 @@ def test_the_mean_of_the_bins_is_the_target_also_at_the_ends_of_the_range(num_bi
     assert (means - targets).abs().max() < 2e-3 * width
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "critic",
     [partial(TransformerCritic, hidden_dim=16, head_dim=8), partial(MLPCritic, hidden_dims=(32,))],
