@@ -52,7 +52,7 @@ def rebuilt(text: str, root: Path = ROOT) -> str:
 
 
 def take(root: Path = ROOT) -> None:
-    """Stores the documents' tables, but for those of summaries."""
+    """Stores the documents' tables, except those of summaries."""
     found: dict[str, dict[str, Any]] = {}
     for document in documents(root):
         for file, name, text in TABLE.findall(document.read_text()):

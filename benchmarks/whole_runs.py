@@ -172,7 +172,7 @@ def release_curves(folder: Path) -> dict[int, list[Curves]]:
 
 
 def window_means(curve: NDArray[np.float64], window: int) -> NDArray[np.float64]:
-    """Means over windows of so many updates, the last of which may be shorter."""
+    """Means over consecutive windows of updates; the last window may be shorter."""
     return np.array([curve[first : first + window].mean() for first in range(0, len(curve), window)])
 
 
