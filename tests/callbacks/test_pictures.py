@@ -50,6 +50,7 @@ def test_pictures_are_drawn_before_at_every_interval_and_after_the_last_update(t
     assert series["train/q_slope"][1][-1] == pytest.approx(slope)
 
 
+@pytest.mark.slow
 def test_chunks_of_actions_are_looked_at_as_they_are_trained_on(tmp_path: Path) -> None:
     model = toy_model(action_chunk=3)
     logger = ContinuedCSVLogger(str(tmp_path))

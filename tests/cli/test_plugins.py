@@ -81,6 +81,7 @@ def test_a_users_dataset_is_trained_on(tmp_path: Path) -> None:
     assert (checkpoint["hyper_parameters"]["observation_dim"], checkpoint["hyper_parameters"]["action_dim"]) == (2, 2)
 
 
+@pytest.mark.slow
 def test_a_users_critic_is_trained_and_loaded_from_its_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "bilinear.py").write_text(CRITIC)
     (tmp_path / "tiny.yaml").write_text(TINY)

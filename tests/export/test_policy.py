@@ -106,6 +106,7 @@ def test_the_readmes_three_lines_act_without_lightning(
     assert not absent & set(finished.stdout.split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("export_format", get_args(ExportFormat))
 def test_chunks_of_actions_leave_as_steps_to_take_one_after_the_other(
     export_format: ExportFormat, tmp_path: Path

@@ -153,6 +153,7 @@ def test_metrics_that_cannot_be_written_are_an_error_at_the_end_of_a_training_th
     assert not (tmp_path / "metrics.csv").exists()
 
 
+@pytest.mark.slow
 def test_observers_that_cannot_write_warn_and_the_best_stays_the_one_that_is_kept(tmp_path: Path) -> None:
     evaluation, best = RolloutEvaluation(2, 5, env_id=SWING), BestCheckpoint(str(tmp_path / "checkpoints"))
     callbacks = [FullBetween(0, 10), evaluation, QLandscape(every_n_updates=5), TrainingPlots(), best]

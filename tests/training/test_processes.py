@@ -90,6 +90,7 @@ def test_two_processes_with_half_a_batch_each_train_as_one_with_all_of_it(runs: 
     assert_close(trained(runs / "two"), expected)
 
 
+@pytest.mark.slow
 def test_two_processes_log_the_metrics_of_the_whole_batch_once(runs: Path) -> None:
     expected = logged(runs / "one")
     kinds = ("train/q_min", "train/q_max", "train/gradient_norm/actor", "train/temperature/layer_0/value")
@@ -100,6 +101,7 @@ def test_two_processes_log_the_metrics_of_the_whole_batch_once(runs: Path) -> No
     assert "sync_dist" not in runs.joinpath("stderr").read_text()  # Lightning's advice for what is not of all processes
 
 
+@pytest.mark.slow
 def test_two_processes_play_the_episodes_that_one_plays(runs: Path) -> None:
     expected = evaluated(runs / "one")
     assert list(expected) == [0, 10, 20]
@@ -112,6 +114,7 @@ def test_two_processes_play_the_episodes_that_one_plays(runs: Path) -> None:
     assert (runs / "two" / "best.ckpt").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["variant", "twice"])
 def test_other_losses_moving_buffers_unused_parameters_and_a_second_fit_make_no_difference(
     kind: str, runs: Path
@@ -119,12 +122,14 @@ def test_other_losses_moving_buffers_unused_parameters_and_a_second_fit_make_no_
     assert_close(trained(runs / f"two_{kind}"), trained(runs / f"one_{kind}"))
 
 
+@pytest.mark.slow
 def test_ddp_takes_a_static_graph_and_searches_no_unused_parameters(runs: Path) -> None:
     for rank in (0, 1):
         seen = json.loads((runs / f"seen_{rank}.json").read_text())
         assert (seen["static"], seen["searches"]) == (True, False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", ["one_then_two", "two_then_one"])
 def test_a_run_may_be_continued_by_another_number_of_processes(run: str, runs: Path) -> None:
     assert_close(trained(runs / run), trained(runs / "one"))
@@ -133,6 +138,7 @@ def test_a_run_may_be_continued_by_another_number_of_processes(run: str, runs: P
     assert evaluated(runs / run).keys() == evaluated(runs / "one").keys()
 
 
+@pytest.mark.slow
 def test_two_processes_that_are_stopped_and_continued_end_bit_for_bit_where_they_would_have(runs: Path) -> None:
     folders = runs / "two_then_two", runs / "two_float32"
     for what in (trained, logged):
@@ -142,6 +148,7 @@ def test_two_processes_that_are_stopped_and_continued_end_bit_for_bit_where_they
     assert evaluated(folders[0]) == evaluated(folders[1])
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_all_after_one_checkpoint_and_the_first_tells_of_it(runs: Path) -> None:
     assert read_checkpoint(runs / "command" / "run" / "checkpoints" / "last.ckpt")["global_step"] == 10
     seen = [json.loads((runs / f"seen_{rank}.json").read_text()) for rank in (0, 1)]
@@ -152,6 +159,7 @@ def test_a_signal_to_one_process_stops_all_after_one_checkpoint_and_the_first_te
     assert said.count("Stopped by SIGUSR1 after update 10: saved") == 1
 
 
+@pytest.mark.slow
 def test_a_process_that_another_has_left_alone_ends_with_a_line_and_its_checkpoint_stays(runs: Path) -> None:
     assert "tql: another process of this run has ended" in (runs / "stderr").read_text()
     assert read_checkpoint(runs / "left_alone" / "run" / "checkpoints" / "last.ckpt")["global_step"] == 10

@@ -237,6 +237,7 @@ def test_other_plugins_leave_checkpoints_whole_and_another_writer_is_told_of(
             checkpoint_io([plugin])
 
 
+@pytest.mark.slow
 def test_training_that_is_killed_five_times_loses_an_interval_at_most_and_ends_where_it_would_have(
     tmp_path: Path,
 ) -> None:

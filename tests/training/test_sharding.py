@@ -22,6 +22,7 @@ from tql_lightning.run.folder import before_divergence_file, evaluation_files
 from tql_lightning.testing.ports import quiet_port
 
 TOLERANCE = 1e-9
+pytestmark = pytest.mark.slow  # two processes of their own; in little: the contract tests
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +54,11 @@ def assert_same(one: Path, other: Path) -> None:
         assert difference <= TOLERANCE, f"{name}: differs by {difference:.3g}"
 
 
-@pytest.mark.slow
 def test_two_sharded_processes_make_the_updates_of_one(runs: Path) -> None:
     """Weights, target, temperatures and the optimizer's state, in float64."""
     assert_same(runs / "two" / "last.ckpt", runs / "one" / "last.ckpt")
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 def test_a_sharded_run_is_continued_by_one_process(runs: Path, tmp_path: Path) -> None:
     continued = train(tmp_path, 1, TRANSFORMER, 10, ckpt_path=runs / "two" / "previous.ckpt")
