@@ -93,3 +93,17 @@ def test_a_search_by_ray_tune_and_optuna_continues_and_ends_in_its_record(tmp_pa
     assert again.returncode == 0, again.stderr
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("toy/*/*/outcome.json")} == written
     assert json.loads((tmp_path / "out" / "search.json").read_text()) == found
+
+    more = run_tql(tmp_path, *(("4" if word == "3" else word) for word in command))
+    assert more.returncode == 0, more.stderr
+    grown = json.loads((tmp_path / "out" / "search.json").read_text())["trials"]
+    assert len(grown) == 4
+    assert all(trial in grown for trial in found["trials"])
+    assert written.items() <= {p: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("toy/*/*/outcome.json")}.items()
+
+    fewer = run_tql(tmp_path, *command)
+    assert fewer.returncode == 2
+    assert "trials: expected at least the 4 that" in fewer.stderr
+    other = run_tql(tmp_path, *command[:-1], "model.bc_coefficient=uniform(1,100)")
+    assert other.returncode == 2
+    assert "search: expected the ranges that" in other.stderr

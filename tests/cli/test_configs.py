@@ -160,6 +160,14 @@ def test_of_two_callbacks_of_one_class_the_later_takes_the_others_place_and_it_i
     assert caplog.text.count("of two LastCheckpoint the later is used, with its own settings alone") == 1
 
 
+def test_a_configurations_progress_bar_can_be_taken_away(tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    bar = ("--trainer.callbacks+=UpdateProgressBar", "--trainer.enable_progress_bar=false", "--trainer.max_steps=1")
+    trained = call_tql(tmp_path, "fit", "--config=tiny.yaml", DATA, *bar)
+    assert trained.returncode == 0, trained.stderr
+    assert "updates/s" not in trained.stderr
+
+
 def test_settings_that_a_callback_refuses_leave_no_run_behind(tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(TINY)
     added = (

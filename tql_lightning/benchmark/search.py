@@ -25,7 +25,8 @@ from tql_lightning.run.metrics_csv import read_metrics
 from tql_lightning.run.naming import method_name, run_folder
 from tql_lightning.system.files import write_text_whole
 
-TUNE_FOLDER = "tune"  # Ray Tune's state, in the benchmark's folder
+TUNE_FOLDER = "tune"  # Ray Tune's state, in the benchmark's folder, by number of trials
+SPACE_FILE = "space.json"  # beside it: the ranges that are searched
 KINDS = {"uniform": 2, "loguniform": 2, "randint": 2, "choice": None}  # number of arguments
 SPACE = re.compile(r"(\w+)\((.*)\)")
 EPISODE_FIGURES = {"success_rate": "successes", "return": "returns", "normalized_score": "returns"}
@@ -77,7 +78,8 @@ def search(
 ) -> dict[str, Any]:
     """Runs, or continues, a search; writes its record into the benchmark's folder and returns it.
 
-    Each trial trains all the runs, one after the other, with settings that Optuna proposes.
+    Each trial trains all the runs, one after the other, with settings that Optuna proposes. A search that has ended
+    goes on with more trials: Optuna is told of the settings tried so far, whose runs are finished.
 
     Args:
         runs: Runs of one method, over tasks and seeds.
@@ -86,7 +88,15 @@ def search(
         trials: Number of trials.
         job: What the runs share.
         resources: What Ray gives a trial.
+
+    Raises:
+        SuiteError: The folder holds a search of other ranges, or of more trials.
     """
+    folder = job.output / TUNE_FOLDER
+    _require_same_space(folder / SPACE_FILE, space)
+    begun = sorted(int(each.name) for each in folder.glob("[0-9]*"))
+    if begun and begun[-1] > trials:
+        raise SuiteError(f"trials: expected at least the {begun[-1]} that {folder} has begun, found {trials}")
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
     with ray_cluster(resources.address):
         from optuna.samplers import TPESampler
@@ -106,20 +116,26 @@ def search(
             key: getattr(tune, kind)(*([values] if kind == "choice" else values))
             for key, (kind, values) in space.items()
         }
-        path = job.output / TUNE_FOLDER
+        path = folder / str(trials)
         if tune.Tuner.can_restore(str(path)):
             tuner = tune.Tuner.restore(
                 str(path), trainable=trainable, param_space=ranges, resume_unfinished=True, restart_errored=True
             )
         else:
-            algorithm = OptunaSearch(sampler=TPESampler(seed=0), metric="score", mode="max")
+            tried = []
+            if begun:
+                earlier = tune.Tuner.restore(str(folder / str(begun[-1])), trainable=trainable).get_results()
+                tried = [dict(result.config or {}) for result in earlier]
+            algorithm = OptunaSearch(
+                sampler=TPESampler(seed=len(tried)), metric="score", mode="max", points_to_evaluate=tried or None
+            )
             tuner = tune.Tuner(
                 trainable,
                 param_space=ranges,
                 tune_config=tune.TuneConfig(metric="score", mode="max", search_alg=algorithm, num_samples=trials),
                 run_config=tune.RunConfig(
-                    name=TUNE_FOLDER,
-                    storage_path=str(job.output),
+                    name=str(trials),
+                    storage_path=str(folder),
                     failure_config=tune.FailureConfig(max_failures=resources.retries),
                     verbose=0,
                 ),
@@ -135,6 +151,15 @@ def search(
     record |= summarise_search([(settings, runs) for settings in tried], suite, job.output)
     write_text_whole(job.output / SEARCH_FILE, json.dumps(record, indent=1) + "\n")
     return record
+
+
+def _require_same_space(path: Path, space: Mapping[str, tuple[str, list[Any]]]) -> None:
+    """Keeps the ranges of a search in its folder, and refuses others in the same."""
+    text = json.dumps({key: list(each) for key, each in sorted(space.items())}, indent=1) + "\n"
+    if path.exists() and path.read_text() != text:
+        raise SuiteError(f"search: expected the ranges that {path} holds, found others; choose another --output")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text_whole(path, text)
 
 
 def scores_of(runs: Sequence[PlannedRun], settings: Mapping[str, object], suite: Suite, output: Path) -> list[float]:

@@ -25,6 +25,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from tql_lightning import callbacks as own_callbacks
 from tql_lightning.algorithms.loading import check_contents
 from tql_lightning.algorithms.starting import load_weights
+from tql_lightning.callbacks.progress import UpdateProgressBar
 from tql_lightning.cli.close_names import add_note, option_names
 from tql_lightning.cli.help import DESCRIPTION, SUMMARIES
 from tql_lightning.cli.model import ModelParser, chosen_model, without_model
@@ -156,7 +157,7 @@ class TQLCLI(LightningCLI):
         """Builds the trainer with `WholeCheckpointIO`, unless a configured plugin or strategy writes checkpoints.
 
         Of two callbacks of one class of ours the later replaces the earlier, so that ``--trainer.callbacks+=`` can
-        change a default callback.
+        change a default callback. ``--trainer.enable_progress_bar=false`` takes a configuration's bar away.
 
         Raises:
             MisconfigurationException: The settings allow no trainer; a note lists them.
@@ -195,7 +196,8 @@ class TQLCLI(LightningCLI):
                 if kept[_kind_of(callback)] is not callback:
                     name = type(callback).__name__
                     rank_zero_info(f"trainer.callbacks: of two {name} the later is used, with its own settings alone")
-            callbacks[:] = kept.values()
+            hidden = trainer_config.get("enable_progress_bar") is False
+            callbacks[:] = [each for each in kept.values() if not (hidden and isinstance(each, UpdateProgressBar))]
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except MisconfigurationException as error:
