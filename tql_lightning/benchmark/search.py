@@ -125,7 +125,7 @@ def search(
             tried = []
             if begun:
                 earlier = tune.Tuner.restore(str(folder / str(begun[-1])), trainable=trainable).get_results()
-                tried = [dict(result.config or {}) for result in earlier]
+                tried = [dict(earlier[index].config or {}) for index in range(len(earlier))]
             algorithm = OptunaSearch(
                 sampler=TPESampler(seed=len(tried)), metric="score", mode="max", points_to_evaluate=tried or None
             )
