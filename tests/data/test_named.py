@@ -172,6 +172,15 @@ def test_the_environment_can_be_named_for_any_source_but_ogbench(tmp_path: Path)
         load_dataset(OGBENCH, env_id="Other-v0")
 
 
+def test_reference_scores_stay_with_their_environment(tmp_path: Path) -> None:
+    own = npz(tmp_path / "mine.npz", env_id="Pendulum-v1", reference_scores=np.array([0.0, 1.0]))
+    save_npy_folder(tmp_path / "large", load_npz(str(own)))
+    for path in (str(own), str(tmp_path / "large")):
+        assert load_dataset(path, env_id="Pendulum-v1").reference_scores == (0.0, 1.0)
+        with pytest.warns(UserWarning, match="reference scores are of Pendulum-v1, not of Other-v0"):
+            assert load_dataset(path, env_id="Other-v0").reference_scores is None
+
+
 def test_the_summary_counts_what_is_there() -> None:
     values = arrays(observations=np.stack([np.arange(5.0), np.full(5, 3.0)], axis=1), reference_scores=(0.0, 10.0))
     summary = summarise(TransitionDataset.from_arrays(**values))

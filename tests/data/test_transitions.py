@@ -129,9 +129,10 @@ def episodes_of(lengths: list[int], **changes: Any) -> dict[str, Any]:
     return base | {"terminations": ends, "truncations": np.zeros(len(ends))} | changes
 
 
-def test_dones_that_are_given_as_terminations_are_warned_of() -> None:
-    dones = episodes_of([4, 4, 4])
-    with pytest.warns(UserWarning, match=r"toy: terminations: each of 3 episodes terminates after exactly 4 steps"):
+@pytest.mark.parametrize("lengths", [[4, 4, 4], [4, 4, 4, 2], [3, 4, 1, 4, 4, 2]])
+def test_dones_that_are_given_as_terminations_are_warned_of(lengths: list[int]) -> None:
+    dones = episodes_of(lengths)
+    with pytest.warns(UserWarning, match=rf"toy: terminations: 3 of {len(lengths)} episodes terminate after exactly 4"):
         TransitionDataset.from_arrays(**dones)
     with pytest.warns(UserWarning, match="looks like a time limit"):
         TransitionDataset.from_arrays(**dones | {"truncations": dones["terminations"]})
@@ -141,10 +142,11 @@ def test_dones_that_are_given_as_terminations_are_warned_of() -> None:
     "real",
     [
         episodes_of([4, 3, 4]),
+        episodes_of([4, 4, 3, 4, 5]),
         episodes_of([1, 1, 1, 1]),
         episodes_of([4, 4, 4], terminations=np.zeros(12), truncations=episodes_of([4, 4, 4])["terminations"]),
     ],
-    ids=["lengths differ", "one step each", "truncations"],
+    ids=["lengths differ", "one is longer", "one step each", "truncations"],
 )
 def test_episodes_that_need_no_time_limit_are_not_warned_of(real: dict[str, Any]) -> None:
     assert len(TransitionDataset.from_arrays(**real)) > 0  # warnings are errors

@@ -45,6 +45,12 @@ def test_environments_that_do_not_fit_are_refused(env_id: str, message: str) -> 
 
 PICTURE = gymnasium.spaces.Box(0, 255, (8, 8, 3), np.uint8)
 STATE = gymnasium.spaces.Box(-1.0, 1.0, (2,))
+
+
+def box(low: list[float], high: list[float]) -> gymnasium.spaces.Box:
+    return gymnasium.spaces.Box(np.array(low), np.array(high), dtype=np.float64)
+
+
 ACTIONS = gymnasium.spaces.Box(-1.0, 1.0, (1,))
 
 
@@ -72,6 +78,13 @@ class OtherSpacesEnv(CountdownEnv):
         ({"actions": gymnasium.spaces.Box(0, 10, (1,), np.int64)}, "floating-point dtype, found int64"),
         ({"actions": gymnasium.spaces.Box(-1, 1, (1,), np.int64)}, "floating-point dtype, found int64"),
         ({"actions": gymnasium.spaces.Box(0, 255, (1,), np.uint8)}, "floating-point dtype, found uint8"),
+        ({"actions": gymnasium.spaces.Box(0, 1, (2,), np.bool_)}, "floating-point dtype, found bool"),
+        ({"actions": box([-1.0, -np.inf], [1.0, 1.0])}, "expected bounded actions"),
+        ({"actions": box([0.0, -1.0], [0.0, 1.0])}, "each with low < high"),
+        ({"actions": gymnasium.spaces.Box(-1.0, 1.0, (0,))}, "expected bounded actions"),
+        ({"actions": gymnasium.spaces.MultiDiscrete([2, 3])}, "expected a Box of actions of rank 1"),
+        ({"observations": gymnasium.spaces.Box(-1.0, 1.0, (0,))}, "expected a Box of observations"),
+        ({"observations": gymnasium.spaces.Dict({})}, "expected a Box of observations"),
         ({"actions": gymnasium.spaces.MultiBinary(3)}, "expected a Box of actions of rank 1"),
         ({"actions": gymnasium.spaces.Tuple([ACTIONS, ACTIONS])}, "expected a Box of actions of rank 1"),
         ({"observations": gymnasium.spaces.Tuple([STATE, STATE])}, "expected a Box of observations, or a Dict"),
@@ -163,7 +176,7 @@ def test_success_is_taken_from_whatever_says_true_exactly(success: Any, monkeypa
 def test_an_environment_without_a_time_limit_needs_one() -> None:
     with pytest.raises(EnvError, match=r"Endless-v0: expected a time limit, found none: .* set max_episode_steps"):
         make_env("Endless-v0")
-    env = make_env("Endless-v0", max_episode_steps=2)
+    env = make_env("Endless-v0", max_episode_steps=np.int64(2))  # type: ignore[arg-type]
     env.reset(seed=1)
     assert [env.step(np.zeros(1, np.float32))[3] for _ in range(2)] == [False, True]
     with pytest.raises(EnvError, match="max_episode_steps: expected at least 1, found 0"):

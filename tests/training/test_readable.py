@@ -50,7 +50,17 @@ def test_a_callbacks_state_is_read_back_as_plain_values(tmp_path: Path) -> None:
     assert [type(value) for value in found.values()] == [float, str, dict]
 
 
-@pytest.mark.parametrize("value", [object(), 1 << 300, np.array([None])], ids=["object", "long number", "objects"])
+UNREADABLE = {
+    "object": object(),
+    "long number": 1 << 300,
+    "objects": np.array([None]),
+    "sparse": torch.eye(2).to_sparse(),
+    "meta": torch.ones(1, device="meta"),
+    "nested": torch.nested.nested_tensor([torch.ones(1)], layout=torch.jagged),
+}
+
+
+@pytest.mark.parametrize("value", UNREADABLE.values(), ids=UNREADABLE)
 def test_a_callbacks_state_that_cannot_be_read_back_is_refused_before_the_first_update(
     value: Any, tmp_path: Path
 ) -> None:
@@ -84,6 +94,23 @@ def test_settings_of_numpy_are_saved_as_numbers(tmp_path: Path) -> None:
     assert loaded.discount == 0.9
     assert type(raw["hyper_parameters"]["discount"]) is float
     assert all(map(torch.equal, model.state_dict().values(), loaded.state_dict().values()))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("warmup_updates", 1e3, "model.optimisation.warmup_updates: expected int, found 1000.0"),
+        ("discount", torch.tensor(0.9), "model.discount: expected float, found tensor"),
+        ("discount", True, "model.discount: expected float, found True"),
+        ("tau", np.array(0.5), "model.tau: expected float, found array"),
+        ("critic", partial(TransformerCritic, hidden_dim=16.0), "model.critic.hidden_dim: expected int, found 16.0"),
+    ],
+)
+def test_a_number_of_another_type_than_it_would_be_read_back_with_is_refused(
+    name: str, value: Any, expected: str
+) -> None:
+    with pytest.raises(ValueError, match=expected):
+        toy_model(**{name: value})
 
 
 def module_level_critic(observation_dim: int, action_dim: int) -> MLPCritic:

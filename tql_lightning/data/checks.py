@@ -143,6 +143,8 @@ def check_actions(values: ArrayLike, name: str) -> Array:
 def warn_of_time_limits(name: str, episode_ends: Bools, terminal: Bools, limit: int | None = None) -> None:
     """Warns where terminations look like time limits, as of a file's ``dones``: no value would follow them.
 
+    They do where half of all episodes, the longest, terminate after the same number of steps, or at a known limit.
+
     Args:
         name: Name of the dataset.
         episode_ends: Whether a row is the last of its episode, (N,).
@@ -151,17 +153,22 @@ def warn_of_time_limits(name: str, episode_ends: Bools, terminal: Bools, limit: 
     """
     ends = np.flatnonzero(episode_ends)
     lengths = np.diff(ends, prepend=-1)
-    same = bool(lengths[0] >= SHORTEST_LIMIT and (lengths == lengths[0]).all())
-    at_limit = ends if limit is None and same else ends[lengths == limit]
-    if len(at_limit) < FEWEST_ALIKE or (same and limit is not None) or not terminal[at_limit].all():
-        return
-    which = f"each of {len(ends):,} episodes" if same else f"each of {len(at_limit):,} episodes of that length"
-    warnings.warn(
-        f"{name}: terminations: {which} terminates after exactly {lengths[0] if same else limit:,} steps, which looks "
-        "like a time limit; no value follows a termination. If it is one, give these rows as truncations, and "
-        "terminations of 0",
-        stacklevel=3,
-    )
+    longest = int(lengths.max())
+
+    def alike(length: int, fewest: float) -> int:
+        """Number of episodes of this length, 0 if they are few or one did not terminate."""
+        at = ends[lengths == length]
+        return len(at) if len(at) >= max(FEWEST_ALIKE, fewest) and terminal[at].all() else 0
+
+    by_length = alike(longest, len(ends) / 2) if longest >= SHORTEST_LIMIT else 0
+    found = by_length if limit is None else alike(limit, 0) * (not by_length or limit != longest)
+    if found:  # without the limit the longest have been warned of
+        warnings.warn(
+            f"{name}: terminations: {found:,} of {len(ends):,} episodes terminate after exactly {limit or longest:,} "
+            "steps, which looks like a time limit; no value follows a termination. If it is one, give these rows as "
+            "truncations, and terminations of 0",
+            stacklevel=3,
+        )
 
 
 def check_lengths(fields: Mapping[str, Array], name: str) -> None:

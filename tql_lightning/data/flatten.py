@@ -26,12 +26,12 @@ def flat_keys(space: gymnasium.spaces.Dict) -> list[str]:
 def flat_space(space: gymnasium.Space[Any]) -> gymnasium.spaces.Box | None:
     """The float32 Box (n,) of the columns of a Box, or of a Dict of Boxes (nested or not); None for anything else.
 
-    Images (uint8 with more than one dimension) give None, because each pixel would be a token.
+    Images (uint8 with more than one dimension) give None, because each pixel would be a token. So does an empty Box.
     """
     from gymnasium.spaces import Box, Dict
 
     if isinstance(space, Box):
-        if space.dtype == np.uint8 and len(space.shape) > 1:
+        if 0 in space.shape or (space.dtype == np.uint8 and len(space.shape) > 1):
             return None
         low, high = (bound.astype(np.float32).ravel() for bound in (space.low, space.high))
         return Box(low, high, dtype=np.float32)
@@ -70,8 +70,8 @@ def action_problem(space: gymnasium.Space[Any]) -> str | None:
         return f"expected continuous actions of a floating-point dtype, found {space.dtype} ({space})"
     with np.errstate(over="ignore"):
         bounds = np.stack([space.low, space.high]).astype(np.float32)
-    if not np.isfinite(bounds).all():
-        return f"expected bounded actions, found {space}"
+    if not (np.isfinite(bounds).all() and bounds.size and (bounds[0] < bounds[1]).all()):
+        return f"expected bounded actions, each with low < high, found {space}"
     return None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from contextlib import suppress
+from operator import index
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,8 +41,10 @@ def make_env(env_id: str, render_mode: str | None = None, max_episode_steps: int
     from tql_lightning.evaluation.policy_env import PolicyEnv
     from tql_lightning.evaluation.seeded_reset import SeededReset
 
-    if max_episode_steps is not None and max_episode_steps < 1:
-        raise EnvError(f"max_episode_steps: expected at least 1, found {max_episode_steps}")
+    if max_episode_steps is not None:
+        max_episode_steps = index(max_episode_steps)
+        if max_episode_steps < 1:
+            raise EnvError(f"max_episode_steps: expected at least 1, found {max_episode_steps}")
     try:
         rendering: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
         env = gymnasium.make(environment_spec(env_id), max_episode_steps=max_episode_steps, **rendering)
@@ -55,7 +58,8 @@ def make_env(env_id: str, render_mode: str | None = None, max_episode_steps: int
     except ValueError as error:  # of a specification
         raise EnvError(f"environment {env_id:.200}: {error}") from error
     except gymnasium.error.Error as error:
-        close = difflib.get_close_matches(env_id.split(":")[-1], gymnasium.registry)
+        name = env_id.split(":")[-1]
+        close = [] if name in gymnasium.registry else difflib.get_close_matches(name, gymnasium.registry)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
         raise EnvError(f"environment {env_id}: {error}{hint}") from error
     except (Exception, SystemExit) as error:  # of any simulator

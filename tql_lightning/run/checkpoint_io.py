@@ -43,7 +43,7 @@ _KINDS = {
 }
 _OLD_KEYS = ("hparams", "module_arguments", "hparams_type")  # Lightning merges them into the checked settings
 _UNREADABLE = (  # raised by torch.load for bytes that are no checkpoint
-    *(pickle.UnpicklingError, zipfile.BadZipFile, struct.error, EOFError, OSError, RuntimeError, MemoryError),
+    *(pickle.PickleError, zipfile.BadZipFile, struct.error, EOFError, OSError, RuntimeError, MemoryError),
     *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError),
 )
 
@@ -277,7 +277,8 @@ def _named_parts(checkpoint: dict[str, Any]) -> list[tuple[str, dict[str, Any], 
 def _emptied(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor of the same kind without numbers, if it is a common one."""
     common = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
-    return torch.empty(0, dtype=tensor.dtype) if common and not tensor.is_quantized else tensor
+    special = tensor.is_quantized or tensor.is_meta or tensor.is_nested
+    return torch.empty(0, dtype=tensor.dtype) if common and not special else tensor
 
 
 def _allowed_by_the_user() -> list[str]:

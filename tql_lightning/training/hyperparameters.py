@@ -5,13 +5,17 @@ from __future__ import annotations
 from dataclasses import fields, is_dataclass
 from functools import partial
 from inspect import Parameter, signature
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin
 
 import numpy as np
+from torch import Tensor
 
+from tql_lightning.trust.class_paths import arguments_of
 from tql_lightning.trust.plain_values import plain
 
-PLAIN = (bool, int, float, str, tuple, type(None))  # arguments that stand in a checkpoint as they are
+SCALARS = (bool, int, float, str, NoneType)
+PLAIN = (*SCALARS, tuple)  # arguments that stand in a checkpoint as they are
 ALGORITHM = "algorithm"  # key of the model's class in a checkpoint
 INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"  # function that Lightning makes the model with
 
@@ -20,9 +24,10 @@ def loadable(hyperparameters: dict[str, Any], of: type) -> dict[str, Any]:
     """Writes a class's hyperparameters as plain values, with parts as class path and arguments.
 
     Raises:
-        ValueError: A setting cannot be written, such as a part made by a lambda; the message names it.
+        ValueError: A setting cannot be written, such as a part made by a lambda, or could not be read back, as it is
+            not of its annotation's type; the message names it.
     """
-    parameters = signature(of).parameters
+    parameters, hints = signature(of).parameters, arguments_of(of)
     described = {"_instantiator": INSTANTIATOR}
     for name, value in hyperparameters.items():
         default = parameters[name].default if name in parameters else Parameter.empty
@@ -30,7 +35,7 @@ def loadable(hyperparameters: dict[str, Any], of: type) -> dict[str, Any]:
             continue  # loading takes the default again
         if isinstance(value, partial) and value.func.__module__.startswith("jsonargparse"):
             continue  # a parser made it, whose configuration Lightning keeps instead
-        part = describe(unlike(value, default) if name in parameters else value)
+        part = describe(unlike(value, default) if name in parameters else value, f"model.{name}", hints.get(name))
         if callable(part) or "<locals>" in (
             part["class_path"] if isinstance(part, dict) and "class_path" in part else ""
         ):
@@ -43,8 +48,17 @@ def loadable(hyperparameters: dict[str, Any], of: type) -> dict[str, Any]:
     return described
 
 
-def describe(value: Any) -> Any:
-    """Writes a class, a partial of one or a dataclass as class path and arguments, recursively; else the value."""
+def describe(value: Any, name: str, hint: Any = None) -> Any:
+    """Writes a class, a partial of one or a dataclass as class path and arguments, recursively; else the value.
+
+    Args:
+        value: Value of a setting.
+        name: Its name in errors.
+        hint: Annotation of the parameter that takes it; None where it is unknown.
+
+    Raises:
+        ValueError: A number, text or tensor is not of the annotation's type, with which it would be read back.
+    """
     factory: object = value
     arguments: dict[str, Any] = {}
     if isinstance(value, partial):
@@ -52,9 +66,27 @@ def describe(value: Any) -> Any:
     elif is_dataclass(value) and not isinstance(value, type):
         factory, arguments = type(value), {part.name: getattr(value, part.name) for part in fields(value)}
     if not isinstance(factory, type):
+        _require_type(value, name, hint)
         return value
-    described = {name: describe(argument) for name, argument in arguments.items()}
+    hints = arguments_of(factory)
+    described = {key: describe(argument, f"{name}.{key}", hints.get(key)) for key, argument in arguments.items()}
     return {"class_path": class_path(factory), "init_args": described}
+
+
+def _require_type(value: Any, name: str, hint: Any) -> None:
+    options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    if isinstance(value, Tensor):
+        fits = not {Tensor, None, Any}.isdisjoint(options)
+    elif {*options} <= {*SCALARS}:
+        kind = type(plain(value, name))
+        fits = kind in options or (kind is int and float in options)
+    else:
+        return
+    if not fits:
+        names = ["None" if option is NoneType else getattr(option, "__name__", str(option)) for option in options]
+        raise ValueError(
+            f"{name}: expected {' or '.join(names)}, found {value!r:.80}; a checkpoint could not be read back with it"
+        )
 
 
 def unlike(value: Any, default: Any) -> Any:

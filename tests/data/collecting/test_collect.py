@@ -56,7 +56,7 @@ def test_a_time_limit_is_no_terminal_and_the_next_observation_is_the_true_one(tm
     assert (load_npz(str(tmp_path / "p.npz")).masks == 1).all()
 
 
-@pytest.mark.filterwarnings("ignore:won. terminations. each of 3 episodes")  # each drives up the same hill
+@pytest.mark.filterwarnings("ignore:won. terminations. 3 of 3 episodes")  # each drives up the same hill
 def test_a_true_termination_masks(tmp_path: Path) -> None:
     aimless: dict[str, Any] = {"behaviour": random_behaviour, "workers": 1}
     path = collect("MountainCarContinuous-v0", 1200, output=str(tmp_path / "m.npz"), **aimless).path

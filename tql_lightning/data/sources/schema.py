@@ -58,7 +58,7 @@ def dataset_from(
     except ValueError as error:
         raise DatasetError(f"{path}: {error}") from error
     dataset = TransitionDataset.from_arrays(**plain, name=path.stem, allocate=allocate)
-    return dataset if env_id is None else replace(dataset, env_id=env_id)
+    return dataset.evaluated_in(env_id)
 
 
 def _check_names(path: Path, fields: Mapping[str, Any], keys: Keys | None) -> None:
