@@ -6,16 +6,19 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from tql_lightning.algorithms.loading import check_contents
 from tql_lightning.callbacks.checkpointing import GracefulInterrupt
 from tql_lightning.callbacks.intervals import is_due
 from tql_lightning.callbacks.saving import try_save
 from tql_lightning.evaluation.background import BackgroundEvaluator, Job, Outcome
+from tql_lightning.run.checkpoint_io import CheckpointError, read_checkpoint
 from tql_lightning.run.folder import EVALUATION_FOLDER, pending_file
 
 MOST_PENDING = 2  # unfinished snapshots; training waits rather than add more
@@ -44,6 +47,7 @@ class BackgroundObserver(Callback, ABC):
         if timeout <= 0:
             raise ValueError(f"{type(self).__name__}.timeout: expected above 0, found {timeout}")
         self.timeout = timeout
+        self._own: set[str] = set()  # snapshots that this process wrote
         self._evaluator: BackgroundEvaluator | None = None
 
     @abstractmethod
@@ -66,14 +70,19 @@ class BackgroundObserver(Callback, ABC):
             The file, and None or the error's text if the write failed.
         """
         snapshot = pending_file(Path(trainer.default_root_dir), trainer.global_step, self.kind)
+        self._own.add(str(snapshot))
         reason = try_save(self, trainer, partial(trainer.save_checkpoint, snapshot, weights_only))
         trainer.strategy.checkpoint_io.teardown()  # waits for a plugin that writes in a thread
         return snapshot, reason
 
     def submit(self, job: Job) -> None:
-        """Submits a job without waiting."""
+        """Submits a job without waiting.
+
+        A snapshot that was in the folder before may be a stranger's: it may name what checkpoints may name, and what
+        this run has imported.
+        """
         self._evaluator = self._evaluator or BackgroundEvaluator(self.timeout)
-        self._evaluator.submit(job)
+        self._evaluator.submit(replace(job, trusted=job.snapshot in self._own or _names_only_known(job.snapshot)))
 
     def finished(self, trainer: Trainer, until_pending: int | None = None) -> list[Outcome]:
         """Outcomes since the last call, in the order of the jobs; a signal ends the waiting, soon or at once."""
@@ -118,6 +127,14 @@ class BackgroundObserver(Callback, ABC):
         if stage == "fit" and trainer.is_global_zero:
             with suppress(OSError):  # snapshots that something is still to be made of stay
                 pending_file(Path(trainer.default_root_dir), 0, self.kind).parent.rmdir()
+
+
+def _names_only_known(snapshot: str) -> bool:
+    try:
+        check_contents(snapshot, read_checkpoint(snapshot, mmap=True), plays=False)
+    except CheckpointError:
+        return False
+    return True
 
 
 def ends_unobserved(trainer: Trainer, every_n_updates: int) -> bool:

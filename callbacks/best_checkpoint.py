@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import warnings
 from functools import partial
@@ -21,6 +20,7 @@ from tql_lightning.run.folder import evaluation_files, set_aside, writes_nothing
 from tql_lightning.run.superseded import tell_set_aside
 from tql_lightning.system.files import write_whole
 from tql_lightning.system.full_disk import training_goes_on
+from tql_lightning.trust.bounded import read_json
 
 FALLBACK_METRIC = "eval/return"
 
@@ -90,8 +90,13 @@ class BestCheckpoint(ModelCheckpoint):
             return
         record = evaluation_files(Path(trainer.default_root_dir)).get(update)
         if record is not None:
-            summary = json.loads(record.read_text())["summary"]
-            score = self._score({f"eval/{name}": value for name, value in summary.items()})
+            try:
+                summary = read_json(record)["summary"]
+                score = self._score({f"eval/{name}": float(value) for name, value in summary.items()})
+            except (ValueError, OSError, KeyError, TypeError, AttributeError, OverflowError) as error:
+                raise ValueError(
+                    f"{record}: expected an evaluation of this run, found another file; remove it"
+                ) from error
             self.best_k_models = {str(best): score}
             self.best_model_path = self.kth_best_model_path = str(best)
             self.best_model_score = self.kth_value = self.current_score = score

@@ -154,7 +154,7 @@ def test_the_releases_range_takes_in_zero_and_lets_every_reward_go_on() -> None:
         ({"reward_range": None}, r"model.reward_range: expected rewards that differ"),
         ({"reward_range": (-1.0, -1.0)}, r"model.reward_range: expected rewards that differ"),
         ({"discount": 1.0}, "model.discount: expected at least 0 and below 1, found 1.0"),
-        ({"noise_samples": 0}, "model.noise_samples: expected at least 1, found 0"),
+        ({"noise_samples": 0}, "model.noise_samples: expected 1 to 4,096, found 0"),
         ({"noise_coverage": 0.0}, "model.noise_coverage: expected a finite number above 0, found 0.0"),
         ({"target_aggregation": "max"}, "model.target_aggregation: expected mean or min, found max"),
     ],

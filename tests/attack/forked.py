@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import sys
 import traceback
 import warnings
@@ -14,6 +15,7 @@ from pathlib import Path
 from tql_lightning.cli.main import main
 
 CPU_LIMIT = 120  # seconds after which the kernel ends the process
+WALL_LIMIT = 300  # the same of a process that waits
 STRANGERS = ("antigravity", "this", "strangers_part")  # modules that hostile files name
 
 
@@ -74,6 +76,8 @@ def _work(folder: Path, printed: Path, arguments: Sequence[str], prepare: Callab
     sys.argv = ["tql"]
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_LIMIT, CPU_LIMIT))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(WALL_LIMIT)
     warnings.simplefilter("default")  # as a user's Python has them
     try:
         prepare()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,9 +13,11 @@ import pytest
 
 from tests.data.bad_files import npy_folder
 from tests.data.test_transitions import arrays
-from tql_lightning.data.claims import ALWAYS_ALLOWED_BYTES, check_claim, stored_bytes
+from tql_lightning.data.claims import check_claim
 from tql_lightning.data.named import load_dataset
 from tql_lightning.data.transitions import DatasetError
+from tql_lightning.trust.bounded import ALWAYS_ALLOWED_BYTES, require_regular, stored_bytes
+from tql_lightning.trust.text import FileError
 
 
 def test_constant_arrays_of_a_small_file_load(tmp_path: Path) -> None:
@@ -36,10 +40,21 @@ def test_a_folder_behind_a_link_loads(tmp_path: Path) -> None:
 
 def test_a_file_system_that_counts_no_blocks_is_taken_by_its_sizes() -> None:
     def file(size: int, blocks: int) -> Any:
-        return SimpleNamespace(stat=lambda: SimpleNamespace(st_size=size, st_blocks=blocks))
+        opened = SimpleNamespace(seek=lambda *_: 0)  # data from the first byte on
+        status = SimpleNamespace(st_size=size, st_blocks=blocks)
+        return SimpleNamespace(stat=lambda: status, open=lambda _: nullcontext(opened))
 
     large = 2 * ALWAYS_ALLOWED_BYTES
     check_claim("uncounted", large, stored_bytes(file(large, 0)))
     with pytest.raises(DatasetError, match="expected at most"):
         check_claim("a hole", large, stored_bytes(file(large, 8)))
     assert stored_bytes(file(1000, 8)) == 1000
+
+
+def test_a_file_that_is_nothing_but_a_hole_holds_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "hole"
+    path.touch()
+    os.truncate(path, 8 * ALWAYS_ALLOWED_BYTES)
+    assert stored_bytes(path) == 0
+    with pytest.raises(FileError, match="found a sparse file"):
+        require_regular(path)

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from tests.command_line import ParsedOnly
 from tests.data.test_transitions import arrays
+from tests.fuzz import run_files as run
 from tests.fuzz.files import (
     CONFIG,
     built_checkpoint,
@@ -32,12 +33,17 @@ from tests.fuzz.files import (
 )
 from tests.toy import toy_model
 from tql_lightning.algorithms.loading import check_contents
+from tql_lightning.benchmark.suite import SuiteError
+from tql_lightning.benchmark.summary import summary_of
 from tql_lightning.cli.configs import find_config, packaged_configs
 from tql_lightning.cli.errors import short_message
 from tql_lightning.data.named import load_dataset
 from tql_lightning.data.sources.npy_folder import save_npy_folder
 from tql_lightning.data.transitions import DatasetError, TransitionDataset
 from tql_lightning.export.policy_folder import PolicyError, read_metadata
+from tql_lightning.report.page import write_report
+from tql_lightning.report.runs import ReportError
+from tql_lightning.report.table_formats import TableFormat, render_table
 from tql_lightning.run.checkpoint_io import CheckpointError, read_checkpoint
 
 
@@ -83,6 +89,37 @@ def _beside(name: str) -> Callable[[Path], object]:
             (folder / name).write_bytes(kept)
 
     return read
+
+
+def _in_run(name: str) -> Callable[[Path], object]:
+    """Reports on a benchmark's folder, and on the run in it, in which one file has been replaced."""
+
+    def read(path: Path) -> None:
+        folder = path.parent / "benchmark"
+        if not folder.exists():
+            (folder / "run" / "evaluations").mkdir(parents=True)
+            for file, whole in run_files().items():
+                (folder / file).write_bytes(whole)
+        kept = (folder / name).read_bytes()
+        try:
+            (folder / name).write_bytes(path.read_bytes())
+            for form in get_args(TableFormat):
+                render_table(summary_of([folder]), form)
+            write_report([folder / "run"], path.parent / "report.html")
+        finally:
+            (folder / name).write_bytes(kept)
+
+    return read
+
+
+def run_files() -> dict[str, bytes]:
+    """Whole files of a benchmark's folder, by name."""
+    contents: dict[str, Any] = {"benchmark.json": run.PLAN, "search.json": run.SEARCH}
+    contents |= {"run/baselines.json": run.BASELINES, "run/environment.json": run.STARTS}
+    contents |= {"run/evaluations/update_000000200.json": run.EVALUATION, "run/config.yaml": run.CONFIG}
+    return {name: json.dumps(value).encode() for name, value in contents.items()} | {
+        "run/metrics.csv": run.METRICS.encode()
+    }
 
 
 def _metadata(path: Path) -> object:
@@ -137,6 +174,13 @@ def readers() -> dict[str, Reader]:
         Reader("checkpoint", _checkpoint, _all(_saved()) | built_checkpoint(), (CheckpointError,)),
         Reader("policy", _metadata, _all(json.dumps(EXPORTED).encode()) | built_policy(EXPORTED), (PolicyError,)),
     ]
+    reports = (ReportError, SuiteError)
+    for name, whole in run_files().items():
+        short = name.rpartition("/")[2].partition(".")[0].partition("_")[0]
+        built = {"metrics": run.built_metrics(), "config": run.built_yaml(run.CONFIG)}.get(short)
+        strategy = _all(whole) | (run.built_json(json.loads(whole)) if built is None else built)
+        short = "run_config" if short == "config" else short
+        all_of_them.append(Reader(short, _in_run(name), strategy, reports))
     return {reader.name: reader for reader in all_of_them}
 
 

@@ -12,7 +12,7 @@ from tests.fuzz.readers import attempt, readers
 
 CORPUS = Path(__file__).parent / "corpus"
 READERS = readers()
-EXAMPLES = {"config": 2, "npz": 150, "hdf5": 60}
+EXAMPLES = {"config": 2, "npz": 150, "hdf5": 60, "environment": 10, "baselines": 10, "metrics": 20}
 
 
 @pytest.mark.parametrize("name", READERS)

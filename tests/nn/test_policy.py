@@ -58,6 +58,12 @@ def test_no_flow_steps_are_refused() -> None:
         FlowPolicy(3, 2, flow_steps=0)
 
 
+@pytest.mark.parametrize("name", ["flow_steps", "num_samples"])
+def test_steps_and_samples_without_end_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"policy.{name}: expected at most \d,\d\d\d, found 1000000"):
+        FlowPolicy(3, 2, **{name: 10**6})
+
+
 def test_the_best_behaviour_action_is_chosen_by_the_smallest_or_the_mean_head(policy: FlowPolicy) -> None:
     class Table(Critic):
         """Head 0 likes large actions, head 1 likes small ones twice as much."""

@@ -111,6 +111,7 @@ def test_every_weight_moves(settings: dict[str, Any]) -> None:
     [
         ({"num_critics": 0}, "critic.num_critics: expected at least 1, found 0"),
         ({"flow_steps": 0}, "critic.flow_steps: expected at least 1, found 0"),
+        ({"flow_steps": 10**6}, "critic.flow_steps: expected at most 1,000, found 1000000"),
         ({"num_bins": 1}, "critic.num_bins: expected at least 2, found 1"),
         ({"sigma": 0.0}, "critic.sigma: expected a finite number above 0, found 0.0"),
         ({"time_embedding": "fourier"}, "critic.time_embedding: expected cosine or scalar, found fourier"),

@@ -80,18 +80,22 @@ PICKLES: dict[str, tuple[bytes, str]] = {
     "a name from the stack": (text("os") + text("system") + b"\x93.", "holds STACK_GLOBAL"),
     "a frame": (b"\x95" + struct.pack("<Q", 1 << 40) + b"N.", "damaged|holds FRAME"),
     "a value that is dropped": (b"NN0.", "holds POP"),
-    "tuples whose hash never ends": (b"}" + doubled(b")", 60, b"\x86") + b"Ns.", "more than 2,000,000 values"),
-    "tuples in tuples": (b"}" + b")" + b"\x85" * 100_000 + b"Ns.", "more than 64 deep"),
+    "tuples whose hash never ends": (b"}" + doubled(b")", 60, b"\x86") + b"Ns.", "neither text nor whole numbers"),
+    "tuples in tuples": (b"]" + b")" + b"\x85" * 100_000 + b"a.", "more than 64 deep"),
     "lists in lists": (b"]" * 100_000 + b"a" * 99_999 + b".", "more than 64 deep"),
     "lists twofold": (b"]" + b"q\0]h\0ah\0a" * 60 + b"t.", "damaged"),
     "a list within itself": (b"]q\0h\0a.", "a value within itself"),
     "a dict as its own value": (b"}q\0" + text("x") + b"h\0s.", "a value within itself"),
     "a set of tuples whose hash never ends": (
         b"c__builtin__\nset\n]" + doubled(b")", 60, b"\x86") + b"a\x85R.",
-        "more than 2,000,000 values",
+        "neither text nor whole numbers",
     ),
     "keys of one hash": (
         b"}(" + b"".join(number(k * (2**61 - 1)) + b"N" for k in range(10, 200_000)) + b"u.",
+        "keys that are neither text nor whole numbers",
+    ),
+    "long keys of one hash": (
+        b"}(" + b"".join(b"(" + ONE * 99 + number(k * (2**61 - 1)) + b"tN" for k in range(10, 5_000)) + b"u.",
         "keys that are neither text nor whole numbers",
     ),
     "a set of keys of one hash": (

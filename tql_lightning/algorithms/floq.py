@@ -17,7 +17,7 @@ from tql_lightning.algorithms.critics import frozen_values, known_returns, move_
 from tql_lightning.algorithms.flow_matching import distill, flow_matching_loss
 from tql_lightning.batch import Batch, Draw
 from tql_lightning.nn.critic import Critic, MLPCritic
-from tql_lightning.nn.policy import Actor, FlowPolicy
+from tql_lightning.nn.policy import MOST_SAMPLES, Actor, FlowPolicy
 from tql_lightning.nn.policy_extraction import flow_actor
 from tql_lightning.nn.velocity_critic import VelocityCritic
 from tql_lightning.training.algorithm import Algorithm
@@ -133,7 +133,7 @@ class Floq(Algorithm):
         require("tau", 0.0 < tau <= 1.0, "above 0 and at most 1", tau)
         require("target_aggregation", target_aggregation in ("mean", "min"), "mean or min", target_aggregation)
         require("bc_coefficient", 0.0 <= bc_coefficient < math.inf, "a finite number of at least 0", bc_coefficient)
-        require("noise_samples", noise_samples >= 1, "at least 1", noise_samples)
+        require("noise_samples", 1 <= noise_samples <= MOST_SAMPLES, f"1 to {MOST_SAMPLES:,}", noise_samples)
         require("noise_coverage", 0.0 < noise_coverage < math.inf, "a finite number above 0", noise_coverage)
         require("reward_margin", 0.0 <= reward_margin < math.inf, "a finite number of at least 0", reward_margin)
         low, high = self._returns(reward_range, final_reward_range, discount, release_range)

@@ -13,6 +13,7 @@ from tql_lightning.benchmark.suite import Domain, Method, Suite, SuiteError, mak
 from tql_lightning.run.folder import BENCHMARK_FILE
 from tql_lightning.run.naming import method_name, run_folder
 from tql_lightning.system.files import write_text_whole
+from tql_lightning.trust.bounded import read_json
 
 
 @dataclass(frozen=True)
@@ -175,9 +176,20 @@ def read_plan(output: Path) -> tuple[Suite, list[PlannedRun]]:
     """
     path = output / BENCHMARK_FILE
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path)
         runs = [PlannedRun(**run) for run in content["runs"]]
-        name, definition = content["suite"], content["definition"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        for run in runs:
+            _check_run(output, run)
+        return make_suite(str(content["suite"]), content["definition"]), runs
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise SuiteError(f"{path}: expected the plan that tql benchmark wrote, found {error}") from error
-    return make_suite(name, definition), runs
+
+
+def _check_run(output: Path, run: PlannedRun) -> None:
+    """Refuses folders elsewhere, which a report would show, and values of other types."""
+    if not all(isinstance(each, str) for each in (run.domain, run.task, run.method, run.base, run.folder)):
+        raise ValueError("a run whose names are no text")
+    if not (output / run.folder).resolve().is_relative_to(output.resolve()):
+        raise ValueError(f"a run outside of {output}: {run.folder}")
+    if type(run.seed) is not int or not isinstance(run.arguments, list):
+        raise ValueError(f"a run with another seed or other arguments: {run.folder}")

@@ -12,11 +12,12 @@ from tql_lightning.benchmark.plan import PlannedRun
 from tql_lightning.benchmark.worker import outcome_of
 from tql_lightning.run.folder import LOCK_FILE, METRICS_FILE
 from tql_lightning.run.metrics_csv import read_metrics
+from tql_lightning.trust.output import write_moves
 
 TERMINAL_SECONDS = 2.0  # between two displays
 FILE_SECONDS = 60.0  # the same where the output is no terminal
 RATE = "train/updates_per_second"
-UP, CLEAR = "\x1b[{}A", "\x1b[K"
+UP_AND_CLEAR = "\x1b[{}A\x1b[J"
 
 
 class Progress:
@@ -41,10 +42,8 @@ class Progress:
         self._shown = time.monotonic()
         lines = self.lines()
         if terminal and self._lines:
-            sys.stderr.write(UP.format(self._lines))
-        sys.stderr.write("".join(f"{line}{CLEAR if terminal else ''}\n" for line in lines))
-        if terminal:
-            sys.stderr.write("\x1b[J")
+            write_moves(sys.stderr, UP_AND_CLEAR.format(self._lines))
+        sys.stderr.write("".join(f"{line}\n" for line in lines))
         sys.stderr.flush()
         self._lines = len(lines)
 

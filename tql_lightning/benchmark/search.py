@@ -24,6 +24,7 @@ from tql_lightning.run.folder import METRICS_FILE, SEARCH_FILE, evaluation_files
 from tql_lightning.run.metrics_csv import read_metrics
 from tql_lightning.run.naming import method_name, run_folder
 from tql_lightning.system.files import write_text_whole
+from tql_lightning.trust.bounded import read_json
 
 TUNE_FOLDER = "tune"  # Ray Tune's state, in the benchmark's folder, by number of trials
 SPACE_FILE = "space.json"  # beside it: the ranges that are searched
@@ -211,5 +212,5 @@ def _episodes(run: PlannedRun, metric: str, output: Path) -> list[float]:
     files = evaluation_files(output / run.folder)
     if not files:
         return []
-    values = json.loads(files[max(files)].read_text()).get(EPISODE_FIGURES.get(metric, "returns"))
+    values = read_json(files[max(files)]).get(EPISODE_FIGURES.get(metric, "returns"))
     return [float(value) for value in values or ()]

@@ -14,6 +14,7 @@ from pathlib import Path
 from tql_lightning.benchmark.plan import PlannedRun
 from tql_lightning.benchmark.worker import Job
 from tql_lightning.system.files import write_text_whole
+from tql_lightning.trust.bounded import read_json, read_text
 
 FOLDER = "slurm"  # in the benchmark's: script, runs of the array, what its elements print
 RUNS_FILE, SCRIPT_FILE, JOB_FILE = "runs.json", "job.sh", "job_id"
@@ -92,13 +93,13 @@ def job_in_queue(output: Path) -> str | None:
     file = output / FOLDER / JOB_FILE
     if not file.is_file():
         return None
-    number = file.read_text().strip()
+    number = read_text(file).strip()
     ran = subprocess.run(["squeue", "--noheader", f"--jobs={number}"], capture_output=True, text=True, check=False)
     return number if ran.returncode == 0 and ran.stdout.strip() else None
 
 
 def read_array(folder: Path, index: int) -> tuple[PlannedRun, Job]:
     """The run of an element of the array, and what all of them share."""
-    content = json.loads((folder / RUNS_FILE).read_text())
+    content = read_json(folder / RUNS_FILE)
     shared = content["job"] | {name: Path(content["job"][name]) for name in ("output", "directory")}
     return PlannedRun(**content["runs"][index]), Job(**shared)

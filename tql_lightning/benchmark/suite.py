@@ -136,6 +136,11 @@ def make_suite(name: str, raw: Any) -> Suite:
     for kind, key in (("exception", "exceptions"), ("published", "published")):
         for index, inside in enumerate(raw.get(key) or []):
             _check(f"{name}: {key}[{index}]", kind, inside)
+            for row, score in inside.get("scores", {}).items():
+                pair = score if isinstance(score, list) else [score, None]
+                if len(pair) != 2 or not all(each is None or isinstance(each, int | float) for each in pair):
+                    place = f"{key}[{index}].scores.{row}"
+                    raise SuiteError(f"suite {name}: {place}: expected a mean, or a mean and its deviation")
     protocol = raw.get("protocol", "last_three")
     if protocol not in get_args(Protocol):
         raise SuiteError(f"suite {name}: protocol: expected {', '.join(get_args(Protocol))}, found {protocol!r:.40}")
@@ -171,7 +176,14 @@ def _check(place: str, kind: str, raw: Any) -> None:
         raise SuiteError(f"suite {place}: expected settings by name, found {raw!r:.80}")
     _refuse(place, "unknown", raw.keys() - KEYS[kind], KEYS[kind])
     _refuse(place, "missing", REQUIRED.get(kind, set()) - raw.keys(), KEYS[kind])
-    for key, wanted in {"settings": dict, "scores": dict, "configs": list, "sizes": list, "tasks": list}.items():
+    for key, wanted in {
+        "metric": str,
+        "settings": dict,
+        "scores": dict,
+        "configs": list,
+        "sizes": list,
+        "tasks": list,
+    }.items():
         if key in raw and not isinstance(raw[key], wanted):
             raise SuiteError(f"suite {place}: {key}: expected a {wanted.__name__}, found {raw[key]!r:.80}")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from tql_lightning.report.protocol import LAST_THREE, Protocol
 from tql_lightning.report.runs import ReportError, Run, read_runs
 from tql_lightning.report.table import ALL, Entry, Summary, summarise
 from tql_lightning.run.folder import BENCHMARK_FILE, METRICS_FILE, SEARCH_FILE
+from tql_lightning.trust.bounded import read_json
 
 PARTS = {"metric", "protocol", "runs", "rows", "iqm", "improvement", "published", "unfinished"}
 SINGLE_TASK = re.compile(r"(?:ogbench:)?(.+)-singletask-task(\d)-v0")
@@ -56,8 +56,8 @@ def read_summary(path: Path) -> Summary:
         ReportError: It is none.
     """
     try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
+        found = read_json(path)
+    except (OSError, ValueError) as error:
         raise ReportError(f"report {path}: expected a summary in JSON, found {error}") from error
     if not isinstance(found, dict) or not found.keys() >= PARTS:
         raise ReportError(f"report {path}: expected a summary with {', '.join(sorted(PARTS))}, found something else")
@@ -83,7 +83,10 @@ def _of_benchmark(output: Path, protocol: Protocol | None) -> Summary:
     whole[ALL] = sum(max(number, 1) for number in whole.values())
     summary = summarise(entries, suite.metric, protocol or suite.protocol, published, whole)
     file = output / SEARCH_FILE
-    search = {"search": json.loads(file.read_text())} if file.is_file() else {}
+    try:
+        search = {"search": read_json(file)} if file.is_file() else {}
+    except ValueError as error:
+        raise ReportError(f"report {file}: expected the record of a search in JSON, found {error}") from error
     return {"suite": suite.name} | summary | search
 
 

@@ -15,10 +15,12 @@ from typing import Literal, NamedTuple
 
 from tql_lightning.benchmark.plan import PlannedRun
 from tql_lightning.run.folder import CONFIG_FILE, LOG_FILE, METRICS_FILE, OUTCOME_FILE
+from tql_lightning.run.links import refuse_links
 from tql_lightning.run.lock import wait_until_free
 from tql_lightning.run.metrics_csv import read_metrics
 from tql_lightning.system.child_processes import STARTER_VARIABLE
 from tql_lightning.system.files import write_text_whole
+from tql_lightning.trust.bounded import read_json
 
 State = Literal["finished", "failed", "stopped"]
 LONGEST_MESSAGE = 1500  # characters of the end of a failed run's log
@@ -37,9 +39,9 @@ class Outcome(NamedTuple):
 def outcome_of(run: PlannedRun, output: Path) -> Outcome | None:
     """The recorded outcome of a run with these very arguments; None where there is none."""
     try:
-        record = json.loads((output / run.folder / OUTCOME_FILE).read_text())
+        record = read_json(output / run.folder / OUTCOME_FILE)
         same = record["arguments"] == list(run.arguments)
-        return Outcome(record["state"], record["message"]) if same else None
+        return Outcome(record["state"], str(record["message"])[-LONGEST_MESSAGE:]) if same else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -84,6 +86,7 @@ def execute(run: PlannedRun, job: Job, while_waiting: Callable[[], object] | Non
         return found
     folder = job.output / run.folder
     folder.mkdir(parents=True, exist_ok=True)
+    refuse_links(folder)
     wait_until_free(folder, LOCK_SECONDS)
     start = time.monotonic()
     outcome = _judge(_train(run, job, while_waiting), folder, job.metric)

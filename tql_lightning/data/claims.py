@@ -2,19 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from tql_lightning.data.checks import DatasetError
-
-MAX_EXPANSION = 100  # largest ratio of unpacked to stored bytes; recorded numbers reach 10
-ALWAYS_ALLOWED_BYTES = 1 << 26  # constant columns of a small dataset compress a thousandfold
-
-
-def stored_bytes(path: Path) -> int:
-    """Bytes that a file takes on disk; a sparse file takes fewer than its size."""
-    status = path.stat()
-    blocks = getattr(status, "st_blocks", 0)  # in units of 512 bytes; 0 on file systems that do not count them
-    return min(status.st_size, 512 * blocks) if blocks else status.st_size
+from tql_lightning.trust.bounded import ALWAYS_ALLOWED_BYTES, MAX_EXPANSION
 
 
 def check_claim(where: str, claimed: int, stored: int) -> None:

@@ -67,7 +67,7 @@ class ReplayBuffer:
             before = np.load(file, mmap_mode="r+", allow_pickle=False) if file.is_file() else None
             if before is not None and before.dtype != np.float32:
                 raise ValueError(f"numbers of {before.dtype}")
-            if before is not None and before.shape == shape:
+            if before is not None and before.shape == shape and file.stat().st_nlink == 1:
                 return before  # type: ignore[no-any-return]
             file.parent.mkdir(parents=True, exist_ok=True)
             part = file.with_name(f".{file.name}.part")

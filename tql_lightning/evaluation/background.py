@@ -31,7 +31,10 @@ START_SECONDS = 600.0  # least time that a process is given to start
 
 @dataclass(frozen=True)
 class EvaluationJob:
-    """An evaluation to make: a checkpoint, taken after ``update``, and arguments of `rollout`."""
+    """An evaluation to make: a checkpoint, taken after ``update``, and arguments of `rollout`.
+
+    ``trusted`` says whether the checkpoint may have any module imported; see `load_checkpoint`.
+    """
 
     update: int
     snapshot: str
@@ -42,10 +45,11 @@ class EvaluationJob:
     parallel: bool
     extraction: str | None
     max_episode_steps: int | None = None
+    trusted: bool = True
 
     def work(self, beat: Callable[[], None]) -> RolloutResult:
         """Plays the episodes; calls ``beat`` before every step."""
-        actor = load_checkpoint(self.snapshot, trusted=True)[0].actor(self.extraction)
+        actor = load_checkpoint(self.snapshot, self.trusted, plays=False)[0].actor(self.extraction)
         return rollout(
             actor,
             self.env_id,
@@ -70,11 +74,12 @@ class FilmJob:
     extraction: str | None
     folder: str
     max_episode_steps: int | None = None
+    trusted: bool = True
 
     def work(self, beat: Callable[[], None]) -> list[Path]:
         """Films the episodes and returns the files; calls ``beat`` before every step."""
         require_video()  # before anything imports MuJoCo
-        actor = load_checkpoint(self.snapshot, trusted=True)[0].actor(self.extraction)
+        actor = load_checkpoint(self.snapshot, self.trusted, plays=False)[0].actor(self.extraction)
         name = update_name(self.update)
         folder = Path(self.folder)
         return film_episodes(actor, self.env_id, self.episodes, self.seed, folder, name, beat, self.max_episode_steps)

@@ -12,12 +12,12 @@ The folder holds metadata.json, whose keys are `METADATA_KEYS`, and
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from tql_lightning.trust.bounded import read_json, require_regular
 from tql_lightning.trust.text import FileError, shown
 
 ExportFormat = Literal["onnx", "torch"]
@@ -66,10 +66,8 @@ def read_metadata(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise PolicyError(f"policy {folder}: expected a folder that tql export wrote, found no {METADATA_FILE} in it")
     try:
-        if path.stat().st_size > MAX_METADATA_BYTES:
-            raise ValueError(f"larger than {MAX_METADATA_BYTES >> 20} MiB")
-        metadata: dict[str, Any] = json.loads(path.read_text())
-    except (ValueError, OSError, RecursionError) as error:
+        metadata: dict[str, Any] = read_json(path, MAX_METADATA_BYTES)
+    except (ValueError, OSError) as error:
         raise PolicyError(f"policy {folder}: {METADATA_FILE} is damaged ({error}); export again") from error
     missing = [key for key in METADATA_KEYS if not isinstance(metadata, dict) or key not in metadata]
     if missing:
@@ -82,6 +80,10 @@ def read_metadata(folder: Path) -> dict[str, Any]:
         file = folder / name
         if not file.is_file():
             raise PolicyError(f"policy {folder}: {name} is missing; copy the whole folder, or export again")
+        try:
+            require_regular(file)
+        except FileError as error:
+            raise PolicyError(f"policy {folder}: {error}") from error
         with file.open("rb") as opened:
             digest = hashlib.file_digest(opened, "sha256").hexdigest()
         if digest != metadata["files"].get(name):

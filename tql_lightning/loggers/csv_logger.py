@@ -136,13 +136,16 @@ class MetricsFile(ExperimentWriter):
         return kept
 
     def _check_log_dir_exists(self) -> None:
-        """Reads the existing columns, where Lightning's removes the file; drops a row that a kill cut short."""
+        """Reads the existing columns, where Lightning's removes the file; drops a row that a kill cut short.
+
+        Rows are appended in place, so a hard link gets a copy of its own first.
+        """
         file = Path(self.metrics_file_path)
         remove_leftovers(file.parent, file.name)
         if not file.is_file():
             return
         content = file.read_bytes()
-        if not content.endswith(b"\n"):
+        if not content.endswith(b"\n") or file.stat().st_nlink > 1:
             write_text_whole(file, content[: content.rfind(b"\n") + 1].decode(errors="replace"))
         with file.open(newline="", errors="replace") as lines:
             self.metrics_keys = next(csv.reader(lines), [])

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from tql_lightning.nn.critic import Critic
 from tql_lightning.nn.mlp import MLP
 
+MOST_STEPS, MOST_SAMPLES = 1_000, 4_096  # as acting takes time and memory in proportion, and a checkpoint may name any
+
 
 @dataclass(frozen=True)
 class Actor:
@@ -62,8 +64,8 @@ class BehaviourFlow(nn.Module):
             release); 0 for the time itself.
 
     Raises:
-        ValueError: There is no hidden layer, a size, ``flow_steps`` or ``num_samples`` is below 1, or
-            ``time_features`` is odd or 2.
+        ValueError: There is no hidden layer, a size is below 1, ``flow_steps`` or ``num_samples`` is below 1 or above
+            `MOST_STEPS` or `MOST_SAMPLES`, or ``time_features`` is odd or 2.
     """
 
     def __init__(
@@ -77,9 +79,10 @@ class BehaviourFlow(nn.Module):
         time_features: int = 0,
     ) -> None:
         super().__init__()
-        for name, value in {"flow_steps": flow_steps, "num_samples": num_samples}.items():
-            if value < 1:
-                raise ValueError(f"policy.{name}: expected at least 1, found {value}")
+        for name, value, most in (("flow_steps", flow_steps, MOST_STEPS), ("num_samples", num_samples, MOST_SAMPLES)):
+            if not 1 <= value <= most:
+                wanted = "at least 1" if value < 1 else f"at most {most:,}"
+                raise ValueError(f"policy.{name}: expected {wanted}, found {value}")
         self.num_samples = num_samples
         self.action_dim = action_dim
         self.flow_steps = flow_steps

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tql_lightning.nn.mlp import MLP
 from tql_lightning.nn.number_types import at_least_float32
+from tql_lightning.nn.policy import MOST_STEPS
 from tql_lightning.nn.residual_mlp import ResidualMLP
 from tql_lightning.nn.value_loss import gaussian_bins
 
@@ -61,13 +62,14 @@ class VelocityCritic(nn.Module):
         norm_first: bool = False,
     ) -> None:
         super().__init__()
-        for name, size, least in (
-            ("num_critics", num_critics, 1),
-            ("flow_steps", flow_steps, 1),
-            ("num_bins", num_bins, 2),
+        for name, size, least, most in (
+            ("num_critics", num_critics, 1, math.inf),
+            ("flow_steps", flow_steps, 1, MOST_STEPS),
+            ("num_bins", num_bins, 2, math.inf),
         ):
-            if size < least:
-                raise ValueError(f"critic.{name}: expected at least {least}, found {size}")
+            if not least <= size <= most:
+                wanted = f"at least {least}" if size < least else f"at most {most:,}"
+                raise ValueError(f"critic.{name}: expected {wanted}, found {size}")
         if not -math.inf < low < high < math.inf:
             raise ValueError(f"critic: expected finite low below high, found {low} and {high}")
         if not 0.0 < sigma < math.inf:

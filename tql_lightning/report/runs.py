@@ -16,10 +16,12 @@ from tql_lightning.run.baselines import read_baselines
 from tql_lightning.run.folder import BASELINES_FILE, CONFIG_FILE, ENVIRONMENT_FILE, METRICS_FILE, evaluation_files
 from tql_lightning.run.metrics_csv import Series, read_metrics
 from tql_lightning.run.provenance import read_starts
+from tql_lightning.trust.bounded import read_json, read_text
 from tql_lightning.trust.text import FileError, shown
 from tql_lightning.trust.yaml_text import read_yaml
 
 MAX_DIGITS = 15  # digits of a number of updates
+LONGEST_NAME = 10_000  # characters of an environment's name; a specification is one, too
 MAX_DEPTH = 5  # levels of folders searched for runs
 FOLDER_KEY = "trainer.default_root_dir"
 SEED_KEYS = ("seed_everything", "data.seed")
@@ -130,6 +132,8 @@ def _runs_in(folder: Path, depth: int = 0) -> Iterator[Path]:
         yield folder
     elif folder.is_dir() and depth < MAX_DEPTH:
         for inside in sorted(folder.iterdir(), key=lambda path: _natural_order(path.name)):
+            if inside.is_symlink() and inside.is_dir():
+                raise ReportError(f"report {inside}: expected a folder, found a link to one; name its target instead")
             if inside.is_dir():
                 yield from _runs_in(inside, depth + 1)
 
@@ -191,14 +195,15 @@ def _read_config(path: Path) -> tuple[str, dict[str, str]]:
     if not path.is_file():
         return "", {}
     try:
-        text = path.read_text()
+        text = read_text(path)
         config = read_yaml(text)
+        flat = dict(_flat("", config)) if isinstance(config, dict) else {}
     except (yaml.YAMLError, ValueError) as error:
         first = str(error).splitlines()[0]
         raise ReportError(f"report {path}: expected the configuration that tql fit wrote, found {first}") from error
     if not isinstance(config, dict):
         raise ReportError(f"report {path}: expected settings by name, found {type(config).__name__}")
-    return text, dict(_flat("", config))
+    return text, flat
 
 
 def _flat(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
@@ -215,9 +220,11 @@ def _flat(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
 
 def _read_evaluation(path: Path) -> dict[str, Any]:
     try:
-        evaluation = json.loads(path.read_text())
-    except (ValueError, OSError, RecursionError) as error:
+        evaluation = read_json(path)
+    except (ValueError, OSError) as error:
         raise ReportError(f"report {path}: expected an evaluation in JSON, found {error}") from error
     if not isinstance(evaluation, dict) or not {"env_id", "summary", "returns"} <= evaluation.keys():
         raise ReportError(f"report {path}: expected an evaluation with env_id, returns and summary, found one without")
+    if not isinstance(evaluation["env_id"], str) or len(evaluation["env_id"]) > LONGEST_NAME:
+        raise ReportError(f"report {path}: expected env_id to be a name, found {shown(evaluation['env_id'])}")
     return evaluation

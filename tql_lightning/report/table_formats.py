@@ -6,11 +6,14 @@ import csv
 import html
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 from tql_lightning.report.protocol import DESCRIPTIONS
+from tql_lightning.report.runs import ReportError
 from tql_lightning.report.table import Summary
+from tql_lightning.trust.text import shown
 
 TableFormat = Literal["md", "csv", "latex", "json"]
 MARK = "†"  # of published figures
@@ -25,11 +28,29 @@ def render_table(summary: Summary, format: TableFormat) -> str:  # noqa: A002  (
         "latex": _latex,
         "json": lambda each: json.dumps(each, indent=1) + "\n",
     }
-    return renderers[format](summary)
+    with _shown_or_refused():
+        return renderers[format](summary)
+
+
+@contextmanager
+def _shown_or_refused() -> Iterator[None]:
+    """Refuses a summary, or the record of a search, that a file gave in another shape than `report.table` says."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise ReportError(
+            f"report: expected scores as tql report --format json writes them, found other values "
+            f"({type(error).__name__}: {shown(str(error))})"
+        ) from error
 
 
 def table_html(summary: Summary) -> str:
     """The table as HTML, for the page of runs."""
+    with _shown_or_refused():
+        return _html(summary)
+
+
+def _html(summary: Summary) -> str:
     parts: list[str | list[list[str]]] = [_cells(summary), *_notes(summary)]
     parts += _search_parts(summary["search"]) if "search" in summary else []
     return "".join(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 from tql_lightning.run.folder import BASELINES_FILE
+from tql_lightning.run.metrics_csv import LARGEST
 from tql_lightning.system.files import write_text_whole
+from tql_lightning.trust.bounded import read_json
 
 DATASET, CLONING = "dataset", "behaviour cloning"
 
@@ -27,12 +28,12 @@ def record_baseline(folder: Path, name: str, mean_return: float) -> None:
 def read_baselines(folder: Path) -> dict[str, float]:
     """Mean returns by name; those of a damaged file are left out, as a page is the same without them."""
     try:
-        found = json.loads((folder / BASELINES_FILE).read_text())
-    except (OSError, ValueError, RecursionError):
+        found = read_json(folder / BASELINES_FILE)
+    except (OSError, ValueError):
         return {}
     known = found if isinstance(found, dict) else {}
     return {
         name: float(known[name])
         for name in (DATASET, CLONING)
-        if isinstance(known.get(name), int | float) and math.isfinite(known[name])
+        if isinstance(known.get(name), int | float) and abs(known[name]) <= LARGEST
     }

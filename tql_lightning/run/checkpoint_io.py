@@ -24,6 +24,7 @@ from tql_lightning.system.files import remove_leftovers, write_whole
 from tql_lightning.system.full_disk import unwritten
 from tql_lightning.system.private_api import wraps_checkpoint_io
 from tql_lightning.trust.archive import blocks, is_intact, read_archive
+from tql_lightning.trust.bounded import require_regular
 from tql_lightning.trust.plain_values import plain
 from tql_lightning.trust.text import FileError, shown
 from tql_lightning.trust.torch_file import check_torch_file, check_torch_stream
@@ -41,7 +42,10 @@ _KINDS = {
     **dict.fromkeys(("optimizer_states", "lr_schedulers"), list),
     "pytorch-lightning_version": str,
 }
-_OLD_KEYS = ("hparams", "module_arguments", "hparams_type")  # Lightning merges them into the checked settings
+_OLD_KEYS = (  # Lightning merges them into the checked settings, and into the states of callbacks
+    *("hparams", "module_arguments", "hparams_type", "early_stop_callback_wait", "early_stop_callback_patience"),
+    *(f"checkpoint_callback_best{each}" for each in ("", "_model_score", "_model_path")),
+)
 _UNREADABLE = (  # raised by torch.load for bytes that are no checkpoint
     *(pickle.PickleError, zipfile.BadZipFile, struct.error, EOFError, OSError, RuntimeError, MemoryError),
     *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError),
@@ -132,9 +136,16 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
 
 
 def last_of(path: Path) -> Path:
-    """Path of the last checkpoint, of a folder that is a run's or holds its checkpoints; else the path itself."""
+    """Path of the last checkpoint, of a folder that is a run's or holds its checkpoints; else the path itself.
+
+    Raises:
+        CheckpointError: a link leads out of the folder.
+    """
     own = path / LAST
-    return own if own.is_file() else path / "checkpoints" / LAST if path.is_dir() else path
+    found = own if own.is_file() else path / "checkpoints" / LAST if path.is_dir() else path
+    if path.is_dir() and not found.resolve().is_relative_to(path.resolve()):
+        raise CheckpointError(f"checkpoint {found}: expected a file in {path}, found a link out of it; name its target")
+    return found
 
 
 def read_checkpoint(path: str | Path, map_location: Any = "cpu", mmap: bool = False) -> dict[str, Any]:
@@ -156,6 +167,7 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu", mmap: bool = Fa
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path}: no such file")
     try:
+        require_regular(path)
         check_torch_file(path, _allowed_by_the_user())
         intact = _is_intact(path)
         raw = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap) if intact else None
@@ -190,6 +202,12 @@ def _check_parts(path: Path | str, raw: dict[str, Any]) -> None:
             raise CheckpointError(
                 f"checkpoint {path}: {name}: expected a {kind.__name__}, found {type(raw[name]).__name__}"
             )
+    for name, state in raw.get("callbacks", {}).items():
+        if isinstance(state, dict) and "best_model_path" in state and not _names_own_files(state):
+            raise CheckpointError(
+                f"checkpoint {path}: callback {shown(name)}: expected the files of its own folder, which Lightning "
+                "removes in time, found others; train anew, or use a checkpoint that tql fit wrote"
+            )
     old = [name for name in _OLD_KEYS if name in raw]
     if raw.get("hparams_name") not in (None, "kwargs"):
         old.append("hparams_name")
@@ -198,6 +216,22 @@ def _check_parts(path: Path | str, raw: dict[str, Any]) -> None:
             f"checkpoint {path}: expected settings under hyper_parameters alone, found {', '.join(old)} of an early "
             "Lightning version; train anew, or use a checkpoint that tql fit wrote"
         )
+
+
+def _names_own_files(state: dict[str, Any]) -> bool:
+    """Whether the state of a ``ModelCheckpoint`` is of its types, and its paths lead neither upwards nor elsewhere."""
+    best, kth = state.get("best_k_models", {}), state.get("kth_best_model_path", "")
+    paths = [
+        state["best_model_path"],
+        state.get("last_model_path", ""),
+        kth,
+        *(best if isinstance(best, dict) else [0]),
+    ]
+    return (
+        all(isinstance(each, str) and ".." not in Path(each).parts and not _is_address(each) for each in paths)
+        and all(isinstance(each, torch.Tensor) for each in best.values())
+        and (not kth or kth in best)
+    )
 
 
 class _HashingWriter:

@@ -1,4 +1,4 @@
-"""What must not be in a run's folder when a run uses it: symbolic links, and files that a kill left half written."""
+"""What must not be in a run's folder when a run uses it: links, pipes, and files that a kill left half written."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tql_lightning.run import folder as names
+from tql_lightning.trust.bounded import require_regular
 
 FILES = (
     *(names.CONFIG_FILE, names.ENVIRONMENT_FILE, names.METRICS_FILE, names.METRICS_BEFORE_FILE, names.LOCK_FILE),
-    "hparams.yaml",
+    *(names.BASELINES_FILE, names.LOG_FILE, names.OUTCOME_FILE, "hparams.yaml"),
 )
 FOLDERS = (
     *(
@@ -27,13 +28,13 @@ FOLDERS = (
 
 
 def refuse_links(folder: Path) -> None:
-    """Refuses a run's folder in which a file or folder of the run is a symbolic link.
+    """Refuses a run's folder in which a file or folder of the run is a symbolic link, a pipe or a device.
 
-    In a stranger's folder, links could redirect writes to any of the user's files. The folder itself may be reached
-    through a link, and files that are not the run's may be links.
+    In a stranger's folder, links could redirect writes to any of the user's files, and a pipe could stop the run for
+    ever. The folder itself may be reached through a link, and files that are not the run's may be links.
 
     Raises:
-        ValueError: a file or folder of the run is a link; the message names it.
+        ValueError: a file or folder of the run is none; the message names it.
     """
     for path in _places(folder):
         if path.is_symlink():
@@ -41,6 +42,8 @@ def refuse_links(folder: Path) -> None:
                 f"{path}: expected a file or folder of the run itself, found a symbolic link; replace it by its "
                 "target, or remove it; to keep checkpoints elsewhere, set dirpath"
             )
+        if path.exists() and not path.is_dir():
+            require_regular(path)
 
 
 def remove_unfinished(folder: Path) -> None:

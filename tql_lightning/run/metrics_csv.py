@@ -7,8 +7,11 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+from tql_lightning.trust.bounded import require_regular
+
 LARGEST = 1e39
 MOST_UPDATES = 10**15
+MOST_COLUMNS = 5_000
 Series = dict[str, tuple[list[int], list[float]]]
 
 
@@ -21,9 +24,13 @@ def read_metrics(path: Path) -> Series:
     Raises:
         ValueError, KeyError, TypeError, OverflowError, csv.Error: it is no such file.
     """
+    require_regular(path)
     columns: dict[str, dict[int, float]] = {}
     with path.open(newline="") as file:
-        for row in csv.DictReader(file):
+        reader = csv.DictReader(file)
+        if len(reader.fieldnames or ()) > MOST_COLUMNS:
+            raise ValueError(f"expected at most {MOST_COLUMNS:,} columns, found {len(reader.fieldnames or ()):,}")
+        for row in reader:
             for name, value in row.items():
                 if name not in ("step", "epoch") and value:
                     columns.setdefault(name, {})[update_of(row)] = _bounded(float(value))

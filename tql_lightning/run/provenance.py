@@ -16,6 +16,7 @@ from typing import Any
 
 from tql_lightning.run.folder import ENVIRONMENT_FILE
 from tql_lightning.system.files import write_text_whole
+from tql_lightning.trust.bounded import read_json
 
 PROGRAM = "tql"
 
@@ -70,8 +71,8 @@ def record_start(folder: Path, arguments: Sequence[str], update: int, device: st
 def read_starts(folder: Path) -> list[dict[str, Any]]:
     """Starts and continuations of a run, first to last; empty if the record is missing or unreadable."""
     try:
-        starts = json.loads((folder / ENVIRONMENT_FILE).read_text())
-    except (OSError, ValueError, RecursionError):
+        starts = read_json(folder / ENVIRONMENT_FILE)
+    except (OSError, ValueError):
         return []
     return [start for start in starts if _is_start(start)] if isinstance(starts, list) else []
 

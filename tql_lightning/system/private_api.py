@@ -162,9 +162,10 @@ def given_checkpoint_io(strategy: Any) -> CheckpointIO | None:
 
 def restores_checkpoint(code: CodeType) -> bool:
     """Whether a function is one of those with which Lightning restores a run from a checkpoint."""
+    from lightning.pytorch.loops.fit_loop import _FitLoop
     from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
 
-    return any(
+    return code is _FitLoop._load_combined_loader_states.__code__ or any(
         getattr(method, "__code__", None) is code and name.lstrip("_").startswith(("restore", "resume"))
         for name, method in vars(_CheckpointConnector).items()
     )

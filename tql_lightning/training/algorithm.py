@@ -40,6 +40,7 @@ from tql_lightning.training.held_out import HeldOutMeans
 from tql_lightning.training.hyperparameters import ALGORITHM, class_path, loadable, require
 from tql_lightning.training.optimisation import NO_DECAY, Optimisation, ParameterGroup, load_moments
 from tql_lightning.training.out_of_memory import explained_memory
+from tql_lightning.training.restoring import check_restored_states
 from tql_lightning.training.sharding import ShardedStrategy, shard
 from tql_lightning.training.stock_callbacks import (
     adapt_callbacks,
@@ -291,6 +292,7 @@ class Algorithm(LightningModule, ABC):
         Raises:
             ValueError: See `adapt_callbacks` and `Optimisation.check_optimizers`.
         """
+        check_restored_states(self.trainer.optimizers)
         self._measured_at = adapt_callbacks(self.trainer, self)
         schedules = [config.scheduler for config in self.trainer.lr_scheduler_configs]
         replayed = self.execution.cuda_graphs

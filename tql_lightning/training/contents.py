@@ -89,7 +89,16 @@ def make_model(
         model.configure_model()
         model.on_load_checkpoint({name: raw[name] for name in ("global_step", "validated_update") if name in raw})
         model.load_state_dict(weights, strict=strict)
-    except (KeyError, TypeError, RuntimeError, ValueError, ImportError, AttributeError, ArgumentError) as error:
+    except (
+        KeyError,
+        TypeError,
+        RuntimeError,
+        ValueError,
+        ImportError,
+        AttributeError,
+        ArithmeticError,
+        ArgumentError,
+    ) as error:
         reason = " ".join(str(error).split())[:LONGEST_REASON] or type(error).__name__
         raise CheckpointError(f"checkpoint {path}: does not fit its model ({reason})") from error
     return model

@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor
 
 from tql_lightning.batch import UpdateSpec
 from tql_lightning.data.sampler import Request, TrainingStream
+from tql_lightning.data.sources.npz import open_npz
 from tql_lightning.run.checkpoint_io import CheckpointError, read_checkpoint
 from tql_lightning.run.folder import CONFIG_FILE, divergence_file, writes_nothing
 from tql_lightning.system.files import write_text_whole, write_whole
@@ -212,7 +213,7 @@ def read_minibatches(path: Path | str, spec: UpdateSpec) -> tuple[int, Any, Any]
     Returns:
         The first update, counted from 0, and the batches and noise of K updates from there, (K, B, ...).
     """
-    with np.load(path, allow_pickle=False) as arrays:
+    with open_npz(Path(path)) as arrays:
         batch = spec.batch(*(torch.from_numpy(arrays[name]) for name in spec.batch._fields))
         noise = spec.noise(*(torch.from_numpy(arrays[NOISE + name]) for name in spec.noise._fields))
         return int(arrays["update"]), batch, noise

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tql_lightning.nn.weight_decay import is_decaying_matrix
 from tql_lightning.training.cuda_graph import ReplayedAdamW
 from tql_lightning.training.hyperparameters import require
+from tql_lightning.training.restoring import checked_state
 from tql_lightning.training.sharding import whole
 
 Schedule = Literal["warmup_cosine", "constant"]
@@ -295,7 +296,7 @@ def load_moments(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> 
             f"weights_optimizer: expected a checkpoint that trains {trained[1]} tensors by network, found "
             f"{trained[0]}; leave it out"
         )
-    optimizer.load_state_dict({"state": state["state"], "param_groups": own})
+    optimizer.load_state_dict(checked_state(optimizer, {"state": state["state"], "param_groups": own}))
 
 
 def learning_rate(value: float, replayed: bool, device: torch.device) -> float | Tensor:

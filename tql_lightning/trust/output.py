@@ -59,6 +59,11 @@ def plain_output() -> Iterator[None]:
         sys.stdout, sys.stderr = streams
 
 
+def write_moves(stream: TextIO, moves: str) -> None:
+    """Writes a display's own control sequences, which `plain_output` would show as text."""
+    (stream._stream if isinstance(stream, _PlainStream) else stream).write(moves)
+
+
 class _PlainStream:
     """A stream of text that writes control characters in Python's notation."""
 

@@ -24,7 +24,7 @@ from tql_lightning.trust.text import shown
 MOST_VALUES = 2_000_000  # of a file, counted as often as they are reached
 MOST_PICKLE_BYTES = 64 << 20
 DEEPEST = 64  # values within values
-MOST_ODD_KEYS = 10_000  # that are neither text nor of 64 bits: crafted ones may all have one hash
+MOST_ODD_KEYS = 10_000  # values in keys that are neither text nor of 64 bits: crafted ones may all have one hash
 LARGEST_INT_BYTES = 32
 
 _ENTRIES = ("collections.OrderedDict", "collections.Counter", "builtins.set")
@@ -181,9 +181,13 @@ class _PickleReader:
         for key in keys:
             if isinstance(key, str) or (isinstance(key, int) and key.bit_length() <= 64):
                 continue
-            self._odd_keys += 1
-            if self._odd_keys > MOST_ODD_KEYS or isinstance(key, Made):
-                raise TorchFileError("it holds keys that are neither text nor whole numbers")
+            left = [key]
+            while left:  # equal parts of tuples are compared, and their hash is taken anew each time
+                part = left.pop()
+                self._odd_keys += 1
+                if self._odd_keys > MOST_ODD_KEYS or isinstance(key, Made):
+                    raise TorchFileError("it holds keys that are neither text nor whole numbers")
+                left += part if isinstance(part, tuple) else ()
 
     def _call(self, called: Any, arguments: Any, new: bool) -> Any:
         if not isinstance(called, Name) or not isinstance(arguments, tuple):

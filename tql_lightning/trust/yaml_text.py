@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import yaml
 
 MOST_VALUES = 100_000  # with every alias written out
 DEEPEST = 40
+MOST_CHARACTERS = 1 << 20
+
+# Numbers with colons are of base 60, such as 1:30; long ones take for ever, or overflow.
+_BASE_60 = re.compile(r"[-+]?\d[\d_]*(:\d\d?)+(\.[\d_]*)?")
+_TAGS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+_LONGEST_NUMBER = 100
 
 
 def read_yaml(text: str) -> Any:
@@ -18,11 +25,16 @@ def read_yaml(text: str) -> Any:
         yaml.YAMLError: it is no YAML, or asks for Python objects.
     """
     check_yaml(text)
-    return yaml.safe_load(text)
+    try:
+        return yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError):
+        raise
+    except Exception as error:  # of what a tag makes of its value, such as a KeyError for !!bool x
+        raise ValueError(f"YAML: expected plain values, found one that cannot be read ({error!r:.80})") from error
 
 
 def check_yaml(text: str) -> None:
-    """Refuses values within themselves, very deep or very many; whoever reads the text tells of other mistakes.
+    """Refuses values within themselves, very deep, very many or very long; the reader tells of other mistakes.
 
     Raises:
         ValueError: with what was found.
@@ -30,6 +42,8 @@ def check_yaml(text: str) -> None:
     sizes: dict[str | None, int] = {}
     opened: list[tuple[str | None, int]] = []  # anchors, and values before them
     values = 0
+    if len(text) > MOST_CHARACTERS:
+        raise ValueError(f"YAML: expected at most {MOST_CHARACTERS:,} characters, found {len(text):,}; write less")
     try:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             anchor = getattr(event, "anchor", None)
@@ -44,6 +58,9 @@ def check_yaml(text: str) -> None:
                 name, before = opened.pop()
                 sizes[name] = values - before
             elif isinstance(event, yaml.ScalarEvent):
+                is_number = event.tag in _TAGS or _BASE_60.fullmatch(event.value)
+                if len(event.value) > _LONGEST_NUMBER and is_number:
+                    raise ValueError(f"YAML: expected shorter numbers, found {event.value[:20]}...; put text in quotes")
                 sizes[anchor] = 1
                 values += 1
             if values > MOST_VALUES or len(opened) > DEEPEST:

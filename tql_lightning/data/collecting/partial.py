@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tql_lightning.data.sources.npz import read_npz, save_npz
 from tql_lightning.data.transitions import DatasetError
 from tql_lightning.system.files import write_text_whole
+from tql_lightning.trust.bounded import read_json
 
 SECONDS_BETWEEN_PARTS = 10.0  # a kill loses at most this much; a short collection writes nothing
 SETTINGS = "settings.json"
@@ -42,7 +43,7 @@ class KeptEpisodes:
         self._written = 0
         self._last = time.monotonic()
         file = self.folder / SETTINGS
-        found = json.loads(file.read_text()) if file.is_file() else settings
+        found = read_json(file) if file.is_file() else settings
         different = [name for name in {**settings, **found} if settings.get(name) != found.get(name)]
         if different and not overwrite:
             changes = ", ".join(f"{name} {found.get(name)} (now {settings.get(name)})" for name in different)

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tql_lightning.data.checks import DatasetError
-from tql_lightning.data.claims import ALWAYS_ALLOWED_BYTES, MAX_EXPANSION, check_claim, stored_bytes
+from tql_lightning.data.claims import check_claim
+from tql_lightning.trust.bounded import ALWAYS_ALLOWED_BYTES, MAX_EXPANSION, stored_bytes
 
 
 def check_links(path: Path, group: Any, names: list[str]) -> None:

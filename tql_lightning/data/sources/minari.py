@@ -19,6 +19,7 @@ from tql_lightning.data.environment import check_env_id, environment_spec
 from tql_lightning.data.flatten import action_problem, flat_space, flatten
 from tql_lightning.data.sources.hdf5 import check_whole_file
 from tql_lightning.data.transitions import DatasetError, TransitionDataset
+from tql_lightning.trust.bounded import read_json
 
 MAIN_FILE = "main_data.hdf5"
 MOST_COLUMNS = 1 << 24
@@ -115,7 +116,7 @@ def _check_files(name: str) -> None:
     if not folder.exists():
         raise FileNotFoundError(folder)
     try:
-        metadata = json.loads((folder / "metadata.json").read_text())
+        metadata = read_json(folder / "metadata.json")
         for space in ("observation_space", "action_space"):
             if isinstance(metadata.get(space), str):
                 _check_space(name, json.loads(metadata[space]))

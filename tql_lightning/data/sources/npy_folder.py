@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tql_lightning.data.claims import check_claim, stored_bytes
+from tql_lightning.data.claims import check_claim
 from tql_lightning.data.sources.foreign_keys import rename
 from tql_lightning.data.sources.schema import REQUIRED, SETTINGS, Keys, dataset_from, fields_of, with_held_out
 from tql_lightning.data.transitions import DatasetError, TransitionDataset
 from tql_lightning.system.files import write_whole_folder
+from tql_lightning.trust.bounded import read_json, stored_bytes
 
 METADATA = "metadata.json"
 MAPPED = ("observations", "actions", "rewards", "next_observations")  # used in place: float32 in C order
@@ -158,8 +159,8 @@ def _mapped(file: Path) -> NDArray[Any]:
 
 def _metadata(file: Path) -> dict[str, Any]:
     try:
-        settings = json.loads(file.read_text())
-    except (ValueError, OSError, RecursionError) as error:
+        settings = read_json(file)
+    except (ValueError, OSError) as error:
         raise DatasetError(f"{file}: expected JSON, found something else ({error}); mend or remove it") from error
     if not isinstance(settings, dict) or not settings.keys() <= set(SETTINGS):
         raise DatasetError(

@@ -13,10 +13,11 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tql_lightning.data.claims import check_claim, stored_bytes
+from tql_lightning.data.claims import check_claim
 from tql_lightning.data.sources.schema import dataset_from, with_held_out
 from tql_lightning.data.transitions import DatasetError, TransitionDataset
 from tql_lightning.system.files import write_whole
+from tql_lightning.trust.bounded import stored_bytes
 
 
 def load_npz(
