@@ -27,7 +27,7 @@ from tql_lightning.callbacks.observing import (
     saved_weights,
 )
 from tql_lightning.data.datamodule import OfflineDataModule
-from tql_lightning.data.transitions import TransitionDataset, scores_in
+from tql_lightning.data.transitions import TransitionDataset, normalized_score, scores_in
 from tql_lightning.evaluation.background import EvaluationJob
 from tql_lightning.evaluation.checkpoint import write_evaluation
 from tql_lightning.evaluation.envs import EnvError
@@ -145,16 +145,20 @@ class RolloutEvaluation(BackgroundObserver):
             self._catch_up(trainer, pl_module, trainer.global_step % self.every_n_updates == 0)
 
     def _record_dataset(self, trainer: Trainer) -> None:
-        """Records the dataset's mean return, which reports compare with, if its episodes are the environment's."""
+        """Records the dataset's mean scores, which reports compare with, if its episodes are the environment's."""
         datamodule: Any = getattr(trainer, "datamodule", None)
         dataset = getattr(datamodule, "dataset", None)
         if not isinstance(dataset, TransitionDataset) or dataset.env_id != self.env_id:
             return
         if ((dataset.masks == 0) & ~dataset.episode_ends).any():
             return  # recorded on after a goal, where the environment would have ended
+        mean_return = float(dataset.episode_returns().mean())
+        scores = {"return": mean_return}
+        if self._reference_scores is not None:
+            scores["normalized_score"] = float(normalized_score(mean_return, self._reference_scores))
         folder = Path(trainer.default_root_dir)
         with training_goes_on(folder):
-            record_baseline(folder, DATASET, float(dataset.episode_returns().mean()))
+            record_baseline(folder, DATASET, scores)
 
     def _catch_up(self, trainer: Trainer, pl_module: LightningModule, due: bool) -> None:
         folder, update = Path(trainer.default_root_dir), trainer.global_step

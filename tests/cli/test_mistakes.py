@@ -49,6 +49,7 @@ MISTAKES = {
     "a name of the field": (["fit", TOY, "--model.gamma=0.9"], ["did you mean --model.discount?"]),
     "a class by name": (["fit", TOY, "--model.critic=MLPCriticc"], ["did you mean MLPCritic"]),
     "a callback by name": (["fit", TOY, "--trainer.callbacks+=RolloutEvaluaton"], ["did you mean RolloutEvaluation?"]),
+    "a configuration without its flag": (["fit", TOY, "quickstart"], ["did you mean --config quickstart?"]),
     "a command of others": (["train", TOY], ["train: no such command; did you mean fit?"]),
     "a command": (["evaluat", "x"], ["did you mean evaluate?"]),
     "a misplaced key": (
@@ -145,6 +146,14 @@ def test_a_start_that_cannot_be_is_refused_without_lightning(folder: Path) -> No
         "fit --data.dataset=absent.npz": "absent.npz: no such file",
         "fit --config npz.yaml": "absent.npz: no such file",
         "fit --data.dataset=absent.hdf5": "absent.hdf5: no such file",
+        "fit": "data.dataset: required, found none; add --data.dataset=mine.npz",
+        "fit --data.dataset=Pendulum": "Pendulum: expected minari:ID, an OGBench name",
+        "fit --data.dataset=cube-double-play-v0": "cube-double-play-singletask-task1-v0",
+        "fit --data.dataset=datasets/Hopper-v5.npz": "tql collect Hopper-v5 --output datasets/Hopper-v5.npz",
+        "evaluate absent.ckpt": "checkpoint absent.ckpt: no such file",
+        "export absent.ckpt": "checkpoint absent.ckpt: no such file",
+        "certify absent": "checkpoint absent: no such file",
+        "--hlep": "--hlep: expected a command before options",
         "evaluat x.ckpt": "did you mean evaluate?",
     }
     code = "import sys; from tql_lightning.cli.main import main; "

@@ -30,13 +30,27 @@ def by_return(run: Path) -> Path:
 def test_one_method_is_judged_against_its_dataset_and_cloning(tmp_path: Path) -> None:
     for seed in (0, 1):
         run = by_return(make_run(tmp_path / "tql" / f"seed_{seed}", seed))
-        record_baseline(run, DATASET, -300.0 - seed)
-        record_baseline(run, CLONING, -250.0)
+        record_baseline(run, DATASET, {"return": -300.0 - seed})
+        record_baseline(run, CLONING, {"return": -250.0, "success_rate": 0.1})
     text = page(tmp_path)
     assert "tql reaches a return of −79.5 (95 % interval −80 to −79) on Pendulum-v1 with 2 runs, above" in text
     assert "above −300.5 of its dataset and −250 of behaviour cloning." in text
     assert text.count('<tr class="baseline">') == 2
+    assert "not known" not in text
     assert '"name": "dataset"' in text.replace("&#34;", '"')
+
+
+def test_a_success_rate_is_compared_with_that_of_cloning_and_the_page_says_what_is_not_known(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "tql" / "seed_0", final=0.9)
+    record_baseline(run, DATASET, {"return": -300.0})
+    text = " ".join(page(tmp_path).split())
+    assert "The dataset&#39;s success rate is not known: its episodes" in text
+    assert "Nothing is known of behaviour cloning: tql evaluate RUN/checkpoints/last.ckpt --extraction" in text
+    record_baseline(run, CLONING, {"success_rate": 0.1})
+    text = page(tmp_path)
+    assert "0.1 of behaviour cloning." in text
+    assert text.count('<tr class="baseline">') == 1
+    assert "Nothing is known" not in text
 
 
 def test_methods_with_one_run_each_are_not_compared(tmp_path: Path) -> None:
@@ -56,7 +70,7 @@ def test_methods_with_several_runs_are(tmp_path: Path) -> None:
     assert "Probability of improvement" in text
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"dataset": "x", "behaviour cloning": null}'])
+@pytest.mark.parametrize("content", ["{", "[]", '{"dataset": "x", "behaviour cloning": {"return": null}}'])
 def test_damaged_baselines_are_left_out(content: str, tmp_path: Path) -> None:
     (tmp_path / BASELINES_FILE).write_text(content)
     assert read_baselines(tmp_path) == {}

@@ -1,8 +1,4 @@
-"""Suggests names close to an unknown option, key, argument or class ("did you mean").
-
-jsonargparse raises errors whose only content is English text, so that names must be read out of it. `test_mistakes`
-pins every pattern on the installed version; a message that no pattern fits is shown without a suggestion.
-"""
+"""Suggests names close to an unknown option, key, argument or class ("did you mean")."""
 
 from __future__ import annotations
 
@@ -14,6 +10,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, get_args
 
+from tql_lightning.cli.configs import packaged_configs
+from tql_lightning.cli.parser_messages import is_unknown_key, key_of, no_dataset, unknown_argument, unrecognized
 from tql_lightning.cli.private_api import actions, argument_type
 
 RELEASE_NAMES = {  # of the authors' release, and what they are here
@@ -61,11 +59,6 @@ FIELD_NAMES = {  # of the literature and of other libraries
     "config": "--config",
 }
 LINK_OR_HELP = re.compile(r" --> |(\+|help)$")  # what argparse lists as options besides settings
-UNRECOGNIZED = "unrecognized arguments:"
-KEY = re.compile(r'does not accept option \'([\w.]+)\'|^Parser key "([\w.]+)"')
-NO_DATASET = re.compile(r"Import path ([\w.]+) does not correspond to a subclass of TransitionDataset")
-UNKNOWN_ARGUMENT = re.compile(r"class_path '([\w.]+)'.*?Option '(\w+)' is not accepted", re.DOTALL)
-ARGUMENT_OF_PART = re.compile(r"Option '(\w+)' is not accepted\. Got value: Namespace\(class_path='([\w.]+)'")
 
 
 def option_names(parser: Any) -> dict[str, list[type]]:
@@ -89,23 +82,19 @@ def add_note(error: Exception, options: Mapping[str, Sequence[type]], arguments:
         options: Every option (`option_names`).
         arguments: Command line that it parsed.
     """
-    text = str(error)
-    if text.startswith(UNRECOGNIZED):
-        words = [word for word in text.removeprefix(UNRECOGNIZED).split() if word.startswith("--") or "=" in word]
-        _note(error, [name for word in words for name in close_options(word.partition("=")[0], options)])
-    elif "does not accept option" in text and (key := key_of(error)):
+    if words := unrecognized(error):
+        options_like = [word for word in words if word.startswith("--") or "=" in word]
+        close = [name for word in options_like for name in close_options(word.partition("=")[0], options)]
+        _note(error, [f"--config {word}" for word in words if word in packaged_configs()] or close)
+    elif is_unknown_key(error) and (key := key_of(error)):
         _note(error, [name.removeprefix("--") for name in close_options(key, options)])
-    elif found := ARGUMENT_OF_PART.search(text):
-        _note_arguments(error, found[2], found[1])
-    elif found := UNKNOWN_ARGUMENT.search(text):
-        _note_arguments(error, found[1], found[2])
-    elif found := NO_DATASET.search(text):
-        error.add_note(
-            f"a function says so by its annotation: def {found[1].rpartition('.')[2]}(...) -> TransitionDataset"
-        )
+    elif found := unknown_argument(error):
+        _note_arguments(error, *found)
+    elif path := no_dataset(error):
+        error.add_note(f"a function says so by its annotation: def {path.rpartition('.')[2]}(...) -> TransitionDataset")
     elif missing := next((cause for cause in _causes(error) if isinstance(cause, AttributeError)), None):
         _note(error, difflib.get_close_matches(str(missing.name), dir(missing.obj), n=2))
-    elif lacks := [argument for argument in arguments if f"{argument}: " in text and argument in options]:
+    elif lacks := [argument for argument in arguments if f"{argument}: " in str(error) and argument in options]:
         error.add_note(f"give it a value, as in {lacks[0]}=true or {lacks[0]}=3")
     else:
         _note(error, [name for option, value in _values(arguments) for name in _close_classes(value, options, option)])
@@ -122,12 +111,6 @@ def _close_classes(value: str, options: Mapping[str, Sequence[type]], option: st
     """Names of an option's classes that are close to a value that is none of them."""
     names = [kind.__name__ for kind in options.get(option, ())]
     return [] if value in names else difflib.get_close_matches(value, names, n=2)
-
-
-def key_of(error: Exception) -> str | None:
-    """Name of the setting in a parser's error, such as "trainer.max_steps"; None where it names none."""
-    found = KEY.search(str(error))
-    return (found[1] or found[2]) if found else None
 
 
 def close_options(word: str, options: Collection[str]) -> list[str]:

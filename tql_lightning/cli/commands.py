@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tql_lightning.cli.parsers import CertifiedOutput, Command, Engine, ReportFormat, Shell
+from tql_lightning.cli.start_checks import require_checkpoint
 from tql_lightning.export.policy_folder import ExportFormat
 from tql_lightning.report.protocol import Protocol
 
@@ -208,8 +209,9 @@ def evaluate(
         episodes: Number of episodes for each checkpoint.
         seed: Seed of the episodes and their noise, the same for every checkpoint.
         extraction: how the model chooses actions, where it knows several ways (TQL: "fql", "best_of_n"
-            or "behaviour_flow"; "implicit" acts as "best_of_n"); default: the model's own. "smoothed" acts by the
-            centre of the model's own actions under noise on the observation (docs/robustness.md).
+            or "behaviour_flow"; "implicit" acts as "best_of_n"); default: the model's own. "behaviour_flow" is recorded
+            in the run's folder, as behaviour cloning for its reports. "smoothed" acts by the centre of the model's own
+            actions under noise on the observation (docs/robustness.md).
         sigma: of "smoothed": standard deviation of that noise, in the units of the observations.
         smoothing_samples: of "smoothed": noisy observations of a decision.
         env: Gymnasium id of the environment; default: the dataset's.
@@ -229,6 +231,8 @@ def evaluate(
             raise ValueError(f"{name}: expected at least 1, found {value}")
     if json:
         require_writable(Path(json))
+    for checkpoint in checkpoints:
+        require_checkpoint(checkpoint)
     if video:
         from tql_lightning.evaluation.videos import require_video
 
@@ -257,12 +261,26 @@ def evaluate(
         )
         figures.append(entry)
         print(table(entry), flush=True)
+        if entry["extraction"] == "behaviour_flow" and env is None and max_episode_steps is None:
+            _record_cloning(Path(checkpoint).parent.parent, entry)
         for path in entry["videos"]:
             print(f"  wrote {path}")
         if json:
             write_text_whole(Path(json), dumps(figures, indent=2) + "\n")
     if json:
         print(f"wrote {json}")
+
+
+def _record_cloning(folder: Path, entry: Mapping[str, Any]) -> None:
+    """Adds behaviour cloning to what the report compares a run with."""
+    from tql_lightning.run.baselines import CLONING, record_baseline
+    from tql_lightning.run.folder import BASELINES_FILE, METRICS_FILE
+
+    if (folder / METRICS_FILE).is_file():
+        try:
+            record_baseline(folder, CLONING, entry)
+        except OSError as error:
+            print(f"  {folder / BASELINES_FILE}: not written, so that reports lack this baseline ({error})")
 
 
 def table(entry: Mapping[str, Any]) -> str:
@@ -301,6 +319,7 @@ def export(
         data: dataset, as of `tql data inspect`, at whose observations actions are compared; default: observations of
             random actions in the checkpoint's environment.
     """
+    require_checkpoint(checkpoint)
     from tql_lightning.export.comparison import BATCH_SIZES, TOLERANCE
     from tql_lightning.export.writer import export_checkpoint
 
@@ -346,6 +365,7 @@ def certify(
         seed: of states and noise.
         json: file to write the figures to as well, with every state's bound.
     """
+    require_checkpoint(target)
     from tql_lightning.cli.certify import as_json, certify_target
     from tql_lightning.cli.certify import table as certificate_table
     from tql_lightning.evaluation.smoothing import Smoothing

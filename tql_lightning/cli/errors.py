@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any
 
+from tql_lightning.cli.parser_messages import informative_lines
 from tql_lightning.trust.text import escaped
 
 if TYPE_CHECKING:
@@ -12,32 +12,11 @@ if TYPE_CHECKING:
 
 MOST_LINES = 8
 LINE_LENGTH = 500
-BOILERPLATE = (  # beginnings of lines in which jsonargparse lists the types that it tried
-    "Does not validate against any of the Union subtypes",
-    "Errors:",
-    "Given value type:",
-    "Not a valid subclass of",
-    "Subclass types expect one of",
-    "Subtypes:",
-    "a class path (str)",
-    "a dict with",
-    "Expected a <class 'NoneType'>",
-    "Expected a <class 'bool'>",
-    "Expected a <class 'collections.abc.Iterable'>",
-    "Expected a path but",
-    "Given value: NestedArg",
-    "Given value: {",
-    "Given value: Namespace",
-    "Problem with given class_path 'lightning.Callback'",
-)
 USER_ERRORS = {  # class names, because importing Lightning for its classes takes seconds
     *("ValueError", "OSError", "ImportError", "SyntaxError", "ArgumentError"),
     *("MisconfigurationException", "OmegaConfBaseException", "YAMLError"),
     *("UsageError", "CommError"),  # of W&B: without an API key, without a server
 }
-WORDY_PART = re.compile(
-    r"Type collections\.abc\.Callable\[.*?\] expects a function or a callable class: |\.? Got value: Namespace\(.*"
-)
 PEER_LOST_MESSAGE = (
     "another process of this run has ended, so the run cannot go on; that process printed the reason; continue with "
     "--ckpt_path=last"
@@ -65,20 +44,12 @@ def short_message(error: BaseException) -> str | None:
             text = f"{PEER_LOST_MESSAGE}\n{text}"
         else:
             return None
-    lines = _informative_lines("\n".join([text, *getattr(error, "__notes__", ())]))
+    lines = informative_lines("\n".join([text, *getattr(error, "__notes__", ())]), LINE_LENGTH)
     if len(lines) > MOST_LINES:
         lines = [*lines[: MOST_LINES // 2], "...", *lines[-MOST_LINES // 2 + 1 :]]
     lines[:1] = [f"tql: {lines[0] if lines else type(error).__name__}"]
     lines = [escaped(line) for line in lines]
     return "\n".join([*lines, "(tql --help lists the commands; TQL_TRACEBACK=1 shows where this was raised)"])
-
-
-def _informative_lines(message: str) -> list[str]:
-    """The lines of a message without boilerplate, long ends and repetitions."""
-    lines = [line.strip() for line in WORDY_PART.sub("", message).splitlines() if line.strip()]
-    lines = [line if len(line) <= LINE_LENGTH else f"{line[:LINE_LENGTH]}..." for line in lines]
-    informative = [line for line in lines if not line.removeprefix("- ").startswith(BOILERPLATE)]
-    return list(dict.fromkeys(informative or lines))
 
 
 def exit_code_of(trainer: Trainer) -> int:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 import textwrap
 from argparse import SUPPRESS, Action
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 from tql_lightning.cli.configs import DEFAULTS, packaged_configs
-from tql_lightning.cli.private_api import actions
+from tql_lightning.cli.private_api import actions, argument_type
 from tql_lightning.trust.yaml_text import read_yaml
 
 DESCRIPTION = (
@@ -30,33 +31,39 @@ FIRST = {  # title -> names of settings; a star stands for all of the model's ow
     "Model": ("model", "model.*"),
     "Run": (
         *("trainer.max_steps", "trainer.default_root_dir", "trainer.accelerator", "trainer.devices"),
-        *("trainer.callbacks", "trainer.logger", "seed_everything", "ckpt_path", "force"),
+        *("trainer.callbacks", "trainer.logger", "seed_everything", "ckpt_path", "force", "weights", "online.steps"),
     ),
 }
 WORDS = {  # where the library's own text is long or says nothing
     "data.dataset": "Name or path of a dataset, or the import path of a function that returns one (docs/data.md).",
+    "data.batch_size": "Transitions in one update, over all processes together.",
+    "data.n_step": "Decisions whose rewards are summed in the TD target.",
+    "data.action_chunk": "Actions of one decision, taken without looking again.",
+    "data.storage": "Where transitions are held: on the device that trains, in main memory, or as their size decides.",
     "trainer.max_steps": "Number of updates.",
     "trainer.default_root_dir": "Folder of the run.",
     "trainer.accelerator": "Device: cpu, gpu or auto.",
     "trainer.devices": "Number of devices.",
     "trainer.callbacks": "Callbacks; += adds one by its class name (docs/callbacks.md).",
     "trainer.logger": "Loggers (docs/loggers.md).",
+    "model.critic": "Class of the critic, such as TransformerCritic, MLPCritic or your own (docs/own_critic.md).",
+    "model.policy": "Class of the policy's networks.",
+    "model.entropy_control": "Class that controls attention entropy (docs/algorithm.md), or null for none.",
+    "model.value_loss": "Class of the value loss: SquaredError or HLGauss.",
+    "model.discount": "Discount factor, gamma.",
+    "model.extraction": "How the policy chooses actions.",
     "model.optimisation": "Learning rates, schedule, weight decay, clipping: --help=model.optimisation.",
-    "model.execution": "torch.compile, CUDA graphs, precision of products: --help=model.execution.",
+    "model.execution": "Compilation by torch, CUDA graphs, precision of products: --help=model.execution.",
     "seed_everything": "Seed of weights, minibatches and noise.",
     "ckpt_path": "Checkpoint to continue or to measure: last, or a file.",
 }
-HEAD = """\
-usage: tql {name} --config NAME [--data.dataset=NAME] [options]
-
-{description}
-
-  --config NAME        Packaged configuration (quickstart, own, ogbench/cube-double, size/26m, method/iql) or a file.
-                       Several may follow one another; later ones and options override earlier ones.
-  --print_config       Prints the resulting configuration.
-  --help=GROUP         Every setting of data, model or trainer, or of a part such as model.optimisation; --help=all.
-"""
-INDENT, WIDTH = 38, 118
+HEAD = {
+    "--config NAME": "Packaged configuration (quickstart, own, ogbench/cube-double, size/26m, method/iql) or a file. "
+    "Several may follow one another; later ones and options override earlier ones.",
+    "--print_config": "Prints the resulting configuration.",
+    "--help=GROUP": "Every setting of data, model or trainer, or of a part such as model.optimisation; --help=all.",
+}
+INDENT, WIDTH = 32, 118
 
 
 class CommandError(ValueError):
@@ -91,11 +98,14 @@ def first_help(parser: ArgumentParser, name: str) -> str:
     """The settings that users change first, in one or two screens."""
     known = {each.dest: each for each in actions(parser) if [*each.option_strings][:1] == [f"--{each.dest}"]}
     defaults = read_yaml(packaged_configs()[DEFAULTS].read_text())
-    lines = [HEAD.format(name=name, description=textwrap.fill(str(parser.description), WIDTH))]
+    lines = [f"usage: tql {name} --config NAME [--data.dataset=NAME] [options]", ""]
+    lines += [*textwrap.wrap(str(parser.description), text_width(WIDTH)), ""]
+    lines += [line for option, text in HEAD.items() for line in _entry(option, text)]
+    lines.append("")
     for title, names in FIRST.items():
         lines.append(f"{title}:")
         for dest in _expanded(names, known):
-            lines += _entry(known[dest], _value(defaults, dest, known[dest].default))
+            lines += _setting(known[dest], _value(defaults, dest, known[dest].default))
         lines.append("")
     return "\n".join(lines)
 
@@ -138,10 +148,12 @@ def _value(settings: Any, name: str, default: Any) -> Any:
     return settings
 
 
-def _entry(action: Action, default: Any) -> list[str]:
-    option = action.option_strings[0]
+def _setting(action: Action, default: Any) -> list[str]:
+    """A setting with its choices and its default."""
     text = WORDS.get(action.dest) or " ".join(str(action.help).replace("``", "").split()).split(". ")[0].rstrip(".")
     text = f"{text[:1].upper()}{text[1:]}{'' if text.endswith('.') else '.'}"
+    if get_origin(kind := argument_type(action)) is Literal:
+        text += f" {{{', '.join(map(str, get_args(kind)))}}}"
     if isinstance(default, dict | Namespace):
         default = default.get("class_path")
     default = getattr(default, "__name__", default)
@@ -149,8 +161,17 @@ def _entry(action: Action, default: Any) -> list[str]:
         default = default.rpartition(".")[2]  # of a class
     if isinstance(default, str | bool | int | float) and default not in ("", SUPPRESS):
         text += f" [{str(default).lower() if isinstance(default, bool) else default}]"
-    wrapped = textwrap.wrap(text, WIDTH - INDENT, break_long_words=False, break_on_hyphens=False)
+    return _entry(action.option_strings[0], text)
+
+
+def _entry(option: str, text: str) -> list[str]:
+    wrapped = textwrap.wrap(text, text_width(WIDTH) - INDENT, break_long_words=False, break_on_hyphens=False)
     head = f"  {option}"
     if len(head) >= INDENT - 1:
-        return [head, *(" " * INDENT + line for line in wrapped)]
-    return [f"{head:{INDENT}}{wrapped[0]}", *(" " * INDENT + line for line in wrapped[1:])]
+        wrapped.insert(0, "")
+    return [f"{head:{INDENT}}{wrapped[0]}".rstrip(), *(" " * INDENT + line for line in wrapped[1:])]
+
+
+def text_width(most: int) -> int:
+    """Width of the help's lines: the terminal's, but at most this many characters; without a terminal, this many."""
+    return max(min(shutil.get_terminal_size((most + 2, 24)).columns - 2, most), 60)

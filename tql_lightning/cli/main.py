@@ -19,13 +19,14 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # about Lightning's use of jsonargparse
 
-from tql_lightning.cli.close_names import add_note, key_of, option_names
+from tql_lightning.cli.close_names import add_note, option_names
 from tql_lightning.cli.commands import COMMANDS, GROUPS
 from tql_lightning.cli.configs import files_that_set, resolve_configs
 from tql_lightning.cli.errors import exit_code_of, short_message
 from tql_lightning.cli.help import SUMMARIES, take_group
 from tql_lightning.cli.moved import moved_paths
 from tql_lightning.cli.overview import check_command, overview
+from tql_lightning.cli.parser_messages import key_of
 from tql_lightning.cli.parsers import command_parser
 from tql_lightning.cli.start_checks import check_start
 from tql_lightning.system.full_disk import drop_unwritable_output, steady_output

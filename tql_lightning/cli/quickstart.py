@@ -223,19 +223,16 @@ def _figures(runs: Sequence[Run], data_returns: NDArray[np.float64]) -> dict[str
         }
     }
     for name, extraction in (("behaviour_flow", "behaviour_flow"), ("tql", "fql")):
-        per_seed = [
+        entries = [
             evaluate_checkpoint(
-                run.folder / "checkpoints" / "last.ckpt",
-                EPISODES,
-                EVALUATION_SEED,
-                extraction,
-                num_envs=EPISODES,
-            )["return"]
+                run.folder / "checkpoints" / "last.ckpt", EPISODES, EVALUATION_SEED, extraction, num_envs=EPISODES
+            )
             for run in runs
         ]
+        per_seed = [entry["return"] for entry in entries]
         if name == "behaviour_flow":
-            for run, mean_return in zip(runs, per_seed, strict=True):
-                record_baseline(run.folder, CLONING, mean_return)
+            for run, entry in zip(runs, entries, strict=True):
+                record_baseline(run.folder, CLONING, entry)
         figures[name] = {
             **_mean(np.asarray(per_seed)),
             "per_seed": per_seed,

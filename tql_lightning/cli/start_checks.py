@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +19,7 @@ from tql_lightning.trust.yaml_text import read_yaml
 
 DATASET = DATASET_FLAG.removeprefix("--")
 READ = ("seed_everything", "ckpt_path", FOLDER, DATASET)  # settings that paths follow from
+CLASS_PATH = re.compile(r"[^\W\d]\w*(\.\w+)+")
 PATHS = ("name", "path")  # arguments of our loaders
 LOADERS: dict[str, Kind | None] = {
     "load_dataset": None,
@@ -28,7 +30,17 @@ LOADERS: dict[str, Kind | None] = {
 
 
 class StartError(FileError):
-    """A run cannot start in this folder or from this checkpoint."""
+    """A run cannot start in this folder, from this checkpoint or without a dataset."""
+
+
+def require_checkpoint(path: str) -> None:
+    """Checks, without opening it, that a checkpoint is there.
+
+    Raises:
+        StartError: It is not.
+    """
+    if not Path(path).exists():
+        raise StartError(f"checkpoint {path}: no such file")
 
 
 def check_start(command: str, arguments: Sequence[str]) -> None:
@@ -41,9 +53,11 @@ def check_start(command: str, arguments: Sequence[str]) -> None:
         arguments: Command line as `resolve_configs` returns it.
 
     Raises:
-        StartError: The folder holds another run, or there is no such checkpoint.
-        DatasetError: There is no such file.
+        StartError: The folder holds another run, there is no such checkpoint, or no dataset is named.
+        DatasetError: There is no such dataset.
     """
+    if any(argument.startswith("--print_config") for argument in arguments):
+        return  # it starts nothing
     settings = _settings(arguments)
     folder, checkpoint = _select(settings, FOLDER), _select(settings, "ckpt_path")
     writes = not any("fast_dev_run" in argument for argument in arguments)
@@ -56,8 +70,17 @@ def check_start(command: str, arguments: Sequence[str]) -> None:
             "or the run's --trainer.default_root_dir"
         )
     named = isinstance(checkpoint, str) and checkpoint not in ("last", "best", "hpc") and "://" not in checkpoint
-    if named and not Path(str(checkpoint)).exists():
-        raise StartError(f"checkpoint {checkpoint}: no such file")
+    if named:
+        require_checkpoint(str(checkpoint))
+    dataset = _select(settings, f"{DATASET}.class_path")
+    whole = any(argument.split("=")[0] == "--data" for argument in arguments)  # may name it
+    if dataset is None and not whole:
+        raise StartError(
+            f"{DATASET}: required, found none; add --{DATASET}=mine.npz, or a configuration that names one, such as "
+            "--config quickstart or --config ogbench/cube-double"
+        )
+    if isinstance(dataset, str) and not CLASS_PATH.fullmatch(dataset) and not dataset.startswith("{"):
+        kind_of(dataset)
     loader, name = _dataset(settings)
     if name is not None:
         require_there(LOADERS[loader] or kind_of(name), Path(name))

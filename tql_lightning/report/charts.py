@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tql_lightning.report.baselines import baselines_on
 from tql_lightning.report.methods import Method
 from tql_lightning.report.runs import Run
 from tql_lightning.report.statistics import interquartile_mean
@@ -75,21 +76,11 @@ def _chart(key: str, task: str, methods: Sequence[Method], several_tasks: bool) 
     every = sorted({update for line in lines for update in line["x"]})
     lines += [
         {"name": name, "color": BASELINE_COLOR, "dashed": True, "runs": 1, "x": every, "y": [value] * len(every)}
-        for name, value in (baselines_on(methods, task) if key == "eval/return" and lines else {}).items()
+        for name, value in (baselines_on(methods, task, key.removeprefix("eval/")) if lines else {}).items()
     ]
     title = _title(key)
     bounds = next((bounds for start, bounds in BOUNDS.items() if key.startswith(start)), (None, None))
     return {"title": f"{title} – {task}" if several_tasks else title, "key": key, "bounds": bounds, "lines": lines}
-
-
-def baselines_on(methods: Sequence[Method], task: str) -> dict[str, float]:
-    """Mean return of each baseline over a task's runs that record it."""
-    found: dict[str, list[float]] = {}
-    for method in methods:
-        for run in method.on(task):
-            for name, value in run.baselines.items():
-                found.setdefault(name, []).append(value)
-    return {name: sum(values) / len(values) for name, values in found.items()}
 
 
 def _title(key: str) -> str:

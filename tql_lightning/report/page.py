@@ -8,7 +8,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from tql_lightning.report.charts import baselines_on, sections
+from tql_lightning.report.baselines import absent_baselines, baselines_on
+from tql_lightning.report.charts import sections
 from tql_lightning.report.entropy import entropy_note
 from tql_lightning.report.media import KINDS, Media, collect_media
 from tql_lightning.report.methods import (
@@ -87,7 +88,8 @@ def render(runs: Sequence[Run], media: Media, table: str = "") -> str:
         score=None if score is None else SCORES[score][0],
         verdict=None if score is None else _verdict(found, pairs, methods, score),
         entropy_note=entropy_note(runs),
-        baselines=_baselines(methods, tasks, score),
+        baselines={} if score is None else {task: baselines_on(methods, task, score) for task in tasks},
+        absent_baselines=absent_baselines(methods, tasks, score) if found and score is not None else [],
         cards=_cards(found, runs, score),
         result_groups=_result_groups(found, score),
         comparisons=[_track(pair, pair.estimate, 0.0, 1.0) for pair in pairs],
@@ -147,13 +149,8 @@ def _cards(found: Sequence[Result], runs: Sequence[Run], score: str | None) -> l
 
 def _verdict(found: Sequence[Result], pairs: Sequence[Comparison], methods: Sequence[Method], score: str) -> str | None:
     task = found[0].task if found else None
-    baselines = {} if task is None or score != "return" else baselines_on(methods, task)
+    baselines = {} if task is None else baselines_on(methods, task, score)
     return verdict(found, pairs, SCORES[score][0], baselines, number)
-
-
-def _baselines(methods: Sequence[Method], tasks: Sequence[str], score: str | None) -> dict[str, dict[str, float]]:
-    """Rows of the table of returns below the methods', by task."""
-    return {task: baselines_on(methods, task) for task in tasks if score == "return"}
 
 
 def _interval(result: Result) -> str:

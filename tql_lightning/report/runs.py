@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from tql_lightning.run.baselines import read_baselines
+from tql_lightning.run.baselines import Scores, read_baselines
 from tql_lightning.run.folder import BASELINES_FILE, CONFIG_FILE, ENVIRONMENT_FILE, METRICS_FILE, evaluation_files
 from tql_lightning.run.metrics_csv import Series, read_metrics
 from tql_lightning.run.provenance import read_starts
@@ -47,7 +47,7 @@ class Run:
         series: Columns of metrics.csv.
         evaluations: Contents of evaluation files, by update.
         starts: Starts and continuations; see `run.provenance`.
-        baselines: Mean return of each thing that scores are compared with, by its name.
+        baselines: Scores of each thing that the run is compared with, by its name.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Run:
     series: Series
     evaluations: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     starts: Sequence[Mapping[str, Any]] = ()
-    baselines: Mapping[str, float] = field(default_factory=dict)
+    baselines: Mapping[str, Scores] = field(default_factory=dict)
 
     @property
     def updates(self) -> int:

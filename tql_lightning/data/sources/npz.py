@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from tql_lightning.data.sources.schema import dataset_from, with_held_out
 from tql_lightning.data.transitions import DatasetError, TransitionDataset
 from tql_lightning.system.files import write_whole
 from tql_lightning.trust.bounded import stored_bytes
+
+ENVIRONMENT = re.compile(r"[\w-]+-v\d+")  # name of a file that `tql collect` makes
 
 
 def load_npz(
@@ -82,8 +85,9 @@ def read_npz(path: Path) -> dict[str, NDArray[Any]]:
 def require_npz(path: Path) -> None:
     """Raises a DatasetError if there is no such file."""
     if not path.is_file():
+        environment = path.stem if ENVIRONMENT.fullmatch(path.stem) else "ENVIRONMENT"
         raise DatasetError(
-            f"{path}: no such file; check the path, or make a dataset with: tql collect ENVIRONMENT --output {path}"
+            f"{path}: no such file; check the path, or make a dataset with: tql collect {environment} --output {path}"
         )
 
 
