@@ -71,7 +71,7 @@ def test_a_lock_that_is_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     os.mkfifo(tmp_path / "run" / "run.lock")
     with (
-        pytest.raises(ValueError, match=r"run\.lock: expected a file of this run"),
+        pytest.raises(ValueError, match=r"run\.lock: expected a file, found a pipe, a folder or a device; remove it"),
         only_run_in(tmp_path / "run"),
     ):
         pass
