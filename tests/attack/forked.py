@@ -78,7 +78,8 @@ def _work(folder: Path, printed: Path, arguments: Sequence[str], prepare: Callab
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(WALL_LIMIT)
-    warnings.simplefilter("default")  # as a user's Python has them
+    warnings.simplefilter("default")  # as a user's Python has them, and not to pytest
+    warnings.showwarning = lambda *shown, **_: print(warnings.formatwarning(*shown[:4]), file=sys.stderr)
     try:
         prepare()
         code = main(arguments)

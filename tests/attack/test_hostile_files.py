@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import struct
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.attack.forked import run_forked
-from tests.command_line import TINY
-from tests.export.test_policy import trained
+from tests.attack.refusing import Attack, assert_harmless
 from tests.forging import NESTED, RUNS_A_COMMAND
 from tests.report.runs import make_run
 from tests.trust.test_out_of_range import STATES
@@ -27,11 +23,7 @@ from tests.trust.test_unchecked_settings import OLD_KEYS, STRINGS, TOO_LARGE
 
 pytestmark = pytest.mark.slow
 
-SECONDS, MEMORY, LETTERS = 20.0, 2 << 30, 2000
 DATA = "--data.dataset=tests.toy.toy_dataset"
-SOURCE = "open('executed', 'w').close()\ndef fly(*_): ...\n"
-
-Attack = tuple[Callable[[Path, Path], object], tuple[str, ...]]  # writes files beside a whole checkpoint; the command
 
 
 def checkpoint(change: Callable[[dict[str, Any]], object]) -> Callable[[Path, Path], object]:
@@ -148,38 +140,6 @@ ATTACKS: dict[str, Attack] = {
 }
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return trained(tmp_path_factory.mktemp("run"))
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
-    """A working folder with modules that leave a trace when they are imported, and a file outside that must stay."""
-    (tmp_path / "precious.txt").write_text("precious")
-    (tmp_path / "home").mkdir()
-    folder = tmp_path / "work"
-    folder.mkdir()
-    (folder / "strangers_part.py").write_text(SOURCE)
-    (folder / "part.yaml").write_text("class_path: strangers_part.fly\n")
-    (folder / "tiny.yaml").write_text(TINY)
-    yield folder
-    assert (tmp_path / "precious.txt").read_text() == "precious"
-    shutil.rmtree(folder)
-
-
-def listed(folder: Path) -> dict[str, tuple[int, int]]:
-    """Everything below a folder: size and kind of each."""
-    found = {}
-    for below, folders, files in os.walk(folder):
-        for name in (*folders, *files):
-            path = Path(below, name)
-            if "__pycache__" not in path.parts and not name.endswith("_printed"):
-                status = path.lstat()
-                found[str(path.relative_to(folder))] = (0 if path.is_dir() else status.st_size, status.st_mode)
-    return found
-
-
 def test_there_are_more_than_forty() -> None:
     assert len(ATTACKS) >= 40
 
@@ -188,13 +148,4 @@ def test_there_are_more_than_forty() -> None:
 def test_a_hostile_file_runs_nothing_takes_little_and_is_answered_shortly(name: str, whole: Path, folder: Path) -> None:
     write, command = ATTACKS[name]
     write(folder, whole)
-    before = listed(folder.parent)
-    ran = run_forked(folder, command)
-    assert ran.code == 2, ran.output
-    assert ran.imported == ()
-    assert listed(folder.parent) == before
-    assert ran.memory < MEMORY
-    assert ran.seconds < SECONDS
-    assert len(ran.output) < LETTERS
-    assert "Traceback" not in ran.output
-    assert all(each.isprintable() or each == "\n" for each in ran.output)
+    assert_harmless(folder, command, code=2)

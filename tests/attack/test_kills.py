@@ -24,7 +24,7 @@ from tql_lightning.training.algorithm import Algorithm
 
 pytestmark = pytest.mark.slow
 
-SECONDS, MEMORY = 60.0, 2 << 30
+SECONDS, MEMORY, LETTERS = 20.0, 2 << 30, 6000  # of the CPU; bytes; characters, with the bar of progress
 MEASURED = ("train/updates_per_second", "train/samples_per_second", "train/memory_gb")
 CONFIG = """
 trainer:
@@ -152,6 +152,7 @@ def assert_modest(ran: Ran) -> None:
     assert ran.imported == ()
     assert ran.memory < MEMORY
     assert ran.seconds < SECONDS
+    assert len(ran.output) < LETTERS
 
 
 def test_there_are_more_than_fifteen() -> None:
@@ -173,3 +174,4 @@ def test_a_run_that_is_killed_and_continued_is_the_uninterrupted_one(
     assert_modest(continued)
     assert outcome(folder / "run") == uninterrupted
     assert {path.name for path in folder.iterdir()} == {"config.yaml", "run"}
+    assert {path.name for path in base.joinpath("home").iterdir()} <= {".cache", ".config"}  # of libraries

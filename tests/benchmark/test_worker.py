@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import subprocess
 import sys
@@ -13,8 +14,9 @@ from tests.benchmark.test_table import RAW, write_run
 from tql_lightning.benchmark.plan import Choice, plan_runs
 from tql_lightning.benchmark.progress import Progress, duration
 from tql_lightning.benchmark.suite import make_suite
-from tql_lightning.benchmark.worker import Outcome, _judge, outcome_of, record
+from tql_lightning.benchmark.worker import Outcome, _judge, execute, make_job, outcome_of, record
 from tql_lightning.cli.configs import packaged_configs
+from tql_lightning.trust.output import plain_output
 
 RUNS = plan_runs(make_suite("mine", RAW), Choice(["scene"], ["fql"], seeds=[0, 1, 2]), packaged_configs())
 
@@ -47,6 +49,32 @@ def test_a_run_whose_last_evaluation_failed_has_failed(rows: str, tmp_path: Path
     assert outcome.state == "failed"
     assert "no eval/success_rate at the last update" in outcome.message
     assert "the simulator is gone" in outcome.message
+
+
+def test_what_a_run_prints_goes_through_no_link(tmp_path: Path) -> None:
+    precious = tmp_path / "precious.txt"
+    precious.write_text("precious")
+    folder = tmp_path / "benchmark" / RUNS[0].folder
+    folder.mkdir(parents=True)
+    (folder / "train.log").symlink_to(precious)
+    with pytest.raises(ValueError, match=r"train\.log: expected a file or folder of the run itself"):
+        execute(RUNS[0], make_job(tmp_path / "benchmark", "success_rate", 1.0))
+    assert precious.read_text() == "precious"
+
+
+def test_the_display_moves_up_a_terminal_that_shows_control_sequences_as_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with plain_output():
+        display = Progress(tmp_path, RUNS, "success_rate", {})
+        display.show(now=True)
+        display.show(now=True)
+        print("\x1b[2J", file=sys.stderr)
+    shown = "0 of 3 runs finished, 0 training\n"
+    assert terminal.getvalue() == f"{shown}\x1b[1A\x1b[J{shown}\\x1b[2J\n"
 
 
 def test_an_outcome_holds_for_the_same_arguments_alone(tmp_path: Path) -> None:

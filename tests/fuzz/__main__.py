@@ -84,7 +84,8 @@ def main(arguments: Sequence[str]) -> int:
                 if done.returncode:
                     found += 1
                     KEPT.mkdir(parents=True, exist_ok=True)
-                    shutil.copy(Path(folder, "current"), KEPT / f"{name}_{seed}")
+                    if Path(folder, "current").exists():  # not where an empty file was enough
+                        shutil.copy(Path(folder, "current"), KEPT / f"{name}_{seed}")
                     ended = [line[:200] for line in done.stderr.strip().splitlines()[-14:]]
                     print(f"{name}: exit code {done.returncode}, kept {KEPT / f'{name}_{seed}'}", *ended, sep="\n  ")
                     sys.stdout.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -138,6 +139,31 @@ def test_the_files_hold_what_was_written_and_grow(tmp_path: Path) -> None:
     copied.copy_from(tmp_path, 20)
     np.testing.assert_array_equal(copied.read("rewards", 0, 0, 20), dataset.rewards[:20])
     assert longer.storage.take("rewards", torch.arange(20)).tolist() == dataset.rewards[:20].tolist()
+
+
+@pytest.mark.parametrize("shape", ["(10000000000, 3)", "(15, -3)", "-" * 3000 + "1"])
+def test_a_file_that_says_more_than_it_holds_is_refused_and_made_no_longer(shape: str, tmp_path: Path) -> None:
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    file = tmp_path / "observations.npy"
+    file.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(60))
+    size = file.stat().st_size
+    with pytest.raises(DatasetError, match="expected a replay buffer of 1 environments"):
+        ReplayBuffer(toy_dataset(), 1, 5, CPU, CPU, tmp_path)
+    assert file.stat().st_size == size
+
+
+def test_a_hard_link_gets_a_file_of_its_own(tmp_path: Path) -> None:
+    dataset = toy_dataset()
+    filled(dataset, 5, tmp_path / "run").flush()
+    before = (tmp_path / "run" / "rewards.npy").read_bytes()
+    (tmp_path / "other").mkdir()
+    for path in (tmp_path / "run").iterdir():
+        os.link(path, tmp_path / "other" / path.name)
+    copied = ReplayBuffer(dataset, 1, 15, CPU, CPU, tmp_path / "other")
+    assert np.array_equal(copied.read("rewards", 0, 0, 5), dataset.rewards[:5])
+    copied.write(0, np.zeros(1, dtype=np.int64), columns(dataset, 7))
+    copied.flush()
+    assert (tmp_path / "run" / "rewards.npy").read_bytes() == before
 
 
 def test_files_of_something_else_are_refused(tmp_path: Path) -> None:

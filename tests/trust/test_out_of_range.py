@@ -45,12 +45,21 @@ def test_a_number_of_updates_that_no_run_reaches_is_refused(value: object, whole
             read_checkpoint(path)
 
 
+def of_last_checkpoint(**changes: object) -> Change:
+    return lambda raw: next(state for key, state in raw["callbacks"].items() if "Last" in key).update(changes)
+
+
 STATES: dict[str, Change] = {
     "loops": lambda raw: raw.update(loops=[]),
     "loops of nothing": lambda raw: raw.update(loops={}),
     "a loop of another kind": lambda raw: raw["loops"].update(fit_loop=[1]),
     "callbacks": lambda raw: raw.update(callbacks=3),
     "state of a callback": lambda raw: raw["callbacks"].update({key: [1] for key in raw["callbacks"]}),
+    "a last checkpoint upwards": of_last_checkpoint(last_model_path="checkpoints/../../precious.txt"),
+    "a last checkpoint elsewhere": of_last_checkpoint(last_model_path="s3://bucket/file"),
+    "a last checkpoint of another kind": of_last_checkpoint(last_model_path=3),
+    "best checkpoints of another kind": of_last_checkpoint(best_k_models={"x": "y"}),
+    "the best checkpoint under an early key": lambda raw: raw.update(checkpoint_callback_best_model_path="../x"),
     "no optimizer": lambda raw: raw.update(optimizer_states=[]),
     "an optimizer of nothing": lambda raw: raw.update(optimizer_states=[{}]),
     "an optimizer of text": lambda raw: raw.update(optimizer_states=["adam"]),

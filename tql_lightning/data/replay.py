@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tql_lightning.batch import Batch
 from tql_lightning.data.returns import monte_carlo_returns
+from tql_lightning.data.sources.npy_folder import map_numbers
 from tql_lightning.data.storage import Storage, TensorStorage
 from tql_lightning.data.transitions import DatasetError, TransitionDataset
 from tql_lightning.data.windows import Span, Windows
@@ -64,11 +65,11 @@ class ReplayBuffer:
     def _open(self, file: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:
         """Maps a file, which is made, or made longer, if need be."""
         try:
-            before = np.load(file, mmap_mode="r+", allow_pickle=False) if file.is_file() else None
+            before = map_numbers(file) if file.is_file() else None  # "r+" would make a file as long as it says
             if before is not None and before.dtype != np.float32:
                 raise ValueError(f"numbers of {before.dtype}")
             if before is not None and before.shape == shape and file.stat().st_nlink == 1:
-                return before  # type: ignore[no-any-return]
+                return np.lib.format.open_memmap(file, mode="r+")
             file.parent.mkdir(parents=True, exist_ok=True)
             part = file.with_name(f".{file.name}.part")
             array = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=shape)
@@ -108,7 +109,7 @@ class ReplayBuffer:
     def copy_from(self, folder: Path, steps: int) -> None:
         """Copies the first steps of every lane from another process's files."""
         for name, array in self.arrays.items():
-            there = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+            there = map_numbers(folder / f"{name}.npy")
             ours, theirs = (each.reshape(self.lanes, self.steps, *array.shape[1:]) for each in (array, there))
             ours[:, :steps] = theirs[:, :steps]
         self.storage.refresh(np.arange(self.lanes * self.steps))

@@ -51,7 +51,7 @@ class Progress:
 
     def restored(self, state: dict[str, Any]) -> Progress | None:
         """The progress that a state of the same environments describes; None if it is none."""
-        found = {name: state.get(name) for name in vars(self)}
+        found = {name: state.get(name) if isinstance(state, dict) else None for name in vars(self)}
         values: dict[str, Any] = {
             name: each.numpy().copy() if isinstance(each, Tensor) else each for name, each in found.items()
         }
@@ -59,7 +59,8 @@ class Progress:
             value = values[name]
             if type(value) is not type(own) or (isinstance(own, np.ndarray) and value.dtype != own.dtype):
                 return None
-            if isinstance(own, np.ndarray) and value.shape != (own.shape if name != "episodes" else (len(value), 3)):
+            shape = (*value.shape[:1], 3) if name == "episodes" else getattr(own, "shape", None)
+            if isinstance(own, np.ndarray) and value.shape != shape:
                 return None
         progress = Progress(**values)
         lane, first, last = progress.episodes.T

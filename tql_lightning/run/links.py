@@ -28,7 +28,7 @@ FOLDERS = (
 
 
 def refuse_links(folder: Path) -> None:
-    """Refuses a run's folder in which a file or folder of the run is a symbolic link, a pipe or a device.
+    """Refuses a run's folder in which a file or folder of the run is a link, a pipe or a device.
 
     In a stranger's folder, links could redirect writes to any of the user's files, and a pipe could stop the run for
     ever. The folder itself may be reached through a link, and files that are not the run's may be links.
@@ -42,8 +42,10 @@ def refuse_links(folder: Path) -> None:
                 f"{path}: expected a file or folder of the run itself, found a symbolic link; replace it by its "
                 "target, or remove it; to keep checkpoints elsewhere, set dirpath"
             )
-        if path.exists() and not path.is_dir():
+        if path.parent == folder and path.is_file():
             require_regular(path)
+        elif path.exists() and not (path.is_dir() or path.is_file()):
+            raise ValueError(f"{path}: expected a file of the run, found a pipe or a device; remove it")
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -37,7 +37,7 @@ def only_run_in(folder: Path) -> Iterator[None]:
 
     Raises:
         RunLockedError: another run holds the lock.
-        ValueError: files of the run are links (see `refuse_links`), or the lock is a hard link or no file.
+        ValueError: files of the run are links or pipes (see `refuse_links`), or the lock is a hard link.
         OSError: the folder cannot be made or written to.
     """
     path = folder / LOCK_FILE
@@ -45,8 +45,8 @@ def only_run_in(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         refuse_links(folder)
-        if path.exists() and not (path.is_file() and path.stat().st_nlink == 1):
-            raise ValueError(f"{path}: expected a file of this run alone, found a hard link or no file; remove it")
+        if path.is_file() and path.stat().st_nlink != 1:
+            raise ValueError(f"{path}: expected a file of this run alone, found a hard link; remove it")
         lock.acquire()
     except Timeout:
         raise RunLockedError(

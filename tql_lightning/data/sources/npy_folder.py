@@ -129,7 +129,7 @@ def read_npy_folder(folder: Path) -> dict[str, Any]:
         elif file.suffix == ".npy" and file.stem in SETTINGS:
             raise DatasetError(f"{file}: expected {file.stem} in {METADATA}, found an array; move it there")
         elif file.suffix == ".npy":
-            fields[file.stem] = _mapped(file)
+            fields[file.stem] = map_numbers(file)
     if not fields:
         raise DatasetError(
             f"{folder}: expected a folder of {', '.join(f'{name}.npy' for name in REQUIRED)}, found no .npy file; "
@@ -147,7 +147,12 @@ def _require_inside(folder: Path, file: Path) -> None:
     check_claim(str(file), file.stat().st_size, stored_bytes(file))
 
 
-def _mapped(file: Path) -> NDArray[Any]:
+def map_numbers(file: Path) -> NDArray[Any]:
+    """An .npy file's array, mapped read-only.
+
+    Raises:
+        DatasetError: It is none, or holds fewer bytes than it says.
+    """
     try:
         return np.lib.format.open_memmap(file, mode="r")
     except Exception as error:  # numpy parses the header as Python, which may raise anything
