@@ -31,10 +31,18 @@ EXAMPLES = {
     f"{package.__name__}.{name}": getattr(package, name)
     for package in PACKAGES
     for name in package.__all__
-    if callable(getattr(package, name)) and (name != "TrackioLogger" or find_spec("trackio"))
+    if callable(getattr(package, name))
 }
-CLASSES = [name for name, found in EXAMPLES.items() if inspect.isclass(found)]
 DOCUMENT = ROOT / "docs" / "python.md"
+PAGES = "\n".join(path.read_text() for path in sorted(DOCUMENT.parent.glob("*.md")))
+for path in re.findall(r"^::: ([\w.]+)$", PAGES, flags=re.MULTILINE):
+    module, _, own_name = path.rpartition(".")
+    documented = getattr(importlib.import_module(module), own_name)
+    if inspect.isclass(documented) and not issubclass(documented, Exception) and documented not in EXAMPLES.values():
+        EXAMPLES[path] = documented
+if not find_spec("trackio"):
+    del EXAMPLES["tql_lightning.loggers.TrackioLogger"]
+CLASSES = [name for name, found in EXAMPLES.items() if inspect.isclass(found)]
 
 
 @pytest.fixture(scope="module")

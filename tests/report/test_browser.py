@@ -134,5 +134,17 @@ def test_many_methods_hide_no_other_with_their_bands_and_runs_that_ended_are_tol
     assert page.execute_script(bands) == 1
 
 
+def test_an_axis_over_a_narrow_range_names_no_value_twice(page: Any, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    (run / METRICS_FILE).write_text("step,train/q_loss\n100,1.0\n200,0.9991\n")
+    page.get(write_report([run], tmp_path / "page.html").as_uri())
+    script = (
+        "return [...document.querySelectorAll('figure.chart text[text-anchor=end]')].map((each) => each.textContent)"
+    )
+    labels = wait_until(page, lambda driver: driver.execute_script(script))
+    assert "0.9992" in labels
+    assert len({*labels}) == len(labels)
+
+
 def test_the_console_stays_empty(page: Any) -> None:
     assert page.get_log("browser") == []

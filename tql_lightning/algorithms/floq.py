@@ -94,6 +94,12 @@ class Floq(Algorithm):
 
     Raises:
         ValueError: A setting is out of its range, or the range of returns is unknown or empty; the message names it.
+
+    Examples:
+        >>> model = Floq(3, 1, reward_range=(-1.0, 0.0))
+        >>> noise = torch.zeros(2, *model.actor().noise_shape)
+        >>> model(torch.zeros(2, 3), noise).shape
+        torch.Size([2, 1])
     """
 
     Noise = FloqNoise

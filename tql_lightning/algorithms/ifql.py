@@ -55,6 +55,12 @@ class IFQL(ExpectileAlgorithm):
 
     Raises:
         ValueError: A setting is out of its range; the message names it.
+
+    Examples:
+        >>> model = IFQL(3, 1, expectile=0.9)
+        >>> noise = torch.zeros(2, *model.actor().noise_shape)
+        >>> model(torch.zeros(2, 3), noise).shape
+        torch.Size([2, 1])
     """
 
     Noise = FlowNoise

@@ -101,6 +101,12 @@ class QTransformer(Algorithm):
 
     Raises:
         ValueError: A setting is out of its range, or rewards are unknown or all equal; the message names it.
+
+    Examples:
+        >>> model = QTransformer(3, 1, reward_range=(0.0, 1.0))
+        >>> noise = torch.zeros(2, *model.actor().noise_shape)
+        >>> model(torch.zeros(2, 3), noise).shape
+        torch.Size([2, 1])
     """
 
     Batch = QTransformerBatch

@@ -103,6 +103,12 @@ class QC(CriticAlgorithm):
 
     Raises:
         ValueError: A setting is out of its range; the message names it.
+
+    Examples:
+        >>> model = QC(3, 5, action_chunk=5)
+        >>> noise = torch.zeros(2, *model.actor().noise_shape)
+        >>> model(torch.zeros(2, 3), noise).shape
+        torch.Size([2, 5])
     """
 
     Batch = QCBatch

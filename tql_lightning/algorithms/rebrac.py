@@ -101,6 +101,12 @@ class ReBRAC(CriticAlgorithm):
 
     Raises:
         ValueError: A setting is out of its range; the message names it.
+
+    Examples:
+        >>> model = ReBRAC(3, 1)
+        >>> noise = torch.zeros(2, *model.actor().noise_shape)
+        >>> model(torch.zeros(2, 3), noise).shape
+        torch.Size([2, 1])
     """
 
     Batch = ReBRACBatch

@@ -43,6 +43,10 @@ class SoftCap(ScoreTransform):
 
     Raises:
         ValueError: ``cap`` is not a finite number above 0.
+
+    Examples:
+        >>> SoftCap(cap=10.0)(torch.tensor([1000.0]))
+        tensor([10.])
     """
 
     cap: float = 50.0
@@ -73,6 +77,10 @@ class ClippedSoftmax(WeightTransform):
 
     Raises:
         ValueError: ``alpha`` is negative, ``zeta`` is below 1, or either is not finite.
+
+    Examples:
+        >>> ClippedSoftmax(alpha=0.5)(torch.tensor([0.9, 0.1]))
+        tensor([0.8750, 0.0000])
     """
 
     alpha: float = 0.5
@@ -108,6 +116,10 @@ class HeadGate(nn.Module):
 
     Raises:
         ValueError: ``initial`` is not between 0 and 1, or ``weights`` is unknown.
+
+    Examples:
+        >>> HeadGate(32, num_heads=2)(torch.zeros(5, 4, 32)).shape
+        torch.Size([5, 2, 4, 1])
     """
 
     def __init__(self, hidden_dim: int, num_heads: int, initial: float = 0.5, weights: GateWeights = "lecun") -> None:
@@ -136,6 +148,10 @@ class SliceGate(nn.Module):
 
     Raises:
         ValueError: See `HeadGate`.
+
+    Examples:
+        >>> SliceGate(32, num_heads=2)(torch.zeros(5, 4, 32)).shape
+        torch.Size([5, 2, 4, 1])
     """
 
     def __init__(self, hidden_dim: int, num_heads: int, initial: float = 0.25, weights: GateWeights = "torch") -> None:
@@ -165,6 +181,10 @@ class SliceMLPGate(nn.Module):
 
     Raises:
         ValueError: See `HeadGate`.
+
+    Examples:
+        >>> SliceMLPGate(32, num_heads=2)(torch.zeros(5, 4, 32)).shape
+        torch.Size([5, 2, 4, 1])
     """
 
     without_decay = frozenset({"inner_bias"})

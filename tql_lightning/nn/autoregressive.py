@@ -114,6 +114,11 @@ class AutoregressiveCritic(nn.Module):
 
     Raises:
         ValueError: A size is out of its range; the message names it.
+
+    Examples:
+        >>> critic = AutoregressiveCritic(3, 2, num_bins=8, hidden_dim=32)
+        >>> critic(torch.zeros(5, 3)).logits.shape
+        torch.Size([5, 2, 8])
     """
 
     def __init__(

@@ -25,6 +25,11 @@ class CategoricalProjection(ValueLoss):
 
     Raises:
         ValueError: The range is unknown or empty, or ``num_atoms`` is below 2.
+
+    Examples:
+        >>> loss = CategoricalProjection(return_range=(-10.0, 0.0), num_atoms=5)
+        >>> loss.support
+        [-10.0, -7.5, -5.0, -2.5, 0.0]
     """
 
     atoms: Tensor

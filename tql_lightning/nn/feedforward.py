@@ -15,6 +15,10 @@ class FeedForward(nn.Sequential):
         hidden_dim: H.
         inner_dim: width between W1 and W2.
         dropout: probability of both dropouts.
+
+    Examples:
+        >>> FeedForward(32, 64, dropout=0.0)(torch.zeros(5, 4, 32)).shape
+        torch.Size([5, 4, 32])
     """
 
     def __init__(self, hidden_dim: int, inner_dim: int, dropout: float) -> None:
@@ -36,6 +40,10 @@ class SwiGLU(nn.Module):
         hidden_dim: H.
         inner_dim: width that `FeedForward` would have.
         dropout: probability of both dropouts.
+
+    Examples:
+        >>> SwiGLU(32, 64, dropout=0.0)(torch.zeros(5, 4, 32)).shape
+        torch.Size([5, 4, 32])
     """
 
     def __init__(self, hidden_dim: int, inner_dim: int, dropout: float) -> None:

@@ -28,6 +28,10 @@ class GaussianPolicy(nn.Module):
 
     Raises:
         ValueError: There is no hidden layer, or the size of one is below 1.
+
+    Examples:
+        >>> GaussianPolicy(3, 1, hidden_dims=[32]).mode(torch.zeros(5, 3)).shape
+        torch.Size([5, 1])
     """
 
     def __init__(
@@ -81,7 +85,12 @@ class GaussianPolicy(nn.Module):
 
 
 class SquashedGaussianPolicy(GaussianPolicy):
-    """The tanh of a Gaussian sample; see `GaussianPolicy` for the arguments."""
+    """The tanh of a Gaussian sample; see `GaussianPolicy` for the arguments.
+
+    Examples:
+        >>> SquashedGaussianPolicy(3, 1, hidden_dims=[32]).mode(torch.zeros(5, 3)).shape
+        torch.Size([5, 1])
+    """
 
     def mode(self, observations: Tensor) -> Tensor:
         """Returns the tanh of the mean: (..., n_s) -> (..., n_a)."""

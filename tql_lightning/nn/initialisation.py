@@ -19,6 +19,10 @@ class LayerNorm(nn.LayerNorm):
     Args:
         dim: Size of the last dimension, which is normalised.
         eps: Constant added to the variance.
+
+    Examples:
+        >>> LayerNorm(2)(torch.tensor([1.0, 3.0])).detach()
+        tensor([-1.0000,  1.0000])
     """
 
     def __init__(self, dim: int, eps: float = LAYER_NORM_EPS) -> None:
@@ -31,6 +35,10 @@ class RMSNorm(nn.RMSNorm):
     Args:
         dim: Size of the last dimension, which is normalised.
         eps: Constant added to the mean square.
+
+    Examples:
+        >>> RMSNorm(2)(torch.tensor([3.0, 3.0])).detach()
+        tensor([1.0000, 1.0000])
     """
 
     def __init__(self, dim: int, eps: float = LAYER_NORM_EPS) -> None:

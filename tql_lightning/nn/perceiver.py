@@ -74,6 +74,11 @@ class PerceiverCritic(Critic):
 
     Raises:
         ValueError: A size is not positive, or ``hidden_dim`` is below 2 or not a multiple of ``head_dim``.
+
+    Examples:
+        >>> critic = PerceiverCritic(3, 1, num_latents=4)
+        >>> critic(torch.zeros(5, 3), torch.zeros(5, 1)).values.shape
+        torch.Size([5, 1])
     """
 
     def __init__(

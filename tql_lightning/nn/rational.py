@@ -175,6 +175,10 @@ class RationalFeedForward(nn.Module):
 
     Raises:
         ValueError: A width is not a multiple of ``num_groups``, or a choice is unknown.
+
+    Examples:
+        >>> RationalFeedForward(32, 64, dropout=0.0)(torch.zeros(5, 4, 32)).shape
+        torch.Size([5, 4, 32])
     """
 
     def __init__(

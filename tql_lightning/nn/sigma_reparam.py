@@ -18,6 +18,11 @@ class SigmaReparam(nn.Module):
     Args:
         layer: Layer to reparametrise. A layer that stacks several maps, such as the fused query, key and value, has a
             sigma and a gamma for each of its ``stacked`` maps.
+
+    Examples:
+        >>> layer = nn.Linear(4, 2)
+        >>> SigmaReparam(layer)(layer.weight).shape
+        torch.Size([2, 4])
     """
 
     left: Tensor

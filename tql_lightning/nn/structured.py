@@ -38,6 +38,10 @@ class SelfGuide:
 
     Raises:
         ValueError: ``updates`` is below 1 or ``form`` is unknown.
+
+    Examples:
+        >>> LowRankLinear(32, 64, guide=SelfGuide(updates=1000))(torch.zeros(5, 32)).shape
+        torch.Size([5, 64])
     """
 
     updates: int
@@ -163,6 +167,10 @@ class LowRankLinear(StructuredLinear):
 
     Raises:
         ValueError: ``rank_ratio`` is out of range.
+
+    Examples:
+        >>> LowRankLinear(32, 64, rank_ratio=0.25)(torch.zeros(5, 32)).shape
+        torch.Size([5, 64])
     """
 
     def __init__(
@@ -197,6 +205,10 @@ class BlockDenseLinear(StructuredLinear):
 
     Raises:
         ValueError: ``rank_ratio`` is out of range or ``num_blocks`` does not divide n.
+
+    Examples:
+        >>> BlockDenseLinear(32, 64, num_blocks=2)(torch.zeros(5, 32)).shape
+        torch.Size([5, 64])
     """
 
     def __init__(
@@ -236,6 +248,10 @@ class BlockShuffleLinear(StructuredLinear):
 
     Raises:
         ValueError: ``num_blocks`` does not divide n and m.
+
+    Examples:
+        >>> BlockShuffleLinear(32, 64, num_blocks=2)(torch.zeros(5, 32)).shape
+        torch.Size([5, 64])
     """
 
     def __init__(

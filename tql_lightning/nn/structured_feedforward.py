@@ -20,6 +20,10 @@ class StructuredFeedForward(nn.Module):
         dropout: Probability of both dropouts.
         linear: Makes a map from (inputs, outputs).
         dense_blocks: Number of first blocks that keep the dense `FeedForward`; 1 as published, half of TQL's two.
+
+    Examples:
+        >>> StructuredFeedForward(32, 64, dropout=0.0)(torch.zeros(5, 4, 32)).shape
+        torch.Size([5, 4, 32])
     """
 
     def __init__(
@@ -59,6 +63,10 @@ class StructuredSwiGLU(nn.Module):
         dropout: Probability of both dropouts.
         linear: Makes a map from (inputs, outputs).
         dense_blocks: Number of first blocks that keep the dense `SwiGLU`; 1 as published.
+
+    Examples:
+        >>> StructuredSwiGLU(32, 64, dropout=0.0)(torch.zeros(5, 4, 32)).shape
+        torch.Size([5, 4, 32])
     """
 
     def __init__(

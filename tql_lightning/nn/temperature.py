@@ -56,6 +56,10 @@ class TargetSchedule:
 
     Raises:
         ValueError: ``updates`` is below 1, or ``form`` is unknown.
+
+    Examples:
+        >>> TargetSchedule(start_offset=0.5, updates=1000).offset(500)
+        0.25
     """
 
     start_offset: float
@@ -172,7 +176,12 @@ class AttentionTemperature(EntropyControl):
 
 
 class SingleTemperature(AttentionTemperature):
-    """One learned temperature for all layers and token groups, an ablation of the paper; see `AttentionTemperature`."""
+    """One learned temperature for all layers and token groups, an ablation of the paper; see `AttentionTemperature`.
+
+    Examples:
+        >>> SingleTemperature(num_layers=2, num_tokens=6)().shape
+        torch.Size([2, 2])
+    """
 
     shared = True
 
@@ -187,6 +196,11 @@ class FixedPenalty(EntropyControl):
 
     Raises:
         ValueError: ``weight`` is 0 (set the model's entropy control to null instead) or not finite.
+
+    Examples:
+        >>> FixedPenalty(num_layers=2, num_tokens=6, weight=0.5)()
+        tensor([[0.5000, 0.5000],
+                [0.5000, 0.5000]])
     """
 
     weight: Tensor

@@ -28,6 +28,12 @@ class TransformerBlock(nn.Module):
         norm: Makes a normalisation of tokens from their size.
         attention: Makes the attention from (hidden_dim, num_heads).
         feedforward: Makes the feed-forward layer from (hidden_dim, inner_dim, dropout).
+
+    Examples:
+        >>> block = TransformerBlock(32, num_heads=2, inner_dim=64, dropout=0.0)
+        >>> tokens, entropy = block(torch.zeros(5, 4, 32), value_only=False, with_entropy=True)
+        >>> tokens.shape
+        torch.Size([5, 4, 32])
     """
 
     def __init__(
@@ -69,6 +75,12 @@ class SandwichBlock(TransformerBlock):
     """A block that also normalises the outputs of attention and feed-forward layer (sandwich norm, arXiv 2105.13290).
 
     x + Drop(norm(attention(norm x))), then x + norm(feedforward(norm x)); arguments as of `TransformerBlock`.
+
+    Examples:
+        >>> block = SandwichBlock(32, num_heads=2, inner_dim=64, dropout=0.0)
+        >>> tokens, entropy = block(torch.zeros(5, 4, 32), value_only=True, with_entropy=True)
+        >>> tokens.shape
+        torch.Size([5, 1, 32])
     """
 
     def branch_output(self, norm: Norm, hidden_dim: int) -> nn.Module:

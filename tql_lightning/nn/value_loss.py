@@ -84,6 +84,11 @@ class SquaredError(ValueLoss):
 
     Args:
         return_range: Unused; every value loss takes it.
+
+    Examples:
+        >>> loss = SquaredError(return_range=None)
+        >>> loss(torch.zeros(5, 2), None, torch.ones(5))
+        tensor(1.)
     """
 
     def __init__(self, return_range: tuple[float, float] | None) -> None:
@@ -112,6 +117,11 @@ class HLGauss(ValueLoss):
 
     Raises:
         ValueError: The range is unknown or empty, or an argument is out of its range.
+
+    Examples:
+        >>> loss = HLGauss(return_range=(-10.0, 0.0), num_bins=11)
+        >>> len(loss.support)
+        11
     """
 
     edges: Tensor

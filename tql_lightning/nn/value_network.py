@@ -19,6 +19,10 @@ class ValueNetwork(nn.Module):
 
     Raises:
         ValueError: There is no hidden layer, or the size of one is below 1.
+
+    Examples:
+        >>> ValueNetwork(3, hidden_dims=[32])(torch.zeros(5, 3)).shape
+        torch.Size([5])
     """
 
     def __init__(

@@ -40,6 +40,11 @@ class VelocityCritic(nn.Module):
 
     Raises:
         ValueError: An argument is out of its range; the message names it.
+
+    Examples:
+        >>> critic = VelocityCritic(3, 1, low=-10.0, high=0.0, hidden_dims=[32])
+        >>> critic(torch.zeros(5, 3), torch.zeros(5, 1), x0=torch.zeros(5, 1)).shape
+        torch.Size([5, 2])
     """
 
     edges: Tensor

@@ -14,11 +14,11 @@ function element(name, attributes, parent, text) {
   return made;
 }
 
-function number(value) {
+function number(value, digits = 3) {
   if (value === null || value === undefined) return "–";
   const size = Math.abs(value);
   const text = size >= 1000 ? Math.round(value).toLocaleString("en-US")
-    : size !== 0 && size < 1e-3 ? value.toExponential(2) : String(Number(value.toPrecision(size >= 100 ? 4 : 3)));
+    : size !== 0 && size < 1e-3 ? value.toExponential(2) : String(Number(value.toPrecision(size >= 100 ? digits + 1 : digits)));
   return text.replace("-", "−");
 }
 
@@ -40,10 +40,17 @@ function updateTicks(first, last, count) {
     .filter((tick, index, all) => all.indexOf(tick) === index);
 }
 
-function short(value) {
+function short(value, digits) {
   const size = Math.abs(value);
-  if (size >= 1e6) return `${number(value / 1e6)}M`;
-  return size >= 1e4 ? `${number(value / 1e3)}k` : number(value);
+  if (size >= 1e6) return `${number(value / 1e6, digits)}M`;
+  return size >= 1e4 ? `${number(value / 1e3, digits)}k` : number(value, digits);
+}
+
+// Ticks with their labels, in as few digits as tell them apart.
+function labelled(found) {
+  const texts = (digits) => found.map((tick) => short(tick, digits));
+  const digits = [3, 4, 5, 6, 7].find((each) => new Set(texts(each)).size === found.length) || 8;
+  return texts(digits).map((text, index) => [found[index], text]);
 }
 
 // A path through the points that have a value; it is broken where one is missing and `across` is false.
@@ -137,9 +144,9 @@ class Chart {
     const [low, high] = this.range();
     this.x = (update) => (first === last ? (left + right) / 2 : left + ((update - first) / (last - first)) * (right - left));
     this.y = (value) => bottom - ((value - low) / (high - low)) * (bottom - top);
-    ticks(low, high, 5).forEach((tick) => {
+    labelled(ticks(low, high, 5)).forEach(([tick, text]) => {
       element("svg:line", { class: "grid", x1: left, x2: right, y1: this.y(tick), y2: this.y(tick) }, this.svg);
-      element("svg:text", { x: left - 6, y: this.y(tick) + 4, "text-anchor": "end" }, this.svg, short(tick));
+      element("svg:text", { x: left - 6, y: this.y(tick) + 4, "text-anchor": "end" }, this.svg, text);
     });
     updateTicks(first, last, width < 420 ? 3 : 6).forEach((tick) => {
       const anchor = this.x(tick) > right - 20 ? "end" : "middle";

@@ -6,6 +6,7 @@ import csv
 import html
 import io
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from tql_lightning.trust.text import shown
 TableFormat = Literal["md", "csv", "latex", "json"]
 MARK = "†"  # of published figures
 NONE = "–"
+MINUS = re.compile(r"(?<![\w.)])-(?=\d)")
 
 
 def render_table(summary: Summary, format: TableFormat) -> str:  # noqa: A002  (the option's name)
@@ -45,13 +47,13 @@ def _shown_or_refused() -> Iterator[None]:
 
 
 def table_html(summary: Summary) -> str:
-    """The table as HTML, for the page of runs."""
+    """The table as HTML, for the page of runs, which compares methods itself."""
     with _shown_or_refused():
         return _html(summary)
 
 
 def _html(summary: Summary) -> str:
-    parts: list[str | list[list[str]]] = [_cells(summary), *_notes(summary)]
+    parts: list[str | list[list[str]]] = [_cells(summary), *_notes(summary | {"improvement": []})]
     parts += _search_parts(summary["search"]) if "search" in summary else []
     return "".join(
         f'<p class="soft small">{html.escape(part)}</p>\n' if isinstance(part, str) else _html_table(part)
@@ -64,7 +66,10 @@ def _html_table(table: Sequence[Sequence[str]]) -> str:
     cells = "".join(f'<th scope="col" class="r">{html.escape(cell)}</th>' for cell in head[1:])
     body = "".join(
         f'<tr><th scope="row">{html.escape(row[0])}</th>'
-        + "".join(f'<td class="r">{html.escape(cell)}</td>' for cell in row[1:])
+        + "".join(
+            f'<td class="r" data-label="{html.escape(name)}">{html.escape(MINUS.sub("−", cell))}</td>'
+            for name, cell in zip(head[1:], row[1:], strict=True)
+        )
         + "</tr>\n"
         for row in rows
     )

@@ -58,5 +58,7 @@ def _against(best: Result, second: Result, pairs: Sequence[Comparison], number: 
     if pair is None or not pair.over_runs or pair.method.index != best.method.index:
         return f", the next is {other}"
     sure = pair.estimate.low > 0.5
-    likely = f"a run of it beats one with probability {number(pair.estimate.value)}"
-    return f"; {likely} of {other}" if sure else f", the next is {other}; {likely}, which may be chance"
+    chance = f"with probability {number(pair.estimate.value)}"
+    if sure:
+        return f"; {chance} a run of it beats one of {other}"
+    return f", the next is {other}; {chance} a run of it beats one of that, which may be chance"

@@ -67,6 +67,11 @@ class WholeCheckpointIO(TorchCheckpointIO):
     into a folder removes temporary files of interrupted writes. ``tql fit`` uses this plugin unless
     ``trainer.plugins`` names another ``CheckpointIO``. From Python: ``Trainer(plugins=WholeCheckpointIO())``. URLs
     (``s3://...``) are written and read by Lightning's own plugin.
+
+    Examples:
+        >>> checkpoint = WholeCheckpointIO().load_checkpoint("runs/script/seed_0/checkpoints/last.ckpt")
+        >>> "state_dict" in checkpoint
+        True
     """
 
     def __init__(self) -> None:

@@ -52,16 +52,8 @@ PATIENCE = 600.0  # seconds for two processes that need a few, where many progra
 class AlgorithmContract(ABC):
     """What training, resume, several processes, compilation, evaluation and export rely on, as tests of one algorithm.
 
-    In a test file::
-
-        from tql_lightning.testing import AlgorithmContract
-
-        class TestMine(AlgorithmContract):
-            def make(self, observation_dim, action_dim):
-                return Mine(observation_dim, action_dim, critic=partial(MLPCritic, hidden_dims=(32, 32)))
-
-    Networks should be small, and learning rates high enough to learn in ``learning_updates``: the whole contract is to
-    take seconds. A test's message names what does not hold.
+    Subclass it in a test file, and pytest runs it. Networks should be small, and learning rates high enough to learn in
+    ``learning_updates``: the whole contract is to take seconds. A test's message names what does not hold.
 
     Attributes:
         learning_updates: Updates in which the algorithm has to beat behaviour cloning.
@@ -73,6 +65,13 @@ class AlgorithmContract(ABC):
             gradient is an error.
         data: Further settings of `OfflineDataModule`, such as ``{"n_step": 3, "action_chunk": 2}``; the action
             dimension that `make` is given is that of ``action_chunk`` actions.
+
+    Examples:
+        >>> from functools import partial
+        >>> from tql_lightning import TQL, MLPCritic
+        >>> class TestMine(AlgorithmContract):
+        ...     def make(self, observation_dim, action_dim):
+        ...         return TQL(observation_dim, action_dim, critic=partial(MLPCritic, hidden_dims=(32, 32)))
     """
 
     learning_updates: ClassVar[int] = 300
