@@ -64,18 +64,8 @@ class BehaviourFlow(nn.Module):
             release); 0 for the time itself.
 
     Raises:
-    <<<<<<< HEAD
         ValueError: There is no hidden layer, a size is below 1, ``flow_steps`` or ``num_samples`` is below 1 or above
             `MOST_STEPS` or `MOST_SAMPLES`, or ``time_features`` is odd or 2.
-    =======
-        ValueError: There is no hidden layer, a size, ``flow_steps`` or ``num_samples`` is below 1, or
-            ``time_features`` is odd or 2.
-
-    Examples:
-        >>> flow = BehaviourFlow(3, 1, hidden_dims=[32], flow_steps=5)
-        >>> flow.flow_actions(torch.zeros(5, 3), noise=torch.zeros(5, 1)).shape
-        torch.Size([5, 1])
-    >>>>>>> i18
     """
 
     def __init__(
