@@ -66,6 +66,11 @@ class BehaviourFlow(nn.Module):
     Raises:
         ValueError: There is no hidden layer, a size is below 1, ``flow_steps`` or ``num_samples`` is below 1 or above
             `MOST_STEPS` or `MOST_SAMPLES`, or ``time_features`` is odd or 2.
+
+    Examples:
+        >>> flow = BehaviourFlow(3, 1, hidden_dims=[32], flow_steps=5)
+        >>> flow.flow_actions(torch.zeros(5, 3), noise=torch.zeros(5, 1)).shape
+        torch.Size([5, 1])
     """
 
     def __init__(
