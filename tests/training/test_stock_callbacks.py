@@ -33,10 +33,12 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.loggers import CSVLogger
 
 from tests import environments  # noqa: F401  (registers)
+from tests.command_line import TINY, call_tql
 from tests.toy import fit, toy_model
 from tql_lightning.callbacks.attention_map import AttentionMap
 from tql_lightning.callbacks.best_checkpoint import BestCheckpoint
 from tql_lightning.callbacks.checkpointing import LastCheckpoint
+from tql_lightning.callbacks.periodic import PeriodicObserver
 from tql_lightning.callbacks.q_landscape import QLandscape
 from tql_lightning.callbacks.rollout_evaluation import RolloutEvaluation
 from tql_lightning.evaluation.rollout import rollout
@@ -59,8 +61,22 @@ def train(folder: Path, *callbacks: Callback, updates: int = 60, **settings: Any
 class Logs(Callback):
     """Logs as Lightning's documentation shows."""
 
+    trainer: Any = None  # of the last run
+
     def on_train_batch_end(self, trainer, pl_module, *_) -> None:  # type: ignore[no-untyped-def]
+        Logs.trainer = trainer
         pl_module.log("user/update", float(trainer.global_step))
+
+
+class Observes(PeriodicObserver):
+    """Logs a metric as the package's own observers do."""
+
+    def observe(self, trainer: Trainer, model: Any) -> dict[str, float]:
+        return {"train/observed": float(trainer.global_step)}
+
+
+def batch_rows(batch: Any) -> int:
+    return int(batch[0][0].shape[1])
 
 
 class CountingCPU(CPUAccelerator):
@@ -92,31 +108,84 @@ class Run:
         return sorted(int(path.stem.partition("=")[2]) for path in (self.folder / name).glob("*.ckpt"))
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+# The same callbacks as in `run`, as `tql fit` is given them.
+CONFIGURED = """
+trainer:
+  accelerator: {class_path: tests.training.test_stock_callbacks.CountingCPU}
+  max_steps: 60
+  log_every_n_steps: 10
+  val_check_interval: 15
+  num_sanity_val_steps: 0
+  enable_progress_bar: false
+  callbacks:
+    - class_path: tests.training.test_stock_callbacks.Logs
+    - class_path: RolloutEvaluation
+      init_args: {episodes: 1, every_n_updates: 20, num_envs: 1, env_id: "tests.environments:Swing-v0"}
+    - class_path: LearningRateMonitor
+      init_args: {log_weight_decay: true}
+    - class_path: DeviceStatsMonitor
+      init_args: {cpu_stats: true}
+    - class_path: ThroughputMonitor
+      init_args: {batch_size_fn: tests.training.test_stock_callbacks.batch_rows, window_size: 5}
+    - class_path: ModelCheckpoint
+      init_args: {dirpath: run/return, monitor: eval/return, mode: max, filename: "{step}", save_top_k: -1}
+    - class_path: ModelCheckpoint
+      init_args:
+        {dirpath: run/loss, monitor: train/td_loss, every_n_train_steps: 15, filename: "{step}", save_top_k: -1}
+    - class_path: ModelCheckpoint
+      init_args: {dirpath: run/fifteen, every_n_train_steps: 15, filename: "{step}", save_top_k: -1}
+    - class_path: ModelCheckpoint
+      init_args: {dirpath: run/time, train_time_interval: "0:00:00", filename: "{step}", save_top_k: -1}
+    - class_path: QLandscape
+      init_args: {every_n_updates: 30}
+    - class_path: EarlyStopping
+      init_args: {monitor: eval/return, mode: max, patience: 99}
+"""
+
+
+@pytest.fixture(scope="module", params=["Trainer", pytest.param("tql fit", marks=pytest.mark.slow)])
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """One run with everything that only writes something down."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("run")
+    make = train_with_all if request.param == "Trainer" else fit_with_all
+    with pytest.warns(UserWarning, match="you need to define a `flops_per_batch`"):
+        trainer = make(folder)
+    folder = next(folder.rglob("metrics.csv")).parent
+    saving = {Path(each.dirpath).name: each for each in trainer.checkpoint_callbacks}
+    patient = next(each for each in trainer.callbacks if isinstance(each, EarlyStopping))
+    with (folder / "metrics.csv").open(newline="") as file:
+        return Run(folder, list(csv.DictReader(file)), {"patient": patient} | saving, trainer)
+
+
+def fit_with_all(folder: Path) -> Trainer:
+    (folder / "tiny.yaml").write_text(TINY)
+    (folder / "all.yaml").write_text(CONFIGURED)
+    files = ("--config", "tiny.yaml", "--config", "all.yaml")
+    fitted = call_tql(folder, "fit", *files, "--data.dataset=tests.toy.toy_dataset")
+    assert fitted.returncode == 0, fitted.stderr
+    trainer: Trainer = Logs.trainer
+    return trainer
+
+
+def train_with_all(folder: Path) -> Trainer:
     every: dict[str, Any] = {"filename": "{step}", "save_top_k": -1}
-    callbacks: dict[str, Callback] = {
-        "user": Logs(),
-        "evaluation": evaluation(20),
-        "rates": LearningRateMonitor(log_weight_decay=True),
-        "device": DeviceStatsMonitor(cpu_stats=True),
-        "throughput": ThroughputMonitor(batch_size_fn=lambda batch: batch[0][0].shape[1], window_size=5),
-        "best return": ModelCheckpoint(folder / "return", monitor="eval/return", mode="max", **every),
-        "loss": ModelCheckpoint(folder / "loss", monitor="train/td_loss", every_n_train_steps=15, **every),
-        "fifteen": ModelCheckpoint(folder / "fifteen", every_n_train_steps=15, **every),
-        "time": ModelCheckpoint(folder / "time", train_time_interval=timedelta(seconds=0), **every),
-        "landscape": QLandscape(30),
-        "patient": EarlyStopping("eval/return", mode="max", patience=99),
-    }
+    callbacks: list[Callback] = [
+        Logs(),
+        evaluation(20),
+        LearningRateMonitor(log_weight_decay=True),
+        DeviceStatsMonitor(cpu_stats=True),
+        ThroughputMonitor(batch_size_fn=batch_rows, window_size=5),
+        ModelCheckpoint(folder / "return", monitor="eval/return", mode="max", **every),
+        ModelCheckpoint(folder / "loss", monitor="train/td_loss", every_n_train_steps=15, **every),
+        ModelCheckpoint(folder / "fifteen", every_n_train_steps=15, **every),
+        ModelCheckpoint(folder / "time", train_time_interval=timedelta(seconds=0), **every),
+        Observes(30),
+        EarlyStopping("eval/return", mode="max", patience=99),
+    ]
     logger = CSVLogger(folder, name="", version="")
     settings = {"logger": logger, "accelerator": CountingCPU(), "val_check_interval": 15}
-    with pytest.warns(UserWarning, match="you need to define a `flops_per_batch`"):
-        trainer = train(folder, *callbacks.values(), **settings)
-    with (folder / "metrics.csv").open(newline="") as file:
-        return Run(folder, list(csv.DictReader(file)), callbacks, trainer)
+    return train(folder, *callbacks, **settings)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +235,7 @@ def test_a_checkpoint_is_written_where_its_setting_says(name: str, updates: list
 
 
 def test_a_checkpoint_is_kept_under_the_return_of_its_own_weights(run: Run) -> None:
-    scores = {Path(path).stem: float(score) for path, score in run.callbacks["best return"].best_k_models.items()}
+    scores = {Path(path).stem: float(score) for path, score in run.callbacks["return"].best_k_models.items()}
     logged = {f"step={row['step']}": float(row["eval/return"]) for row in run.rows if row.get("eval/return")}
     assert scores == pytest.approx({name: logged[name] for name in scores})
 

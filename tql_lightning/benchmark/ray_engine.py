@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any, NamedTuple
 
 from tql_lightning.benchmark.plan import PlannedRun
@@ -35,19 +36,25 @@ class Resources(NamedTuple):
     retries: int = 3
 
 
-def require_ray() -> Any:
+def require_ray(*further: str) -> Any:
     """The ray module.
 
+    Args:
+        further: Names of other packages that are needed with it.
+
     Raises:
-        ValueError: It is not installed.
+        ValueError: One is not installed.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
         import ray
+
+        for name in further:
+            import_module(name)
     except ImportError as error:
         raise ValueError(
-            "engine: ray needs its package; pip install 'tql-lightning[cluster]', or use --engine serial"
+            f"engine: ray needs its packages ({error}); pip install 'tql-lightning[cluster]', or use --engine serial"
         ) from error
     return ray
 

@@ -134,7 +134,7 @@ def search_suite(
         raise SuiteError(
             f"search: expected the runs of one method, found {', '.join(methods)}; add --methods and --sizes"
         )
-    require_ray()
+    require_ray("optuna")
     output.mkdir(parents=True, exist_ok=True)
     with _only_driver(output):
         write_plan(output, suite, [])

@@ -30,6 +30,8 @@ def short_message(error: BaseException) -> str | None:
         error: The exception.
     """
     text = str(error)
+    if isinstance(error, ModuleNotFoundError) and error.name and "pip install" not in text:
+        text = f"{text}; pip install {error.name.partition('.')[0]}"
     if not (USER_ERRORS & {each.__name__ for each in type(error).__mro__}):
         import torch
 

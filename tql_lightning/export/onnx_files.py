@@ -72,6 +72,7 @@ def write_onnx(network: ActingNetwork, metadata: Mapping[str, Any], folder: Path
         ExportError: A package is missing, or torch cannot write the network.
     """
     try:
+        import onnxruntime  # noqa: F401  (the comparison needs it)
         import onnxscript  # noqa: F401  (torch's exporter needs it)
     except ModuleNotFoundError as error:
         raise ExportError(f'format onnx: {error}; pip install "tql-lightning[export]"') from error
