@@ -43,7 +43,7 @@ def _changed_values(draw: st.DrawFn, whole: Any) -> Any:
         if place is not root and not draw(st.integers(0, 4)):
             del place[key]
         else:
-            place[key] = draw(st.sampled_from(ODD))
+            place[key] = copy.deepcopy(draw(st.sampled_from(ODD)))
         if not root["root"] or not isinstance(root["root"], dict | list):
             break
     return root["root"]

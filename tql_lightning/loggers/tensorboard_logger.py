@@ -148,6 +148,12 @@ class ContinuedTensorBoardLogger(TensorBoardLogger):
             super().finalize(status)
 
     @property
+    def log_dir(self) -> str:
+        """Folder of the event files. A "$" in its name is one, as in a run's other files, and names no variable."""
+        version = self.version if isinstance(self.version, str) else f"version_{self.version}"
+        return str(Path(self.root_dir).expanduser() / version)
+
+    @property
     @rank_zero_experiment
     def experiment(self) -> Any:
         """The writer, made at first use. Its errors name the folder, which those of its thread do not."""
