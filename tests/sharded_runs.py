@@ -1,35 +1,48 @@
 """Runs whose weights may be in shares, with all that looks at them; as a script, those of two processes.
 
-Its arguments: a folder, and a checkpoint of five updates of one process.
+Its arguments: a folder, and a checkpoint of five updates of one process. Without the checkpoint it trains methods other
+than TQL.
 """
 
 from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.tensor import DTensor
 
 from tests.toy import fit, toy_model
+from tql_lightning.algorithms.floq import Floq
+from tql_lightning.algorithms.iql import IQL
+from tql_lightning.algorithms.q_transformer import QTransformer
+from tql_lightning.algorithms.rebrac import ReBRAC
 from tql_lightning.callbacks.attention_entropy import AttentionEntropyMonitor
 from tql_lightning.callbacks.attention_map import AttentionMap
 from tql_lightning.callbacks.before_divergence import BeforeDivergence
 from tql_lightning.callbacks.checkpointing import LastCheckpoint
 from tql_lightning.callbacks.q_landscape import QLandscape
 from tql_lightning.callbacks.rollout_evaluation import RolloutEvaluation
+from tql_lightning.nn.autoregressive import AutoregressiveCritic
 from tql_lightning.nn.critic import MLPCritic, TransformerCritic
+from tql_lightning.nn.gaussian_policy import GaussianPolicy, SquashedGaussianPolicy
+from tql_lightning.nn.layer_temperature import LayerTemperature
+from tql_lightning.nn.policy import FlowPolicy
 from tql_lightning.nn.sigma_reparam import SigmaReparam
 from tql_lightning.nn.temperature import AttentionTemperature, TargetSchedule
+from tql_lightning.nn.value_network import ValueNetwork
+from tql_lightning.nn.velocity_critic import VelocityCritic
 from tql_lightning.run.checkpoint_io import WholeCheckpointIO
+from tql_lightning.training.algorithm import Algorithm
 from tql_lightning.training.divergence import TrainingDivergedError
 
 TRANSFORMER: dict[str, Any] = {
@@ -41,6 +54,25 @@ TRANSFORMER: dict[str, Any] = {
     "tau": 0.1,
 }
 MLP: dict[str, Any] = {"critic": partial(MLPCritic, hidden_dims=(8, 8))}
+SMALL: dict[str, Any] = {"hidden_dims": (8, 8)}
+RETURNS: dict[str, Any] = {"reward_range": (-4.0, 4.0), "final_reward_range": (-4.0, 4.0)}
+METHODS: dict[str, Callable[[], Algorithm]] = {
+    "floq": lambda: Floq(
+        *(3, 1),
+        velocity_critic=partial(VelocityCritic, **SMALL, flow_steps=2),
+        policy=partial(FlowPolicy, **SMALL, flow_steps=2),
+        noise_samples=2,
+        **MLP,
+        **RETURNS,
+    ),
+    "q_transformer": lambda: QTransformer(
+        *(3, 1),
+        critic=partial(AutoregressiveCritic, hidden_dim=16, head_dim=8, num_bins=4),
+        entropy_control=LayerTemperature,
+        **RETURNS,
+    ),
+    "rebrac": lambda: ReBRAC(3, 1, policy=partial(SquashedGaussianPolicy, **SMALL), **MLP),
+}
 
 
 class Shares(Callback):
@@ -56,10 +88,22 @@ class Shares(Callback):
 
 
 def train(folder: Path, processes: int, model: dict[str, Any], updates: int, **settings: Any) -> Trainer:
-    """Trains in float64, sharded where there are several processes."""
+    """Trains TQL in float64, sharded where there are several processes."""
+    return train_model(folder, processes, toy_model(**model), updates, **settings)
+
+
+def train_model(folder: Path, processes: int, model: Any, updates: int, **settings: Any) -> Trainer:
+    """Trains any model in float64, sharded where there are several processes."""
     defaults: dict[str, Any] = {"precision": "64-true", "plugins": [WholeCheckpointIO()], "devices": processes}
     strategy = {"strategy": "sharded"} if processes > 1 else {}
-    return fit(folder, toy_model(**model), updates, **(defaults | strategy | settings))
+    return fit(folder, model, updates, **(defaults | strategy | settings))
+
+
+def train_methods(folder: Path, processes: int) -> None:
+    """Six updates of each method, of which ReBRAC's actor has three; leaves a checkpoint of each."""
+    for name, make in METHODS.items():
+        seed_everything(0, verbose=False)
+        train_model(folder, processes, make(), 6, updates_per_step=3).save_checkpoint(folder / f"{name}.ckpt")
 
 
 def train_watched(folder: Path, processes: int) -> None:
@@ -111,9 +155,21 @@ def assert_refused(folder: Path) -> None:
             train(folder, 2, model, 5, **settings)
 
 
+def assert_loose_weights_are_refused(folder: Path) -> None:
+    """A learned standard deviation is in no module with a forward, which would gather it."""
+    policy = partial(GaussianPolicy, **SMALL, learned_std=True)
+    model = IQL(3, 1, value=partial(ValueNetwork, **SMALL), policy=policy, **MLP)
+    with pytest.raises(ValueError, match=r"found log_std of GaussianPolicy; use ddp"):
+        train_model(folder, 2, model, 5)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     root = Path(sys.argv[1])
+    if len(sys.argv) == 2:
+        train_methods(root / "two", 2)
+        assert_loose_weights_are_refused(root)
+        sys.exit()
     assert_refused(root)
     train_watched(root / "two", 2)
     train(root, 2, TRANSFORMER, 10, ckpt_path=Path(sys.argv[2])).save_checkpoint(root / "continued.ckpt")

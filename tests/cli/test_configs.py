@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
@@ -322,3 +323,16 @@ def test_methods_hold_the_published_values(method: str, problem: str, monkeypatc
     width = 256 if method == "iql" else 512  # on manipulation
     assert [layer.out_features for layer in model.critic.members[0].linear_layers] == [width] * 4 + [1]
     assert (model.temperature, model.tau, model.optimisation.weight_decay) == (None, 0.005, 0.0)
+
+
+@pytest.mark.parametrize("method", ["iql.IQL", "rebrac.ReBRAC"])
+def test_the_documented_file_puts_a_controlled_transformer_into_other_methods(
+    method: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Critic, entropy control and classification are settings of a method, not code."""
+    text = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
+    (documented,) = re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)
+    (tmp_path / "mine.yaml").write_text(documented.replace("iql.IQL", method))
+    model = method_model(monkeypatch, "quickstart", str(tmp_path / "mine.yaml"))
+    names = [type(part).__name__ for part in (model, model.critic, model.temperature, model.td_loss)]
+    assert names == [method.partition(".")[2], "TransformerCritic", "AttentionTemperature", "HLGauss"]

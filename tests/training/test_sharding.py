@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tests.command_line import PATIENCE
-from tests.sharded_runs import MLP, TRANSFORMER, train, train_watched
+from tests.sharded_runs import METHODS, MLP, TRANSFORMER, train, train_methods, train_watched
 from tql_lightning.algorithms.loading import load_checkpoint
 from tql_lightning.run.checkpoint_io import read_checkpoint
 from tql_lightning.run.folder import before_divergence_file, evaluation_files
@@ -31,11 +31,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     torch.set_num_threads(1)
     train_watched(folder / "one", 1)
-    command = [sys.executable, "-m", "tests.sharded_runs", str(folder), str(folder / "one" / "previous.ckpt")]
+    run_two_processes(folder, folder / "one" / "previous.ckpt")
+    return folder
+
+
+def run_two_processes(*arguments: Path) -> None:
+    command = [sys.executable, "-m", "tests.sharded_runs", *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "MASTER_PORT": str(quiet_port())}
     finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert finished.returncode == 0, finished.stderr
-    return folder
 
 
 def numbers(path: Path) -> dict[str, Tensor]:
@@ -57,6 +61,14 @@ def assert_same(one: Path, other: Path) -> None:
 def test_two_sharded_processes_make_the_updates_of_one(runs: Path) -> None:
     """Weights, target, temperatures and the optimizer's state, in float64."""
     assert_same(runs / "two" / "last.ckpt", runs / "one" / "last.ckpt")
+
+
+def test_two_sharded_processes_make_the_updates_of_one_with_every_kind_of_critic(tmp_path: Path) -> None:
+    """A flow critic, an autoregressive one under entropy control, and a policy that trains at every other update."""
+    train_methods(tmp_path / "one", 1)
+    run_two_processes(tmp_path)
+    for name in METHODS:
+        assert_same(tmp_path / "two" / f"{name}.ckpt", tmp_path / "one" / f"{name}.ckpt")
 
 
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")

@@ -125,7 +125,7 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
     Raises:
         ValueError: A parameter is in no module with a forward method.
     """
-    if any(is_sharded(module) for module in model.modules()):
+    if is_sharded(model):
         return
     # FSDP warns of in-place changes to outputs of a module; no module here makes any.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
@@ -134,8 +134,8 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether a module's weights are sharded."""
-    return isinstance(module, FSDPModule)
+    """Whether weights of a module, or of a part of it, are sharded."""
+    return any(isinstance(part, FSDPModule) for part in module.modules())
 
 
 def own_shares(tensors: Iterator[nn.Parameter]) -> list[Tensor]:
@@ -201,7 +201,7 @@ def _shard_child(module: nn.Module, mesh: DeviceMesh) -> None:
         return
     lists = [each for each in module.modules() if type(each) is nn.ModuleList]
     for part in [part for each in reversed(lists) for part in each if _has_forward(part)]:
-        if any(True for _ in part.parameters()) and not is_sharded(part):
+        if any(True for _ in part.parameters()) and not isinstance(part, FSDPModule):
             fully_shard(part, mesh=mesh, reshard_after_forward=True)
     fully_shard(module, mesh=mesh, reshard_after_forward=True)
     if not any(parameter.requires_grad for parameter in module.parameters()):
