@@ -26,15 +26,6 @@ def test_flow_actions_are_euler_steps_clipped_at_the_end(policy: FlowPolicy) -> 
     torch.testing.assert_close(policy.flow_actions(observations, noise), expected.clamp(-1, 1))
 
 
-def test_many_rows_at_once_are_rows_alone(policy: FlowPolicy) -> None:
-    """Without gradients a CPU takes rows in blocks, the last of which is shorter."""
-    observations, noise = torch.randn(3, 400, 3), torch.randn(3, 400, 2)
-    together = policy.one_step_actions(observations, noise)
-    with torch.no_grad():
-        torch.testing.assert_close(policy.one_step_actions(observations, noise), together)
-        torch.testing.assert_close(policy.one_step_actions(observations[2, 399], noise[2, 399]), together[2, 399])
-
-
 def test_the_flow_learns_a_distribution_with_two_modes(policy: FlowPolicy) -> None:
     optimizer = torch.optim.Adam(policy.parameters(), lr=1e-2)
     observations = torch.zeros(256, 3)

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tql_lightning.nn.initialisation import LayerNorm
-
-BLOCK_ROWS = 512  # a hidden layer of 512 is then 1 MiB
 
 
 class MLP(nn.Sequential):
@@ -41,23 +38,6 @@ class MLP(nn.Sequential):
         for layer in self.linear_layers:
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps (..., in) to (..., out).
-
-        On a CPU and without gradients all layers see a block of rows before the next one, so that hidden layers stay
-        in the processor's cache.
-        """
-        whole = torch.is_grad_enabled() or x.device.type != "cpu" or torch.compiler.is_compiling()
-        if whole or x.shape[:-1].numel() <= BLOCK_ROWS:
-            return self._layers(x)
-        blocks = [self._layers(rows) for rows in torch.split(x.flatten(0, -2), BLOCK_ROWS)]
-        return torch.cat(blocks).view(*x.shape[:-1], -1)
-
-    def _layers(self, x: Tensor) -> Tensor:
-        for layer in self:
-            x = layer(x)
-        return x
 
     @property
     def linear_layers(self) -> list[nn.Linear]:
