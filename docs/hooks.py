@@ -61,3 +61,8 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     if page.file.src_uri == "api.md":
         return markdown
     return re.sub(r"^(::: .*)$(?!\n    )", r"\1\n    options: {members: false}", markdown, flags=re.MULTILINE)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Ends a paragraph before a block with one colon; docstrings have reStructuredText's two."""
+    return html.replace("::</p>", ":</p>")

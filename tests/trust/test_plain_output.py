@@ -25,6 +25,7 @@ from tests.toy import toy_dataset
 from tql_lightning import Policy
 from tql_lightning.data.sources.npy_folder import save_npy_folder
 from tql_lightning.export.policy_folder import PolicyError
+from tql_lightning.trust import output
 from tql_lightning.trust.output import plain_messages, plain_output
 from tql_lightning.trust.text import LONGEST_MESSAGE, FileError, escaped, shown
 
@@ -145,6 +146,15 @@ def test_warnings_and_log_records_are_plain_within_the_block(monkeypatch: pytest
     logger.removeHandler(handler)
     assert given == [f"{SHOWN}\nsecond", "plain"]
     assert logged.getvalue() == f"a {SHOWN} of it\nplain 3\n"
+
+
+def test_our_own_warnings_show_no_line_of_source() -> None:
+    own, foreign = (("mind the gap", UserWarning, file, 1) for file in (output.__file__, "elsewhere.py"))
+    before = [warnings.formatwarning(*given) for given in (own, foreign)]
+    with plain_messages():
+        assert warnings.formatwarning(*own) == "tql: warning: mind the gap\n"
+        assert warnings.formatwarning(*foreign) == before[1]
+    assert [warnings.formatwarning(*given) for given in (own, foreign)] == before
 
 
 def test_progress_bars_move_and_say_nothing_else_of_a_terminals(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,18 +8,20 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TextIO, cast
 
 from tql_lightning.trust.text import escaped
 
 # What progress bars write to move within the line, or up by some.
 _MOVES = re.compile(r"[\r\n]*(\x1b\[A)*|\r")
+_PACKAGE = Path(__file__).parents[1]
 
 
 @contextmanager
 def plain_messages() -> Iterator[None]:
-    """Within the block, warnings and log records show control characters as text."""
-    show, make = warnings.showwarning, logging.getLogRecordFactory()
+    """Within the block, warnings and log records show control characters as text, and our warnings no source line."""
+    show, make, form = warnings.showwarning, logging.getLogRecordFactory(), warnings.formatwarning
 
     def show_plainly(
         message: Warning | str,
@@ -32,6 +34,12 @@ def plain_messages() -> Iterator[None]:
         plain = escaped(str(message), keep="\n\t")
         show(plain if plain != str(message) else message, category, filename, lineno, file, line)
 
+    def form_briefly(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        own = Path(filename).is_relative_to(_PACKAGE)
+        return f"tql: warning: {message}\n" if own else form(message, category, filename, lineno, line)
+
     def make_plainly(*fields: Any, **named: Any) -> logging.LogRecord:
         record = make(*fields, **named)
         text = record.getMessage()
@@ -39,12 +47,12 @@ def plain_messages() -> Iterator[None]:
             record.msg, record.args = escaped(text, keep="\n\t"), ()
         return record
 
-    warnings.showwarning = show_plainly
+    warnings.showwarning, warnings.formatwarning = show_plainly, form_briefly
     logging.setLogRecordFactory(make_plainly)
     try:
         yield
     finally:
-        warnings.showwarning = show
+        warnings.showwarning, warnings.formatwarning = show, form
         logging.setLogRecordFactory(make)
 
 
