@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonargparse
+import torch
 import yaml
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -72,8 +73,9 @@ class TQLCLI(LightningCLI):
         self._commands, self._groups = commands or {}, groups or {}
         for name in own_callbacks.__all__:  # the parser knows classes by their names once they are imported
             getattr(own_callbacks, name)
-        # Lightning's Timer has one as the default of a str.
+        # Defaults of Lightning's callbacks: of Timer, where a str is expected, and of StochasticWeightAveraging.
         yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
+        yaml.SafeDumper.add_representer(torch.device, lambda dumper, device: dumper.represent_data(str(device)))
         # References such as ${trainer.max_steps} are resolved after overrides, and across files.
         jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
         parser = {"parser_mode": "omegaconf+", "exit_on_error": False, "allow_abbrev": False}
