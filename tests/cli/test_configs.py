@@ -71,7 +71,7 @@ def test_domains_hold_the_papers_values(domain: str, values: tuple[int, tuple[fl
 
 def test_every_domain_is_one_of_ogbench() -> None:
     domains = [name for name in PACKAGED if name.startswith("ogbench/")]
-    assert len(domains) == 11
+    assert len(domains) == 15
     for name in domains:
         configuration = parsed("--config", name)
         assert configuration["data"]["dataset"]["init_args"]["domain"] in known_domains()

@@ -225,7 +225,9 @@ def test_bounds_that_are_not_finite_are_refused(cache: Path) -> None:
     space = json.loads(metadata["action_space"])
     metadata["action_space"] = json.dumps(space | {"low": [float("-inf")]})
     path.write_text(json.dumps(metadata))
-    with pytest.raises(DatasetError, match=r"toy/set-v0: actions: expected bounded actions, found Box\(-inf, 2"):
+    with pytest.raises(
+        DatasetError, match=r"toy/set-v0: actions: expected bounded actions, each with low < high, found Box\(-inf, 2"
+    ):
         load_minari(NAME)
 
 

@@ -32,7 +32,7 @@ CALLED = [
         "_TrainingEpochLoop",
         ["_batches_that_stepped", "_should_check_val_fx", "_skip_next_val"],
     ),
-    ("lightning", "lightning.pytorch.loops.fit_loop", "_FitLoop", ["_data_fetcher"]),
+    ("lightning", "lightning.pytorch.loops.fit_loop", "_FitLoop", ["_data_fetcher", "_load_combined_loader_states"]),
     ("lightning", "lightning.pytorch", "Trainer", ["_active_loop", "_logger_connector"]),
     ("lightning", "lightning.pytorch.trainer.connectors.logger_connector.logger_connector", "_LoggerConnector", []),
     ("lightning", "lightning.pytorch.strategies", "DDPStrategy", ["_ddp_kwargs", "_pl_static_graph_delay_done"]),

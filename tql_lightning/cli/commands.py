@@ -231,12 +231,12 @@ def evaluate(
             raise ValueError(f"{name}: expected at least 1, found {value}")
     if json:
         require_writable(Path(json))
-    for checkpoint in checkpoints:
-        require_checkpoint(checkpoint)
     if video:
         from tql_lightning.evaluation.videos import require_video
 
         require_video()
+    for checkpoint in checkpoints:
+        require_checkpoint(checkpoint)
     from tql_lightning.algorithms.loading import load_checkpoint
     from tql_lightning.evaluation.checkpoint import evaluate_checkpoint
 
