@@ -207,6 +207,7 @@ def python_of(page: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (DOCS / f"{page}.md").read_text(), flags=re.DOTALL)
 
 
+@pytest.mark.slow
 def test_the_users_parts_shown_run_and_every_logged_metric_is_in_the_glossary(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger
 
+from tests.marks import slow_after
 from tests.toy import fit, toy_chunk, toy_dataset, toy_model
 from tql_lightning.algorithms.tql import TQL
 from tql_lightning.batch import at_update
@@ -117,7 +118,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", slow_after(2, VARIANTS))
 def test_variants_train_resume_exactly_and_load_without_arguments(name: str, tmp_path: Path) -> None:
     whole, first, rest = (toy_model(**VARIANTS[name]) for _ in range(3))
     before = state(whole)

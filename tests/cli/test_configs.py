@@ -14,6 +14,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from tests.command_line import TINY, call_tql, make_model, parse_fit
+from tests.marks import slow_after
 from tests.toy import fit
 from tql_lightning.algorithms.tql import TQL
 from tql_lightning.cli.configs import ConfigError, find_config, packaged_configs, refer_to_folder, resolve_configs
@@ -41,7 +42,10 @@ def parsed(*arguments: str) -> dict[str, Any]:
         return parse_fit(patch, *arguments)
 
 
-@pytest.mark.parametrize("name", [name for name in PACKAGED if not name.startswith(("size/", "variant/", "method/"))])
+@pytest.mark.parametrize(
+    "name",
+    slow_after(8, [name for name in reversed(PACKAGED) if not name.startswith(("size/", "variant/", "method/"))]),
+)
 def test_every_packaged_configuration_instantiates(name: str) -> None:
     """Sizes, variants and methods do below."""
     names_data = name == "quickstart" or name.startswith("ogbench/")
@@ -95,7 +99,7 @@ def plain() -> TQL:
     return make_model(parsed(*BASE), 37, 5)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", slow_after(4, VARIANTS))
 def test_variants_change_what_they_name_and_keep_size_and_targets(name: str, plain: TQL) -> None:
     model = make_model(parsed(*BASE, "--config", name), 37, 5)
 
@@ -112,7 +116,7 @@ def test_variants_change_what_they_name_and_keep_size_and_targets(name: str, pla
         assert name in ("variant/no_control", "variant/fixed_penalty")
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", slow_after(4, VARIANTS))
 def test_variants_train_in_bfloat16(name: str, tmp_path: Path) -> None:
     settings = deepcopy(parsed(*BASE, "--config", name)["model"])
     settings["critic"]["init_args"] |= {"hidden_dim": 16, "head_dim": 8}

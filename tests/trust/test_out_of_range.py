@@ -12,6 +12,7 @@ import torch
 
 from tests.command_line import TINY, call_tql
 from tests.export.test_policy import trained
+from tests.marks import slow_after
 from tests.report.runs import make_run
 from tql_lightning.loggers.csv_logger import MetricsFile
 from tql_lightning.report.page import write_report
@@ -72,7 +73,7 @@ STATES: dict[str, Change] = {
 }
 
 
-@pytest.mark.parametrize("change", STATES.values(), ids=STATES)
+@pytest.mark.parametrize("change", slow_after(5, STATES.values()), ids=STATES)
 def test_continuing_from_states_of_another_kind_is_a_short_error(change: Change, whole: Path, tmp_path: Path) -> None:
     forged(whole, tmp_path, change)
     (tmp_path / "tiny.yaml").write_text(TINY)

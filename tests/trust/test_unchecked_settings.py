@@ -14,6 +14,7 @@ import torch
 from tests.command_line import TINY, call_tql
 from tests.export.test_policy import trained
 from tests.forging import watched
+from tests.marks import slow_after
 from tests.toy import fit, toy_model
 from tql_lightning.algorithms.loading import load_checkpoint
 from tql_lightning.evaluation.background import EvaluationJob
@@ -123,7 +124,7 @@ def test_every_command_refuses_settings_under_old_keys(command: str, whole: Path
     assert not (folder / "run" / "config.yaml").exists()
 
 
-@pytest.mark.parametrize("change", STRINGS.values(), ids=STRINGS)
+@pytest.mark.parametrize("change", slow_after(4, STRINGS.values()), ids=STRINGS)
 def test_a_string_in_the_settings_is_never_parsed_into_a_part(change: Change, whole: Path, folder: Path) -> None:
     path = forged(whole, folder, change)
     with pytest.raises(CheckpointError, match="does not fit its model"):
