@@ -100,7 +100,7 @@ def train_model(folder: Path, processes: int, model: Any, updates: int, **settin
 
 
 def train_methods(folder: Path, processes: int) -> None:
-    """Six updates of each method, of which ReBRAC's actor has three; leaves a checkpoint of each."""
+    """Makes six updates with each method and leaves a checkpoint of each; ReBRAC's actor is updated three times."""
     for name, make in METHODS.items():
         seed_everything(0, verbose=False)
         train_model(folder, processes, make(), 6, updates_per_step=3).save_checkpoint(folder / f"{name}.ckpt")

@@ -24,7 +24,7 @@ from tql_lightning.run.folder import METRICS_FILE, SEARCH_FILE, evaluation_files
 from tql_lightning.run.metrics_csv import read_metrics
 from tql_lightning.run.naming import method_name, run_folder
 from tql_lightning.system.files import write_text_whole
-from tql_lightning.trust.bounded import read_json
+from tql_lightning.trust.bounded import read_json, read_text
 
 TUNE_FOLDER = "tune"  # Ray Tune's state, in the benchmark's folder, by number of trials
 SPACE_FILE = "space.json"  # beside it: the ranges that are searched
@@ -80,7 +80,7 @@ def search(
     """Runs, or continues, a search; writes its record into the benchmark's folder and returns it.
 
     Each trial trains all the runs, one after the other, with settings that Optuna proposes. A search that has ended
-    goes on with more trials: Optuna is told of the settings tried so far, whose runs are finished.
+    can be continued with more trials. Optuna then starts from the settings that were tried, without repeating their runs.
 
     Args:
         runs: Runs of one method, over tasks and seeds.
@@ -95,7 +95,7 @@ def search(
     """
     folder = job.output / TUNE_FOLDER
     _require_same_space(folder / SPACE_FILE, space)
-    begun = sorted(int(each.name) for each in folder.glob("[0-9]*"))
+    begun = sorted(int(each.name) for each in folder.iterdir() if each.name.isdecimal())
     if begun and begun[-1] > trials:
         raise SuiteError(f"trials: expected at least the {begun[-1]} that {folder} has begun, found {trials}")
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
@@ -123,9 +123,11 @@ def search(
                 str(path), trainable=trainable, param_space=ranges, resume_unfinished=True, restart_errored=True
             )
         else:
+            # A search that was killed before its first trial left a folder without a state.
+            saved = [str(folder / str(number)) for number in begun if tune.Tuner.can_restore(str(folder / str(number)))]
             tried = []
-            if begun:
-                earlier = tune.Tuner.restore(str(folder / str(begun[-1])), trainable=trainable).get_results()
+            if saved:
+                earlier = tune.Tuner.restore(saved[-1], trainable=trainable).get_results()
                 tried = [dict(earlier[index].config or {}) for index in range(len(earlier))]
             algorithm = OptunaSearch(
                 sampler=TPESampler(seed=len(tried)), metric="score", mode="max", points_to_evaluate=tried or None
@@ -157,7 +159,7 @@ def search(
 def _require_same_space(path: Path, space: Mapping[str, tuple[str, list[Any]]]) -> None:
     """Keeps the ranges of a search in its folder, and refuses others in the same."""
     text = json.dumps({key: list(each) for key, each in sorted(space.items())}, indent=1) + "\n"
-    if path.exists() and path.read_text() != text:
+    if path.exists() and read_text(path) != text:
         raise SuiteError(f"search: expected the ranges that {path} holds, found others; choose another --output")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text_whole(path, text)

@@ -160,9 +160,10 @@ def warn_of_time_limits(name: str, episode_ends: Bools, terminal: Bools, limit: 
         at = ends[lengths == length]
         return len(at) if len(at) >= max(FEWEST_ALIKE, fewest) and terminal[at].all() else 0
 
-    by_length = alike(longest, len(ends) / 2) if longest >= SHORTEST_LIMIT else 0
-    found = by_length if limit is None else alike(limit, 0) * (not by_length or limit != longest)
-    if found:  # without the limit the longest have been warned of
+    found = alike(longest, len(ends) / 2) if longest >= SHORTEST_LIMIT else 0
+    if limit is not None:  # the longest were warned of when the limit was not known yet
+        found = 0 if found and limit == longest else alike(limit, 0)
+    if found:
         warnings.warn(
             f"{name}: terminations: {found:,} of {len(ends):,} episodes terminate after exactly {limit or longest:,} "
             "steps, which looks like a time limit; no value follows a termination. If it is one, give these rows as "

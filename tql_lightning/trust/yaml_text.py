@@ -11,7 +11,7 @@ MOST_VALUES = 100_000  # with every alias written out
 DEEPEST = 40
 MOST_CHARACTERS = 1 << 20
 
-# Numbers with colons are of base 60, such as 1:30; long ones take for ever, or overflow.
+# YAML reads 1:30 as a number in base 60. A long one takes hours to compute, or overflows.
 _BASE_60 = re.compile(r"[-+]?\d[\d_]*(:\d\d?)+(\.[\d_]*)?")
 _TAGS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _LONGEST_NUMBER = 100
