@@ -80,7 +80,7 @@ def search(
     """Runs, or continues, a search; writes its record into the benchmark's folder and returns it.
 
     Each trial trains all the runs, one after the other, with settings that Optuna proposes. A search that has ended
-    can be continued with more trials. Optuna then starts from the settings that were tried, without repeating their runs.
+    can be continued with more trials. Optuna then starts from the settings that were tried, and repeats no run.
 
     Args:
         runs: Runs of one method, over tasks and seeds.
