@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
+SECONDS_IN_A_FILE = 10.0  # between two lines of a bar that no terminal shows
+
 
 class UpdateProgressBar(TQDMProgressBar):
     """Shows updates per second, time left, and the last evaluation's success rate or return.
+
+    Where the output is not a terminal but a file, it writes a line every 10 seconds at most.
 
     Args:
         refresh_rate: Trainer steps between redraws; 0 for no bar.
@@ -28,6 +33,8 @@ class UpdateProgressBar(TQDMProgressBar):
         bar = super().init_train_tqdm()
         bar.unit = " updates"
         bar.smoothing = 0.1
+        if not sys.stdout.isatty():
+            bar.mininterval = SECONDS_IN_A_FILE
         return bar
 
     def on_train_start(self, *_: Any) -> None:
@@ -47,8 +54,8 @@ class UpdateProgressBar(TQDMProgressBar):
         """Moves the bar to the current update."""
         if self.is_enabled and ((batch_idx + 1) % self.refresh_rate == 0 or trainer.global_step == trainer.max_steps):
             bar = self.train_progress_bar
+            bar.set_postfix(self.get_metrics(trainer, pl_module), refresh=False)
             bar.update(trainer.global_step - bar.n)
-            bar.set_postfix(self.get_metrics(trainer, pl_module))
 
     def get_metrics(
         self, trainer: Trainer, pl_module: LightningModule

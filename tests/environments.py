@@ -136,6 +136,7 @@ for name, (maker, arguments) in MAKERS.items():
 if "Reach-v0" not in gymnasium.registry:
     # Pendulum with short episodes: what is played depends on every action.
     gymnasium.register("Swing-v0", "gymnasium.envs.classic_control:PendulumEnv", max_episode_steps=20)
+    gymnasium.register("Unlimited-v0", "gymnasium.envs.classic_control:PendulumEnv")
     gymnasium.register(
         "DiscreteObservations-v0", "tests.environments:DiscreteObservationsEnv", disable_env_checker=True
     )

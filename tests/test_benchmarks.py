@@ -19,15 +19,19 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
-from benchmarks import data, gpu_tables, harness, memory, policy, trainer, update
+from benchmarks import data, gpu_tables, harness, memory, policy, success, trainer, update
 from benchmarks.attention import main as attention_benchmark
 from benchmarks.collapse import tail
 from benchmarks.harness import Peak, alternate, count_flops, peak_bytes
 from tests.toy import toy_model
 from tql_lightning.batch import at_update
+from tql_lightning.benchmark.plan import Choice, plan_runs, write_plan
+from tql_lightning.benchmark.suite import make_suite
+from tql_lightning.cli.configs import packaged_configs
 from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.nn.chunked_attention import BLOCK_ELEMENTS
 from tql_lightning.nn.critic import MLPCritic
+from tql_lightning.run.folder import evaluation_file
 from tql_lightning.training.execution import Execution
 
 
@@ -298,6 +302,26 @@ def test_the_peak_is_the_most_that_is_held_at_once() -> None:
         del second, third
 
     assert peak_bytes(call, "cpu") == 4 * 1250
+
+
+def test_a_success_curve_is_the_share_over_all_seeds_where_each_was_evaluated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    domain = {"config": "ogbench/scene", "tasks": [4]}
+    suite = make_suite("mine", {"metric": "success_rate", "domains": {"scene": domain}, "methods": {"tql": {}}})
+    runs = plan_runs(suite, Choice(seeds=[0, 1, 2]), packaged_configs())
+    write_plan(tmp_path, suite, runs)
+    for run, outcomes in zip(runs, ({0: [0, 0], 50: [1, 1]}, {0: [1, 0], 50: [1, 0], 60: [1, 1]}), strict=False):
+        for at, successes in outcomes.items():
+            file = evaluation_file(tmp_path / run.folder, at)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps({"successes": successes}))
+    assert success.benchmark_curves(tmp_path) == {"scene/task_4": {"tql": (2, {0: (1, 4), 50: (3, 4)})}}
+    picture = tmp_path / "success.png"
+    monkeypatch.setattr("sys.argv", ["success", str(tmp_path), "--output", str(picture)])
+    success.main()
+    assert "| scene/task_4 | tql | 2 | 50 | 75 % [19, 99] |" in capsys.readouterr().out
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow  # writes ONNX

@@ -6,6 +6,7 @@ import csv
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -163,6 +164,14 @@ def test_a_termination_masks_and_figures_are_logged_beside_environment_steps(tmp
     assert all(0 <= share <= 1 for share in series["online/share_of_time"][1])
 
 
+def test_episodes_end_at_a_time_limit_that_the_environment_lacks(tmp_path: Path) -> None:
+    online = Online(steps=42, num_envs=2, env_id="tests.environments:Unlimited-v0", max_episode_steps=7)
+    _, progress = collected(go(tmp_path, online))
+    assert {last - first + 1 for _, first, last in progress.episodes.tolist()} == {7}
+    with pytest.raises(EnvError, match=r"expected a time limit, found none.* set max_episode_steps where it is played"):
+        go(tmp_path / "without", replace(online, max_episode_steps=None))
+
+
 def test_first_steps_are_uniform_on_request_and_an_empty_buffer_leaves_the_dataset_out(tmp_path: Path) -> None:
     online = Online(steps=400, mode="empty", num_envs=4, start_steps=396, random_steps=396, env_id=SWING)
     buffer, _ = collected(go(tmp_path, online, offline=0))
@@ -208,6 +217,7 @@ def test_environments_in_processes_collect_the_same_and_may_die(tmp_path: Path) 
         ({"steps": 5, "start_steps": 5}, "online.start_steps: expected below online.steps=5, found 5"),
         ({"updates_per_env_step": 0.5}, "online.updates_per_env_step: expected a whole number of updates"),
         ({"mode": "retained"}, "online.mode: expected retain, balanced, empty, found retained"),
+        ({"max_episode_steps": 0}, "online.max_episode_steps: expected at least 1, found 0"),
         ({"timeout": 0.0}, "online.timeout: expected above 0"),
     ],
 )

@@ -15,16 +15,20 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import (
     BaseFinetuning,
+    BasePredictionWriter,
     BatchSizeFinder,
     DeviceStatsMonitor,
     EarlyStopping,
     EMAWeightAveraging,
     GradientAccumulationScheduler,
+    LambdaCallback,
     LearningRateFinder,
     LearningRateMonitor,
     ModelCheckpoint,
     ModelPruning,
+    OnExceptionCheckpoint,
     RichProgressBar,
+    SpikeDetection,
     StochasticWeightAveraging,
     ThroughputMonitor,
     Timer,
@@ -337,6 +341,8 @@ def test_what_a_users_callback_logs_can_be_monitored(tmp_path: Path) -> None:
         (lambda: StochasticWeightAveraging(1e-3), "use EMAWeightAveraging"),
         (Finetuning, "requires_grad_"),
         (lambda: ModelPruning("l1_unstructured", amount=0.1), "prune an exported policy"),
+        (BasePredictionWriter, "there is no `predict`"),
+        (SpikeDetection, "cannot be continued"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_remedy(
@@ -406,6 +412,28 @@ def test_progress_bars_count_to_the_last_update(bar: type[Any], tmp_path: Path) 
 
     train(tmp_path, Looks(), bar(), updates=5, enable_progress_bar=True)
     assert shown == [(5, 5)]
+
+
+@pytest.mark.parametrize("hook", ["on_train_batch_end", "on_train_end", "on_train_epoch_end", "on_validation_end"])
+def test_hooks_of_an_object_alone_run_and_stay(hook: str, tmp_path: Path) -> None:
+    seen: list[int] = []
+    callback = LambdaCallback(**{hook: lambda trainer, *_: seen.append(trainer.global_step)})
+    for runs in (1, 2):
+        train(tmp_path, callback, updates=3, val_check_interval=3)
+        assert seen == [*([1, 2, 3] if hook == "on_train_batch_end" else [3])] * runs
+
+
+@pytest.mark.filterwarnings("ignore:`.fit.ckpt_path=None.` was called without a model")
+@pytest.mark.filterwarnings("ignore:.*no checkpoint")
+def test_an_exception_leaves_a_checkpoint_of_the_update_before_it(tmp_path: Path) -> None:
+    def fail(trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == 4:
+            raise RuntimeError("a fault of the user's callback")
+
+    callbacks = [LambdaCallback(on_train_batch_start=fail), OnExceptionCheckpoint(str(tmp_path), "at_fault")]
+    with pytest.raises(RuntimeError, match="of the user's callback"):
+        train(tmp_path, *callbacks)
+    assert torch.load(tmp_path / "at_fault.ckpt", weights_only=True)["global_step"] == 4
 
 
 def test_a_development_run_writes_nothing(tmp_path: Path) -> None:

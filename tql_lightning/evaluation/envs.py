@@ -67,7 +67,7 @@ def make_env(env_id: str, render_mode: str | None = None, max_episode_steps: int
     if not _has_time_limit(env):
         raise EnvError(
             f"environment {env_id}: expected a time limit, found none: an episode might never end; register it with "
-            "max_episode_steps, or set max_episode_steps where it is evaluated"
+            "max_episode_steps, or set max_episode_steps where it is played"
         )
     return played
 

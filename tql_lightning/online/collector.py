@@ -131,7 +131,8 @@ class Collector(Experience):
                 )
         if trainer.is_global_zero:
             bounds = known_bounds(data.dataset.action_low, data.dataset.action_high)
-            check_env(self._env_id, model.observation_dim, model.env_action_dim, bounds)
+            limit = settings.max_episode_steps
+            check_env(self._env_id, model.observation_dim, model.env_action_dim, bounds, limit)
 
     # ------------------------------------------------------------------ rounds
 
@@ -213,7 +214,9 @@ class Collector(Experience):
         return Steps(columns, terminations | truncations, successes, chunks)
 
     def _make(self) -> WatchedEnvs:
-        return WatchedEnvs(self._env_id, len(self._own), self.settings.parallel, self.settings.timeout)
+        chosen = self.settings
+        number = len(self._own)
+        return WatchedEnvs(self._env_id, number, chosen.parallel, chosen.timeout, chosen.max_episode_steps)
 
     def _reset_seeds(self, at: Progress) -> list[int]:
         return [reset_seed(self._seed, int(number)) for number in at.numbers[self._own]]

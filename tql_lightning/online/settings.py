@@ -25,6 +25,7 @@ class Online:
         start_steps: Environment steps before the first online update (5,000 in Q-chunking's release).
         random_steps: First environment steps whose actions are uniform instead of the policy's.
         env_id: Gymnasium id; null for the environment that the dataset names.
+        max_episode_steps: Time limit of an episode; null for the one that the environment is registered with.
         max_broken_episodes: Failures of environments after which the run stops; each drops the episodes that were in
             flight there.
         timeout: Seconds after which a step of the environments, or making them, counts as hung.
@@ -41,6 +42,7 @@ class Online:
     start_steps: int = 0
     random_steps: int = 0
     env_id: str | None = None
+    max_episode_steps: int | None = None
     max_broken_episodes: int = 10
     timeout: float = 300.0
 
@@ -49,6 +51,8 @@ class Online:
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise ValueError(f"online.{name}: expected at least {bound}, found {getattr(self, name)}")
+        if self.max_episode_steps is not None and self.max_episode_steps < 1:
+            raise ValueError(f"online.max_episode_steps: expected at least 1, found {self.max_episode_steps}")
         if self.mode not in MODES:
             raise ValueError(f"online.mode: expected {', '.join(MODES)}, found {self.mode}")
         if not self.timeout > 0.0:
@@ -85,5 +89,13 @@ class Online:
     @property
     def fixed(self) -> dict[str, Any]:
         """Settings that a continued run must not change, since what is collected depends on them."""
-        names = ("updates_per_env_step", "mode", "num_envs", "start_steps", "random_steps", "env_id")
+        names = (
+            "updates_per_env_step",
+            "mode",
+            "num_envs",
+            "start_steps",
+            "random_steps",
+            "env_id",
+            "max_episode_steps",
+        )
         return {name: getattr(self, name) for name in names}

@@ -25,17 +25,21 @@ class WatchedEnvs:
         number: Number of environments.
         parallel: Whether each runs in a process of its own.
         timeout: Most seconds that a call may take.
+        max_episode_steps: Time limit of an episode; None for the one that the environment is registered with.
 
     Raises:
         EnvError: An environment cannot be made, or a call failed or took too long; by every method.
     """
 
-    def __init__(self, env_id: str, number: int, parallel: bool, timeout: float) -> None:
+    def __init__(
+        self, env_id: str, number: int, parallel: bool, timeout: float, max_episode_steps: int | None = None
+    ) -> None:
         self._timeout, self._parallel, self._hangs = timeout, parallel, False
         self._calls: SimpleQueue[Callable[[], Any] | None] = SimpleQueue()
         self._results: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
         threading.Thread(target=self._serve, name="environments", daemon=True).start()
-        self._envs: VectorEnvs = self._call(partial(VectorEnvs, env_id, partial(make_env, env_id), number, parallel))
+        make = partial(make_env, env_id, max_episode_steps=max_episode_steps)
+        self._envs: VectorEnvs = self._call(partial(VectorEnvs, env_id, make, number, parallel))
 
     def reset(self, seeds: list[int], which: NDArray[np.bool_]) -> NDArray[Any]:
         """See `VectorEnvs.reset`."""

@@ -7,7 +7,7 @@ epoch, and their evaluations are no validations, so that such callbacks run when
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatch
 from functools import partial
 from inspect import isfunction
@@ -27,6 +27,7 @@ from tql_lightning.training.chunks import chunk_size
 MONITOR_HOOKS = ("on_validation_end", "on_train_epoch_end")  # a callback acts in one of them, by its own settings
 SAVE_HOOK = "on_train_batch_end"
 END_HOOK = "on_train_end"
+Hook = Callable[..., None]
 LOG_CALLS = frozenset({"log", "log_dict", "log_metrics", "callback_metrics"})
 
 
@@ -46,7 +47,7 @@ def log_metrics(trainer: Trainer, metrics: Mapping[str, float], update: int) -> 
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if _monitor(callback) in metrics:
             for hook in MONITOR_HOOKS:
-                getattr(type(callback), hook)(callback, trainer, trainer.lightning_module)
+                _own(callback, hook)(trainer, trainer.lightning_module)
 
 
 class _AutomaticallyOptimised:
@@ -83,11 +84,10 @@ def adapt_callbacks(trainer: Trainer, model: Any) -> list[int]:
     for callback in callbacks:
         every, timed = checkpoint_intervals(callback) if isinstance(callback, ModelCheckpoint) else (0, False)
         if isinstance(callback, ModelCheckpoint):
-            own = partial(getattr(type(callback), SAVE_HOOK), callback)
-            setattr(callback, SAVE_HOOK, _with_automatic(own))
+            _replace(callback, SAVE_HOOK, _with_automatic)
             _require_multiple(callback, every, chunk_size(trainer), "data.updates_per_step")
         if isinstance(callback, WeightAveraging):
-            setattr(callback, END_HOOK, _ignore)
+            _replace(callback, END_HOOK, _ignore)
         monitor = _monitor(callback)
         if monitor is None:
             continue
@@ -110,7 +110,7 @@ def adapt_callbacks(trainer: Trainer, model: Any) -> list[int]:
                     f"weights of another update than the evaluated one would be kept; leave it out"
                 )
         for hook in MONITOR_HOOKS:
-            setattr(callback, hook, _if_put_off(partial(getattr(type(callback), hook), callback), callback))
+            _replace(callback, hook, partial(_if_put_off, callback))
     return needed
 
 
@@ -118,14 +118,18 @@ def end_with_averages(trainer: Trainer, model: Any) -> None:
     """Gives the model averaged weights, if there are any, once the last checkpoint holds those to continue from."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, WeightAveraging):
-            type(callback).on_train_end(callback, trainer, model)
+            _own(callback, END_HOOK)(trainer, model)
 
 
 def release_callbacks(trainer: Trainer) -> None:
     """Gives callbacks back the hooks that `adapt_callbacks` replaced."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         for hook in (SAVE_HOOK, END_HOOK, *MONITOR_HOOKS):
-            vars(callback).pop(hook, None)
+            replacement = vars(callback).get(hook)
+            if isinstance(replacement, _Replacement):
+                delattr(callback, hook)
+                if getattr(callback, hook) != replacement.own:  # a hook of this object alone, as in LambdaCallback
+                    setattr(callback, hook, replacement.own)
 
 
 def model_metrics(trainer: Trainer, model: Any) -> set[str]:
@@ -150,21 +154,35 @@ def model_metrics(trainer: Trainer, model: Any) -> set[str]:
     return keys
 
 
-def _with_automatic(own: Any) -> Any:
-    def on_train_batch_end(trainer: Trainer, pl_module: Any, *arguments: Any) -> None:
-        own(trainer, _AutomaticallyOptimised(pl_module), *arguments)
+class _Replacement:
+    """Runs in place of a callback's own hook, until `release_callbacks`."""
 
-    return on_train_batch_end
+    def __init__(self, own: Hook, run: Callable[..., None]) -> None:
+        self.own = own
+        self._run = run
+
+    def __call__(self, *arguments: Any) -> None:
+        self._run(self.own, *arguments)
 
 
-def _if_put_off(own: Any, callback: Callback) -> Any:
-    """A hook in which a metric would be looked at a second time, except for a checkpoint that waits for it."""
+def _replace(callback: Callback, hook: str, run: Callable[..., None]) -> None:
+    """Has ``run`` called with the callback's own hook and the hook's arguments, in place of the hook."""
+    setattr(callback, hook, _Replacement(getattr(callback, hook), run))
 
-    def hook(*arguments: Any) -> None:
-        if saving_is_put_off(callback):
-            own(*arguments)
 
-    return hook
+def _own(callback: Callback, hook: str) -> Hook:
+    found = getattr(callback, hook)
+    return found.own if isinstance(found, _Replacement) else found
+
+
+def _with_automatic(own: Hook, trainer: Trainer, model: Any, *arguments: Any) -> None:
+    own(trainer, _AutomaticallyOptimised(model), *arguments)
+
+
+def _if_put_off(callback: Callback, own: Hook, *arguments: Any) -> None:
+    """Skips a hook in which a metric would be looked at a second time, except for a checkpoint that waits for it."""
+    if saving_is_put_off(callback):
+        own(*arguments)
 
 
 def _ignore(*_: Any) -> None:

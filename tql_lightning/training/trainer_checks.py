@@ -10,11 +10,13 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import (
     BaseFinetuning,
+    BasePredictionWriter,
     BatchSizeFinder,
     DeviceStatsMonitor,
     GradientAccumulationScheduler,
     LearningRateFinder,
     ModelPruning,
+    SpikeDetection,
     StochasticWeightAveraging,
     WeightAveraging,
 )
@@ -33,10 +35,13 @@ RATES = "set model.optimisation.learning_rate and its schedule"
 REFUSED_CALLBACKS = {
     BaseFinetuning: "it moves parameters between groups of the optimizer; call requires_grad_(False) in a subclass of "
     "the algorithm",
+    BasePredictionWriter: "it writes what `predict` returns, and there is no `predict`; tql evaluate plays a policy",
     BatchSizeFinder: f"the batch size is part of the method; {BATCH_SIZE}",
     GradientAccumulationScheduler: f"every update steps the optimizer; {BATCH_SIZE}",
     LearningRateFinder: f"networks have learning rates of their own; {RATES}",
     ModelPruning: "it replaces parameters that the optimizer and target networks hold; prune an exported policy",
+    SpikeDetection: "a run with it cannot be continued, since its `load_state_dict` asks for an attribute that it does "
+    "not have; training stops by itself at losses that are not finite",
     StochasticWeightAveraging: "it replaces the schedule of the learning rates, and averages once an epoch, of which a "
     "run has one; use EMAWeightAveraging",
 }
