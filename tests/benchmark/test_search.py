@@ -76,6 +76,7 @@ def test_the_record_ranks_whole_trials_and_shows_what_few_episodes_find(tmp_path
 def test_a_search_by_ray_tune_and_optuna_continues_and_ends_in_its_record(tmp_path: Path) -> None:
     pytest.importorskip("ray")
     write_suite(tmp_path)
+    (tmp_path / "out" / "tune" / "2").mkdir(parents=True)  # of a search that was killed before its first trial
     command = ("benchmark", "suite.yaml", "--methods", "tql", "--output", "out", "--trials", "3", "--search-seeds", "2")
     command += ("--search", "model.bc_coefficient=loguniform(1,100)")
     ran = run_tql(tmp_path, *command)
