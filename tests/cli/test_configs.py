@@ -186,6 +186,13 @@ def test_settings_that_a_callback_refuses_leave_no_run_behind(tmp_path: Path) ->
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
+@pytest.mark.parametrize("given", [("--trainer.default_root_dir=#1 run",), ("--trainer.default_root_dir", "#1 run")])
+def test_a_folder_whose_name_starts_like_a_comment_is_that_folder(
+    given: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert parse_fit(monkeypatch, "--config", "quickstart", *given)["trainer"]["default_root_dir"] == "./#1 run"
+
+
 def test_environment_variables_reach_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TQL_DATASETS", "elsewhere")
     configuration = parse_fit(monkeypatch, "--config", "quickstart")

@@ -64,12 +64,21 @@ def resolve_configs(arguments: Sequence[str], with_defaults: Collection[str]) ->
         elif equals and flag in CONFIG_FLAGS:
             resolved += [f"{flag}={find_config(value)}", *_of_problems(value, problems)]
         else:
-            resolved.append(argument)
+            resolved.append(_readable(argument, arguments[index - 1] if index else ""))
         follows = argument in CONFIG_FLAGS
     if resolved and resolved[0] in with_defaults:
         folder = f"--{FOLDER}={default_folder(arguments[1:])}"  # before the user's configurations, which may change it
         resolved[1:1] = ["--config", find_config(DEFAULTS), folder]
     return resolved
+
+
+def _readable(argument: str, before: str) -> str:
+    """An argument; "./" comes before a path that starts like a comment of YAML, which the parser would read as null."""
+    flag, equals, value = argument.partition("=")
+    if equals and flag.startswith("--") and value.startswith("#"):
+        return f"{flag}=./{value}"
+    follows = before.startswith("--") and "=" not in before
+    return f"./{argument}" if follows and argument.startswith("#") else argument
 
 
 def _problems(arguments: Sequence[str]) -> list[str]:
