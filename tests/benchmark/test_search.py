@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from tests.benchmark.test_table import RAW, write_run
 from tests.benchmark.tiny import write_suite
-from tests.command_line import run_tql
+from tests.command_line import call_tql, run_tql
 from tql_lightning.benchmark.plan import Choice, plan_runs
 from tql_lightning.benchmark.search import parse_space, summarise_search, vary
 from tql_lightning.benchmark.suite import SuiteError, make_suite
@@ -24,15 +25,24 @@ SUITE = make_suite("mine", RAW)
 
 def test_ranges_are_read() -> None:
     texts = {"a": "loguniform(1,1e3)", "b": "choice(mean, min)", "c": "randint(1, 5)", "d": " uniform(-1, 0.5)"}
+    texts |= {"e": "choice([64,64],[32])", "f": "choice(true,null)"}
     assert parse_space(texts) == {
         "a": ("loguniform", [1, 1000.0]),
         "b": ("choice", ["mean", "min"]),
         "c": ("randint", [1, 5]),
         "d": ("uniform", [-1, 0.5]),
+        "e": ("choice", ["[64,64]", "[32]"]),
+        "f": ("choice", ["true", "null"]),
     }
 
 
-@pytest.mark.parametrize("text", ["3", "normal(0,1)", "uniform(1)", "loguniform(a,b)", "uniform(1,2"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("3", "normal(0,1)", "uniform(1)", "loguniform(a,b)", "uniform(1,2", "choice()", "uniform(5,1)"),
+        *("uniform(1,1)", "loguniform(0,1)", "randint(1.5,3)", "uniform(0,1e999)"),
+    ],
+)
 def test_what_is_no_range_is_refused(text: str) -> None:
     with pytest.raises(SuiteError, match=r"search: model\.tau: expected uniform, loguniform, randint, choice"):
         parse_space({"model.tau": text})
@@ -69,6 +79,24 @@ def test_the_record_ranks_whole_trials_and_shows_what_few_episodes_find(tmp_path
     assert text.splitlines()[2] == "| model.tau=0.2 | 80.0 | 60.0, 100.0 |"
     assert text.splitlines()[4] == f"| model.tau=0.3 | {NONE} | 90.0 |"
     assert "Best: model.tau=0.2, 80.0 [" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--search", "model.tau=uniform(0,1)", "--trials", "0"), "trials: expected at least 1, found 0"),
+        (("--search", "model.tauu=uniform(0,1)"), "1 checks failed, nothing was run"),
+    ],
+)
+def test_a_search_that_cannot_be_is_refused_before_it_begins(
+    options: Sequence[str], message: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("ray")
+    write_suite(tmp_path)
+    refused = call_tql(tmp_path, "benchmark", "suite.yaml", "--methods", "tql", "--output", "out", *options)
+    assert refused.returncode == 2
+    assert message in refused.stderr
+    assert not (tmp_path / "out" / "tune").exists()
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ from tql_lightning.evaluation.rollout import episode_noise, reset_seed, reset_se
 from tql_lightning.online.collector import STREAM, Collector
 from tql_lightning.online.progress import Progress
 from tql_lightning.online.settings import Online
+from tql_lightning.report.runs import Run
 from tql_lightning.run.metrics_csv import read_metrics
 from tql_lightning.training.resuming import refuse_changes
 
@@ -207,6 +208,7 @@ def test_environments_in_processes_collect_the_same_and_may_die(tmp_path: Path) 
         ({"steps": -1}, "online.steps: expected at least 0, found -1"),
         ({"steps": 5, "start_steps": 5}, "online.start_steps: expected below online.steps=5, found 5"),
         ({"updates_per_env_step": 0.5}, "online.updates_per_env_step: expected a whole number of updates"),
+        ({"updates_per_env_step": float("inf")}, "online.updates_per_env_step: expected a whole number of updates"),
         ({"mode": "retained"}, "online.mode: expected retain, balanced, empty, found retained"),
         ({"timeout": 0.0}, "online.timeout: expected above 0"),
     ],
@@ -214,6 +216,18 @@ def test_environments_in_processes_collect_the_same_and_may_die(tmp_path: Path) 
 def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Online(**settings)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "envs", "updates"), [(0.29, 100, 29), (0.333333, 3, 1), (0.666667, 3, 2), (1.5, 2, 3)]
+)
+def test_ratios_that_binary_fractions_do_not_hold_make_whole_numbers_of_updates(
+    ratio: float, envs: int, updates: int
+) -> None:
+    online = Online(steps=10**6 * envs, num_envs=envs, updates_per_env_step=ratio)
+    assert (online.updates_per_round, online.updates) == (updates, 10**6 * updates)
+    config = {f"online.{name}": str(getattr(online, name)) for name in ("steps", "num_envs", "updates_per_env_step")}
+    assert Run("", Path(), config | {"trainer.max_steps": "5"}, "", None, {}).planned == 5 + online.updates
 
 
 def test_what_does_not_fit_the_run_is_refused(tmp_path: Path) -> None:
