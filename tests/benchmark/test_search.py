@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +15,7 @@ import pytest
 
 from tests.benchmark.test_table import RAW, write_run
 from tests.benchmark.tiny import write_suite
-from tests.command_line import call_tql, run_tql
+from tests.command_line import TQL_COMMAND, call_tql, run_tql
 from tql_lightning.benchmark.plan import Choice, plan_runs
 from tql_lightning.benchmark.search import parse_space, summarise_search, vary
 from tql_lightning.benchmark.suite import SuiteError, make_suite
@@ -97,6 +101,28 @@ def test_a_search_that_cannot_be_is_refused_before_it_begins(
     assert refused.returncode == 2
     assert message in refused.stderr
     assert not (tmp_path / "out" / "tune").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("moment", ["tune/1", "tune/1/tuner.pkl", "tune/1/experiment_state*"])
+def test_a_search_that_is_killed_before_its_first_trial_has_ended_can_be_continued(moment: str, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    write_suite(tmp_path)
+    command = ("benchmark", "suite.yaml", "--methods", "tql", "--output", "out", "--trials", "1", "--search-seeds", "1")
+    command += ("--search", "model.bc_coefficient=uniform(1,100)")
+    with (tmp_path / "log").open("w") as log:
+        driver = subprocess.Popen([TQL_COMMAND, *command], cwd=tmp_path, stdout=log, stderr=log, start_new_session=True)
+        while not list((tmp_path / "out").glob(moment)):
+            assert driver.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.02)
+        os.killpg(driver.pid, signal.SIGKILL)
+        driver.wait()
+    assert not list((tmp_path / "out").glob("toy/*/*/outcome.json"))
+    continued = run_tql(tmp_path, *command)
+    assert continued.returncode == 0, continued.stderr
+    (trial,) = json.loads((tmp_path / "out" / "search.json").read_text())["trials"]
+    assert trial["mean"] is not None
 
 
 @pytest.mark.slow

@@ -157,10 +157,17 @@ def test_a_termination_masks_and_figures_are_logged_beside_environment_steps(tmp
     series = read_metrics(tmp_path / "metrics.csv")
     assert series["env_steps"] == ([0, 3, 4, 6, 9, 12, 15, 18, 19], [0, 0, 0, 14, 20, 26, 32, 38, 40])
     assert series["eval/return"][0] == [0, OFFLINE, OFFLINE + 15], "evaluated where the offline phase ends, too"
-    updates, lengths = series["online/length"]
-    assert updates[0] >= 6
-    assert all(1 <= length <= 9 for length in lengths)
-    assert set(series["online/success_rate"][1]) <= {0.0, 0.5, 1.0, *series["online/success_rate"][1]}
+    begin = 0
+    expected: dict[int, tuple[float, float]] = {}  # mean length and success of the episodes that ended since
+    for update, end in {6: 7, 9: 10, 12: 13, 15: 16, 18: 19}.items():
+        ended = [last - first + 1 for _, first, last in progress.episodes.tolist() if begin <= last < end]
+        if ended:
+            expected[update] = (float(np.mean(ended)), float(np.mean([length % 2 == 0 for length in ended])))
+        begin = end
+    for position, name in enumerate(("online/length", "online/success_rate")):
+        assert dict(zip(*series[name], strict=True)) == pytest.approx(
+            {update: each[position] for update, each in expected.items()}
+        )
     assert all(0 <= share <= 1 for share in series["online/share_of_time"][1])
 
 
