@@ -67,6 +67,8 @@ def test_weights_of_other_shapes_are_refused_with_both(run: Path) -> None:
 def test_parts_that_are_not_there_are_refused(run: Path) -> None:
     with pytest.raises(CheckpointError, match=r"expected parts of checkpoint .*critic.*, found polici"):
         load_weights(toy_model(), run, parts=["polici"])
+    with pytest.raises(ValueError, match="weights_parts: expected one or more names"):
+        load_weights(toy_model(), run, parts=[])
 
 
 def test_values_that_come_to_stand_for_others_cause_a_warning(tmp_path: Path) -> None:

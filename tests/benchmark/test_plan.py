@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
+import yaml
 
 from tests.benchmark.tiny import write_suite
 from tests.command_line import call_tql
+from tql_lightning.benchmark import suite as suite_module
 from tql_lightning.benchmark.plan import Choice, plan_runs, read_plan, write_plan
 from tql_lightning.benchmark.suite import SuiteError, make_suite, read_suite
 from tql_lightning.cli.benchmark_checks import parse_groups
@@ -68,13 +71,33 @@ def test_an_unknown_choice_names_what_there_is(choice: Choice, message: str) -> 
         ({"domains": {}}, "domains: expected one or more"),
         ({"methods": {"tql": {"size": "26m"}}}, r"methods\.tql: unknown size"),
         ({"protocol": "first"}, "protocol: expected last_three, last, best, found 'first'"),
-        ({"seeds": ["a"]}, "seeds: expected whole numbers"),
+        ({"seeds": ["a"]}, "seeds: expected a list of whole numbers"),
+        ({"seeds": [True]}, "seeds: expected a list of whole numbers"),
+        ({"configs": [3]}, "configs: expected a list of names"),
+        ({"domains": {"a": {"config": 3}}}, r"domains\.a: config: expected text, found 3"),
+        ({"domains": {"a": {"tasks": ["x"]}}}, r"domains\.a: tasks: expected a list of whole numbers"),
+        ({"exceptions": 3}, "exceptions: expected a list of settings by name, found 3"),
+        ({"exceptions": [{"method": "tqk", "settings": {}}]}, r"exceptions\[0\].method: expected one of tql, fql"),
+        ({"exceptions": [{"domain": ["a"], "settings": {}}]}, r"exceptions\[0\].domain: expected one of cube-double"),
         ({"published": [{"method": "tql"}]}, r"published\[0\]: missing scores, source"),
     ],
 )
 def test_a_mistake_in_a_suite_names_its_place(change: dict[str, object], message: str) -> None:
     with pytest.raises(SuiteError, match=message):
         make_suite("mine", RAW | change)
+
+
+def test_keys_whose_parts_a_user_took_away_count_as_left_out() -> None:
+    suite = make_suite("mine", RAW | {"published": None, "exceptions": None, "domains": {"pendulum": None}})
+    assert [run.folder for run in plan_runs(suite, Choice(None, ["fql"], None, [0]), packaged_configs())] == [
+        "pendulum/fql/seed_0"
+    ]
+
+
+def test_the_suite_that_the_documentation_explains_is_one() -> None:
+    text = (suite_module.__doc__ or "").partition("::\n")[2]
+    suite = make_suite("explained", yaml.safe_load(dedent(text)))
+    assert (list(suite.methods), len(suite.exceptions), len(suite.published)) == (["tql", "fql"], 1, 1)
 
 
 @pytest.mark.parametrize("name", packaged_suites())
@@ -128,14 +151,22 @@ def test_every_check_that_fails_is_told_and_nothing_runs(tmp_path: Path) -> None
 
 def test_a_dry_run_estimates_hours_and_names_missing_datasets(tmp_path: Path) -> None:
     missing = {"settings": {"data.dataset": "tql_lightning.data.sources.npz.load_npz", "data.dataset.path": "gone.npz"}}
+    toy = {"data.dataset": "tests.toy.toy_dataset"}
     write_suite(
-        tmp_path, settings={}, methods={"tql": {"settings": {"data.dataset": "tests.toy.toy_dataset"}}, "x": missing}
+        tmp_path,
+        settings={},
+        methods={
+            "odd": {"settings": toy | {"model.critic.hidden_dim": 33}},
+            "tql": {"settings": toy | {"online.steps": 20}},
+            "x": missing,
+        },
     )
     planned = call_tql(tmp_path, "benchmark", "suite.yaml", "--dry-run", "--seeds", "0")
     assert planned.returncode == 0, planned.stderr
-    assert "2 runs in runs/benchmark/suite (0 finished)" in planned.stdout
+    assert "3 runs in runs/benchmark/suite (0 finished)" in planned.stdout
+    assert "cannot run: odd on toy: " in planned.stdout
     (line,) = [line.split() for line in planned.stdout.splitlines() if line.startswith("toy ") and " tql " in line]
-    assert line[2:4] == ["1", "15"]
+    assert line[2:4] == ["1", "35"], "15 offline and 20 online updates"
     assert 0 < float(line[4]) < 60
     assert "missing: gone.npz" in planned.stdout
     assert not (tmp_path / "runs").exists()

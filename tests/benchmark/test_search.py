@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +15,7 @@ import pytest
 
 from tests.benchmark.test_table import RAW, write_run
 from tests.benchmark.tiny import write_suite
-from tests.command_line import run_tql
+from tests.command_line import TQL_COMMAND, call_tql, run_tql
 from tql_lightning.benchmark.plan import Choice, plan_runs
 from tql_lightning.benchmark.search import parse_space, summarise_search, vary
 from tql_lightning.benchmark.suite import SuiteError, make_suite
@@ -24,15 +29,24 @@ SUITE = make_suite("mine", RAW)
 
 def test_ranges_are_read() -> None:
     texts = {"a": "loguniform(1,1e3)", "b": "choice(mean, min)", "c": "randint(1, 5)", "d": " uniform(-1, 0.5)"}
+    texts |= {"e": "choice([64,64],[32])", "f": "choice(true,null)"}
     assert parse_space(texts) == {
         "a": ("loguniform", [1, 1000.0]),
         "b": ("choice", ["mean", "min"]),
         "c": ("randint", [1, 5]),
         "d": ("uniform", [-1, 0.5]),
+        "e": ("choice", ["[64,64]", "[32]"]),
+        "f": ("choice", ["true", "null"]),
     }
 
 
-@pytest.mark.parametrize("text", ["3", "normal(0,1)", "uniform(1)", "loguniform(a,b)", "uniform(1,2"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("3", "normal(0,1)", "uniform(1)", "loguniform(a,b)", "uniform(1,2", "choice()", "uniform(5,1)"),
+        *("uniform(1,1)", "loguniform(0,1)", "randint(1.5,3)", "uniform(0,1e999)"),
+    ],
+)
 def test_what_is_no_range_is_refused(text: str) -> None:
     with pytest.raises(SuiteError, match=r"search: model\.tau: expected uniform, loguniform, randint, choice"):
         parse_space({"model.tau": text})
@@ -69,6 +83,46 @@ def test_the_record_ranks_whole_trials_and_shows_what_few_episodes_find(tmp_path
     assert text.splitlines()[2] == "| model.tau=0.2 | 80.0 | 60.0, 100.0 |"
     assert text.splitlines()[4] == f"| model.tau=0.3 | {NONE} | 90.0 |"
     assert "Best: model.tau=0.2, 80.0 [" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--search", "model.tau=uniform(0,1)", "--trials", "0"), "trials: expected at least 1, found 0"),
+        (("--search", "model.tauu=uniform(0,1)"), "1 checks failed, nothing was run"),
+    ],
+)
+def test_a_search_that_cannot_be_is_refused_before_it_begins(
+    options: Sequence[str], message: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("ray")
+    write_suite(tmp_path)
+    refused = call_tql(tmp_path, "benchmark", "suite.yaml", "--methods", "tql", "--output", "out", *options)
+    assert refused.returncode == 2
+    assert message in refused.stderr
+    assert not (tmp_path / "out" / "tune").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("moment", ["tune/1", "tune/1/tuner.pkl", "tune/1/experiment_state*"])
+def test_a_search_that_is_killed_before_its_first_trial_has_ended_can_be_continued(moment: str, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    write_suite(tmp_path)
+    command = ("benchmark", "suite.yaml", "--methods", "tql", "--output", "out", "--trials", "1", "--search-seeds", "1")
+    command += ("--search", "model.bc_coefficient=uniform(1,100)")
+    with (tmp_path / "log").open("w") as log:
+        driver = subprocess.Popen([TQL_COMMAND, *command], cwd=tmp_path, stdout=log, stderr=log, start_new_session=True)
+        while not list((tmp_path / "out").glob(moment)):
+            assert driver.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.02)
+        os.killpg(driver.pid, signal.SIGKILL)
+        driver.wait()
+    assert not list((tmp_path / "out").glob("toy/*/*/outcome.json"))
+    continued = run_tql(tmp_path, *command)
+    assert continued.returncode == 0, continued.stderr
+    (trial,) = json.loads((tmp_path / "out" / "search.json").read_text())["trials"]
+    assert trial["mean"] is not None
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from tql_lightning.benchmark.summary import summary_of
 from tql_lightning.cli.configs import packaged_configs
 from tql_lightning.report.protocol import Protocol
 from tql_lightning.report.runs import ReportError
+from tql_lightning.report.table_formats import NONE, TableFormat, render_table
 
 RAW = {
     "metric": "success_rate",
@@ -156,6 +157,26 @@ def test_a_mean_over_some_tasks_of_a_domain_does_not_stand_beside_the_published_
     assert [row["row"] for row in summary_of([tmp_path])["rows"]] == [
         *("cube-double/task_1", "scene/task_4", "all (2 of 3 tasks)")
     ]
+
+
+def test_published_figures_may_leave_out_their_seeds_and_latex_escapes_names(tmp_path: Path) -> None:
+    published = {"method": "a&b_c", "source": "a paper", "scores": {"scene": 25}}
+    suite = make_suite("mine", RAW | {"domains": {"scene": {"config": "ogbench/scene"}}, "published": [published]})
+    (run,) = plan_runs(suite, Choice(None, ["fql"], None, [0]), packaged_configs())
+    write_plan(tmp_path, suite, [run])
+    write_run(tmp_path / run.folder, [0, 1, 1, 1, 1])
+    summary = summary_of([tmp_path])
+    assert f"| seeds | 1 | {NONE} |" in render_table(summary, "md")
+    assert "success, \\% & fql & a\\&b\\_c $^\\dagger$ \\\\" in render_table(summary, "latex")
+
+
+@pytest.mark.parametrize("form", ["md", "latex"])
+def test_a_benchmark_without_a_score_says_so(form: TableFormat, tmp_path: Path) -> None:
+    suite = make_suite("mine", RAW)
+    write_plan(tmp_path, suite, plan_runs(suite, Choice(seeds=[0]), packaged_configs()))
+    text = render_table(summary_of([tmp_path]), form)
+    assert "no run has a score yet" in text
+    assert "scene/task_4/fql/seed_0 (not started)" in text
 
 
 def test_runs_without_a_suite_are_judged_by_their_last_evaluations(tmp_path: Path) -> None:

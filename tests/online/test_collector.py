@@ -29,6 +29,7 @@ from tql_lightning.evaluation.rollout import episode_noise, reset_seed, reset_se
 from tql_lightning.online.collector import STREAM, Collector
 from tql_lightning.online.progress import Progress
 from tql_lightning.online.settings import Online
+from tql_lightning.report.runs import Run
 from tql_lightning.run.metrics_csv import read_metrics
 from tql_lightning.training.resuming import refuse_changes
 
@@ -157,10 +158,17 @@ def test_a_termination_masks_and_figures_are_logged_beside_environment_steps(tmp
     series = read_metrics(tmp_path / "metrics.csv")
     assert series["env_steps"] == ([0, 3, 4, 6, 9, 12, 15, 18, 19], [0, 0, 0, 14, 20, 26, 32, 38, 40])
     assert series["eval/return"][0] == [0, OFFLINE, OFFLINE + 15], "evaluated where the offline phase ends, too"
-    updates, lengths = series["online/length"]
-    assert updates[0] >= 6
-    assert all(1 <= length <= 9 for length in lengths)
-    assert set(series["online/success_rate"][1]) <= {0.0, 0.5, 1.0, *series["online/success_rate"][1]}
+    begin = 0
+    expected: dict[int, tuple[float, float]] = {}  # mean length and success of the episodes that ended since
+    for update, end in {6: 7, 9: 10, 12: 13, 15: 16, 18: 19}.items():
+        ended = [last - first + 1 for _, first, last in progress.episodes.tolist() if begin <= last < end]
+        if ended:
+            expected[update] = (float(np.mean(ended)), float(np.mean([length % 2 == 0 for length in ended])))
+        begin = end
+    for position, name in enumerate(("online/length", "online/success_rate")):
+        assert dict(zip(*series[name], strict=True)) == pytest.approx(
+            {update: each[position] for update, each in expected.items()}
+        )
     assert all(0 <= share <= 1 for share in series["online/share_of_time"][1])
 
 
@@ -216,6 +224,7 @@ def test_environments_in_processes_collect_the_same_and_may_die(tmp_path: Path) 
         ({"steps": -1}, "online.steps: expected at least 0, found -1"),
         ({"steps": 5, "start_steps": 5}, "online.start_steps: expected below online.steps=5, found 5"),
         ({"updates_per_env_step": 0.5}, "online.updates_per_env_step: expected a whole number of updates"),
+        ({"updates_per_env_step": float("inf")}, "online.updates_per_env_step: expected a whole number of updates"),
         ({"mode": "retained"}, "online.mode: expected retain, balanced, empty, found retained"),
         ({"max_episode_steps": 0}, "online.max_episode_steps: expected at least 1, found 0"),
         ({"timeout": 0.0}, "online.timeout: expected above 0"),
@@ -224,6 +233,18 @@ def test_environments_in_processes_collect_the_same_and_may_die(tmp_path: Path) 
 def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Online(**settings)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "envs", "updates"), [(0.29, 100, 29), (0.333333, 3, 1), (0.666667, 3, 2), (1.5, 2, 3)]
+)
+def test_ratios_that_binary_fractions_do_not_hold_make_whole_numbers_of_updates(
+    ratio: float, envs: int, updates: int
+) -> None:
+    online = Online(steps=10**6 * envs, num_envs=envs, updates_per_env_step=ratio)
+    assert (online.updates_per_round, online.updates) == (updates, 10**6 * updates)
+    config = {f"online.{name}": str(getattr(online, name)) for name in ("steps", "num_envs", "updates_per_env_step")}
+    assert Run("", Path(), config | {"trainer.max_steps": "5"}, "", None, {}).planned == 5 + online.updates
 
 
 def test_what_does_not_fit_the_run_is_refused(tmp_path: Path) -> None:

@@ -34,13 +34,15 @@ def load_weights(
 
     Raises:
         CheckpointError: The checkpoint fails a check, lacks a part, or has tensors of other names or shapes.
-        ValueError: ``with_optimizer`` is set together with ``parts``.
+        ValueError: ``with_optimizer`` is set together with ``parts``, or ``parts`` is empty.
     """
     if with_optimizer and parts is not None:
         raise ValueError(
             "weights_optimizer: expected false with weights_parts, since the optimizer's state belongs to all "
             "networks, found true; leave one of the two out"
         )
+    if parts is not None and not parts:
+        raise ValueError("weights_parts: expected one or more names such as [policy], found none; leave it out for all")
     file = last_of(Path(path))
     source, raw = load_checkpoint(file, plays=False)
     given, own = source.state_dict(), model.state_dict()

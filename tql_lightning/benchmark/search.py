@@ -28,7 +28,8 @@ from tql_lightning.trust.bounded import read_json, read_text
 
 TUNE_FOLDER = "tune"  # Ray Tune's state, in the benchmark's folder, by number of trials
 SPACE_FILE = "space.json"  # beside it: the ranges that are searched
-KINDS = {"uniform": 2, "loguniform": 2, "randint": 2, "choice": None}  # number of arguments
+KINDS = ("uniform", "loguniform", "randint", "choice")
+PART = re.compile(r"(?:[^,\[\]]|\[[^\]]*\])+")  # of a range's arguments: a list such as [64,64] is one
 SPACE = re.compile(r"(\w+)\((.*)\)")
 EPISODE_FIGURES = {"success_rate": "successes", "return": "returns", "normalized_score": "returns"}
 
@@ -43,20 +44,31 @@ def parse_space(settings: Mapping[str, str]) -> dict[str, tuple[str, list[Any]]]
     for key, text in settings.items():
         match = SPACE.fullmatch(text.strip())
         kind = match[1] if match else ""
-        values = [_value(part) for part in match[2].split(",")] if match else []
-        wanted = KINDS.get(kind, 0)
-        numbers = kind == "choice" or all(isinstance(value, int | float) for value in values)
-        if kind not in KINDS or (wanted is not None and len(values) != wanted) or not numbers:
-            raise SuiteError(f"search: {key}: expected {', '.join(KINDS)} such as loguniform(1,1000), found {text}")
+        values = [_value(part) for part in PART.findall(match[2])] if match else []
+        if kind not in KINDS or not (values if kind == "choice" else _is_range(kind, values)):
+            raise SuiteError(
+                f"search: {key}: expected {', '.join(KINDS)} such as loguniform(1,1000), from a lower to a "
+                f"higher number (loguniform from above 0, randint whole), found {text}"
+            )
         space[key] = (kind, values)
     return space
 
 
+def _is_range(kind: str, values: Sequence[Any]) -> bool:
+    types = (int,) if kind == "randint" else (int, float)
+    if len(values) != 2 or any(type(value) not in types for value in values):
+        return False
+    low, high = values
+    return bool(low < high < float("inf") and low > (0 if kind == "loguniform" else float("-inf")))
+
+
 def _value(text: str) -> Any:
+    """The number that a text is, or else the text, such as a name or a list, which the parser of fit reads."""
     try:
-        return ast.literal_eval(text.strip())
+        value = ast.literal_eval(text.strip())
     except (ValueError, SyntaxError):
-        return text.strip()
+        value = None
+    return value if type(value) in (int, float) else text.strip()
 
 
 def vary(run: PlannedRun, settings: Mapping[str, object]) -> PlannedRun:

@@ -11,14 +11,13 @@ A suite is a YAML file::
     domains:
       cube-double: {config: ogbench/cube-double, tasks: [1, 2, 3, 4, 5]}
       pendulum: {config: quickstart}
-
-Methods:
+    methods:                        # by the name that the table shows
       tql: {sizes: [0.4m, 26m]}     # "size/<size>"
       fql: {configs: [method/fql]}
     exceptions:                     # settings of some runs alone
-    - {domain: cube-triple, method: tql, size: 26m, settings: {model.optimisation.learning_rate: 4.0e-4}}
-    published:                      # shown beside the results; scores are mean or [mean, standard deviation]
-    - {method: tql, size: 26m, source: "arXiv 2602.01439", seeds: 8, scores: {cube-double/task_1: [0.95, 0.02]}}
+      - {domain: cube-double, method: tql, size: 26m, settings: {model.optimisation.learning_rate: 4.0e-4}}
+    published:                      # shown beside the results: mean or [mean, standard deviation]; success in per cent
+      - {method: tql, size: 26m, source: "arXiv 2602.01439", seeds: 8, scores: {cube-double/task_1: [95, 2]}}
 """
 
 from __future__ import annotations
@@ -49,6 +48,13 @@ REQUIRED = {
     "suite": {"metric", "domains", "methods"},
     "exception": {"settings"},
     "published": {"method", "source", "scores"},
+}
+KINDS: dict[str, tuple[type, type | None, str]] = {  # of values: type, that of a list's parts, and in words
+    **dict.fromkeys(("metric", "config"), (str, None, "text")),
+    **dict.fromkeys(("settings", "scores"), (dict, None, "values by name")),
+    **dict.fromkeys(("configs", "sizes"), (list, str, "a list of names")),
+    **dict.fromkeys(("tasks", "seeds"), (list, int, "a list of whole numbers")),
+    **dict.fromkeys(("exceptions", "published"), (list, dict, "a list of settings by name")),
 }
 
 
@@ -127,12 +133,14 @@ def make_suite(name: str, raw: Any) -> Suite:
     Raises:
         SuiteError: A part is missing, unknown or of the wrong kind.
     """
+    if isinstance(raw, dict):
+        raw = {key: value for key, value in raw.items() if value is not None}  # keys whose parts a user took away
     _check(name, "suite", raw)
     for kind, key in (("domain", "domains"), ("method", "methods")):
         if not isinstance(raw[key], dict) or not raw[key]:
             raise SuiteError(f"suite {name}: {key}: expected one or more by name, found {raw[key]!r:.80}")
         for each, inside in raw[key].items():
-            _check(f"{name}: {key}.{each}", kind, inside or {})
+            _check(f"{name}: {key}.{each}", kind, {} if inside is None else inside)
     for kind, key in (("exception", "exceptions"), ("published", "published")):
         for index, inside in enumerate(raw.get(key) or []):
             _check(f"{name}: {key}[{index}]", kind, inside)
@@ -144,16 +152,20 @@ def make_suite(name: str, raw: Any) -> Suite:
     protocol = raw.get("protocol", "last_three")
     if protocol not in get_args(Protocol):
         raise SuiteError(f"suite {name}: protocol: expected {', '.join(get_args(Protocol))}, found {protocol!r:.40}")
-    seeds = raw.get("seeds", [0, 1, 2])
-    if not isinstance(seeds, list) or not all(isinstance(seed, int) for seed in seeds):
-        raise SuiteError(f"suite {name}: seeds: expected whole numbers, found {seeds!r:.80}")
+    for index, exception in enumerate(raw.get("exceptions") or []):
+        for key, known in (("domain", raw["domains"]), ("method", raw["methods"])):
+            if key in exception and exception[key] not in list(known):
+                raise SuiteError(
+                    f"suite {name}: exceptions[{index}].{key}: expected one of {', '.join(map(str, known))}, found "
+                    f"{exception[key]!r:.80}"
+                )
     domains = {
         each: Domain(
             [*([inside["config"]] if "config" in inside else []), *inside.get("configs", [])],
             inside.get("tasks", []),
             inside.get("settings", {}),
         )
-        for each, inside in raw["domains"].items()
+        for each, inside in ((each, inside or {}) for each, inside in raw["domains"].items())
     }
     methods = {each: Method(**(inside or {})) for each, inside in raw["methods"].items()}
     return Suite(
@@ -161,7 +173,7 @@ def make_suite(name: str, raw: Any) -> Suite:
         raw,
         str(raw["metric"]),
         protocol,
-        seeds,
+        raw.get("seeds", [0, 1, 2]),
         raw.get("configs") or [],
         raw.get("settings") or {},
         domains,
@@ -176,16 +188,11 @@ def _check(place: str, kind: str, raw: Any) -> None:
         raise SuiteError(f"suite {place}: expected settings by name, found {raw!r:.80}")
     _refuse(place, "unknown", raw.keys() - KEYS[kind], KEYS[kind])
     _refuse(place, "missing", REQUIRED.get(kind, set()) - raw.keys(), KEYS[kind])
-    for key, wanted in {
-        "metric": str,
-        "settings": dict,
-        "scores": dict,
-        "configs": list,
-        "sizes": list,
-        "tasks": list,
-    }.items():
-        if key in raw and not isinstance(raw[key], wanted):
-            raise SuiteError(f"suite {place}: {key}: expected a {wanted.__name__}, found {raw[key]!r:.80}")
+    for key in sorted(raw.keys() & KINDS.keys() - ({"seeds"} if kind == "published" else set())):
+        wanted, of, what = KINDS[key]
+        value = raw[key]
+        if type(value) is not wanted or (isinstance(value, list) and any(type(each) is not of for each in value)):
+            raise SuiteError(f"suite {place}: {key}: expected {what}, found {value!r:.80}")
 
 
 def _refuse(place: str, what: str, keys: Collection[str], known: Collection[str]) -> None:

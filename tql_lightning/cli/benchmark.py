@@ -17,7 +17,7 @@ from tql_lightning.benchmark.serial import run_serially
 from tql_lightning.benchmark.slurm import submit
 from tql_lightning.benchmark.suite import Suite, SuiteError, read_suite
 from tql_lightning.benchmark.worker import make_job, outcome_of
-from tql_lightning.cli.benchmark_checks import check_groups, parse_groups
+from tql_lightning.cli.benchmark_checks import check_groups, parse_groups, reason
 from tql_lightning.cli.configs import packaged_configs, packaged_suites
 from tql_lightning.cli.parsers import Engine
 from tql_lightning.report.table_formats import search_markdown
@@ -57,24 +57,28 @@ def print_plan(suite: Suite, runs: Sequence[PlannedRun], output: Path) -> None:
     print(f"suite {suite.name}: {len(runs)} runs in {output} ({len(finished)} finished)")
     total, unknown = 0.0, 0
     measured: dict[str, float | None] = {}
+    problems = [group.error for group in groups if group.error]
     print(f"{'domain':24}{'method':24}{'runs':>6}{'updates':>12}{'s/update':>10}{'hours':>9}")
     for group in groups:
         method = group.runs[0].method
-        seconds = measured[method] = measured.get(method) or seconds_per_update(group)
+        try:
+            seconds = measured[method] = measured.get(method) or seconds_per_update(group)
+        except (Exception, SystemExit) as error:  # of any dataset, model or simulator
+            seconds = None
+            problems.append(f"{method} on {group.runs[0].domain}: {reason(error)}")
         hours = None if seconds is None else seconds * group.updates * len(group.runs) / 3600
         total += hours or 0.0
         unknown += hours is None
         shown = ("-", "-") if seconds is None or hours is None else (f"{seconds:.3g}", f"{hours:.2f}")
         print(f"{group.runs[0].domain:24}{method:24}{len(group.runs):6}{group.updates:12,}{shown[0]:>10}{shown[1]:>9}")
     updates = sum(group.updates * len(group.runs) for group in groups)
-    more = f", and {unknown} groups whose problem cannot be made here" if unknown else ""
+    more = f", and {unknown} groups that cannot be measured here" if unknown else ""
     print(f"{updates:,} updates, {total:.1f} hours of training one after the other on this machine{more}")
     print("(measured over a few updates on the first domain of each method; evaluations come on top)")
     for text in dict.fromkeys(text for group in groups for text in group.missing_datasets()):
         print(f"missing: {text}")
-    for group in groups:
-        if group.error:
-            print(f"cannot run: {group.error}")
+    for problem in problems:
+        print(f"cannot run: {problem}")
 
 
 def run_suite(
@@ -125,10 +129,12 @@ def search_suite(
     """Checks the runs of a search, searches, and prints its record; returns how many trials are incomplete.
 
     Raises:
-        SuiteError: A range cannot be read, or the runs are of several methods.
+        SuiteError: A range cannot be read, there is no trial, or the runs are of several methods.
         BenchmarkError: A check failed; nothing was run.
     """
     space = parse_space(key_values(ranges, "search"))
+    if trials < 1:
+        raise SuiteError(f"trials: expected at least 1, found {trials}")
     methods = list(dict.fromkeys(run.method for run in runs))
     if len(methods) != 1:
         raise SuiteError(
@@ -138,7 +144,8 @@ def search_suite(
     output.mkdir(parents=True, exist_ok=True)
     with _only_driver(output):
         write_plan(output, suite, [])
-        _refuse_problems(check_groups(parse_groups(runs)))
+        begin = {key: values[0] for key, (_, values) in space.items()}
+        _refuse_problems(check_groups(parse_groups([vary(run, begin) for run in runs])))
         record = search(runs, suite, space, trials, make_job(output, suite.metric, cpus), resources)
         varied = [vary(run, trial["settings"]) for trial in record["trials"] for run in runs]
         write_plan(output, suite, varied)

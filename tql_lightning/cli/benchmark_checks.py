@@ -17,6 +17,7 @@ from tql_lightning.cli.errors import short_message
 from tql_lightning.cli.lightning import TQLCLI
 from tql_lightning.data.sources.ogbench import dataset_file, how_to_get
 from tql_lightning.evaluation.envs import check_env, known_bounds
+from tql_lightning.online.settings import Online
 
 LOGGERS = ("lightning.fabric", "lightning.pytorch")
 
@@ -46,7 +47,7 @@ class Group:
 
     Attributes:
         runs: The runs, those of one task together.
-        updates: Planned updates of each.
+        updates: Planned updates of each, online ones included.
         dataset: Settings of the first run's dataset.
         error: Message of a configuration that cannot be parsed, or None.
     """
@@ -82,9 +83,10 @@ def parse_groups(runs: Sequence[PlannedRun]) -> list[Group]:
     for inside in grouped.values():
         try:
             fit = parse_fit(inside[0]).config["fit"]
-            groups.append(Group(inside, fit.trainer.max_steps, fit.data.dataset))
+            updates = fit.trainer.max_steps + Online(**fit.online).updates
+            groups.append(Group(inside, updates, fit.data.dataset))
         except (Exception, SystemExit) as error:  # the parser raises many kinds of errors
-            groups.append(Group(inside, 0, None, f"{inside[0].method} on {inside[0].domain}: {_reason(error)}"))
+            groups.append(Group(inside, 0, None, f"{inside[0].method} on {inside[0].domain}: {reason(error)}"))
     return groups
 
 
@@ -102,7 +104,7 @@ def check_groups(groups: Sequence[Group]) -> list[str]:
             try:
                 _check(run, with_environment=run.task not in seen)
             except (Exception, SystemExit) as error:  # of any dataset, model or simulator
-                problems.append(f"{run.method} on {run.task}: {_reason(error)}")
+                problems.append(f"{run.method} on {run.task}: {reason(error)}")
             seen.add(run.task)
     return list(dict.fromkeys(problems))
 
@@ -146,7 +148,8 @@ def quietly() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
+    """An error's message on one line."""
     text = short_message(error) or f"{type(error).__name__}: {error}"
     lines = [line for line in text.splitlines() if not line.startswith("(tql --help")]
     return " ".join(lines).removeprefix("tql: ")

@@ -122,6 +122,8 @@ def benchmark(
         return 0
     if dry_run:
         print_plan(found, runs, folder)
+        if search:
+            print(f"a search trains these runs {trials} times, with other settings each")
         return 0
     resources, options = Resources(gpus, address, retries), key_values(slurm, "slurm")
     if search:

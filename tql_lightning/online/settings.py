@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ class Online:
     Args:
         steps: Environment steps of the online phase, over all environments; 0 for no such phase.
         updates_per_env_step: Updates for each environment step (update-to-data ratio). Times ``num_envs`` it is a whole
-            number.
+            number; 0.333333 with three environments is one update.
         mode: "retain" draws minibatches uniformly from the dataset and all collected transitions together, "balanced"
             half from each (RLPD), "empty" from the collected ones alone.
         num_envs: Environments that step at once, over all processes together.
@@ -66,7 +67,7 @@ class Online:
         if self.steps and self.start_steps >= self.steps:
             raise ValueError(f"online.start_steps: expected below online.steps={self.steps}, found {self.start_steps}")
         updates = self.updates_per_env_step * self.num_envs
-        if not (updates >= 1.0 and updates == int(updates)):
+        if not (0.5 < updates < math.inf and math.isclose(updates, round(updates), rel_tol=1e-5)):
             raise ValueError(
                 "online.updates_per_env_step: expected a whole number of updates after a step of all "
                 f"{self.num_envs} environments (online.num_envs), found {updates:g}"
@@ -75,7 +76,7 @@ class Online:
     @property
     def updates_per_round(self) -> int:
         """Updates after a step of every environment."""
-        return int(self.updates_per_env_step * self.num_envs)
+        return round(self.updates_per_env_step * self.num_envs)
 
     @property
     def updates(self) -> int:

@@ -69,9 +69,11 @@ class Run:
     def planned(self) -> int | None:
         """Planned number of updates, online ones included, or None."""
         offline = _whole_number(self.config.get("trainer.max_steps", ""))
-        steps, start = (_whole_number(self.config.get(f"online.{name}", "")) or 0 for name in ("steps", "start_steps"))
+        names = ("steps", "start_steps", "num_envs")
+        steps, start, envs = (_whole_number(self.config.get(f"online.{name}", "")) or 0 for name in names)
         try:
-            online = int((steps - start) * float(self.config.get("online.updates_per_env_step", "1")))
+            ratio = float(self.config.get("online.updates_per_env_step", "1"))
+            online = (steps - start) // max(envs, 1) * round(ratio * max(envs, 1))
         except (ValueError, OverflowError):
             return None
         return None if offline is None else offline + online

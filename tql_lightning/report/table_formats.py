@@ -100,7 +100,12 @@ def _latex(summary: Summary) -> str:
 
 
 def _tex(text: str) -> str:
-    for sign, replacement in {"_": "\\_", "%": "\\%", "±": "$\\pm$", MARK: "$^\\dagger$", NONE: "--"}.items():
+    for sign, replacement in {
+        **{each: f"\\{each}" for each in "_%&#$"},
+        "±": "$\\pm$",
+        MARK: "$^\\dagger$",
+        NONE: "--",
+    }.items():
         text = text.replace(sign, replacement)
     return text
 
@@ -133,9 +138,15 @@ def _cells(summary: Summary) -> list[list[str]]:
     iqm = {each["method"]: each for each in summary["iqm"]}
     if len(names) > 1:
         rows.append(["IQM", *(_estimate(iqm[method], show) for method in methods), *[NONE] * len(published)])
+    if not methods:
+        return [*rows, ["no run has a score yet"]]
     seeds = {method: [row["seeds"] for row in summary["rows"] if row["method"] == method] for method in methods}
     rows.append(
-        ["seeds", *(_range(seeds[method]) for method in methods), *(str(each.get("seeds", NONE)) for each in published)]
+        [
+            "seeds",
+            *(_range(seeds[method]) for method in methods),
+            *(str(each.get("seeds") or NONE) for each in published),
+        ]
     )
     updates = [_range(run["updates"] for run in summary["runs"] if run["method"] == method) for method in methods]
     rows.append(["updates", *updates, *[NONE] * len(published)])
