@@ -65,6 +65,7 @@ def test_the_example_of_a_callback_runs_and_observes_only(tmp_path: Path, monkey
     assert added["init_args"]["every_n_updates"] == 10
 
 
+@pytest.mark.slow
 def test_the_commands_about_scaling_are_understood(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     text = (DOCS / "scaling.md").read_text()
     consoles = "".join(re.findall(r"```console\n(.*?)```", text, flags=re.DOTALL)).replace("\\\n", "")

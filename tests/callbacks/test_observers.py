@@ -83,7 +83,7 @@ def trained_without() -> tuple[dict[str, torch.Tensor], Watch]:
         return train(Path(folder), [])
 
 
-SLOW = ("EpisodeVideos",)  # draws in a process of its own
+SLOW = ("EpisodeVideos", "AttentionMap", "QLandscape")  # draw
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ from tql_lightning.run.folder import ATTENTION_MAP, Q_LANDSCAPE, picture_files
 from tql_lightning.run.metrics_csv import read_metrics
 
 
+@pytest.mark.slow
 def test_pictures_are_drawn_before_at_every_interval_and_after_the_last_update(tmp_path: Path) -> None:
     model = toy_model()
     loggers = [ContinuedCSVLogger(str(tmp_path)), ContinuedTensorBoardLogger(str(tmp_path))]

@@ -138,6 +138,7 @@ class KillAfter(Callback):
             raise KilledError
 
 
+@pytest.mark.slow
 def test_kills_at_a_checkpoint_without_validation_and_then_with_one_leave_no_validation_to_repeat(
     tmp_path: Path,
 ) -> None:

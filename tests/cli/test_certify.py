@@ -43,6 +43,7 @@ def certified(folder: Path, *arguments: str) -> tuple[str, dict[str, Any]]:
     return finished.stdout, json.loads((folder / "figures.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_run_is_certified_at_states_of_the_dataset(folder: Path) -> None:
     printed, figures = certified(folder, "run", *FAST, *SETTINGS, "--seed", "3")
     model, _ = load_checkpoint(folder / "run" / "checkpoints" / "last.ckpt")

@@ -328,6 +328,7 @@ def test_a_place_that_cannot_be_written_to_is_refused_before_collecting(run_fold
     assert "rows" not in refused.stderr
 
 
+@pytest.mark.slow
 def test_variants_train_by_configuration_and_their_checkpoint_loads(run_folder: Path) -> None:
     variants = [f"--config=variant/{name}" for name in ("modern", "sigma_reparam", "hl_gauss", "single_temperature")]
     fit = call_tql(run_folder, "fit", *PENDULUM, *variants, "--trainer.default_root_dir=variants")

@@ -74,6 +74,7 @@ def test_domains_hold_the_papers_values(domain: str, values: tuple[int, tuple[fl
     assert (model.target_aggregation, model.normalize_q_loss, optimisation.gradient_clip_norm) == ("mean", False, None)
 
 
+@pytest.mark.slow
 def test_every_domain_is_one_of_ogbench() -> None:
     domains = [name for name in PACKAGED if name.startswith("ogbench/")]
     assert len(domains) == 15

@@ -24,7 +24,10 @@ def loaded(program: str, **environment: str) -> tuple[str, str]:
     return finished.stdout, finished.stderr
 
 
-@pytest.mark.parametrize(("environment", "policy"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "active"}, "ACTIVE")])
+@pytest.mark.parametrize(
+    ("environment", "policy"),
+    [({}, "PASSIVE"), pytest.param({"OMP_WAIT_POLICY": "active"}, "ACTIVE", marks=pytest.mark.slow)],
+)
 def test_openmp_waits_passively_unless_told_otherwise(environment: dict[str, str], policy: str) -> None:
     _, settings = loaded(SHOW, **environment)
     assert f"OMP_WAIT_POLICY = '{policy}'" in settings

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.export.test_policy import OBSERVATIONS, trained
+from tests.marks import slow_after
 from tql_lightning import Policy
 from tql_lightning.algorithms.tql import TQL
 from tql_lightning.export.comparison import ExportError
@@ -28,7 +29,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trained(tmp_path_factory.mktemp("run"))
 
 
-@pytest.mark.parametrize("extraction", ["best_of_n", "implicit", "behaviour_flow"])
+@pytest.mark.parametrize("extraction", slow_after(1, ["best_of_n", "implicit", "behaviour_flow"]))
 def test_every_extraction_leaves(extraction: Extraction, checkpoint: Path, tmp_path: Path) -> None:
     exported = export_checkpoint(checkpoint, tmp_path / "policy", "torch", extraction)
     assert exported.largest_difference <= 1e-5

@@ -42,6 +42,7 @@ def cached(folder: Path, cache: Path) -> Path:
     return snapshot
 
 
+@pytest.mark.slow
 def test_a_saved_policy_acts_as_the_one_it_was_saved_from(exported: dict[ExportFormat, Path], tmp_path: Path) -> None:
     policy = Policy.load(exported["torch"], seed=3)
     policy.save_pretrained(tmp_path / "saved")

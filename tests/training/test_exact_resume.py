@@ -18,6 +18,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.marks import slow_after
 from tests.toy import fit, toy_model
 from tql_lightning.callbacks.attention_entropy import AttentionEntropyMonitor
 from tql_lightning.callbacks.best_checkpoint import BestCheckpoint
@@ -136,7 +137,7 @@ STOPS = {
 }
 
 
-@pytest.mark.parametrize("stops", STOPS.values(), ids=STOPS)
+@pytest.mark.parametrize("stops", slow_after(2, list(STOPS.values())), ids=STOPS)
 def test_a_run_stopped_anywhere_and_continued_is_the_uninterrupted_one(stops: list[int], tmp_path: Path) -> None:
     for stop in stops:
         train(tmp_path, stop)

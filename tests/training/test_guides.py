@@ -95,6 +95,7 @@ def test_the_first_update_moves_the_guides_and_not_the_factors(tmp_path: Path) -
             assert torch.equal(parameter, before[name]) != name.endswith(".guide"), name
 
 
+@pytest.mark.slow
 def test_a_guide_is_set_by_configuration_and_its_checkpoint_loads(tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(TINY)
     (tmp_path / "guided.yaml").write_text(GUIDED)

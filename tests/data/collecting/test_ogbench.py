@@ -18,6 +18,7 @@ from tql_lightning.data.sources.schema import validation_path
 pytestmark = pytest.mark.filterwarnings("ignore:.*DISPLAY environment variable")
 
 
+@pytest.mark.slow
 def test_play_data_has_the_official_format(play_folder: Path) -> None:
     path = dataset_file("cube-single-play", str(play_folder))
     assert sorted(file.name for file in play_folder.iterdir()) == sorted([path.name, validation_path(path).name])
