@@ -229,7 +229,7 @@ def test_the_users_parts_shown_run_and_every_logged_metric_is_in_the_glossary(
     fit_smoke = ["fit", "--config", "quickstart", "--config", "smoke"]
     trained = call_tql(tmp_path, *fit_smoke, *others)
     assert trained.returncode == 0, trained.stderr
-    assert re.search(r"\]50 -?\d+\.\d+", trained.stdout), "the callback printed nothing after update 50"
+    assert re.search(r"[\]\r\n]50 -?\d+\.\d+", trained.stdout), "the callback printed nothing after update 50"
 
     with_critic = [
         *fit_smoke,
