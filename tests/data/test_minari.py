@@ -14,9 +14,12 @@ import pytest
 
 import tests.environments  # noqa: F401  (registers its environments)
 from tests.data.formats import record, write_minari
+from tql_lightning.data.collecting.collect import collect
 from tql_lightning.data.sources.minari import load_minari
+from tql_lightning.data.sources.npz import load_npz
 from tql_lightning.data.transitions import ACTION_LIMIT, DatasetError
 from tql_lightning.evaluation.envs import make_env
+from tql_lightning.online.watched_envs import WatchedEnvs
 
 NAME = "toy/set-v0"
 
@@ -133,8 +136,8 @@ class Unsorted(gymnasium.Env[Any, Any]):
         return self.reset()[0], 0.0, False, False, {}
 
 
-def test_columns_of_a_dictionary_are_in_the_order_of_its_keys_in_data_and_environment(
-    monkeypatch: pytest.MonkeyPatch,
+def test_columns_of_a_dictionary_are_in_the_order_of_its_keys_wherever_it_is_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(gymnasium.envs.registration, "registry", dict(gymnasium.registry))
     gymnasium.register("Unsorted-v0", f"{__name__}:Unsorted", max_episode_steps=3, disable_env_checker=True)
@@ -149,8 +152,14 @@ def test_columns_of_a_dictionary_are_in_the_order_of_its_keys_in_data_and_enviro
     actions = [np.zeros(1, np.float32)] * 2
     write_minari(NAME, env, [replace(buffer, observations=stacked, actions=actions)])
     dataset = load_minari(NAME)
-    assert dataset.observations[0].tolist() == [1, 2, 3, 4]
-    assert make_env("Unsorted-v0").reset()[0].tolist() == [1, 2, 3, 4]
+    written_down = load_npz(str(collect("Unsorted-v0", 3, workers=1, output=str(tmp_path / "collected.npz")).path))
+    online = WatchedEnvs("Unsorted-v0", 1, parallel=False, timeout=60.0)
+    every = np.array([True])
+    reset, stepped = online.reset([0], every), online.step(np.zeros((1, 1), np.float32), every)[0]
+    online.close()
+    evaluated = make_env("Unsorted-v0").reset()[0]
+    for columns in (dataset.observations[0], written_down.observations[0], evaluated, reset[0], stepped[0]):
+        assert columns.tolist() == [1, 2, 3, 4]
 
 
 def test_reference_scores_are_the_datasets() -> None:

@@ -132,6 +132,7 @@ def test_chunks_of_actions_leave_as_steps_to_take_one_after_the_other(
         (np.zeros((2, 4)), {}, r"found \(2, 4\)"),
         (np.zeros((0, 3)), {}, r"found \(0, 3\)"),
         (np.zeros((1, 1, 3)), {}, r"found \(1, 1, 3\)"),
+        ({"b": [0.0], "a": [0.0, 1.0]}, {}, "found dict; make its columns as in training with .*flatten"),
         ([np.nan, 0, 0], {}, "found NaN"),
         (np.zeros(3), {"noise": np.zeros((2, 1))}, "noise: expected"),
         (np.zeros((2, 3)), {"noise": np.zeros(1)}, r"noise: expected finite numbers of shape \(2, 1\)"),

@@ -189,6 +189,11 @@ def _numbers(name: str, given: ArrayLike) -> Floats:
     Raises:
         PolicyError: ``given`` is not an array of real numbers.
     """
+    if isinstance(given, Mapping):
+        raise PolicyError(
+            f"{name}: expected an array of columns, found {type(given).__name__}; make its columns as in training with "
+            "tql_lightning.data.flatten.flatten(env.observation_space, observation)"
+        )
     try:
         array = np.asarray(given)
     except (ValueError, TypeError, RuntimeError) as error:  # rows of different lengths; tensors with gradients
