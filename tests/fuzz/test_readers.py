@@ -16,6 +16,11 @@ EXAMPLES = {"config": 2, "npz": 150, "hdf5": 60, "environment": 10, "baselines":
 
 
 @pytest.mark.parametrize("name", READERS)
+def test_a_whole_file_is_read(name: str, tmp_path: Path) -> None:
+    attempt(READERS[name], tmp_path, READERS[name].whole(), pass_over=False)
+
+
+@pytest.mark.parametrize("name", READERS)
 def test_only_errors_with_a_name_come_out(name: str, tmp_path: Path) -> None:
     @settings(
         max_examples=EXAMPLES.get(name, 40),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tql_lightning.report.baselines import absent_baselines, baselines_on
 from tql_lightning.report.charts import sections
@@ -28,6 +29,9 @@ from tql_lightning.report.runs import Run, read_runs
 from tql_lightning.report.statistics import Estimate
 from tql_lightning.report.verdict import verdict
 from tql_lightning.system.files import require_writable, write_text_whole
+
+if TYPE_CHECKING:
+    import jinja2
 
 MAIN_PACKAGES = ("tql-lightning", "torch", "lightning", "numpy", "gymnasium", "ogbench", "minari", "mujoco")
 MEGABYTE = 10**6
@@ -64,8 +68,6 @@ def write_report(
 
 def render(runs: Sequence[Run], media: Media, table: str = "") -> str:
     """The page as HTML text; ``table`` is HTML, too."""
-    import jinja2
-
     here = files("tql_lightning.report")
     methods = group_methods(runs)
     tasks = list(dict.fromkeys(run.task for run in runs))
@@ -75,10 +77,7 @@ def render(runs: Sequence[Run], media: Media, table: str = "") -> str:
     chart_sections = sections(methods, tasks)
     charts = [chart for _, inside in chart_sections for chart in inside]
     numbered = iter(range(len(charts)))
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters["number"] = number
-    template = environment.from_string((here / "template.html").read_text())
-    return template.render(
+    return _template().render(
         style=(here / "style.css").read_text(),
         script=(here / "charts.js").read_text(),
         runs=runs,
@@ -104,6 +103,15 @@ def render(runs: Sequence[Run], media: Media, table: str = "") -> str:
         packages=_packages(runs),
         colors=COLORS,
     )
+
+
+@cache
+def _template() -> jinja2.Template:
+    import jinja2
+
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.filters["number"] = number
+    return environment.from_string((files("tql_lightning.report") / "template.html").read_text())
 
 
 def number(value: float | None) -> str:
