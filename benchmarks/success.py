@@ -1,7 +1,7 @@
 """Draws success against updates for the methods of a benchmark, over all of its seeds, and prints the last figures.
 
     tql benchmark laptop --output runs/laptop
-    python -m benchmarks.success runs/laptop --output docs/laptop_success.png
+    python -m benchmarks.success runs/laptop --output success.png
 
 A point is the share of successful episodes of all seeds at one update, with the exact 95 % interval of that share. An
 update at which a seed has no evaluation yet is left out.

@@ -110,6 +110,7 @@ def test_tql_learns_from_bad_data_and_cloning_does_not(tmp_path: Path, monkeypat
     assert result["behaviour_flow"]["mean_return"] <= -800
     assert -1150 < result["data"]["mean_return"] < -1050
     assert result["peak_memory_mb"] <= 1536
+    assert result["seconds"] <= 180
     report = (tmp_path / "runs" / result["report"]).read_text()
     assert "<h1>TQL report</h1>" in report
     assert report.count('src="data:video/mp4') == 2
