@@ -6,6 +6,7 @@ import csv
 import importlib.metadata
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -22,7 +23,7 @@ from lightning.pytorch import Callback
 
 from tests.command_line import PATIENCE, TINY, TQL_COMMAND, call_tql, run_tql
 from tql_lightning.algorithms.loading import load_checkpoint
-from tql_lightning.cli.commands import evaluate
+from tql_lightning.cli.commands import COMMANDS, evaluate
 from tql_lightning.cli.main import main
 from tql_lightning.cli.start_checks import StartError
 from tql_lightning.evaluation.checkpoint import evaluate_checkpoint
@@ -90,6 +91,13 @@ def test_help_describes_every_command(command: str, capsys: pytest.CaptureFixtur
     assert {"export": "--extraction", "report": "--media_mb"}.get(command, "--seed") in own
 
 
+def test_every_argument_of_a_command_is_explained_by_a_phrase_that_stands_alone() -> None:
+    parts = [part for each in COMMANDS.values() for part in (each.values() if isinstance(each, dict) else [each])]
+    explained = [line for part in parts for line in re.findall(r"^        (\w+: .)", part.__doc__ or "", re.MULTILINE)]
+    assert len(explained) > 40
+    assert [line for line in explained if line[-1].islower()] == []
+
+
 @pytest.mark.usefixtures("command_folder")
 def test_export_and_report_write_what_they_say(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint = run_folder / "run" / "checkpoints" / "last.ckpt"
@@ -133,6 +141,7 @@ def test_help_of_fit_is_what_a_user_sets_first_and_the_rest_by_group(
     assert "--model.tau TAU Share of the critic" in explained
     assert "--trainer.detect_anomaly" in explained
     assert "https://docs.pytorch.org/docs/main/notes/serialization.html#id3" in everything, "broken inside a word"
+    assert ":paramref:" not in everything
     part = help_of("fit --help=model.optimisation", capsys)
     assert "--model.optimisation.warmup_updates" in part
     assert "--model.tau" not in part

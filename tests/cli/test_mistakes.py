@@ -135,6 +135,7 @@ def test_a_start_that_cannot_be_is_refused_without_lightning(folder: Path) -> No
     (folder / "runs" / "tql" / "seed_0" / "checkpoints").mkdir(parents=True)
     for name in ("config.yaml", "checkpoints/last.ckpt"):
         (folder / "runs" / "tql" / "seed_0" / name).touch()
+    (folder / "text.ckpt").write_text("no checkpoint")
     (folder / "npz.yaml").write_text(
         "data:\n  dataset: {class_path: tql_lightning.data.sources.npz.load_npz, init_args: {path: absent.npz}}\n"
     )
@@ -142,6 +143,8 @@ def test_a_start_that_cannot_be_is_refused_without_lightning(folder: Path) -> No
         "fit --data.dataset=tests.toy.toy_dataset --trainer.default_root_dir=runs/tql/seed_0": "holds an earlier run",
         "fit --config ogbench/cube-double --trainer.default_root_dir runs/tql/seed_0": "holds an earlier run",
         "fit --config quickstart --ckpt_path=absent.ckpt": "checkpoint absent.ckpt: no such file",
+        "fit --config quickstart --ckpt_path=text.ckpt": "checkpoint text.ckpt: damaged",
+        "evaluate text.ckpt": "checkpoint text.ckpt: damaged",
         "test --config quickstart --ckpt_path=last --seed_everything=7": "last checkpoint (runs/pendulum/tql/seed_7)",
         "fit --data.dataset=absent.npz": "absent.npz: no such file",
         "fit --config npz.yaml": "absent.npz: no such file",

@@ -55,6 +55,17 @@ def test_a_mapping_that_leaves_out_what_is_there_is_refused(tmp_path: Path) -> N
         load_npz(path, keys=OTHERS | {"actions": "act"})
 
 
+def test_a_file_that_tells_only_one_kind_of_end_is_answered_with_the_array_to_add(tmp_path: Path) -> None:
+    ends = {"dones": None, "terminals": np.arange(12) == 11}
+    save_npz(tmp_path / "raw.npz", **columns(**ends))
+    added = "add truncations: true where a time limit cut an episode, and false everywhere if none did"
+    for keys in (None, {"terminations": "terminals"}):
+        with pytest.raises(DatasetError, match=added):
+            load_npz(str(tmp_path / "raw.npz"), keys=keys)
+    save_npz(tmp_path / "raw.npz", **columns(**ends, truncations=np.zeros(12)))
+    assert load_npz(str(tmp_path / "raw.npz"), keys=keys).masks.tolist() == [1.0] * 11 + [0.0]
+
+
 def test_dones_at_the_time_limit_are_truncations_and_others_terminations(tmp_path: Path) -> None:
     loaded = load_npz(foreign(tmp_path / "raw.npz"), keys=OTHERS, max_episode_steps=5)
     assert np.flatnonzero(loaded.episode_ends).tolist() == [3, 8, 11]

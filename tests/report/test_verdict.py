@@ -66,7 +66,7 @@ def test_methods_with_several_runs_are(tmp_path: Path) -> None:
         make_run(tmp_path / "a" / f"seed_{seed}", seed, final=0.9 + seed / 100)
         make_run(tmp_path / "b" / f"seed_{seed}", seed, final=0.5 + seed / 100, discount=0.9)
     text = page(tmp_path)
-    assert "; with probability 1 a run of it beats one of b (0.51)." in text
+    assert "; each of its runs beats every run of b (0.51)." in text
     assert "Probability of improvement" in text
 
 

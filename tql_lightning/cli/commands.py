@@ -210,12 +210,12 @@ def evaluate(
         checkpoints: One or more .ckpt files.
         episodes: Number of episodes for each checkpoint.
         seed: Seed of the episodes and their noise, the same for every checkpoint.
-        extraction: how the model chooses actions, where it knows several ways (TQL: "fql", "best_of_n"
+        extraction: How the model chooses actions, where it knows several ways (TQL: "fql", "best_of_n"
             or "behaviour_flow"; "implicit" acts as "best_of_n"); default: the model's own. "behaviour_flow" is recorded
             in the run's folder, as behaviour cloning for its reports. "smoothed" acts by the centre of the model's own
             actions under noise on the observation (docs/robustness.md).
-        sigma: of "smoothed": standard deviation of that noise, in the units of the observations.
-        smoothing_samples: of "smoothed": noisy observations of a decision.
+        sigma: For "smoothed": standard deviation of that noise, in the units of the observations.
+        smoothing_samples: For "smoothed": noisy observations of one decision.
         env: Gymnasium id of the environment; default: the dataset's.
         num_envs: Number of environments stepped together; the result does not depend on it.
         parallel: Run each environment in its own process; useful for slow environments.
@@ -316,9 +316,9 @@ def export(
         checkpoint: A .ckpt file.
         output: Folder to create; it must not exist, or be empty.
         format: "onnx" (for any ONNX runtime) or "torch" (weights for `tql_lightning.Policy`).
-        extraction: how the model chooses actions, where it knows several ways (TQL: "fql", "best_of_n"
+        extraction: How the model chooses actions, where it knows several ways (TQL: "fql", "best_of_n"
             or "behaviour_flow"; "implicit" acts as "best_of_n"); default: the model's own.
-        data: dataset, as of `tql data inspect`, at whose observations actions are compared; default: observations of
+        data: Dataset, as of `tql data inspect`, at whose observations actions are compared; default: observations of
             random actions in the checkpoint's environment.
     """
     require_checkpoint(checkpoint)
@@ -353,19 +353,19 @@ def certify(
     """Certifies how far a smoothed policy's actions can move when an observation is moved; see docs/robustness.md.
 
     Args:
-        target: folder of a run (its last checkpoint), a .ckpt file, or a folder that `tql export` wrote.
-        sigma: standard deviations of the smoothing noise, in the units of the observations; default: 0.1 0.2.
+        target: Folder of a run (its last checkpoint), a .ckpt file, or a folder that `tql export` wrote.
+        sigma: Standard deviations of the smoothing noise, in the units of the observations; default: 0.1 0.2.
         epsilon: Euclidean lengths of the move of an observation, in the same units; default: 0.05 0.1 0.2. At most
             twice sigma can be certified with the default numbers of samples.
-        states: how many states of the dataset.
+        states: Number of states of the dataset.
         output: "action", or "q": the values of all heads at the policy's action, which is held fixed.
         extraction: "fql", "best_of_n" or "behaviour_flow"; default: the model's own.
-        data: name of the dataset, as `tql data inspect` takes it; default: the run's.
-        samples: that find the centre, and again that test it.
-        certificate_samples: that the bound is a quantile of.
-        candidates: choose the centre among so many samples; default: among all.
-        seed: of states and noise.
-        json: file to write the figures to as well, with every state's bound.
+        data: Name of the dataset, as `tql data inspect` takes it; default: the run's.
+        samples: Number of samples that find the centre, and of others that test it.
+        certificate_samples: Number of samples whose quantile is the bound.
+        candidates: Number of samples among which the centre is chosen; default: all.
+        seed: Seed of states and noise.
+        json: File to write the figures to as well, with every state's bound.
     """
     require_checkpoint(target)
     from tql_lightning.cli.certify import as_json, certify_target

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import textwrap
 from argparse import SUPPRESS, Action
@@ -64,6 +65,7 @@ HEAD = {
     "--help=GROUP": "Every setting of data, model or trainer, or of a part such as model.optimisation; --help=all.",
 }
 INDENT, WIDTH = 32, 118
+SPHINX_ROLE = re.compile(r":\w+:`~?(?:\w+\.)*(\w+)`")  # in Lightning's docstrings
 
 
 class CommandError(ValueError):
@@ -78,7 +80,8 @@ class WordWrapHelp(DefaultHelpFormatter):
     """Jsonargparse's formatter; wraps between words only, never inside names and addresses."""
 
     def _split_lines(self, text: str, width: int) -> list[str]:
-        return textwrap.wrap(" ".join(text.split()), width, break_long_words=False, break_on_hyphens=False)
+        text = SPHINX_ROLE.sub(r"\1", " ".join(text.split()))
+        return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
 
 
 def summaries(commands: Mapping[str, Any], groups: Mapping[str, str]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -34,13 +35,19 @@ class StartError(FileError):
 
 
 def require_checkpoint(path: str) -> None:
-    """Checks, without opening it, that a checkpoint is there.
+    """Checks that a checkpoint is there and, if it is a file, one of torch.save: a zip archive.
 
     Raises:
         StartError: It is not.
     """
     if not Path(path).exists():
         raise StartError(f"checkpoint {path}: no such file")
+    if Path(path).is_file():
+        with Path(path).open("rb") as file:
+            if not zipfile.is_zipfile(file):
+                raise StartError(
+                    f"checkpoint {path}: damaged, or holds more than weights (it is no file of torch.save)"
+                )
 
 
 def check_start(command: str, arguments: Sequence[str]) -> None:

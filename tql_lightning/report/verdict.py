@@ -57,6 +57,8 @@ def _against(best: Result, second: Result, pairs: Sequence[Comparison], number: 
                  == {best.method.index, second.method.index}), None)  # fmt: skip
     if pair is None or not pair.over_runs or pair.method.index != best.method.index:
         return f", the next is {other}"
+    if pair.estimate.value == 1.0:  # a fact about these runs; as a probability it would say more than so few can
+        return f"; each of its runs beats every run of {other}"
     sure = pair.estimate.low > 0.5
     chance = f"with probability {number(pair.estimate.value)}"
     if sure:

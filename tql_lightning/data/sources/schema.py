@@ -17,6 +17,7 @@ from tql_lightning.data.transitions import DatasetError, TransitionDataset
 REQUIRED = ("observations", "actions", "rewards", "terminations", "truncations")
 OPTIONAL = ("next_observations", "masks")
 SETTINGS = ("env_id", "action_low", "action_high", "actions_scaled", "reference_scores")
+ENDS = {"terminations": "true where the task ended", "truncations": "true where a time limit cut an episode"}
 Keys = Mapping[str, str]  # our name of an array -> the file's
 
 
@@ -63,13 +64,13 @@ def dataset_from(
 
 def _check_names(path: Path, fields: Mapping[str, Any], keys: Keys | None) -> None:
     """Rejects missing and unknown arrays; the message has the mapping of those under other names."""
-    ends = ("terminations", "truncations")
-    dones = DONES in fields and not set(ends) & fields.keys()
-    missing = [key for key in REQUIRED if key not in fields and not (dones and key in ends)]
+    dones = DONES in fields and not ENDS.keys() & fields.keys()
+    missing = [key for key in REQUIRED if key not in fields and not (dones and key in ENDS)]
     known = {*REQUIRED, *OPTIONAL, *SETTINGS} | ({DONES} if dones else set())
     unknown = [key for key in fields if key not in known]
     suggested = suggest_keys([*missing, *(name for name in OPTIONAL if name not in fields)], unknown)
-    if set(ends) <= set(missing) - suggested.keys():
+    absent = [key for key in ENDS if key in missing and key not in suggested]
+    if len(absent) == len(ENDS):
         suggested |= suggest_keys([DONES], unknown)
     if not missing and not (suggested if keys else unknown):
         return
@@ -82,6 +83,8 @@ def _check_names(path: Path, fields: Mapping[str, Any], keys: Keys | None) -> No
             f"did you mean keys='{{{mapping}}}' (--data.dataset.keys of tql fit, --keys of tql data)? It leaves out "
             "arrays of other names"
         )
+    if len(absent) == 1:
+        hint += f"; add {absent[0]}: {ENDS[absent[0]]}, and false everywhere if none did"
     raise DatasetError(
         f"{path}: missing: {', '.join(missing) or 'none'}; unknown: {', '.join(unknown) or 'none'}; {hint}"
     )
