@@ -25,10 +25,9 @@ UPDATE_0 = 1e-5
 LATER = 1e-4
 # Of parameters, absolute, for learning rates up to and above 1e-3.
 PARAMETERS, FAST = 1e-6, 5e-6
-# A gradient below this share of its array's largest is rounding, as the tolerance of gradients says. Adam divides it by
-# itself, so that its step of up to the learning rate has neither size nor sign in common. So few entries may use that:
-# two, or one in 100.
-ROUNDING = UPDATE_0
+# A gradient below this share of its array's largest is rounding. Adam divides it by itself, so that its step of up to
+# the learning rate has neither size nor sign in common. So few entries may use that: two, or one in 100.
+ROUNDING = 1e-6
 FEW, FEW_IN = 2, 100
 
 
