@@ -38,10 +38,11 @@ from tql_lightning.nn.perceiver import PerceiverCritic
 from tql_lightning.nn.policy import FlowPolicy
 from tql_lightning.training.algorithm import Algorithm
 from tql_lightning.training.optimisation import Optimisation
+from tql_lightning.training.problem import Problem
 
 CHUNK = 5  # of Q-chunking's
 PLAIN_POLICY = partial(FlowPolicy, layer_norm=False)
-REWARDS = {"reward_range": (-2.0, 0.0)}  # of methods that scale or bin returns
+REWARDS = {"problem": Problem(reward_range=(-2.0, 0.0))}  # of methods that scale or bin returns
 METHODS: dict[str, Callable[[int, int], Algorithm]] = {
     "TQL": TQL,
     "BC": BC,
@@ -49,9 +50,9 @@ METHODS: dict[str, Callable[[int, int], Algorithm]] = {
     "IQL": IQL,
     "IFQL": IFQL,
     "ReBRAC": ReBRAC,
-    "QC": lambda observations, actions: QC(observations, CHUNK * actions, action_chunk=CHUNK),
+    "QC": lambda observations, actions: QC(observations, CHUNK * actions, problem=Problem(CHUNK)),
     "QC-FQL": lambda observations, actions: QC(
-        observations, CHUNK * actions, policy=PLAIN_POLICY, extraction="fql", action_chunk=CHUNK
+        observations, CHUNK * actions, policy=PLAIN_POLICY, extraction="fql", problem=Problem(CHUNK)
     ),
     "floq": partial(Floq, **REWARDS),
     "PAC": partial(

@@ -117,7 +117,7 @@ def make_model(configuration: dict[str, Any], observation_dim: int, action_dim: 
     of_the_data = {
         "observation_dim": observation_dim,
         "action_dim": action_dim,
-        "reward_range": (-2.0, 0.0),
+        "problem": {"reward_range": (-2.0, 0.0)},
         "action_range": ([-1.0] * action_dim, [1.0] * action_dim),
     }
     taken = {name: value for name, value in of_the_data.items() if name in signature(kind).parameters}

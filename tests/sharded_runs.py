@@ -22,7 +22,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.tensor import DTensor
 
 from tests.toy import fit, toy_model
-from tql_lightning.algorithms.floq import Floq
+from tql_lightning.algorithms.floq import Floq, ReturnFlow
 from tql_lightning.algorithms.iql import IQL
 from tql_lightning.algorithms.q_transformer import QTransformer
 from tql_lightning.algorithms.rebrac import ReBRAC
@@ -44,6 +44,7 @@ from tql_lightning.nn.velocity_critic import VelocityCritic
 from tql_lightning.run.checkpoint_io import WholeCheckpointIO
 from tql_lightning.training.algorithm import Algorithm
 from tql_lightning.training.divergence import TrainingDivergedError
+from tql_lightning.training.problem import Problem
 
 TRANSFORMER: dict[str, Any] = {
     "critic": partial(TransformerCritic, hidden_dim=16, head_dim=8, weight_parametrisation=SigmaReparam),
@@ -55,13 +56,13 @@ TRANSFORMER: dict[str, Any] = {
 }
 MLP: dict[str, Any] = {"critic": partial(MLPCritic, hidden_dims=(8, 8))}
 SMALL: dict[str, Any] = {"hidden_dims": (8, 8)}
-RETURNS: dict[str, Any] = {"reward_range": (-4.0, 4.0), "final_reward_range": (-4.0, 4.0)}
+RETURNS: dict[str, Any] = {"problem": Problem(1, (-4.0, 4.0), (-4.0, 4.0))}
 METHODS: dict[str, Callable[[], Algorithm]] = {
     "floq": lambda: Floq(
         *(3, 1),
         velocity_critic=partial(VelocityCritic, **SMALL, flow_steps=2),
         policy=partial(FlowPolicy, **SMALL, flow_steps=2),
-        noise_samples=2,
+        return_flow=ReturnFlow(noise_samples=2),
         **MLP,
         **RETURNS,
     ),

@@ -20,6 +20,7 @@ from torch import Tensor
 from tests.conftest import REACHED
 from tests.golden_case import FARTHER, Arrays, Case, Judged, build, read, run_case
 from tql_lightning.algorithms import losses
+from tql_lightning.algorithms.critics import frozen_values
 from tql_lightning.export.release import TEMPERATURE, load_release_params, release_arrays
 from tql_lightning.nn.attention_weights import attention_log_weights
 
@@ -108,7 +109,7 @@ def forward(case: Case, dtype: torch.dtype) -> Arrays:
             "bc_pred": fresh.policy.velocity(batch.observations, x_t, noise.flow_t),
             "flow_actions": fresh.policy.flow_actions(batch.observations, noise.distillation),
             "onestep_actions": student,
-            "actor_q_ensemble": fresh.frozen_critic_values(batch.observations, student.clamp(-1.0, 1.0)),
+            "actor_q_ensemble": frozen_values(fresh.critic, batch.observations, student.clamp(-1.0, 1.0)),
         }
         if fresh.temperature is not None:
             found["temperature"] = fresh.temperature()

@@ -18,6 +18,7 @@ from tql_lightning.nn.critic import TransformerCritic
 from tql_lightning.nn.policy import FlowPolicy
 from tql_lightning.training.algorithm import Algorithm
 from tql_lightning.training.execution import Execution
+from tql_lightning.training.problem import Problem
 
 
 def toy_dataset(
@@ -44,7 +45,7 @@ def toy_dataset(
 def toy_model(kind: type[TQL] = TQL, **settings: Any) -> TQL:
     """A small TQL with its weights drawn from seed 0; its actions are Pendulum's, ``action_chunk`` times.
 
-    Settings of `Optimisation` and `Execution`, and the policy's ``num_samples``, may stand among the model's own.
+    Settings of `Problem`, `Optimisation` and `Execution`, and the policy's ``num_samples``, may stand among its own.
     """
     seed_everything(0, verbose=False)
     policy = {"hidden_dims": (16,), "flow_steps": 2, "num_samples": settings.pop("num_samples", 16)}
@@ -56,12 +57,16 @@ def toy_model(kind: type[TQL] = TQL, **settings: Any) -> TQL:
         "learning_rate": 1e-3,
         "learning_rates": {},
     }
-    chosen = defaults | settings
-    groups = {"optimisation": OPTIMISATION, "execution": Execution()}
-    for name, group in groups.items():
-        own = {part.name: chosen.pop(part.name) for part in fields(group) if part.name in chosen}
-        chosen[name] = replace(group, **own)
+    chosen = grouped(defaults | settings, problem=Problem(), optimisation=OPTIMISATION, execution=Execution())
     return kind(3, settings.get("action_chunk", 1), **chosen)
+
+
+def grouped(settings: dict[str, Any], **groups: Any) -> dict[str, Any]:
+    """Flat settings with those of groups, given by their defaults, put into them."""
+    members = {name: {part.name for part in fields(group)} & settings.keys() for name, group in groups.items()}
+    flat = {name: value for name, value in settings.items() if not any(name in each for each in members.values())}
+    made = {name: replace(group, **{each: settings[each] for each in members[name]}) for name, group in groups.items()}
+    return flat | made
 
 
 def toy_chunk(model: Algorithm, updates: int = 1, batch_size: int = 16) -> tuple[Any, Any]:

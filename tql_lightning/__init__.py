@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from tql_lightning.training.execution import Execution as Execution
     from tql_lightning.training.optimisation import Optimisation as Optimisation
     from tql_lightning.training.optimisation import ParameterGroup as ParameterGroup
+    from tql_lightning.training.problem import Problem as Problem
     from tql_lightning.training.update import Losses as Losses
 
 if sys.platform == "win32":  # without fork, poll and the resource module
@@ -64,6 +65,7 @@ _HOMES = {  # module -> names in it
     "training.algorithm": ("Algorithm",),
     "training.execution": ("Execution",),
     "training.optimisation": ("Optimisation", "ParameterGroup"),
+    "training.problem": ("Problem",),
     "training.update": ("Losses",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -12,7 +12,7 @@ import pytest
 
 from tql_lightning import algorithms
 from tql_lightning.algorithms.bc import BC
-from tql_lightning.algorithms.floq import Floq
+from tql_lightning.algorithms.floq import Floq, ReturnFlow
 from tql_lightning.algorithms.ifql import IFQL
 from tql_lightning.algorithms.iql import IQL
 from tql_lightning.algorithms.q_transformer import QTransformer
@@ -31,6 +31,7 @@ from tql_lightning.nn.velocity_critic import VelocityCritic
 from tql_lightning.testing import AlgorithmContract
 from tql_lightning.training.algorithm import Algorithm
 from tql_lightning.training.optimisation import Optimisation
+from tql_lightning.training.problem import Problem
 
 
 class TestTQL(AlgorithmContract):
@@ -105,7 +106,7 @@ class TestQC(AlgorithmContract):
     def make(self, observation_dim: int, action_dim: int) -> QC:
         # Enough steps and candidates: few steps of a flow give actions that lie close together.
         policy = partial(BehaviourFlow, hidden_dims=(64, 64), flow_steps=8, num_samples=32)
-        return QC(observation_dim, action_dim, policy=policy, action_chunk=2, **OPPONENT)
+        return QC(observation_dim, action_dim, policy=policy, problem=Problem(2), **OPPONENT)
 
 
 @pytest.mark.slow
@@ -118,7 +119,7 @@ class TestQCFQL(AlgorithmContract):
             observation_dim,
             action_dim,
             policy=policy,
-            action_chunk=2,
+            problem=Problem(2),
             extraction="fql",
             bc_coefficient=0.1,
             **OPPONENT,
@@ -126,7 +127,10 @@ class TestQCFQL(AlgorithmContract):
 
 
 ONE_STEP = partial(FlowPolicy, **SIZES, flow_steps=3, layer_norm=False)
-SCALED: dict[str, Any] = {"reward_range": (0.0, 1.0), "discount": 0.5}  # of methods that scale or bin returns
+SCALED: dict[str, Any] = {
+    "problem": Problem(reward_range=(0.0, 1.0)),
+    "discount": 0.5,
+}  # of methods that scale
 
 
 @pytest.mark.slow
@@ -138,7 +142,7 @@ class TestFloq(AlgorithmContract):
             velocity_critic=partial(VelocityCritic, **SIZES, flow_steps=2),
             policy=ONE_STEP,
             bc_coefficient=0.1,
-            noise_samples=2,
+            return_flow=ReturnFlow(noise_samples=2),
             **(OPPONENT | SCALED),
         )
 

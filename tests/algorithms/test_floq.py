@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tql_lightning.algorithms.floq import Floq, FloqNoise
+from tests.toy import grouped
+from tql_lightning.algorithms.floq import Floq, FloqNoise, ReturnFlow
 from tql_lightning.batch import Batch
 from tql_lightning.nn.critic import MLPCritic
 from tql_lightning.nn.policy import FlowPolicy
 from tql_lightning.nn.velocity_critic import VelocityCritic
+from tql_lightning.training.problem import Problem
 
 ROWS, SAMPLES, ACTIONS, DISCOUNT = 4, 3, 2, 0.9
 
@@ -28,7 +30,7 @@ def made(**settings: Any) -> Floq:
         "discount": DISCOUNT,
         "noise_samples": SAMPLES,
     }
-    model = Floq(5, ACTIONS, **(defaults | settings))
+    model = Floq(5, ACTIONS, **grouped(defaults | settings, problem=Problem(), return_flow=ReturnFlow()))
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.5)
     return model
@@ -151,11 +153,11 @@ def test_the_releases_range_takes_in_zero_and_lets_every_reward_go_on() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"reward_range": None}, r"model.reward_range: expected rewards that differ"),
-        ({"reward_range": (-1.0, -1.0)}, r"model.reward_range: expected rewards that differ"),
+        ({"reward_range": None}, r"model.problem.reward_range: expected rewards that differ"),
+        ({"reward_range": (-1.0, -1.0)}, r"model.problem.reward_range: expected rewards that differ"),
         ({"discount": 1.0}, "model.discount: expected at least 0 and below 1, found 1.0"),
-        ({"noise_samples": 0}, "model.noise_samples: expected 1 to 4,096, found 0"),
-        ({"noise_coverage": 0.0}, "model.noise_coverage: expected a finite number above 0, found 0.0"),
+        ({"noise_samples": 0}, "model.return_flow.noise_samples: expected 1 to 4,096, found 0"),
+        ({"noise_coverage": 0.0}, "model.return_flow.noise_coverage: expected a finite number above 0, found 0.0"),
         ({"target_aggregation": "max"}, "model.target_aggregation: expected mean or min, found max"),
     ],
 )

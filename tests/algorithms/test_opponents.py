@@ -19,7 +19,7 @@ from tql_lightning.algorithms.ifql import IFQL
 from tql_lightning.algorithms.iql import IQL
 from tql_lightning.algorithms.loading import load_checkpoint
 from tql_lightning.algorithms.qc import QC
-from tql_lightning.algorithms.rebrac import ReBRAC
+from tql_lightning.algorithms.rebrac import ReBRAC, Smoothing
 from tql_lightning.callbacks.attention_map import AttentionMap
 from tql_lightning.callbacks.q_landscape import QLandscape
 from tql_lightning.nn.critic import MLPCritic, TransformerCritic
@@ -30,6 +30,7 @@ from tql_lightning.nn.value_loss import HLGauss
 from tql_lightning.nn.value_network import ValueNetwork
 from tql_lightning.training.algorithm import Algorithm
 from tql_lightning.training.optimisation import Optimisation
+from tql_lightning.training.problem import Problem
 
 SIZES: dict[str, Any] = {"hidden_dims": (16,)}
 CRITIC = partial(MLPCritic, **SIZES)
@@ -43,8 +44,8 @@ METHODS: dict[str, Callable[..., Algorithm]] = {
     "ddpgbc": partial(IQL, value=VALUE, policy=partial(GAUSSIAN, learned_std=True), actor_loss="ddpgbc"),
     "ifql": partial(IFQL, value=VALUE, policy=FLOW),
     "rebrac": partial(ReBRAC, policy=SQUASHED),
-    "qc": partial(QC, policy=FLOW, action_chunk=1),
-    "qc_fql": partial(QC, policy=FLOW_POLICY, extraction="fql", action_chunk=1),
+    "qc": partial(QC, policy=FLOW, problem=Problem()),
+    "qc_fql": partial(QC, policy=FLOW_POLICY, extraction="fql", problem=Problem()),
 }
 
 
@@ -99,7 +100,6 @@ def test_any_critic_goes_with_any_method(name: str, tmp_path: Path) -> None:
         ("iql", {"alpha": -1.0}, "model.alpha: expected a finite number of at least 0, found -1.0"),
         ("ifql", {"tau": 0.0}, "model.tau: expected above 0 and at most 1, found 0.0"),
         ("rebrac", {"actor_period": 0}, "model.actor_period: expected at least 1, found 0"),
-        ("rebrac", {"actor_noise": -0.1}, "model.actor_noise: expected a finite number of at least 0, found -0.1"),
         ("qc", {"extraction": "best"}, "model.extraction: expected implicit or fql, found best"),
         ("qc", {"policy": FLOW_POLICY}, 'expected FlowPolicy for "fql" and BehaviourFlow for "implicit", found Flow'),
         ("qc_fql", {"policy": FLOW}, 'expected FlowPolicy for "fql" and BehaviourFlow for "implicit", found Behav'),
@@ -108,6 +108,13 @@ def test_any_critic_goes_with_any_method(name: str, tmp_path: Path) -> None:
 def test_settings_out_of_range_are_refused(name: str, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         made(name, **settings)
+
+
+def test_noise_out_of_range_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"model.smoothing.actor_noise: expected a finite number of at least 0"):
+        Smoothing(actor_noise=-0.1)
+    with pytest.raises(ValueError, match=r"policy.exploration_temperature: expected a finite number of at least 0"):
+        made("iql", policy=partial(GAUSSIAN, exploration_temperature=-1.0))
 
 
 def test_an_extraction_that_a_method_does_not_have_is_refused() -> None:
@@ -178,7 +185,7 @@ class TestReBRAC:
 
 class TestQC:
     def test_invalid_rows_count_nothing_and_stay_in_the_mean(self) -> None:
-        model = made("qc", action_dim=2, action_chunk=2)
+        model = made("qc", action_dim=2, problem=Problem(2))
         batch, noise = drawn(model)
         valid = batch.valid.clone()
         valid[4:, 1:] = 0.0
@@ -189,7 +196,7 @@ class TestQC:
         assert half["behaviour_flow_loss"] < whole["behaviour_flow_loss"]
 
     def test_the_target_takes_the_action_that_acting_would(self) -> None:
-        model = made("qc", action_dim=2, action_chunk=2)
+        model = made("qc", action_dim=2, problem=Problem(2))
         batch, noise = drawn(model)
         actions = model.actor().act(batch.next_observations, noise.next_action)
         values = model.target_critic(batch.next_observations, actions).values.mean(dim=-1)
@@ -209,7 +216,7 @@ class TestQC:
 def test_iql_explores_with_its_standard_deviation_where_that_is_set() -> None:
     observations, noise = torch.zeros(1, 3), torch.full((1, 1), 0.25)
     mean = made("iql").actor().act(observations, noise)
-    explored = made("iql", acting_temperature=2.0).actor().act(observations, noise)
+    explored = made("iql", policy=partial(GAUSSIAN, acting_temperature=2.0)).actor().act(observations, noise)
     torch.testing.assert_close(explored, mean + 0.5)
 
 
@@ -230,7 +237,7 @@ def test_every_metric_is_in_the_glossary(name: str) -> None:
 def test_training_on_the_releases_windows_resumes_exactly(tmp_path: Path) -> None:
     """QC over windows that cross the ends of episodes, with rows that are not valid among them."""
     data = {"action_chunk": 3, "release_windows": True}
-    whole, resumed, again = (made("qc", action_dim=3, action_chunk=3) for _ in range(3))
+    whole, resumed, again = (made("qc", action_dim=3, problem=Problem(3)) for _ in range(3))
     fit(tmp_path, whole, 10, data=data)
     fit(tmp_path, resumed, 5, data=data).save_checkpoint(tmp_path / "half.ckpt")
     fit(tmp_path, again, 10, ckpt_path=tmp_path / "half.ckpt", data=data)

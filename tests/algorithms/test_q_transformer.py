@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.toy import fit, toy_dataset
-from tql_lightning.algorithms.q_transformer import QTransformer, QTransformerBatch
+from tests.toy import fit, grouped, toy_dataset
+from tql_lightning.algorithms.q_transformer import QTransformer, QTransformerBatch, Returns
 from tql_lightning.batch import NoNoise
 from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.data.returns import monte_carlo_returns
 from tql_lightning.nn.autoregressive import AutoregressiveCritic
 from tql_lightning.nn.layer_temperature import LayerTemperature
+from tql_lightning.training.problem import Problem
 
 ACTIONS, BINS, DISCOUNT, WORST, BEST = 3, 5, 0.9, -3.0, 0.0
 
@@ -25,7 +27,7 @@ def made(**settings: Any) -> QTransformer:
     torch.manual_seed(0)
     critic = partial(AutoregressiveCritic, num_bins=BINS, hidden_dim=16, head_dim=8)
     defaults: dict[str, Any] = {"critic": critic, "discount": DISCOUNT, "reward_range": (WORST, BEST)}
-    model = QTransformer(4, ACTIONS, **(defaults | settings))
+    model = QTransformer(4, ACTIONS, **grouped(defaults | settings, problem=Problem(), returns=Returns()))
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.4)
     return model
@@ -213,12 +215,13 @@ def test_it_trains_on_returns_of_its_own_discount_only(tmp_path: Path) -> None:
     data = OfflineDataModule(toy_dataset(), discount=DISCOUNT, action_chunk=2)
     assert len(data.action_range[0]) == len(data.action_range[1]) == data.action_dim == 2
     critic = partial(AutoregressiveCritic, num_bins=BINS, hidden_dim=16, head_dim=8)
-    settings: dict[str, Any] = {"critic": critic, "reward_range": (-5.0, 5.0), "action_range": data.action_range}
-    model = QTransformer(3, 2, action_chunk=2, discount=DISCOUNT, **settings)
+    settings: dict[str, Any] = {"critic": critic, "action_range": data.action_range}
+    problem = Problem(2, reward_range=(-5.0, 5.0))
+    model = QTransformer(3, 2, problem=problem, discount=DISCOUNT, **settings)
     before = {name: parameter.clone() for name, parameter in model.network.named_parameters()}
     fit(tmp_path, model, 5, data={"discount": DISCOUNT, "action_chunk": 2})
     assert [name for name, parameter in model.network.named_parameters() if torch.equal(parameter, before[name])] == []
-    other = QTransformer(3, 1, discount=0.5, **(settings | {"action_range": None}))
+    other = QTransformer(3, 1, problem=replace(problem, action_chunk=1), discount=0.5, critic=critic)
     with pytest.raises(ValueError, match=r"data.discount: expected the model's discount, 0.5, found 0.9"):
         fit(tmp_path, other, 5, data={"discount": DISCOUNT})
 
@@ -226,8 +229,8 @@ def test_it_trains_on_returns_of_its_own_discount_only(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"reward_range": None}, r"model.reward_range: expected rewards that differ.*found \(None, None\)"),
-        ({"reward_range": (-1.0, -1.0)}, r"model.reward_range: expected rewards that differ"),
+        ({"reward_range": None}, r"model.problem.reward_range: expected rewards that differ.*found \(None, None\)"),
+        ({"reward_range": (-1.0, -1.0)}, r"model.problem.reward_range: expected rewards that differ"),
         ({"discount": 1.0}, "model.discount: expected at least 0 and below 1, found 1.0"),
         ({"next_value": "max"}, "model.next_value: expected first_dimension or greedy or next_action or sarsa, found"),
         ({"action_range": ([0.0], [1.0])}, "model.action_range: expected 3 numbers each"),

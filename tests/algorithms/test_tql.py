@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from tests.marks import slow_after
 from tests.toy import fit, toy_chunk, toy_dataset, toy_model
+from tql_lightning.algorithms.critics import frozen_values
 from tql_lightning.algorithms.tql import TQL
 from tql_lightning.batch import at_update
 from tql_lightning.data.datamodule import OfflineDataModule
@@ -163,7 +164,7 @@ def test_held_out_losses_of_a_checkpoint_have_the_targets_of_its_update(tmp_path
 def test_the_q_term_gives_the_critic_no_gradient() -> None:
     model = toy_model()
     actions = torch.zeros(4, 1, requires_grad=True)
-    model.frozen_critic_values(torch.randn(4, 3), actions).sum().backward()
+    frozen_values(model.critic, torch.randn(4, 3), actions).sum().backward()
     assert actions.grad is not None
     assert (actions.grad != 0).any()
     assert all(parameter.grad is None for parameter in model.critic.parameters())

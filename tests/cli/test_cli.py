@@ -346,7 +346,8 @@ def test_variants_train_by_configuration_and_their_checkpoint_loads(run_folder: 
     kinds = {type(module).__name__ for module in model.modules()}
     assert kinds >= {"SandwichBlock", "SwiGLU", "RMSNorm", "SigmaReparam", "HLGauss", "SingleTemperature"}
     assert isinstance(model.value_loss, HLGauss)
-    low, high = model.hparams["reward_range"]  # of Pendulum, which never terminates
-    assert model.hparams["final_reward_range"] is None
+    problem = model.hparams["problem"]["init_args"]
+    low, high = problem["reward_range"]  # of Pendulum, which never terminates
+    assert problem["final_reward_range"] is None
     assert low < -5.0 < -1.0 < high <= 0.0
     assert (model.value_loss.low, model.value_loss.high) == pytest.approx((100.0 * low, 100.0 * high))

@@ -45,6 +45,13 @@ class Other(TQL):
 
     def __init__(self, observation_dim: int, action_dim: int, expectile: float = 0.7, tau: float = 0.1):
         super().__init__(observation_dim, action_dim, tau=tau)
+
+
+class Flat(TQL):
+    """An algorithm written for an earlier version."""
+
+    def __init__(self, observation_dim: int, action_dim: int, action_chunk: int = 1):
+        super().__init__(observation_dim, action_dim, action_chunk=action_chunk)
 '''
 FILES = {
     "tiny.yaml": TINY,
@@ -210,6 +217,7 @@ MISTAKES = {
     "beside class_path": (["--config=beside.yaml"], "beside.yaml: model: beside class_path stands init_args alone"),
     "a setting in a file": (["--config=typo.yaml"], "'model.expectil'"),
     "a setting": (["--model=mine.Penalised", "--model.penalty_wait=1"], "did you mean --model.penalty_weight"),
+    "settings of an earlier version": (["--model=mine.Flat"], "to take problem: Problem"),
     "a setting of the data": (["--config=linked.yaml"], "model.action_chunk: expected nothing"),
     "an old class": (
         ["--model=tql_lightning.tql.TQL"],

@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from tests.golden_methods.arrays import Arrays, Named, ensemble, kernel, mlp, mlp_critic, plain
 from tests.golden_methods.bases import Method, largest
-from tql_lightning.algorithms.floq import Floq
+from tql_lightning.algorithms.floq import Floq, ReturnFlow
 from tql_lightning.algorithms.losses import flow_interpolation
 from tql_lightning.nn.critic import MLPCritic
 from tql_lightning.nn.mlp import MLP
 from tql_lightning.nn.policy import FlowPolicy
 from tql_lightning.nn.velocity_critic import VelocityCritic
 from tql_lightning.training.optimisation import Optimisation
+from tql_lightning.training.problem import Problem
 
 
 class FloqGolden(Method):
@@ -77,16 +78,18 @@ class FloqGolden(Method):
             velocity_critic=velocity_critic,
             critic=critic,
             policy=policy,
-            reward_range=(config["r_min"], config["r_max"]),
+            problem=Problem(reward_range=(config["r_min"], config["r_max"])),
             discount=config["discount"],
             tau=config["tau"],
             target_aggregation=config["q_agg"],
             bc_coefficient=config["alpha"],
             normalize_q_loss=config["normalize_q_loss"],
-            noise_samples=config["noise_samples"],
-            noise_coverage=config["noise_coverage"],
-            reward_margin=config["reward_offset"],
-            train_at_zero_only=config["train_at_zero_only"],
+            return_flow=ReturnFlow(
+                noise_samples=config["noise_samples"],
+                noise_coverage=config["noise_coverage"],
+                reward_margin=config["reward_offset"],
+                train_at_zero_only=config["train_at_zero_only"],
+            ),
             optimisation=Optimisation(learning_rate=config["lr"]),
         )
 
@@ -101,7 +104,7 @@ class FloqGolden(Method):
 
     def draws(self, model: Any, arrays: dict[str, Tensor], batch: Any) -> Any:
         """The release draws one row per sample; ours have an axis for the samples."""
-        size, samples = len(batch.observations), model.noise_samples
+        size, samples = len(batch.observations), model.return_flow.noise_samples
         shaped = {
             name: array.view(size, samples, -1).squeeze(-1) if name.endswith("_u") or name == "critic_t" else array
             for name, array in arrays.items()
@@ -118,7 +121,7 @@ class FloqGolden(Method):
         observations, actions = per_sample(batch.observations), per_sample(batch.actions)
         x0, target = model.return_noise(noise.current_return), model.td_target(batch, noise)
         returns = model.velocity_critic(observations, actions, x0)
-        t = x0 * 0.0 if model.train_at_zero_only else noise.return_time.reshape(-1, 1)
+        t = x0 * 0.0 if model.return_flow.train_at_zero_only else noise.return_time.reshape(-1, 1)
         x_t = flow_interpolation(x0, per_sample(target.unsqueeze(-1)), t).expand_as(returns)
         bc_x_t = flow_interpolation(noise.flow_x0, batch.actions, noise.flow_t)
         student = model.policy.one_step_actions(batch.observations, noise.distillation)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tests.golden_methods.arrays import Arrays, Named, mlp, mlp_critic
 from tests.golden_methods.bases import Method, largest
+from tql_lightning.algorithms.critics import frozen_values
 from tql_lightning.algorithms.losses import flow_interpolation, td_target
 from tql_lightning.algorithms.tql import TQL
 from tql_lightning.nn.critic import MLPCritic
@@ -83,7 +84,7 @@ class FQLGolden(Method):
             "bc_pred": model.policy.velocity(observations, x_t, noise.flow_t),
             "flow_actions": model.policy.flow_actions(observations, noise.distillation),
             "onestep_actions": student,
-            "actor_q_ensemble": model.frozen_critic_values(observations, student.clamp(-1.0, 1.0)),
+            "actor_q_ensemble": frozen_values(model.critic, observations, student.clamp(-1.0, 1.0)),
         }
 
     def acting(self, model: Any, act: dict[str, Tensor]) -> dict[str, Any]:

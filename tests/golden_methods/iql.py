@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tests.golden_methods.arrays import Arrays, Named, gaussian_policy, mlp, mlp_critic
 from tests.golden_methods.bases import Method, largest
+from tql_lightning.algorithms.critics import frozen_values
 from tql_lightning.algorithms.ifql import IFQL
 from tql_lightning.algorithms.iql import IQL
 from tql_lightning.algorithms.losses import advantage_weights, flow_interpolation
@@ -122,7 +123,7 @@ class IQLGolden(ExpectileGolden):
         actions = model.q_actions(mean, noise)
         return found | {
             "q_actions": actions,
-            "actor_q_ensemble": model.frozen_critic_values(batch.observations, actions),
+            "actor_q_ensemble": frozen_values(model.critic, batch.observations, actions),
         }
 
     def acting(self, model: Any, act: dict[str, Tensor]) -> dict[str, Any]:

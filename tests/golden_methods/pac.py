@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tests.golden_methods.arrays import Arrays, Named, mlp, plain
 from tests.golden_methods.bases import Method, largest
 from tests.golden_methods.q_transformer import linear, norm, projection
+from tql_lightning.algorithms.critics import frozen_values
 from tql_lightning.algorithms.losses import flow_interpolation
 from tql_lightning.algorithms.tql import TQL
 from tql_lightning.nn.categorical import CategoricalProjection
@@ -117,7 +118,7 @@ class PACGolden(Method):
             "bc_pred": model.policy.velocity(batch.observations, x_t, noise.flow_t),
             "flow_actions": model.policy.flow_actions(batch.observations, noise.distillation),
             "onestep_actions": student,
-            "actor_q": model.frozen_critic_values(batch.observations, student.clamp(-1.0, 1.0)).squeeze(1),
+            "actor_q": frozen_values(model.critic, batch.observations, student.clamp(-1.0, 1.0)).squeeze(1),
         }
 
     def acting(self, model: Any, act: dict[str, Tensor]) -> dict[str, Any]:

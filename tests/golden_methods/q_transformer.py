@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from tests.golden_methods.arrays import Arrays, Named, kernel, plain
 from tests.golden_methods.bases import Method, largest
-from tql_lightning.algorithms.q_transformer import NextValue, QTransformer
+from tql_lightning.algorithms.q_transformer import NextValue, QTransformer, Returns
 from tql_lightning.nn.autoregressive import AutoregressiveCritic, CausalBlock
 from tql_lightning.nn.layer_temperature import LayerTemperature
 from tql_lightning.training.optimisation import Optimisation
+from tql_lightning.training.problem import Problem
 
 NEXT_VALUE: dict[str, NextValue] = {
     "one_step": "first_dimension",
@@ -96,15 +97,12 @@ class QTransformerGolden(Method):
             critic=critic,
             action_range=(config["action_low"], config["action_high"]),
             entropy_control=entropy_control if config["use_attention_entropy_loss"] else None,
-            reward_range=(config["reward_min"], config["reward_max"]),
-            sparse=config["sparse"],
+            problem=Problem(reward_range=(config["reward_min"], config["reward_max"])),
             discount=config["discount"],
             tau=config["tau"],
             next_value=NEXT_VALUE[config["target_bootstrap"]],
             conservative_weight=config["conservative_weight"],
-            monte_carlo=config["use_mc_return"],
-            clip_target=config["clip_q_target"],
-            release_returns=True,
+            returns=Returns(config["sparse"], config["use_mc_return"], config["clip_q_target"], release_returns=True),
             optimisation=Optimisation(
                 learning_rate=config["lr"],
                 weight_decay=config["adamw_weight_decay"] if config["optimizer"] == "adamw" else 0.0,

@@ -9,11 +9,13 @@ from torch import Tensor
 
 from tests.golden_methods.arrays import Arrays, Named, mlp, mlp_critic
 from tests.golden_methods.bases import Method, largest
+from tql_lightning.algorithms.critics import frozen_values
 from tql_lightning.algorithms.losses import flow_interpolation, td_target
 from tql_lightning.algorithms.qc import QC, QCBatch
 from tql_lightning.nn.critic import MLPCritic
 from tql_lightning.nn.policy import BehaviourFlow, FlowPolicy
 from tql_lightning.training.optimisation import Optimisation
+from tql_lightning.training.problem import Problem
 
 
 class QCGolden(Method):
@@ -67,7 +69,7 @@ class QCGolden(Method):
                 num_critics=config["num_qs"],
             ),
             policy=policy,
-            action_chunk=self.steps,
+            problem=Problem(action_chunk=self.steps),
             discount=config["discount"],
             tau=config["tau"],
             target_aggregation=config["q_agg"],
@@ -124,7 +126,7 @@ class QCGolden(Method):
         return found | {
             "flow_actions": model.policy.flow_actions(observations, noise.distillation),
             "onestep_actions": student,
-            "actor_q_ensemble": model.frozen_critic_values(observations, student.clamp(-1.0, 1.0)),
+            "actor_q_ensemble": frozen_values(model.critic, observations, student.clamp(-1.0, 1.0)),
         }
 
     def candidates(self, model: Any, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from tests.golden_methods.arrays import Arrays, Named, gaussian_policy, mlp_critic
 from tests.golden_methods.bases import Method, largest
+from tql_lightning.algorithms.critics import frozen_values
 from tql_lightning.algorithms.losses import cloning_penalty
-from tql_lightning.algorithms.rebrac import ReBRAC, ReBRACBatch
+from tql_lightning.algorithms.rebrac import ReBRAC, ReBRACBatch, Smoothing
 from tql_lightning.nn.critic import MLPCritic
 from tql_lightning.nn.gaussian_policy import GaussianPolicy, SquashedGaussianPolicy
 from tql_lightning.training.optimisation import Optimisation
@@ -47,8 +48,7 @@ class ReBRACGolden(Method):
             actor_bc_coefficient=config["alpha_actor"],
             critic_bc_coefficient=config["alpha_critic"],
             actor_period=config["actor_freq"],
-            actor_noise=config["actor_noise"],
-            actor_noise_clip=config["actor_noise_clip"],
+            smoothing=Smoothing(config["actor_noise"], config["actor_noise_clip"]),
             optimisation=Optimisation(learning_rate=config["lr"]),
         )
 
@@ -80,7 +80,7 @@ class ReBRACGolden(Method):
             "target_q": batch.rewards + model.discount * batch.masks * next_q,
             "q": model.critic(batch.observations, batch.actions).values,
             "policy_actions": actions,
-            "actor_q_ensemble": model.frozen_critic_values(batch.observations, actions),
+            "actor_q_ensemble": frozen_values(model.critic, batch.observations, actions),
         }
 
     def acting(self, model: Any, act: dict[str, Tensor]) -> dict[str, Any]:

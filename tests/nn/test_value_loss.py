@@ -15,7 +15,8 @@ from tests.toy import fit, toy_model
 from tql_lightning.algorithms.tql import TQL, TQLNoise
 from tql_lightning.batch import Batch
 from tql_lightning.nn.critic import Critic, CriticOutput, MLPCritic, TransformerCritic
-from tql_lightning.nn.value_loss import HLGauss, SquaredError, gaussian_bins, return_range
+from tql_lightning.nn.value_loss import HLGauss, SquaredError, gaussian_bins
+from tql_lightning.training.problem import Problem
 
 RANGE = (-200.0, 0.0)
 
@@ -104,7 +105,7 @@ def test_the_support_is_the_range_of_returns_that_the_rewards_allow(
     continuing: tuple[float, float], final: tuple[float, float]
 ) -> None:
     discount = 0.8
-    low, high = return_range(continuing, final, discount)  # type: ignore[misc]
+    low, high = Problem(1, continuing, final).return_range(discount)  # type: ignore[misc]
 
     def discounted(rewards: Sequence[float]) -> float:
         return sum(discount**step * reward for step, reward in enumerate(rewards))
@@ -126,10 +127,11 @@ def test_the_support_is_the_range_of_returns_that_the_rewards_allow(
 
 
 def test_the_support_of_rewards_of_one_kind() -> None:
-    assert return_range((-2.0, 0.0), None, 0.99) == pytest.approx((-200.0, 0.0))
-    assert return_range(None, (0.5, 1.0), 0.9) == return_range(None, (0.5, 1.0), 1.0) == (0.5, 1.0)
-    assert return_range((0.0, 1.0), None, 1.0) is None
-    assert return_range(None, None, 0.9) is None
+    assert Problem(1, (-2.0, 0.0)).return_range(0.99) == pytest.approx((-200.0, 0.0))
+    final = Problem(1, None, (0.5, 1.0))
+    assert final.return_range(0.9) == final.return_range(1.0) == (0.5, 1.0)
+    assert Problem(1, (0.0, 1.0)).return_range(1.0) is None
+    assert Problem().return_range(0.9) is None
     with pytest.raises(ValueError, match=r"the discount is 1 .*set value_loss.low and value_loss.high"):
         toy_model(value_loss=HLGauss, reward_range=(0.0, 1.0), discount=1.0)
     model = toy_model(value_loss=HLGauss, reward_range=(-1.0, 3.0), discount=0.9)

@@ -155,7 +155,7 @@ REFUSED = {
     "seed": (["--seed_everything=7"], "data.seed: 0 in the checkpoint", "7 now"),
     "n-step returns": (["--data.n_step=2"], "data.n_step: 1 in the checkpoint", "2 now"),
     "other data": (["--data.dataset.size=100"], "data.transitions: 160 in the checkpoint", "80 now"),
-    "other rewards": (["--data.dataset.reward_scale=2"], "model.reward_range: (", "now"),
+    "other rewards": (["--data.dataset.reward_scale=2"], "model.problem.reward_range: (", "now"),
     "other observations": (["--data.dataset.seed=1"], "data.digest: ", "now"),
 }
 

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from tql_lightning.algorithms.critic_algorithm import collected
 from tql_lightning.algorithms.flow_matching import FlowNoise, flow_draws, flow_matching_loss
 from tql_lightning.batch import Draw
 from tql_lightning.nn.gaussian_policy import GaussianPolicy
@@ -18,7 +17,8 @@ from tql_lightning.training.distributed import identity
 from tql_lightning.training.execution import Execution
 from tql_lightning.training.hyperparameters import require
 from tql_lightning.training.optimisation import Optimisation, ParameterGroup
-from tql_lightning.training.update import Inputs, Losses
+from tql_lightning.training.problem import Problem
+from tql_lightning.training.update import Inputs, Losses, collected
 
 
 class Demonstrations(NamedTuple):
@@ -42,13 +42,14 @@ class BC(Algorithm):
         GaussianPolicy  -mean of log pi(a | s); with a standard deviation fixed at 1 this is half the squared error,
                         summed over dimensions, plus a constant
 
-    The flow acts by its Euler steps from noise, the Gaussian by its mean.
+    The flow acts by its Euler steps from noise, the Gaussian by its mean plus ``policy.acting_temperature`` standard
+    deviations of noise.
 
     Args:
         observation_dim: n_s (taken from the dataset by the CLI).
         action_dim: n_a of one decision (taken from the dataset by the CLI).
         policy: Makes the policy from (observation_dim, action_dim): ``BehaviourFlow`` or ``GaussianPolicy``.
-        action_chunk: h, environment steps per decision (taken from the data by the CLI).
+        problem: Length of a decision and ranges of rewards (taken from the data by the CLI).
         optimisation: Learning rates, schedule, weight decay and clipping.
         execution: Compilation, CUDA graphs and precision of matrix products.
 
@@ -71,13 +72,11 @@ class BC(Algorithm):
         action_dim: int,
         *,
         policy: Callable[[int, int], BehaviourFlow | GaussianPolicy] = BehaviourFlow,
-        action_chunk: int = 1,
+        problem: Problem = Problem(),  # noqa: B008  (never changed)
         optimisation: Optimisation = Optimisation(),  # noqa: B008  (frozen)
         execution: Execution = Execution(),  # noqa: B008  (frozen)
     ) -> None:
-        super().__init__(
-            observation_dim, action_dim, action_chunk=action_chunk, optimisation=optimisation, execution=execution
-        )
+        super().__init__(observation_dim, action_dim, problem=problem, optimisation=optimisation, execution=execution)
         self.policy = policy(observation_dim, action_dim)
         self.save_hyperparameters()
 
@@ -112,7 +111,7 @@ class BC(Algorithm):
         return -log_prob, {"log_prob_mean": log_prob, "action_error": error}
 
     def actor(self, extraction: str | None = None) -> Actor:
-        """Returns the actor: the behaviour flow, or the Gaussian's mean.
+        """Returns the actor: the behaviour flow, or the Gaussian.
 
         Raises:
             ValueError: An extraction is named; there is only one.
@@ -124,4 +123,4 @@ class BC(Algorithm):
         """Maps (B, n_s) observations and (B, n_a) standard normal noise to (B, n_a) actions in [-1, 1]."""
         if isinstance(self.policy, BehaviourFlow):
             return self.policy.flow_actions(observations, noise)
-        return self.policy.bounded(self.policy.mean(observations))
+        return self.policy.sample(self.policy.mean(observations), noise, self.policy.acting_temperature)

@@ -12,7 +12,6 @@ from tql_lightning.algorithms import losses
 from tql_lightning.nn.critic import Critic, CriticOutput
 from tql_lightning.nn.dropout import without_dropout
 from tql_lightning.nn.temperature import EntropyControl
-from tql_lightning.nn.value_loss import return_range
 from tql_lightning.system.private_api import interpolate
 from tql_lightning.training.distributed import identity
 from tql_lightning.training.hyperparameters import require
@@ -35,6 +34,16 @@ class CriticFit(NamedTuple):
     values: Tensor
     metrics: dict[str, Tensor]
     diagnostics: dict[str, Tensor]
+
+
+def require_target_settings(discount: float, tau: float) -> None:
+    """Checks the settings of a TD target and its target network.
+
+    Raises:
+        ValueError: One is out of its range; the message names it.
+    """
+    require("discount", 0.0 <= discount <= 1.0, "between 0 and 1", discount)
+    require("tau", 0.0 < tau <= 1.0, "above 0 and at most 1", tau)
 
 
 def make_temperature(
@@ -110,20 +119,6 @@ def frozen_values(critic: Critic, observations: Tensor, actions: Tensor) -> Tens
     with without_dropout(critic):
         output: CriticOutput = call_with_frozen_parameters(critic, observations, actions)
     return output.at_least_float32().values
-
-
-def known_returns(
-    reward_range: tuple[float, float] | None, final_reward_range: tuple[float, float] | None, discount: float
-) -> tuple[float, float]:
-    """Computes `return_range` and checks it.
-
-    Raises:
-        ValueError: The range is unknown or empty.
-    """
-    low, high = return_range(reward_range, final_reward_range, discount) or (0.0, 0.0)
-    expected = "rewards that differ, which make a range of returns (the command line takes them from the dataset)"
-    require("reward_range", low < high, expected, (reward_range, final_reward_range))
-    return low, high
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -12,8 +13,7 @@ import torch
 from torch import Tensor
 
 from tql_lightning.algorithms import losses
-from tql_lightning.algorithms.critic_algorithm import collected
-from tql_lightning.algorithms.critics import frozen_values, known_returns, move_target
+from tql_lightning.algorithms.critics import frozen_values, move_target
 from tql_lightning.algorithms.flow_matching import distill, flow_matching_loss
 from tql_lightning.batch import Batch, Draw
 from tql_lightning.nn.critic import Critic, MLPCritic
@@ -25,7 +25,8 @@ from tql_lightning.training.distributed import identity
 from tql_lightning.training.execution import Execution
 from tql_lightning.training.hyperparameters import require
 from tql_lightning.training.optimisation import Optimisation, ParameterGroup
-from tql_lightning.training.update import Inputs, Losses
+from tql_lightning.training.problem import Problem
+from tql_lightning.training.update import Inputs, Losses, collected
 
 
 class FloqNoise(NamedTuple):
@@ -52,6 +53,41 @@ class FloqNoise(NamedTuple):
     metric: Tensor
 
 
+@dataclass  # not frozen: Lightning copies settings field by field
+class ReturnFlow:
+    """How returns become a flow from noise.
+
+    Args:
+        noise_samples: R, noise samples per row.
+        noise_coverage: Share of the range of returns that noise spans.
+        reward_margin: Margin on both sides of the range of rewards, for the embedding of returns.
+        train_at_zero_only: Whether to match velocities at t = 0 only.
+        release_range: Whether to extend both ranges to 0 and let every reward recur for ever, as the release does.
+
+    Raises:
+        ValueError: A setting is out of its range; the message names it.
+    """
+
+    noise_samples: int = 8
+    noise_coverage: float = 0.1
+    reward_margin: float = 0.01
+    train_at_zero_only: bool = False
+    release_range: bool = False
+
+    def __post_init__(self) -> None:
+        samples, coverage, margin = self.noise_samples, self.noise_coverage, self.reward_margin
+        require("return_flow.noise_samples", 1 <= samples <= MOST_SAMPLES, f"1 to {MOST_SAMPLES:,}", samples)
+        require("return_flow.noise_coverage", 0.0 < coverage < math.inf, "a finite number above 0", coverage)
+        require("return_flow.reward_margin", 0.0 <= margin < math.inf, "a finite number of at least 0", margin)
+
+    def of(self, problem: Problem) -> Problem:
+        """Returns a problem with the ranges of rewards that are meant: its own, or those of the release."""
+        if not self.release_range:
+            return problem
+        known = [0.0, *(problem.reward_range or ()), *(problem.final_reward_range or ())]
+        return replace(problem, reward_range=(min(known), max(known)), final_reward_range=None)
+
+
 class Floq(Algorithm):
     """floq: returns by flow matching, distilled into an ordinary critic for FQL's policy.
 
@@ -64,11 +100,13 @@ class Floq(Algorithm):
         distil   mean over batch and k of (Q_k(s, a) - mean over k and j of I(u; s, a, x_0)_k)^2
         actor    FQL's: cloning flow + bc_coefficient * distillation - mean of Q(s, clip mu(s, z))
 
-    Noise is uniform between ``noise_coverage`` times the smallest and the largest return of the data. One Adam step
-    uses all losses at the old parameters; then ubar moves towards u as it was before the step. Q has no target network.
+    Noise is uniform between ``return_flow.noise_coverage`` times the smallest and the largest return of the data. One
+    Adam step uses all losses at the old parameters; then ubar moves towards u as it was before the step. Q has no
+    target network.
 
     Deviations: the range of returns follows from the data's rewards and terminations; the release uses that of a buffer
-    padded with zeros (``release_range``). The time enters as cos(t), as in the release; the paper has Fourier features.
+    padded with zeros (``return_flow.release_range``). The time enters as cos(t), as in the release; the paper has
+    Fourier features.
 
     Args:
         observation_dim: n_s (taken from the dataset by the CLI).
@@ -76,19 +114,13 @@ class Floq(Algorithm):
         velocity_critic: Makes u from (observation_dim, action_dim, smallest return, largest return).
         critic: Makes Q from (observation_dim, action_dim).
         policy: Makes the policy from (observation_dim, action_dim).
-        reward_range: Smallest and largest reward of transitions that continue (taken from the dataset by the CLI).
-        final_reward_range: The same for transitions that terminate; null if none does.
-        release_range: Whether to extend both ranges to 0 and let every reward recur for ever, as the release does.
-        action_chunk: h, environment steps per decision (taken from the data by the CLI).
+        problem: Length of a decision and ranges of rewards (taken from the data by the CLI).
         discount: gamma.
         tau: Share of u that moves into ubar at each update.
         target_aggregation: Aggregation over the members of ubar in y.
         bc_coefficient: Weight of the policy's distillation loss.
         normalize_q_loss: Whether to divide the policy's Q loss by the mean |Q|.
-        noise_samples: R, noise samples per row.
-        noise_coverage: Share of the range of returns that noise spans.
-        reward_margin: Margin on both sides of the range of rewards, for the embedding of returns.
-        train_at_zero_only: Whether to match velocities at t = 0 only.
+        return_flow: Noise samples, ranges and times of the flow of returns.
         optimisation: Learning rates, schedule, weight decay and clipping.
         execution: Compilation, CUDA graphs and precision of matrix products.
 
@@ -96,17 +128,14 @@ class Floq(Algorithm):
         ValueError: A setting is out of its range, or the range of returns is unknown or empty; the message names it.
 
     Examples:
-        >>> model = Floq(3, 1, reward_range=(-1.0, 0.0))
+        >>> model = Floq(3, 1, problem=Problem(reward_range=(-1.0, 0.0)))
         >>> noise = torch.zeros(2, *model.actor().noise_shape)
         >>> model(torch.zeros(2, 3), noise).shape
         torch.Size([2, 1])
     """
 
     Noise = FloqNoise
-    fixed_settings = (
-        *Algorithm.fixed_settings,
-        *("velocity_critic", "release_range", "noise_samples", "noise_coverage", "reward_margin", "train_at_zero_only"),
-    )
+    fixed_settings = (*Algorithm.fixed_settings, "velocity_critic", "return_flow")
 
     def __init__(
         self,
@@ -116,60 +145,38 @@ class Floq(Algorithm):
         velocity_critic: Callable[[int, int, float, float], VelocityCritic] = VelocityCritic,
         critic: Callable[[int, int], Critic] = MLPCritic,
         policy: Callable[[int, int], FlowPolicy] = partial(FlowPolicy, layer_norm=False),  # noqa: B008
-        reward_range: tuple[float, float] | None = None,
-        final_reward_range: tuple[float, float] | None = None,
-        release_range: bool = False,
-        action_chunk: int = 1,
+        problem: Problem = Problem(),  # noqa: B008  (never changed)
         discount: float = 0.99,
         tau: float = 0.005,
         target_aggregation: Literal["mean", "min"] = "mean",
         bc_coefficient: float = 10.0,
         normalize_q_loss: bool = False,
-        noise_samples: int = 8,
-        noise_coverage: float = 0.1,
-        reward_margin: float = 0.01,
-        train_at_zero_only: bool = False,
+        return_flow: ReturnFlow = ReturnFlow(),  # noqa: B008  (never changed)
         optimisation: Optimisation = Optimisation(),  # noqa: B008  (frozen)
         execution: Execution = Execution(),  # noqa: B008  (frozen)
     ) -> None:
-        super().__init__(
-            observation_dim, action_dim, action_chunk=action_chunk, optimisation=optimisation, execution=execution
-        )
+        super().__init__(observation_dim, action_dim, problem=problem, optimisation=optimisation, execution=execution)
         require("discount", 0.0 <= discount < 1.0, "at least 0 and below 1", discount)
         require("tau", 0.0 < tau <= 1.0, "above 0 and at most 1", tau)
         require("target_aggregation", target_aggregation in ("mean", "min"), "mean or min", target_aggregation)
         require("bc_coefficient", 0.0 <= bc_coefficient < math.inf, "a finite number of at least 0", bc_coefficient)
-        require("noise_samples", 1 <= noise_samples <= MOST_SAMPLES, f"1 to {MOST_SAMPLES:,}", noise_samples)
-        require("noise_coverage", 0.0 < noise_coverage < math.inf, "a finite number above 0", noise_coverage)
-        require("reward_margin", 0.0 <= reward_margin < math.inf, "a finite number of at least 0", reward_margin)
-        low, high = self._returns(reward_range, final_reward_range, discount, release_range)
-        self.noise_low, self.noise_high = noise_coverage * low, noise_coverage * high
-        margin = reward_margin / (1.0 - discount)
+        low, high = return_flow.of(problem).known_returns(discount)
+        self.noise_low, self.noise_high = return_flow.noise_coverage * low, return_flow.noise_coverage * high
+        margin = return_flow.reward_margin / (1.0 - discount)
         self.velocity_critic = velocity_critic(observation_dim, action_dim, low - margin, high + margin)
         self.target_velocity_critic = copy.deepcopy(self.velocity_critic).requires_grad_(False)
         self.critic = critic(observation_dim, action_dim)
         self.policy = policy(observation_dim, action_dim)
-        self.discount, self.tau, self.noise_samples = discount, tau, noise_samples
+        self.discount, self.tau, self.return_flow = discount, tau, return_flow
         self.target_aggregation: Literal["mean", "min"] = target_aggregation
         self.bc_coefficient, self.normalize_q_loss = bc_coefficient, normalize_q_loss
-        self.train_at_zero_only = train_at_zero_only
         self.save_hyperparameters()
-
-    @staticmethod
-    def _returns(
-        rewards: tuple[float, float] | None, final: tuple[float, float] | None, discount: float, release: bool
-    ) -> tuple[float, float]:
-        """Returns the smallest and largest return of the data, or of the release's padded buffer."""
-        if release:
-            known = [reward for some in (rewards, final) if some is not None for reward in some]
-            rewards, final = (min([0.0, *known]), max([0.0, *known])), None
-        return known_returns(rewards, final, discount)
 
     def noise_draws(self) -> dict[str, Draw]:
         """Returns the draws of `FloqNoise`."""
-        samples, normal = Draw("uniform", (self.noise_samples,)), Draw("normal", (self.action_dim,))
+        samples, normal = Draw("uniform", (self.return_flow.noise_samples,)), Draw("normal", (self.action_dim,))
         return {
-            "next_action": Draw("normal", (self.noise_samples, self.action_dim)),
+            "next_action": Draw("normal", (self.return_flow.noise_samples, self.action_dim)),
             "next_return": samples,
             "current_return": samples,
             "return_time": samples,
@@ -208,7 +215,7 @@ class Floq(Algorithm):
         x0 = self.return_noise(noise.current_return)
         with torch.no_grad():
             returns = self.velocity_critic(observations, actions, x0)
-        t = torch.zeros_like(x0) if self.train_at_zero_only else noise.return_time.flatten().unsqueeze(-1)
+        t = torch.zeros_like(x0) if self.return_flow.train_at_zero_only else noise.return_time.flatten().unsqueeze(-1)
         goal = self.per_sample(target.unsqueeze(-1))
         x_t = losses.flow_interpolation(x0, goal, t)
         velocity = self.velocity_critic.velocity(observations, actions, x_t.expand_as(returns), t)
@@ -264,11 +271,11 @@ class Floq(Algorithm):
 
     def per_sample(self, rows: Tensor) -> Tensor:
         """Repeats every row R times, (B, n) -> (B R, n)."""
-        return rows.repeat_interleave(self.noise_samples, dim=0)
+        return rows.repeat_interleave(self.return_flow.noise_samples, dim=0)
 
     def by_sample(self, rows: Tensor) -> Tensor:
         """Groups rows by sample, (B R, ...) -> (B, R, ...)."""
-        return rows.unflatten(0, (-1, self.noise_samples))  # type: ignore[no-untyped-call, no-any-return]
+        return rows.unflatten(0, (-1, self.return_flow.noise_samples))  # type: ignore[no-untyped-call, no-any-return]
 
     def return_noise(self, uniform: Tensor) -> Tensor:
         """Makes noise of returns from uniform numbers, (B, R) -> (B R, 1)."""

@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 from torch import Tensor
 
-from tql_lightning.algorithms.critic_algorithm import collected
-from tql_lightning.algorithms.expectile_algorithm import ExpectileAlgorithm
+from tql_lightning.algorithms.critics import (
+    critic_groups,
+    entropy_inputs,
+    make_temperature,
+    move_target,
+    require_target_settings,
+)
+from tql_lightning.algorithms.expectile import fit_critic_to_value, fit_value, value_target
 from tql_lightning.algorithms.flow_matching import FlowNoise, flow_draws, flow_matching_loss
 from tql_lightning.batch import Batch, Draw
-from tql_lightning.nn.critic import Critic, MLPCritic
+from tql_lightning.nn.critic import Critic, MLPCritic, make_critic
 from tql_lightning.nn.policy import Actor, BehaviourFlow
 from tql_lightning.nn.temperature import EntropyControl
 from tql_lightning.nn.value_loss import SquaredError, ValueLoss
 from tql_lightning.nn.value_network import ValueNetwork
+from tql_lightning.training.algorithm import Algorithm
 from tql_lightning.training.distributed import identity
 from tql_lightning.training.execution import Execution
 from tql_lightning.training.hyperparameters import require
 from tql_lightning.training.optimisation import Optimisation, ParameterGroup
-from tql_lightning.training.update import Inputs, Losses
+from tql_lightning.training.problem import Problem
+from tql_lightning.training.update import Inputs, Losses, collected
 
 
-class IFQL(ExpectileAlgorithm):
+class IFQL(Algorithm):
     """Implicit flow Q-learning: the policy is a behaviour flow, and acting takes the best of several of its actions.
 
     With Qbar the target critic and means over the batch::
@@ -44,9 +53,7 @@ class IFQL(ExpectileAlgorithm):
         policy: Makes the behaviour flow from (observation_dim, action_dim).
         entropy_control: Makes the attention temperatures of a critic with attention; null for none.
         value_loss: Makes the critic's TD loss from the range of discounted returns.
-        reward_range: Smallest and largest reward of transitions that continue (taken from the dataset by the CLI).
-        final_reward_range: The same for transitions that terminate; null if none does.
-        action_chunk: h, environment steps per decision (taken from the data by the CLI).
+        problem: Length of a decision and ranges of rewards (taken from the data by the CLI).
         discount: gamma.
         tau: Share of the critic that moves into the target critic at each update.
         expectile: kappa of V.
@@ -75,31 +82,22 @@ class IFQL(ExpectileAlgorithm):
         policy: Callable[[int, int], BehaviourFlow] = BehaviourFlow,
         entropy_control: Callable[[int, int], EntropyControl] | None = None,
         value_loss: Callable[[tuple[float, float] | None], ValueLoss] = SquaredError,
-        reward_range: tuple[float, float] | None = None,
-        final_reward_range: tuple[float, float] | None = None,
-        action_chunk: int = 1,
+        problem: Problem = Problem(),  # noqa: B008  (never changed)
         discount: float = 0.99,
         tau: float = 0.005,
         expectile: float = 0.9,
         optimisation: Optimisation = Optimisation(),  # noqa: B008  (frozen)
         execution: Execution = Execution(),  # noqa: B008  (frozen)
     ) -> None:
-        super().__init__(
-            observation_dim,
-            action_dim,
-            critic=critic,
-            value=value,
-            entropy_control=entropy_control,
-            value_loss=value_loss,
-            reward_range=reward_range,
-            final_reward_range=final_reward_range,
-            action_chunk=action_chunk,
-            discount=discount,
-            tau=tau,
-            expectile=expectile,
-            optimisation=optimisation,
-            execution=execution,
-        )
+        super().__init__(observation_dim, action_dim, problem=problem, optimisation=optimisation, execution=execution)
+        require_target_settings(discount, tau)
+        require("expectile", 0.0 < expectile < 1.0, "above 0 and below 1", expectile)
+        self.td_loss = value_loss(problem.return_range(discount))
+        self.critic = make_critic(critic, observation_dim, action_dim, self.td_loss)
+        self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
+        self.temperature = make_temperature(entropy_control, self.critic)
+        self.discount, self.tau = discount, tau
+        self.expectile, self.value = expectile, value(observation_dim)
         self.policy = policy(observation_dim, action_dim)
         self.save_hyperparameters()
 
@@ -109,7 +107,15 @@ class IFQL(ExpectileAlgorithm):
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Returns critic, temperatures, V and policy."""
-        return [*self.value_groups(), ParameterGroup("actor", self.policy)]
+        return [
+            *critic_groups(self.critic, self.temperature),
+            ParameterGroup("value", self.value),
+            ParameterGroup("actor", self.policy),
+        ]
+
+    def inputs(self, update: int) -> Inputs:
+        """Returns the entropy targets at the update."""
+        return entropy_inputs(self.temperature, update)
 
     def losses(
         self,
@@ -120,11 +126,18 @@ class IFQL(ExpectileAlgorithm):
         whole_mean: Callable[[Tensor], Tensor] = identity,
     ) -> Losses:
         """Computes value, critic and actor loss; see `Algorithm.losses`."""
-        value_loss, _, value_metrics = self.value_loss(batch)
-        fit = self.critic_loss(batch, inputs, with_metrics, whole_mean)
+        value_loss, _, value_metrics = fit_value(self.value, self.target_critic, batch, self.expectile)
+        with_entropy = self.temperature is not None or with_metrics
+        output = self.critic(batch.observations, batch.actions, with_entropy=with_entropy)
+        target = value_target(self.value, batch, self.discount)
+        fit = fit_critic_to_value(output, target, self.td_loss, self.temperature, inputs, whole_mean)
         actor_loss = flow_matching_loss(self.policy, batch.observations, batch.actions, *noise)
         total = value_loss + fit.loss + actor_loss
         return collected(total, value_metrics | fit.metrics | {"actor_loss": actor_loss}, fit.diagnostics, with_metrics)
+
+    def before_step(self, inputs: Inputs) -> None:
+        """Target <- tau * critic + (1 - tau) * target, with the critic as it is before its gradient step."""
+        move_target(self.target_critic, self.critic, self.tau)
 
     def actor(self, extraction: str | None = None) -> Actor:
         """Returns the actor: the best of ``policy.num_samples`` behaviour actions, or one with "behaviour_flow".

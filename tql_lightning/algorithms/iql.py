@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from functools import partial
@@ -10,21 +11,30 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 from tql_lightning.algorithms import losses
-from tql_lightning.algorithms.critic_algorithm import collected
-from tql_lightning.algorithms.expectile_algorithm import ExpectileAlgorithm
+from tql_lightning.algorithms.critics import (
+    critic_groups,
+    entropy_inputs,
+    frozen_values,
+    make_temperature,
+    move_target,
+    require_target_settings,
+)
+from tql_lightning.algorithms.expectile import fit_critic_to_value, fit_value, value_target
 from tql_lightning.batch import Batch, Draw
-from tql_lightning.nn.critic import Critic, MLPCritic
+from tql_lightning.nn.critic import Critic, MLPCritic, make_critic
 from tql_lightning.nn.gaussian_policy import GaussianPolicy
 from tql_lightning.nn.number_types import at_least_float32
 from tql_lightning.nn.policy import Actor
 from tql_lightning.nn.temperature import EntropyControl
 from tql_lightning.nn.value_loss import SquaredError, ValueLoss
 from tql_lightning.nn.value_network import ValueNetwork
+from tql_lightning.training.algorithm import Algorithm
 from tql_lightning.training.distributed import identity
 from tql_lightning.training.execution import Execution
 from tql_lightning.training.hyperparameters import require
 from tql_lightning.training.optimisation import Optimisation, ParameterGroup
-from tql_lightning.training.update import Inputs, Losses
+from tql_lightning.training.problem import Problem
+from tql_lightning.training.update import Inputs, Losses, collected
 
 
 class IQLNoise(NamedTuple):
@@ -37,7 +47,7 @@ class IQLNoise(NamedTuple):
     policy: Tensor
 
 
-class IQL(ExpectileAlgorithm):
+class IQL(Algorithm):
     """Implicit Q-Learning: expectile values, and a Gaussian policy by weighted cloning or by DDPG with cloning.
 
     With Qbar the target critic, means over the batch and A = min_k Q_k(s, a) - V(s)::
@@ -50,7 +60,7 @@ class IQL(ExpectileAlgorithm):
     One Adam step uses all losses at the old parameters; then Qbar moves towards Q as it was before the step.
 
     Deviations: the TD target is logged as ``target_q``, in the release as ``q``. The standard deviation while acting is
-    a setting; the release explores with 1.
+    a setting of the policy; the release explores with 1.
 
     Args:
         observation_dim: n_s (taken from the dataset by the CLI).
@@ -60,16 +70,12 @@ class IQL(ExpectileAlgorithm):
         policy: Makes the policy from (observation_dim, action_dim).
         entropy_control: Makes the attention temperatures of a critic with attention; null for none.
         value_loss: Makes the critic's TD loss from the range of discounted returns.
-        reward_range: Smallest and largest reward of transitions that continue (taken from the dataset by the CLI).
-        final_reward_range: The same for transitions that terminate; null if none does.
-        action_chunk: h, environment steps per decision (taken from the data by the CLI).
+        problem: Length of a decision and ranges of rewards (taken from the data by the CLI).
         discount: gamma.
         tau: Share of the critic that moves into the target critic at each update.
         expectile: kappa of V.
         actor_loss: Loss of the policy, "awr" or "ddpgbc".
         alpha: Inverse temperature of "awr"; weight of cloning in "ddpgbc".
-        acting_temperature: Factor of the standard deviation of actions; 0 acts by the mean, as in evaluation.
-        exploration_temperature: The same factor in an online phase.
         optimisation: Learning rates, schedule, weight decay and clipping.
         execution: Compilation, CUDA graphs and precision of matrix products.
 
@@ -95,43 +101,28 @@ class IQL(ExpectileAlgorithm):
         policy: Callable[[int, int], GaussianPolicy] = GaussianPolicy,
         entropy_control: Callable[[int, int], EntropyControl] | None = None,
         value_loss: Callable[[tuple[float, float] | None], ValueLoss] = SquaredError,
-        reward_range: tuple[float, float] | None = None,
-        final_reward_range: tuple[float, float] | None = None,
-        action_chunk: int = 1,
+        problem: Problem = Problem(),  # noqa: B008  (never changed)
         discount: float = 0.99,
         tau: float = 0.005,
         expectile: float = 0.9,
         actor_loss: Literal["awr", "ddpgbc"] = "awr",
         alpha: float = 10.0,
-        acting_temperature: float = 0.0,
-        exploration_temperature: float = 1.0,
         optimisation: Optimisation = Optimisation(),  # noqa: B008  (frozen)
         execution: Execution = Execution(),  # noqa: B008  (frozen)
     ) -> None:
-        super().__init__(
-            observation_dim,
-            action_dim,
-            critic=critic,
-            value=value,
-            entropy_control=entropy_control,
-            value_loss=value_loss,
-            reward_range=reward_range,
-            final_reward_range=final_reward_range,
-            action_chunk=action_chunk,
-            discount=discount,
-            tau=tau,
-            expectile=expectile,
-            optimisation=optimisation,
-            execution=execution,
-        )
+        super().__init__(observation_dim, action_dim, problem=problem, optimisation=optimisation, execution=execution)
+        require_target_settings(discount, tau)
+        require("expectile", 0.0 < expectile < 1.0, "above 0 and below 1", expectile)
         require("actor_loss", actor_loss in ("awr", "ddpgbc"), "awr or ddpgbc", actor_loss)
         require("alpha", 0.0 <= alpha < math.inf, "a finite number of at least 0", alpha)
-        temperatures = {"acting_temperature": acting_temperature, "exploration_temperature": exploration_temperature}
-        for name, temperature in temperatures.items():
-            require(name, 0.0 <= temperature < math.inf, "at least 0", temperature)
+        self.td_loss = value_loss(problem.return_range(discount))
+        self.critic = make_critic(critic, observation_dim, action_dim, self.td_loss)
+        self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
+        self.temperature = make_temperature(entropy_control, self.critic)
+        self.discount, self.tau = discount, tau
+        self.expectile, self.value = expectile, value(observation_dim)
         self.policy = policy(observation_dim, action_dim)
-        self.loss_of_actor, self.alpha, self.acting_temperature = actor_loss, alpha, acting_temperature
-        self.exploration_temperature = exploration_temperature
+        self.loss_of_actor, self.alpha = actor_loss, alpha
         self.save_hyperparameters()
 
     def noise_draws(self) -> dict[str, Draw]:
@@ -140,7 +131,15 @@ class IQL(ExpectileAlgorithm):
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Returns critic, temperatures, V and policy."""
-        return [*self.value_groups(), ParameterGroup("actor", self.policy)]
+        return [
+            *critic_groups(self.critic, self.temperature),
+            ParameterGroup("value", self.value),
+            ParameterGroup("actor", self.policy),
+        ]
+
+    def inputs(self, update: int) -> Inputs:
+        """Returns the entropy targets at the update."""
+        return entropy_inputs(self.temperature, update)
 
     def losses(
         self,
@@ -151,8 +150,11 @@ class IQL(ExpectileAlgorithm):
         whole_mean: Callable[[Tensor], Tensor] = identity,
     ) -> Losses:
         """Computes value, critic and actor loss; see `Algorithm.losses`."""
-        value_loss, v, value_metrics = self.value_loss(batch)
-        fit = self.critic_loss(batch, inputs, with_metrics, whole_mean)
+        value_loss, v, value_metrics = fit_value(self.value, self.target_critic, batch, self.expectile)
+        with_entropy = self.temperature is not None or with_metrics
+        output = self.critic(batch.observations, batch.actions, with_entropy=with_entropy)
+        target = value_target(self.value, batch, self.discount)
+        fit = fit_critic_to_value(output, target, self.td_loss, self.temperature, inputs, whole_mean)
         advantage = (fit.values.amin(dim=-1) - v).detach()
         actor_loss, actor_metrics = self.actor_loss(batch, noise, advantage, whole_mean)
         total = value_loss + fit.loss + actor_loss
@@ -173,7 +175,7 @@ class IQL(ExpectileAlgorithm):
             loss = -(losses.advantage_weights(advantage, self.alpha) * log_prob).mean()
             metrics["advantage_mean"] = advantage.mean()
         else:
-            policy_values = self.frozen_critic_values(batch.observations, self.q_actions(mean, noise)).amin(dim=-1)
+            policy_values = frozen_values(self.critic, batch.observations, self.q_actions(mean, noise)).amin(dim=-1)
             scale = whole_mean(policy_values.detach().abs().mean())
             metrics["q_loss"] = losses.normalised_q_loss(policy_values, scale)
             metrics["bc_loss"] = -self.alpha * log_prob.mean()
@@ -185,8 +187,12 @@ class IQL(ExpectileAlgorithm):
         """Returns the actions that Q scores in "ddpgbc": the mean, or a sample if the standard deviation is learned."""
         return self.policy.bounded(mean) if self.policy.log_std is None else self.policy.sample(mean, noise.policy)
 
+    def before_step(self, inputs: Inputs) -> None:
+        """Target <- tau * critic + (1 - tau) * target, with the critic as it is before its gradient step."""
+        move_target(self.target_critic, self.critic, self.tau)
+
     def actor(self, extraction: str | None = None) -> Actor:
-        """Returns the actor: the mean plus ``acting_temperature`` standard deviations of noise, clipped to [-1, 1].
+        """Returns the actor: the mean plus ``policy.acting_temperature`` standard deviations of noise, in [-1, 1].
 
         Raises:
             ValueError: An extraction is named; there is only one.
@@ -195,10 +201,12 @@ class IQL(ExpectileAlgorithm):
         return Actor((self.action_dim,), self.act, self.action_chunk)
 
     def exploring_actor(self) -> Actor:
-        """Returns the same actor with ``exploration_temperature``."""
-        return Actor((self.action_dim,), partial(self.act, temperature=self.exploration_temperature), self.action_chunk)
+        """Returns the same actor with ``policy.exploration_temperature``."""
+        return Actor(
+            (self.action_dim,), partial(self.act, temperature=self.policy.exploration_temperature), self.action_chunk
+        )
 
     def act(self, observations: Tensor, noise: Tensor, temperature: float | None = None) -> Tensor:
         """Maps (B, n_s) observations and (B, n_a) standard normal noise to (B, n_a) actions in [-1, 1]."""
-        temperature = self.acting_temperature if temperature is None else temperature
+        temperature = self.policy.acting_temperature if temperature is None else temperature
         return self.policy.sample(self.policy.mean(observations), noise, temperature)

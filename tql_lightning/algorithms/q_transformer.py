@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from tql_lightning.algorithms.critic_algorithm import collected
-from tql_lightning.algorithms.critics import known_returns, move_target
+from tql_lightning.algorithms.critics import move_target
 from tql_lightning.batch import NoNoise
 from tql_lightning.nn.action_bins import ActionBins
 from tql_lightning.nn.autoregressive import AutoregressiveCritic, AutoregressiveOutput
@@ -23,7 +23,8 @@ from tql_lightning.training.distributed import identity
 from tql_lightning.training.execution import Execution
 from tql_lightning.training.hyperparameters import require
 from tql_lightning.training.optimisation import Optimisation, ParameterGroup, nothing
-from tql_lightning.training.update import Inputs, Losses
+from tql_lightning.training.problem import Problem
+from tql_lightning.training.update import Inputs, Losses, collected
 
 NextValue = Literal["first_dimension", "greedy", "next_action", "sarsa"]
 
@@ -56,6 +57,37 @@ class QTransformerBatch(NamedTuple):
     monte_carlo_remainders: Tensor
 
 
+@dataclass  # not frozen: Lightning copies settings field by field
+class Returns:
+    """How returns are scaled to [0, 1] and bound the targets.
+
+    Args:
+        sparse: Whether rewards are 1 at a success and else 0, so that they are returns already and stay unscaled.
+        monte_carlo: Whether targets are at least the Monte-Carlo return.
+        clip_target: Whether targets are clipped to [0, 1].
+        release_returns: Whether to treat ends of trajectories as the release does.
+    """
+
+    sparse: bool = False
+    monte_carlo: bool = True
+    clip_target: bool = True
+    release_returns: bool = False
+
+    def scale(self, problem: Problem, discount: float) -> tuple[float, float]:
+        """Computes the returns that are scaled to 0 and to 1; in the release every reward recurs for ever.
+
+        Raises:
+            ValueError: Rewards are unknown or all equal.
+        """
+        if self.sparse:
+            return 0.0, 1.0
+        rewards, final = problem.reward_range, problem.final_reward_range
+        if self.release_returns and rewards is not None and final is not None:
+            every = *rewards, *final
+            problem = replace(problem, reward_range=(min(every), max(every)), final_reward_range=None)
+        return problem.known_returns(discount)
+
+
 class QTransformer(Algorithm):
     """Q-Transformer: a causal transformer values each bin of action dimension i given s and the bins before it.
 
@@ -73,10 +105,10 @@ class QTransformer(Algorithm):
     the data's next action; "sarsa" is the value of the data's next action. The last two use "first_dimension" where the
     trajectory has no next action. After the optimizer step qbar moves towards q. There is no policy network.
 
-    Deviations, which ``release_returns`` undoes. A truncated trajectory bootstraps as usual; the release treats it as
-    terminated, so that its last reward becomes the best return of all. The Monte-Carlo return continues with the worst
-    return after a truncation, which keeps it a lower bound. After a termination rewards are 0 for ever, in the target
-    and in the scale; the release's target takes the worst return.
+    Deviations, which ``returns.release_returns`` undoes. A truncated trajectory bootstraps as usual; the release treats
+    it as terminated, so that its last reward becomes the best return of all. The Monte-Carlo return continues with the
+    worst return after a truncation, which keeps it a lower bound. After a termination rewards are 0 for ever, in the
+    target and in the scale; the release's target takes the worst return.
 
     Args:
         observation_dim: n_s (taken from the dataset by the CLI).
@@ -85,17 +117,12 @@ class QTransformer(Algorithm):
         action_range: Smallest and largest actions of the dataset, two lists (n_a,) (taken from the dataset by the CLI);
             null for -1 and 1.
         entropy_control: Makes attention temperatures from the number of layers, beyond the paper; null for none.
-        reward_range: Smallest and largest reward of transitions that continue (taken from the dataset by the CLI).
-        final_reward_range: The same for transitions that terminate; null if none does.
-        sparse: Whether rewards are 1 at a success and else 0, so that they are returns already and stay unscaled.
-        action_chunk: h, environment steps per decision (taken from the data by the CLI).
+        problem: Length of a decision and ranges of rewards (taken from the data by the CLI).
         discount: gamma.
         tau: Share of the critic that moves into the target at each update.
         next_value: How V(s') is computed.
         conservative_weight: Weight of the loss that pulls the values of bins not taken to 0.
-        monte_carlo: Whether targets are at least the Monte-Carlo return.
-        clip_target: Whether targets are clipped to [0, 1].
-        release_returns: Whether to treat ends of trajectories as the release does.
+        returns: How returns are scaled and bound the targets.
         optimisation: Learning rates, schedule, weight decay and clipping.
         execution: Compilation, CUDA graphs and precision of matrix products.
 
@@ -103,17 +130,14 @@ class QTransformer(Algorithm):
         ValueError: A setting is out of its range, or rewards are unknown or all equal; the message names it.
 
     Examples:
-        >>> model = QTransformer(3, 1, reward_range=(0.0, 1.0))
+        >>> model = QTransformer(3, 1, problem=Problem(reward_range=(0.0, 1.0)))
         >>> noise = torch.zeros(2, *model.actor().noise_shape)
         >>> model(torch.zeros(2, 3), noise).shape
         torch.Size([2, 1])
     """
 
     Batch = QTransformerBatch
-    fixed_settings = (
-        *Algorithm.fixed_settings,
-        *("action_range", "sparse", "next_value", "monte_carlo", "clip_target", "release_returns"),
-    )
+    fixed_settings = (*Algorithm.fixed_settings, "action_range", "next_value", "returns")
 
     def __init__(
         self,
@@ -123,17 +147,12 @@ class QTransformer(Algorithm):
         critic: Callable[[int, int], AutoregressiveCritic] = AutoregressiveCritic,
         action_range: tuple[list[float], list[float]] | None = None,
         entropy_control: Callable[[int], LayerTemperature] | None = None,
-        reward_range: tuple[float, float] | None = None,
-        final_reward_range: tuple[float, float] | None = None,
-        sparse: bool = False,
-        action_chunk: int = 1,
+        problem: Problem = Problem(),  # noqa: B008  (never changed)
         discount: float = 0.99,
         tau: float = 0.005,
         next_value: NextValue = "greedy",
         conservative_weight: float = 0.5,
-        monte_carlo: bool = True,
-        clip_target: bool = True,
-        release_returns: bool = False,
+        returns: Returns = Returns(),  # noqa: B008  (never changed)
         optimisation: Optimisation = Optimisation(  # noqa: B008  (frozen)
             learning_rate=2e-5,
             weight_decay=0.02,
@@ -143,15 +162,13 @@ class QTransformer(Algorithm):
         ),
         execution: Execution = Execution(),  # noqa: B008  (frozen)
     ) -> None:
-        super().__init__(
-            observation_dim, action_dim, action_chunk=action_chunk, optimisation=optimisation, execution=execution
-        )
+        super().__init__(observation_dim, action_dim, problem=problem, optimisation=optimisation, execution=execution)
         require("discount", 0.0 <= discount < 1.0, "at least 0 and below 1", discount)
         require("tau", 0.0 < tau <= 1.0, "above 0 and at most 1", tau)
         require("next_value", next_value in get_args(NextValue), " or ".join(get_args(NextValue)), next_value)
         finite = 0.0 <= conservative_weight < math.inf
         require("conservative_weight", finite, "a finite number of at least 0", conservative_weight)
-        low, high = (0.0, 1.0) if sparse else self._returns(reward_range, final_reward_range, discount, release_returns)
+        low, high = returns.scale(problem, discount)
         self.worst_return, self.scale = low, 1.0 / (high - low)
         self.network = critic(observation_dim, action_dim)
         self.target_network = copy.deepcopy(self.network).requires_grad_(False)
@@ -161,18 +178,8 @@ class QTransformer(Algorithm):
         self.temperature = None if entropy_control is None else entropy_control(self.network.num_layers)
         self.discount, self.tau = discount, tau
         self.next_value: NextValue = next_value
-        self.conservative_weight, self.monte_carlo = conservative_weight, monte_carlo
-        self.clip_target, self.release_returns = clip_target, release_returns
+        self.conservative_weight, self.returns = conservative_weight, returns
         self.save_hyperparameters()
-
-    @staticmethod
-    def _returns(
-        rewards: tuple[float, float] | None, final: tuple[float, float] | None, discount: float, release: bool
-    ) -> tuple[float, float]:
-        """Returns the returns that are scaled to 0 and to 1; in the release every reward recurs for ever."""
-        if release and rewards is not None and final is not None:
-            rewards, final = (min(*rewards, *final), max(*rewards, *final)), None
-        return known_returns(rewards, final, discount)
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Returns the network, and the temperatures if there are any."""
@@ -223,17 +230,17 @@ class QTransformer(Algorithm):
         """Computes y, (B, n_a): the best value of the next dimension; for the last dimension the TD target."""
         next_dimension = self.target_network(batch.observations, bins).logits[:, 1:].sigmoid().amax(dim=-1)
         targets = torch.cat([next_dimension, self.td_target(batch).unsqueeze(-1)], dim=-1)
-        if self.monte_carlo:
+        if self.returns.monte_carlo:
             returns = batch.monte_carlo_returns
-            if not self.release_returns:
+            if not self.returns.release_returns:
                 returns = returns + batch.monte_carlo_remainders * self.worst_return
             targets = torch.maximum(targets, self.scaled(returns).unsqueeze(-1))
-        return targets.clamp(0.0, 1.0) if self.clip_target else targets
+        return targets.clamp(0.0, 1.0) if self.returns.clip_target else targets
 
     def td_target(self, batch: QTransformerBatch) -> Tensor:
         """Computes the scaled r + discount * mask * V(s'), (B,)."""
         value = self.next_state_value(batch)
-        if self.release_returns:  # rewards are scaled alone, and a truncation does not bootstrap
+        if self.returns.release_returns:  # rewards are scaled alone, and a truncation does not bootstrap
             reward = (batch.rewards - (1.0 - self.discount) * self.worst_return) * self.scale
             return reward + self.discount * batch.masks * (1.0 - batch.terminals) * value
         unscaled = value / self.scale + self.worst_return

@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from tql_lightning.algorithms import losses
-from tql_lightning.algorithms.critic_algorithm import CriticAlgorithm, collected
-from tql_lightning.algorithms.critics import CriticFit
+from tql_lightning.algorithms.critics import (
+    CriticFit,
+    critic_groups,
+    entropy_inputs,
+    fit_critic,
+    frozen_values,
+    make_temperature,
+    move_target,
+    require_target_settings,
+)
 from tql_lightning.algorithms.flow_matching import distill, flow_draws
 from tql_lightning.batch import Draw
-from tql_lightning.nn.critic import Critic, MLPCritic
+from tql_lightning.nn.critic import Critic, MLPCritic, make_critic
 from tql_lightning.nn.policy import Actor, BehaviourFlow, FlowPolicy
 from tql_lightning.nn.temperature import EntropyControl
 from tql_lightning.nn.value_loss import SquaredError, ValueLoss
+from tql_lightning.training.algorithm import Algorithm
 from tql_lightning.training.distributed import identity
 from tql_lightning.training.execution import Execution
 from tql_lightning.training.hyperparameters import require
 from tql_lightning.training.optimisation import Optimisation, ParameterGroup
-from tql_lightning.training.update import Inputs, Losses
+from tql_lightning.training.problem import Problem
+from tql_lightning.training.update import Inputs, Losses, collected
 
 
 class QCBatch(NamedTuple):
@@ -62,7 +74,7 @@ class QCNoise(NamedTuple):
     distillation: Tensor
 
 
-class QC(CriticAlgorithm):
+class QC(Algorithm):
     """Q-chunking: critic and policy over chunks of h actions that run open loop.
 
     With a' the action that acting chooses at s', Qbar the target critic and A = (a_t, ..., a_(t+h-1))::
@@ -89,9 +101,7 @@ class QC(CriticAlgorithm):
             for "fql".
         entropy_control: Makes the attention temperatures of a critic with attention; null for none.
         value_loss: Makes the critic's TD loss from the range of discounted returns.
-        reward_range: Smallest and largest reward of transitions that continue (taken from the dataset by the CLI).
-        final_reward_range: The same for transitions that terminate; null if none does.
-        action_chunk: h (taken from the data by the CLI).
+        problem: Length of a decision and ranges of rewards (taken from the data by the CLI).
         discount: gamma of one step of the environment.
         tau: Share of the critic that moves into the target critic at each update.
         target_aggregation: Aggregation over the heads in the TD target and in the choice of "implicit".
@@ -105,7 +115,7 @@ class QC(CriticAlgorithm):
         ValueError: A setting is out of its range; the message names it.
 
     Examples:
-        >>> model = QC(3, 5, action_chunk=5)
+        >>> model = QC(3, 5, problem=Problem(action_chunk=5))
         >>> noise = torch.zeros(2, *model.actor().noise_shape)
         >>> model(torch.zeros(2, 3), noise).shape
         torch.Size([2, 5])
@@ -123,9 +133,7 @@ class QC(CriticAlgorithm):
         policy: Callable[[int, int], BehaviourFlow] = BehaviourFlow,
         entropy_control: Callable[[int, int], EntropyControl] | None = None,
         value_loss: Callable[[tuple[float, float] | None], ValueLoss] = SquaredError,
-        reward_range: tuple[float, float] | None = None,
-        final_reward_range: tuple[float, float] | None = None,
-        action_chunk: int = 5,
+        problem: Problem = Problem(action_chunk=5),  # noqa: B008  (never changed)
         discount: float = 0.99,
         tau: float = 0.005,
         target_aggregation: Literal["mean", "min"] = "mean",
@@ -135,23 +143,16 @@ class QC(CriticAlgorithm):
         optimisation: Optimisation = Optimisation(),  # noqa: B008  (frozen)
         execution: Execution = Execution(),  # noqa: B008  (frozen)
     ) -> None:
-        super().__init__(
-            observation_dim,
-            action_dim,
-            critic=critic,
-            entropy_control=entropy_control,
-            value_loss=value_loss,
-            reward_range=reward_range,
-            final_reward_range=final_reward_range,
-            action_chunk=action_chunk,
-            discount=discount,
-            tau=tau,
-            optimisation=optimisation,
-            execution=execution,
-        )
+        super().__init__(observation_dim, action_dim, problem=problem, optimisation=optimisation, execution=execution)
+        require_target_settings(discount, tau)
         require("target_aggregation", target_aggregation in ("mean", "min"), "mean or min", target_aggregation)
         require("extraction", extraction in ("implicit", "fql"), "implicit or fql", extraction)
         require("bc_coefficient", 0.0 <= bc_coefficient < math.inf, "a finite number of at least 0", bc_coefficient)
+        self.td_loss = value_loss(problem.return_range(discount))
+        self.critic = make_critic(critic, observation_dim, action_dim, self.td_loss)
+        self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
+        self.temperature = make_temperature(entropy_control, self.critic)
+        self.discount, self.tau = discount, tau
         self.policy = policy(observation_dim, action_dim)
         fits = isinstance(self.policy, FlowPolicy) == (extraction == "fql")
         require("policy", fits, 'FlowPolicy for "fql" and BehaviourFlow for "implicit"', type(self.policy).__name__)
@@ -176,8 +177,12 @@ class QC(CriticAlgorithm):
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Returns critic, temperatures and policy."""
-        groups = [*self.critic_groups(), ParameterGroup("actor", self.policy)]
+        groups = [*critic_groups(self.critic, self.temperature), ParameterGroup("actor", self.policy)]
         return [replace(group, decays=lambda *_: True) for group in groups] if self.release_decay else groups
+
+    def inputs(self, update: int) -> Inputs:
+        """Returns the entropy targets at the update."""
+        return entropy_inputs(self.temperature, update)
 
     def losses(
         self,
@@ -198,12 +203,12 @@ class QC(CriticAlgorithm):
         """Fits y = R + discount * mask * aggregate_k Qbar_k(s', a'); rows that leave their episode have weight 0."""
         with torch.no_grad():
             next_actions = self.act(batch.next_observations, noise.next_action)
-        next_values = self.target_values(batch.next_observations, next_actions)
+            next_values = self.target_critic(batch.next_observations, next_actions).at_least_float32().values
         target = losses.td_target(batch.rewards, batch.masks, next_values, self.discount, self.target_aggregation)
-        valid = batch.valid[..., -1]
-        return self.fit_critic(
-            batch.observations, batch.actions, target, inputs, with_metrics, whole_mean, row_weights=valid
-        )
+        with_entropy = self.temperature is not None or with_metrics
+        output = self.critic(batch.observations, batch.actions, with_entropy=with_entropy)
+        td_loss = partial(self.td_loss, row_weights=batch.valid[..., -1])
+        return fit_critic(output, target, td_loss, self.temperature, inputs, whole_mean)
 
     def actor_loss(self, batch: QCBatch, noise: QCNoise) -> tuple[Tensor, dict[str, Tensor]]:
         """Computes flow matching; with "fql" also distillation and the Q term."""
@@ -214,11 +219,15 @@ class QC(CriticAlgorithm):
         metrics = {"behaviour_flow_loss": flow_loss}
         if isinstance(self.policy, FlowPolicy):
             student, distillation_loss = distill(self.policy, batch.observations, noise.distillation, noise.flow_t)
-            policy_values = self.frozen_critic_values(batch.observations, student.clamp(-1.0, 1.0))
+            policy_values = frozen_values(self.critic, batch.observations, student.clamp(-1.0, 1.0))
             q_loss = losses.q_loss(policy_values)
             loss = flow_loss + self.bc_coefficient * distillation_loss + q_loss
             metrics |= {"distillation_loss": distillation_loss, "q_loss": q_loss, "policy_q_mean": policy_values.mean()}
         return loss, metrics | {"actor_loss": loss}
+
+    def before_step(self, inputs: Inputs) -> None:
+        """Target <- tau * critic + (1 - tau) * target, with the critic as it is before its gradient step."""
+        move_target(self.target_critic, self.critic, self.tau)
 
     def act(self, observations: Tensor, noise: Tensor) -> Tensor:
         """Maps (B, n_s) observations and (B, *acting_noise) noise to (B, h n_a) actions in [-1, 1]."""

@@ -5,28 +5,39 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from tql_lightning.algorithms import losses
-from tql_lightning.algorithms.critic_algorithm import CriticAlgorithm, collected
-from tql_lightning.algorithms.critics import CriticFit, move_target
+from tql_lightning.algorithms.critics import (
+    CriticFit,
+    critic_groups,
+    entropy_inputs,
+    fit_critic,
+    frozen_values,
+    make_temperature,
+    move_target,
+    require_target_settings,
+)
 from tql_lightning.batch import Draw
-from tql_lightning.nn.critic import Critic, MLPCritic
+from tql_lightning.nn.critic import Critic, MLPCritic, make_critic
 from tql_lightning.nn.gaussian_policy import GaussianPolicy, SquashedGaussianPolicy
 from tql_lightning.nn.number_types import at_least_float32
 from tql_lightning.nn.policy import Actor
 from tql_lightning.nn.temperature import EntropyControl
 from tql_lightning.nn.value_loss import SquaredError, ValueLoss
+from tql_lightning.training.algorithm import Algorithm
 from tql_lightning.training.distributed import identity
 from tql_lightning.training.execution import Execution
 from tql_lightning.training.hyperparameters import require
 from tql_lightning.training.optimisation import Optimisation, ParameterGroup
+from tql_lightning.training.problem import Problem
 from tql_lightning.training.sharding import is_sharded
-from tql_lightning.training.update import Inputs, Losses
+from tql_lightning.training.update import Inputs, Losses, collected
 
 
 class ReBRACBatch(NamedTuple):
@@ -61,7 +72,27 @@ class ReBRACNoise(NamedTuple):
     next_action: Tensor
 
 
-class ReBRAC(CriticAlgorithm):
+@dataclass  # not frozen: Lightning copies settings field by field
+class Smoothing:
+    """Noise on the policy's actions (target policy smoothing).
+
+    Args:
+        actor_noise: Standard deviation.
+        actor_noise_clip: Bound.
+
+    Raises:
+        ValueError: A setting is out of its range; the message names it.
+    """
+
+    actor_noise: float = 0.2
+    actor_noise_clip: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name, number in asdict(self).items():
+            require(f"smoothing.{name}", 0.0 <= number < math.inf, "a finite number of at least 0", number)
+
+
+class ReBRAC(Algorithm):
     """ReBRAC: a deterministic policy pi(s), and cloning penalties in its loss and in the critic's target.
 
     With pibar and Qbar the target networks, a'_data the data's next action, and means over the batch::
@@ -84,18 +115,13 @@ class ReBRAC(CriticAlgorithm):
         policy: Makes the policy from (observation_dim, action_dim); it acts by its mode.
         entropy_control: Makes the attention temperatures of a critic with attention; null for none.
         value_loss: Makes the critic's TD loss from the range of discounted returns.
-        reward_range: Smallest and largest reward of transitions that continue (taken from the dataset by the CLI).
-        final_reward_range: The same for transitions that terminate; null if none does.
-        action_chunk: h, environment steps per decision (taken from the data by the CLI).
+        problem: Length of a decision and ranges of rewards (taken from the data by the CLI).
         discount: gamma.
         tau: Share of the networks that moves into their targets.
         actor_bc_coefficient: Weight of cloning in the actor's loss.
         critic_bc_coefficient: Weight of cloning in the critic's target.
         actor_period: Number of updates from one update of the actor to the next.
-        actor_noise: Standard deviation of the noise of a'.
-        actor_noise_clip: Bound of that noise.
-        acting_temperature: Factor of ``actor_noise`` while acting; 0 acts by the mode, as in evaluation.
-        exploration_temperature: The same factor in an online phase.
+        smoothing: Noise of a', and with the policy's temperatures as factors that of acting.
         optimisation: Learning rates, schedule, weight decay and clipping.
         execution: Compilation, CUDA graphs and precision of matrix products.
 
@@ -121,51 +147,33 @@ class ReBRAC(CriticAlgorithm):
         policy: Callable[[int, int], GaussianPolicy] = SquashedGaussianPolicy,
         entropy_control: Callable[[int, int], EntropyControl] | None = None,
         value_loss: Callable[[tuple[float, float] | None], ValueLoss] = SquaredError,
-        reward_range: tuple[float, float] | None = None,
-        final_reward_range: tuple[float, float] | None = None,
-        action_chunk: int = 1,
+        problem: Problem = Problem(),  # noqa: B008  (never changed)
         discount: float = 0.99,
         tau: float = 0.005,
         actor_bc_coefficient: float = 0.1,
         critic_bc_coefficient: float = 0.01,
         actor_period: int = 2,
-        actor_noise: float = 0.2,
-        actor_noise_clip: float = 0.5,
-        acting_temperature: float = 0.0,
-        exploration_temperature: float = 1.0,
+        smoothing: Smoothing = Smoothing(),  # noqa: B008  (never changed)
         optimisation: Optimisation = Optimisation(),  # noqa: B008  (frozen)
         execution: Execution = Execution(),  # noqa: B008  (frozen)
     ) -> None:
-        super().__init__(
-            observation_dim,
-            action_dim,
-            critic=critic,
-            entropy_control=entropy_control,
-            value_loss=value_loss,
-            reward_range=reward_range,
-            final_reward_range=final_reward_range,
-            action_chunk=action_chunk,
-            discount=discount,
-            tau=tau,
-            optimisation=optimisation,
-            execution=execution,
-        )
+        super().__init__(observation_dim, action_dim, problem=problem, optimisation=optimisation, execution=execution)
+        require_target_settings(discount, tau)
         for name, number in {
             "actor_bc_coefficient": actor_bc_coefficient,
             "critic_bc_coefficient": critic_bc_coefficient,
-            "actor_noise": actor_noise,
-            "actor_noise_clip": actor_noise_clip,
-            "acting_temperature": acting_temperature,
-            "exploration_temperature": exploration_temperature,
         }.items():
             require(name, 0.0 <= number < math.inf, "a finite number of at least 0", number)
         require("actor_period", actor_period >= 1, "at least 1", actor_period)
+        self.td_loss = value_loss(problem.return_range(discount))
+        self.critic = make_critic(critic, observation_dim, action_dim, self.td_loss)
+        self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
+        self.temperature = make_temperature(entropy_control, self.critic)
+        self.discount, self.tau = discount, tau
         self.policy = policy(observation_dim, action_dim)
         self.target_policy = copy.deepcopy(self.policy).requires_grad_(False)
         self.actor_bc_coefficient, self.critic_bc_coefficient = actor_bc_coefficient, critic_bc_coefficient
-        self.actor_period, self.acting_temperature = actor_period, acting_temperature
-        self.exploration_temperature = exploration_temperature
-        self.actor_noise, self.actor_noise_clip = actor_noise, actor_noise_clip
+        self.actor_period, self.smoothing = actor_period, smoothing
         self.save_hyperparameters()
 
     def noise_draws(self) -> dict[str, Draw]:
@@ -174,7 +182,7 @@ class ReBRAC(CriticAlgorithm):
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Returns critic, temperatures and policy."""
-        return [*self.critic_groups(), ParameterGroup("actor", self.policy)]
+        return [*critic_groups(self.critic, self.temperature), ParameterGroup("actor", self.policy)]
 
     def inputs(self, update: int) -> Inputs:
         """Returns entropy targets, and ``actor_update``: 1 if the update, counted from 0, is one of the actor, else 0.
@@ -182,7 +190,9 @@ class ReBRAC(CriticAlgorithm):
         A CPU skips the actor's losses at other updates; on a GPU reading the number would synchronise the device.
         """
         is_actor_update = (update + 1) % self.actor_period == 0
-        return super().inputs(update) | {"actor_update": torch.tensor(float(is_actor_update), device=self.device)}
+        return entropy_inputs(self.temperature, update) | {
+            "actor_update": torch.tensor(float(is_actor_update), device=self.device)
+        }
 
     def losses(
         self,
@@ -214,17 +224,19 @@ class ReBRAC(CriticAlgorithm):
         with torch.no_grad():
             next_actions = self.noisy(self.target_policy.mode(batch.next_observations), noise.next_action)
             penalty = batch.next_action_known * losses.cloning_penalty(next_actions, batch.next_actions)
-            next_values = self.target_values(batch.next_observations, next_actions).amin(dim=-1)
-            next_values = next_values - self.critic_bc_coefficient * penalty
+            following = self.target_critic(batch.next_observations, next_actions).at_least_float32()
+            next_values = following.values.amin(dim=-1) - self.critic_bc_coefficient * penalty
             target = batch.rewards + self.discount * batch.masks * next_values
-        return self.fit_critic(batch.observations, batch.actions, target, inputs, with_metrics, whole_mean)
+        with_entropy = self.temperature is not None or with_metrics
+        output = self.critic(batch.observations, batch.actions, with_entropy=with_entropy)
+        return fit_critic(output, target, self.td_loss, self.temperature, inputs, whole_mean)
 
     def actor_loss(
         self, batch: ReBRACBatch, whole_mean: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Computes -mean of min_k Q_k(s, pi(s)) / mean |min_k Q_k| + actor_bc_coefficient * mean of |pi(s) - a|^2."""
         actions = at_least_float32(self.policy.mode(batch.observations))
-        policy_values = self.frozen_critic_values(batch.observations, actions).amin(dim=-1)
+        policy_values = frozen_values(self.critic, batch.observations, actions).amin(dim=-1)
         q_loss = losses.normalised_q_loss(policy_values, whole_mean(policy_values.detach().abs().mean()))
         distance = losses.cloning_penalty(actions, batch.actions).mean()
         bc_loss = self.actor_bc_coefficient * distance
@@ -233,8 +245,8 @@ class ReBRAC(CriticAlgorithm):
 
     def noisy(self, actions: Tensor, noise: Tensor, temperature: float = 1.0) -> Tensor:
         """Adds clipped noise to actions and clips to [-1, 1]; all (..., n_a), ``noise`` standard normal."""
-        bound = self.actor_noise_clip
-        return (actions + (temperature * self.actor_noise * noise).clamp(-bound, bound)).clamp(-1.0, 1.0)
+        bound = self.smoothing.actor_noise_clip
+        return (actions + (temperature * self.smoothing.actor_noise * noise).clamp(-bound, bound)).clamp(-1.0, 1.0)
 
     def before_step(self, inputs: Inputs) -> None:
         """Moves the targets, only at updates of the actor, towards critic and policy as they are before their step."""
@@ -243,7 +255,7 @@ class ReBRAC(CriticAlgorithm):
         move_target(self.target_policy, self.policy, share)
 
     def actor(self, extraction: str | None = None) -> Actor:
-        """Returns the actor: the mode plus noise as in a', scaled by ``acting_temperature``, clipped to [-1, 1].
+        """Returns the actor: the mode plus noise as in a', scaled by ``policy.acting_temperature``, clipped to [-1, 1].
 
         Raises:
             ValueError: An extraction is named; there is only one.
@@ -252,19 +264,15 @@ class ReBRAC(CriticAlgorithm):
         return Actor((self.action_dim,), self.act, self.action_chunk)
 
     def exploring_actor(self) -> Actor:
-        """Returns the same actor with ``exploration_temperature``."""
-        return Actor((self.action_dim,), partial(self.act, temperature=self.exploration_temperature), self.action_chunk)
+        """Returns the same actor with ``policy.exploration_temperature``."""
+        return Actor(
+            (self.action_dim,), partial(self.act, temperature=self.policy.exploration_temperature), self.action_chunk
+        )
 
     def act(self, observations: Tensor, noise: Tensor, temperature: float | None = None) -> Tensor:
         """Maps (B, n_s) observations and (B, n_a) standard normal noise to (B, n_a) actions in [-1, 1]."""
-        temperature = self.acting_temperature if temperature is None else temperature
+        temperature = self.policy.acting_temperature if temperature is None else temperature
         return self.noisy(self.policy.mode(observations), noise, temperature)
-
-    def train(self, mode: bool = True) -> Any:
-        """Switches to training or evaluation mode; both targets stay in evaluation mode, without dropout."""
-        super().train(mode)
-        self.target_policy.eval()
-        return self
 
 
 def _is_zero(number: Tensor) -> bool:

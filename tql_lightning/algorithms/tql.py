@@ -46,7 +46,6 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from tql_lightning.algorithms import losses
-from tql_lightning.algorithms.critic_algorithm import collected
 from tql_lightning.algorithms.critics import (
     CriticFit,
     critic_groups,
@@ -55,6 +54,7 @@ from tql_lightning.algorithms.critics import (
     frozen_values,
     make_temperature,
     move_target,
+    require_target_settings,
 )
 from tql_lightning.algorithms.flow_matching import distill, flow_matching_loss
 from tql_lightning.batch import Batch, Draw
@@ -63,13 +63,14 @@ from tql_lightning.nn.dropout import without_dropout
 from tql_lightning.nn.policy import Actor, FlowPolicy
 from tql_lightning.nn.policy_extraction import EXTRACTIONS, Extraction, flow_actor
 from tql_lightning.nn.temperature import AttentionTemperature, EntropyControl
-from tql_lightning.nn.value_loss import Bootstrap, SquaredError, ValueLoss, return_range
+from tql_lightning.nn.value_loss import Bootstrap, SquaredError, ValueLoss
 from tql_lightning.training.algorithm import Algorithm
 from tql_lightning.training.distributed import identity
 from tql_lightning.training.execution import Execution
 from tql_lightning.training.hyperparameters import require
 from tql_lightning.training.optimisation import Optimisation, ParameterGroup
-from tql_lightning.training.update import Inputs, Losses
+from tql_lightning.training.problem import Problem
+from tql_lightning.training.update import Inputs, Losses, collected
 
 OPTIMISATION = Optimisation(
     learning_rate=1e-4,
@@ -104,16 +105,14 @@ class TQL(Algorithm):
 
     Args:
         observation_dim: n_s (taken from the dataset by the CLI).
-        action_dim: n_a of one decision (taken from the dataset by the CLI): ``action_chunk`` times the environment's.
+        action_dim: n_a of one decision (taken from the dataset by the CLI).
         critic: Makes the critic from (observation_dim, action_dim).
         policy: Makes the flow policy from (observation_dim, action_dim).
         entropy_control: Makes the attention temperatures from (num_layers, num_tokens) of the critic:
             ``AttentionTemperature`` (TQL), ``SingleTemperature`` or ``FixedPenalty``; null for no entropy control.
             Has no effect on a critic without attention.
         value_loss: Makes the TD loss from the range of discounted returns: ``SquaredError`` (TQL) or ``HLGauss``.
-        reward_range: Smallest and largest reward of transitions that continue (taken from the dataset by the CLI).
-        final_reward_range: The same for transitions that terminate; null if none does.
-        action_chunk: h, environment steps per decision (taken from the data by the CLI).
+        problem: Length of a decision and ranges of rewards (taken from the data by the CLI).
         discount: gamma.
         tau: Share of the critic that moves into the target critic at each update.
         target_aggregation: Aggregation over the target critic's heads in the TD target.
@@ -149,9 +148,7 @@ class TQL(Algorithm):
         policy: Callable[[int, int], FlowPolicy] = FlowPolicy,
         entropy_control: Callable[[int, int], EntropyControl] | None = AttentionTemperature,
         value_loss: Callable[[tuple[float, float] | None], ValueLoss] = SquaredError,
-        reward_range: tuple[float, float] | None = None,
-        final_reward_range: tuple[float, float] | None = None,
-        action_chunk: int = 1,
+        problem: Problem = Problem(),  # noqa: B008  (never changed)
         discount: float = 0.99,
         tau: float = 0.005,
         target_aggregation: Literal["mean", "min"] = "mean",
@@ -161,17 +158,14 @@ class TQL(Algorithm):
         optimisation: Optimisation = OPTIMISATION,
         execution: Execution = Execution(),  # noqa: B008  (never changed)
     ) -> None:
-        super().__init__(
-            observation_dim, action_dim, action_chunk=action_chunk, optimisation=optimisation, execution=execution
-        )
-        require("discount", 0.0 <= discount <= 1.0, "between 0 and 1", discount)
-        require("tau", 0.0 < tau <= 1.0, "above 0 and at most 1", tau)
+        super().__init__(observation_dim, action_dim, problem=problem, optimisation=optimisation, execution=execution)
+        require_target_settings(discount, tau)
         require("bc_coefficient", 0.0 <= bc_coefficient < math.inf, "a finite number of at least 0", bc_coefficient)
         require("target_aggregation", target_aggregation in ("mean", "min"), "mean or min", target_aggregation)
         require("extraction", extraction in EXTRACTIONS, " or ".join(EXTRACTIONS), extraction)
         self.save_hyperparameters()
 
-        self.value_loss = value_loss(return_range(reward_range, final_reward_range, discount))
+        self.value_loss = value_loss(problem.return_range(discount))
         self.critic = make_critic(critic, observation_dim, action_dim, self.value_loss)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.policy = policy(observation_dim, action_dim)
@@ -268,7 +262,7 @@ class TQL(Algorithm):
         student, distillation_loss = distill(self.policy, batch.observations, noise.distillation, t)
 
         # Q term: the frozen online critic at the one-step policy's action; divided by the batch's mean |Q| on request
-        policy_values = self.frozen_critic_values(batch.observations, student.clamp(-1.0, 1.0))
+        policy_values = frozen_values(self.critic, batch.observations, student.clamp(-1.0, 1.0))
         q_scale = whole_mean(losses.q_scale(policy_values)) if self.normalize_q_loss else None
         q_loss = losses.q_loss(policy_values, q_scale)
 
@@ -280,10 +274,6 @@ class TQL(Algorithm):
             "q_loss": q_loss,
             "policy_q_mean": policy_values.mean(),
         }
-
-    def frozen_critic_values(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """Computes the online critic's values (B, E); gradients reach the actions but not the critic."""
-        return frozen_values(self.critic, observations, actions)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores the checkpoint's progress; see `Algorithm.on_load_checkpoint`.
@@ -325,9 +315,3 @@ class TQL(Algorithm):
     def one_step_actions(self, observations: Tensor, noise: Tensor) -> Tensor:
         """clip(mu(s, z), -1, 1): (B, n_s), (B, n_a) -> (B, n_a)."""
         return self.policy.one_step_actions(observations, noise).clamp(-1.0, 1.0)
-
-    def train(self, mode: bool = True) -> TQL:
-        """Switches to training or evaluation mode; the target critic stays in evaluation mode, without dropout."""
-        super().train(mode)
-        self.target_critic.eval()
-        return self

@@ -7,6 +7,7 @@ import importlib
 import inspect
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,13 +25,14 @@ from tql_lightning.cli.moved import moved_paths
 from tql_lightning.cli.private_api import actions
 from tql_lightning.training.algorithm import Algorithm
 from tql_lightning.training.hyperparameters import class_path
+from tql_lightning.training.problem import Problem
 from tql_lightning.trust.class_paths import check_class_paths
 from tql_lightning.trust.yaml_text import read_yaml
 
 FLAG = "--model"
 CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
-FROM_DATASET = frozenset({"observation_dim", "action_dim", "reward_range", "final_reward_range", "action_range"})
-
+FROM_DATASET = ("action_dim", "action_range", "observation_dim", "problem.final_reward_range", "problem.reward_range")
+OF_PROBLEM = frozenset(field.name for field in fields(Problem))
 FOR_FIT = frozenset({"online", "weights", "weights_optimizer", "weights_parts"})  # a run's configuration has them, too
 
 
@@ -94,6 +96,11 @@ def import_model(path: str, place: str) -> type[Algorithm]:
     if inspect.isabstract(found):
         missing = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
         raise ModelError(f"{place}: {path} lacks what every algorithm defines; add {missing}")
+    if flat := sorted(OF_PROBLEM & inspect.signature(found).parameters.keys()):
+        raise ModelError(
+            f"{place}: expected {path} to take problem: Problem (tql_lightning.training.problem) and to hand it to "
+            f"Algorithm, found {', '.join(flat)}, now a part of it; see docs/own_algorithm.md"
+        )
     return found
 
 
@@ -115,10 +122,11 @@ class ModelParser(LightningArgumentParser):
         self.model_settings = frozenset(
             action.dest.split(".")[1] for action in actions(self) if action.dest.startswith("model.")
         )
-        for name in sorted(FROM_DATASET & self.model_settings):
-            self.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
-        if "action_chunk" in self.model_settings:
-            self.link_arguments("data.action_chunk", "model.action_chunk")
+        for name in FROM_DATASET:
+            if name.partition(".")[0] in self.model_settings:
+                self.link_arguments(f"data.{name.rpartition('.')[2]}", f"model.{name}", apply_on="instantiate")
+        if "problem" in self.model_settings:
+            self.link_arguments("data.action_chunk", "model.problem.action_chunk")
         if "discount" in self.model_settings:
             self.link_arguments("model.discount", "data.discount")
         (action,) = (action for action in actions(self) if action.dest == "model")
@@ -203,9 +211,9 @@ class ModelParser(LightningArgumentParser):
         return True
 
     def _refuse_linked(self, settings: dict[str, Any]) -> None:
-        keys = {f"model.{name}": "leave it out, the dataset has it" for name in FROM_DATASET & self.model_settings}
-        if "action_chunk" in self.model_settings:
-            keys["model.action_chunk"] = "set data.action_chunk"
+        names = {each for name in FROM_DATASET for each in (name, name.rpartition(".")[2])}  # of earlier versions, too
+        keys = {f"model.{name}": "leave it out, the dataset has it" for name in sorted(names)}
+        keys |= dict.fromkeys(("model.action_chunk", "model.problem.action_chunk"), "set data.action_chunk")
         if "discount" in self.model_settings:
             keys["data.discount"] = "set model.discount"
         for key, remedy in keys.items():

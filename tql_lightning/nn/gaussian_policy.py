@@ -25,9 +25,11 @@ class GaussianPolicy(nn.Module):
         hidden_dims: Sizes of the hidden layers.
         layer_norm: Whether hidden layers end in a LayerNorm.
         learned_std: Whether to learn one standard deviation per action dimension, starting at 1; false keeps it at 1.
+        acting_temperature: Factor of the noise of actions; 0 acts by the mode, as in evaluation.
+        exploration_temperature: The same factor in an online phase of IQL or ReBRAC.
 
     Raises:
-        ValueError: There is no hidden layer, or the size of one is below 1.
+        ValueError: There is no hidden layer, the size of one is below 1, or a temperature is out of its range.
 
     Examples:
         >>> GaussianPolicy(3, 1, hidden_dims=[32]).mode(torch.zeros(5, 3)).shape
@@ -41,8 +43,14 @@ class GaussianPolicy(nn.Module):
         hidden_dims: Sequence[int] = (512, 512, 512, 512),
         layer_norm: bool = False,
         learned_std: bool = False,
+        acting_temperature: float = 0.0,
+        exploration_temperature: float = 1.0,
     ) -> None:
         super().__init__()
+        self.acting_temperature, self.exploration_temperature = acting_temperature, exploration_temperature
+        for name in ("acting_temperature", "exploration_temperature"):
+            if not 0.0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"policy.{name}: expected a finite number of at least 0, found {getattr(self, name)}")
         self.action_dim = action_dim
         self.mean_network = MLP(observation_dim, hidden_dims, action_dim, layer_norm)
         nn.init.xavier_uniform_(self.mean_network.linear_layers[-1].weight, gain=FINAL_GAIN)

@@ -172,7 +172,7 @@ def known_range(
     if (low is None or high is None) and return_range is None:
         raise ValueError(
             f"{name}: expected the range of returns, found none: the rewards are unknown, or the discount is 1 and "
-            "their sum has no bound; set value_loss.low and value_loss.high, or the model's reward_range "
+            "their sum has no bound; set value_loss.low and value_loss.high, or problem.reward_range of the model "
             "(the command line takes it from the dataset) and a discount below 1"
         )
     low = return_range[0] if low is None else low  # type: ignore[index]
@@ -180,31 +180,6 @@ def known_range(
     if not -math.inf < low < high < math.inf:
         raise ValueError(f"{name}: expected finite low below high, found {low} and {high}")
     return low, high
-
-
-def return_range(
-    reward_range: tuple[float, float] | None,
-    final_reward_range: tuple[float, float] | None,
-    discount: float,
-) -> tuple[float, float] | None:
-    """Computes the smallest and largest discounted return of episodes of any length with rewards in given ranges.
-
-    An episode of n rewards r that continue and a last reward f returns r (1 + ... + gamma^(n-1)) + gamma^n f. That lies
-    between f, for n = 0, and r / (1 - gamma), as n grows.
-
-    Args:
-        reward_range: Smallest and largest reward of transitions that continue; None if there are none.
-        final_reward_range: Smallest and largest reward of transitions that terminate; None if there are none.
-        discount: gamma.
-
-    Returns:
-        Smallest and largest return; None if rewards are unknown, or if they are undiscounted and the sum has no bound.
-    """
-    if discount == 1.0 and reward_range is not None:
-        return None
-    ranges = [] if reward_range is None else [(reward_range[0] / (1.0 - discount), reward_range[1] / (1.0 - discount))]
-    ranges += [] if final_reward_range is None else [final_reward_range]
-    return (min(low for low, _ in ranges), max(high for _, high in ranges)) if ranges else None
 
 
 def td_loss(values: Tensor, target: Tensor, row_weights: Tensor | None = None) -> Tensor:

@@ -40,6 +40,7 @@ from tql_lightning.training.held_out import HeldOutMeans
 from tql_lightning.training.hyperparameters import ALGORITHM, class_path, loadable, require
 from tql_lightning.training.optimisation import NO_DECAY, Optimisation, ParameterGroup, load_moments
 from tql_lightning.training.out_of_memory import explained_memory
+from tql_lightning.training.problem import Problem
 from tql_lightning.training.restoring import check_restored_states
 from tql_lightning.training.sharding import ShardedStrategy, shard
 from tql_lightning.training.stock_callbacks import (
@@ -65,8 +66,8 @@ class Algorithm(LightningModule, ABC):
 
     Args:
         observation_dim: n_s (taken from the dataset by the CLI).
-        action_dim: n_a of one decision (taken from the dataset by the CLI): ``action_chunk`` times the environment's.
-        action_chunk: h, environment steps per decision (taken from the data by the CLI).
+        action_dim: n_a of one decision (taken from the dataset by the CLI): h times the environment's.
+        problem: Length of a decision and ranges of rewards (taken from the data by the CLI).
         optimisation: Learning rates, their schedule, weight decay and clipping.
         execution: Compilation, CUDA graphs and the precision of matrix products.
 
@@ -93,7 +94,7 @@ class Algorithm(LightningModule, ABC):
     extraction: str | None = None
     fixed_settings: ClassVar[tuple[str, ...]] = (
         *("observation_dim", "action_dim", "critic", "policy", "value", "entropy_control", "value_loss"),
-        *("action_chunk", "discount", "target_aggregation", "reward_range", "final_reward_range"),
+        *("problem", "discount", "target_aggregation"),
     )
 
     def __init__(
@@ -101,15 +102,15 @@ class Algorithm(LightningModule, ABC):
         observation_dim: int,
         action_dim: int,
         *,
-        action_chunk: int = 1,
+        problem: Problem = Problem(),  # noqa: B008  (never changed)
         optimisation: Optimisation = Optimisation(),  # noqa: B008  (never changed)
         execution: Execution = Execution(),  # noqa: B008  (never changed)
     ) -> None:
         super().__init__()
-        divides = action_chunk >= 1 and action_dim % action_chunk == 0
-        require("action_chunk", divides, f"a divisor of action_dim={action_dim}", action_chunk)
+        chunk = self.action_chunk = problem.action_chunk
+        require("problem.action_chunk", chunk >= 1 and action_dim % chunk == 0, f"a divisor of {action_dim}", chunk)
         self.automatic_optimization = False
-        self.observation_dim, self.action_dim, self.action_chunk = observation_dim, action_dim, action_chunk
+        self.observation_dim, self.action_dim = observation_dim, action_dim
         self.optimisation, self.execution = optimisation, execution
         self._runner: UpdateRunner | None = None
         self._watch = DivergenceWatch()
@@ -200,6 +201,15 @@ class Algorithm(LightningModule, ABC):
     def current_inputs(self) -> Inputs:
         """`inputs` of the current update."""
         return self.inputs(self.current_update)
+
+    def train(self, mode: bool = True) -> Self:
+        """Switches to training or evaluation mode; networks without gradients stay in the latter."""
+        super().train(mode)
+        for network in self.children():
+            parameters = [*network.parameters()]
+            if parameters and not any(parameter.requires_grad for parameter in parameters):
+                network.eval()
+        return self
 
     def forward(self, observations: Tensor, noise: Tensor) -> Tensor:
         """Acts with the model's own extraction: (B, n_s) and (B, *actor().noise_shape) -> (B, n_a)."""

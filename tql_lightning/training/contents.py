@@ -16,7 +16,7 @@ from lightning.pytorch.cli import instantiate_module
 from tql_lightning.data.environment import check_env_id
 from tql_lightning.run.checkpoint_io import CheckpointError
 from tql_lightning.system.private_api import given_hyperparameters
-from tql_lightning.training.hyperparameters import ALGORITHM, INSTANTIATOR, class_path
+from tql_lightning.training.hyperparameters import ALGORITHM, INSTANTIATOR, class_path, regrouped
 from tql_lightning.trust.building import building_no_more_than
 from tql_lightning.trust.class_paths import IMPORTABLE, arguments_of, check_class_paths
 from tql_lightning.trust.imports import import_if_allowed
@@ -124,7 +124,8 @@ def check_contents(
         raise CheckpointError(f"checkpoint {path}: expected one that tql fit wrote, found one without settings")
     if not isinstance(settings, dict) or not isinstance(weights, dict):
         raise CheckpointError(f"checkpoint {path}: does not fit its model (expected settings and weights by name)")
-    check_settings(path, settings, kind, trusted)
+    raw["hyper_parameters"] = regrouped(settings, kind)
+    check_settings(path, raw["hyper_parameters"], kind, trusted)
     _check_data(path, raw, plays and not trusted)
     strange = [name for name, each in weights.items() if not _is_real_tensor(each)]
     if strange:

@@ -18,6 +18,15 @@ SCALARS = (bool, int, float, str, NoneType)
 PLAIN = (*SCALARS, tuple)  # arguments that stand in a checkpoint as they are
 ALGORITHM = "algorithm"  # key of the model's class in a checkpoint
 INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"  # function that Lightning makes the model with
+NOW_IN = {  # setting of earlier versions -> the setting that it is a part of now
+    **dict.fromkeys(("action_chunk", "reward_range", "final_reward_range"), "problem"),
+    **dict.fromkeys(("acting_temperature", "exploration_temperature"), "policy"),
+    **dict.fromkeys(("actor_noise", "actor_noise_clip"), "smoothing"),
+    **dict.fromkeys(
+        ("noise_samples", "noise_coverage", "reward_margin", "train_at_zero_only", "release_range"), "return_flow"
+    ),
+    **dict.fromkeys(("sparse", "monte_carlo", "clip_target", "release_returns"), "returns"),
+}
 
 
 def loadable(hyperparameters: dict[str, Any], of: type) -> dict[str, Any]:
@@ -46,6 +55,18 @@ def loadable(hyperparameters: dict[str, Any], of: type) -> dict[str, Any]:
             )
         described[name] = plain(part, f"model.{name}", array_as=np.ndarray.tolist)
     return described
+
+
+def regrouped(settings: dict[str, Any], of: type) -> dict[str, Any]:
+    """Settings of a checkpoint, with those that earlier versions held flat moved to where a class takes them now."""
+    own, found = arguments_of(of), dict(settings)
+    for name, group in NOW_IN.items():
+        if name not in found or name in own or group not in own:
+            continue
+        part = found.get(group, {"class_path": class_path(own[group])} if is_dataclass(own[group]) else None)
+        if isinstance(part, dict) and isinstance(arguments := part.get("init_args", {}), dict):
+            found[group] = {**part, "init_args": {name: found.pop(name), **arguments}}
+    return found
 
 
 def describe(value: Any, name: str, hint: Any = None) -> Any:

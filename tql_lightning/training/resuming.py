@@ -11,7 +11,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.run.checkpoint_io import SUFFIX, CheckpointError, read_checkpoint
-from tql_lightning.training.hyperparameters import ALGORITHM, class_path, loadable
+from tql_lightning.training.hyperparameters import ALGORITHM, class_path, loadable, regrouped
 
 MOST_SHOWN = 5
 
@@ -92,7 +92,7 @@ def refuse_changes(path: Path, raw: Mapping[str, Any], model: LightningModule, d
         ValueError: Settings differ; the message shows both values of each.
     """
     now = loadable(dict(model.hparams), type(model))
-    before = raw.get("hyper_parameters", {})
+    before = regrouped(raw.get("hyper_parameters", {}), type(model))
     changes = [
         change
         for name in getattr(model, "fixed_settings", ())
@@ -116,6 +116,8 @@ def refuse_changes(path: Path, raw: Mapping[str, Any], model: LightningModule, d
 
 def _differences(name: str, before: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
     if isinstance(before, Mapping) and isinstance(now, Mapping):
+        if ("class_path" in before) != ("class_path" in now):  # the command line writes settings alone
+            before, now = (each.get("init_args", each) for each in (before, now))
         shared = [key for key in before if key in now]
         if "class_path" in shared and before["class_path"] != now["class_path"]:
             shared = ["class_path"]

@@ -56,6 +56,12 @@ class Losses(NamedTuple):
         )
 
 
+def collected(total: Tensor, metrics: dict[str, Tensor], diagnostics: dict[str, Tensor], with_metrics: bool) -> Losses:
+    """Makes `Losses` with detached metrics, or none without ``with_metrics``."""
+    kept = {name: value.detach() for name, value in metrics.items()} if with_metrics else {}
+    return Losses(total, kept, diagnostics)
+
+
 class Trainable(Protocol):
     """The part of `Algorithm` that an update uses."""
 
