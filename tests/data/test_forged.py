@@ -123,7 +123,7 @@ MINARI: dict[str, tuple[Write, str]] = {
     "deep metadata": (minari(lambda _: NESTED), "not nested so deep"),
     "a list for metadata": (minari(lambda _: [1]), "expected a whole dataset of Minari"),
     "no space": (minari(without(observation_space='{"type": "os.system"}')), "expected a whole dataset of Minari"),
-    "another format": (minari(without(data_format="pickle")), "expected a whole dataset of Minari"),
+    "another format": (minari(without(data_format="pickle")), "expected arrays in HDF5, found format pickle"),
     "a link by name": (
         minari(data=replaced(lambda group: group.__setitem__("rewards", h5py.SoftLink("/episode_1/rewards")))),
         "rewards: expected an array in the file itself",

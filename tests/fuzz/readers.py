@@ -112,8 +112,9 @@ def _in_run(name: str) -> Callable[[Path], object]:
         kept = (folder / name).read_bytes()
         try:
             (folder / name).write_bytes(path.read_bytes())
+            summary = summary_of([folder])
             for form in get_args(TableFormat):
-                render_table(summary_of([folder]), form)
+                render_table(summary, form)
             write_report([folder / "run"], path.parent / "report.html")
         finally:
             (folder / name).write_bytes(kept)

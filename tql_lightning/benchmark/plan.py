@@ -14,6 +14,7 @@ from tql_lightning.run.folder import BENCHMARK_FILE
 from tql_lightning.run.naming import method_name, run_folder
 from tql_lightning.system.files import write_text_whole
 from tql_lightning.trust.bounded import read_json
+from tql_lightning.trust.text import shown
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,8 @@ def _check_run(output: Path, run: PlannedRun) -> None:
     """Refuses folders elsewhere, which a report would show, and values of other types."""
     if not all(isinstance(each, str) for each in (run.domain, run.task, run.method, run.base, run.folder)):
         raise ValueError("a run whose names are no text")
+    (output / run.folder).exists()  # raises where no folder can have this name
     if not (output / run.folder).resolve().is_relative_to(output.resolve()):
-        raise ValueError(f"a run outside of {output}: {run.folder}")
+        raise ValueError(f"a run outside of {output}: {shown(run.folder)}")
     if type(run.seed) is not int or not isinstance(run.arguments, list):
-        raise ValueError(f"a run with another seed or other arguments: {run.folder}")
+        raise ValueError(f"a run with another seed or other arguments: {shown(run.folder)}")

@@ -32,7 +32,7 @@ import yaml
 
 from tql_lightning.report.protocol import Protocol
 from tql_lightning.trust.text import FileError
-from tql_lightning.trust.yaml_text import read_yaml
+from tql_lightning.trust.yaml_text import read_yaml_file
 
 KEYS = {
     "suite": {
@@ -121,7 +121,7 @@ def read_suite(name: str, packaged: Mapping[str, Path]) -> Suite:
         close = difflib.get_close_matches(name, packaged, n=2) or sorted(packaged)
         raise SuiteError(f"suite {name}: no such file, and no packaged suite; there is: {', '.join(close)}")
     try:
-        raw = read_yaml(path.read_text())
+        raw = read_yaml_file(path)
     except (ValueError, OSError, yaml.YAMLError) as error:
         raise SuiteError(f"suite {name}: {error}") from error
     return make_suite(path.stem, raw)

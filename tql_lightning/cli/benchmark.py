@@ -155,6 +155,9 @@ def search_suite(
 
 @contextmanager
 def _only_driver(output: Path) -> Iterator[None]:
+    for path in (each for pattern in ("*", "*/*", "*/*/*", "*/*/*/*") for each in output.glob(pattern)):
+        if path.is_symlink() and not path.resolve().is_relative_to(output.resolve()):
+            raise BenchmarkError(f"{path}: expected a file or folder of the benchmark, found a link out; remove it")
     try:
         with FileLock(output / DRIVER_LOCK, timeout=0):
             yield

@@ -16,7 +16,7 @@ from tql_lightning.data.named import is_dataset_name, kind_of
 from tql_lightning.data.sources.ogbench import load_ogbench, split_name
 from tql_lightning.run.folder import CONFIG_FILE
 from tql_lightning.trust.text import FileError
-from tql_lightning.trust.yaml_text import read_yaml
+from tql_lightning.trust.yaml_text import read_yaml_file
 
 DEFAULTS = "tql"
 SUITES = "suite/"
@@ -138,7 +138,7 @@ def find_config(name: str) -> str:
     """
     if Path(name).is_file():
         try:
-            _check_settings(read_yaml(Path(name).read_text()))
+            _check_settings(read_yaml_file(Path(name)))
         except (ValueError, OSError, yaml.YAMLError) as error:
             raise ConfigError(f"--config {name}: {str(error).replace('<unicode string>', name)}") from error
         return name
@@ -188,7 +188,7 @@ def files_that_set(key: str, arguments: Sequence[str]) -> list[str]:
     if any(argument.startswith(f"--{key}") for argument in arguments):
         return []
     own = {*config_files(arguments)} - {str(path) for path in packaged_configs().values()}
-    return [name for name in sorted(own) if holds(read_yaml(Path(name).read_text()), key)]
+    return [name for name in sorted(own) if holds(read_yaml_file(Path(name)), key)]
 
 
 def config_files(arguments: Sequence[str]) -> list[str]:

@@ -27,7 +27,7 @@ from tql_lightning.training.algorithm import Algorithm
 from tql_lightning.training.hyperparameters import class_path
 from tql_lightning.training.problem import Problem
 from tql_lightning.trust.class_paths import check_class_paths
-from tql_lightning.trust.yaml_text import read_yaml
+from tql_lightning.trust.yaml_text import read_yaml, read_yaml_file
 
 FLAG = "--model"
 CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
@@ -53,7 +53,7 @@ def chosen_model(arguments: Sequence[str]) -> type[Algorithm]:
     if named:
         return import_model(named[-1], FLAG)
     for file in reversed(config_files(arguments)):
-        path = _class_path(read_yaml(Path(file).read_text()))
+        path = _class_path(read_yaml_file(Path(file)))
         if path is not None:
             return import_model(path, f"{file}: model.class_path")
     return TQL

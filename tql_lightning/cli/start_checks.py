@@ -16,7 +16,7 @@ from tql_lightning.cli.configs import CONFIG_FLAGS, DATASET_FLAG, FOLDER
 from tql_lightning.data.named import Kind, kind_of, require_there
 from tql_lightning.run.folder import CONFIG_FILE
 from tql_lightning.trust.text import FileError
-from tql_lightning.trust.yaml_text import read_yaml
+from tql_lightning.trust.yaml_text import read_yaml_file
 
 DATASET = DATASET_FLAG.removeprefix("--")
 READ = ("seed_everything", "ckpt_path", FOLDER, DATASET)  # settings that paths follow from
@@ -138,7 +138,7 @@ def _assignments(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
 
 def _in_file(file: str) -> Iterator[tuple[str, Any]]:
     for name in READ:
-        value = read_yaml(Path(file).read_text())
+        value = read_yaml_file(Path(file))
         for part in name.split("."):
             value = value.get(part) if isinstance(value, dict) else None
         if value is not None:

@@ -147,7 +147,7 @@ class Policy:
 
         Raises:
             PolicyError: observations or noise have another shape or are not finite; or actions are not finite, because
-                observations are far from those in training.
+                observations are far from those in training; or the folder's network cannot act.
         """
         given = _numbers("observations", observations)
         batch = np.ascontiguousarray(np.atleast_2d(given))
@@ -159,7 +159,14 @@ class Policy:
         if deterministic and noise is not None:
             raise PolicyError("deterministic: expected no noise, since it acts with zero noise, found some")
         drawn = self._noise(noise, given.ndim == 1, len(batch), deterministic)
-        actions = (self._act_deterministic if deterministic else self._act)(batch, drawn)
+        try:
+            actions = (self._act_deterministic if deterministic else self._act)(batch, drawn)
+        except Exception as error:  # torch's and onnxruntime's have no common class
+            raise PolicyError(f"policy {self.folder}: cannot act ({shown(str(error))}); export again") from error
+        wanted = (len(batch), self.metadata["action_chunk"] * self.metadata["action_dim"])
+        if actions.shape != wanted or actions.dtype != np.float32:
+            found = f"{actions.shape} of {actions.dtype}"
+            raise PolicyError(f"policy {self.folder}: expected actions {wanted}, found {found}; export again")
         if not np.isfinite(actions).all():
             found = f"numbers up to {np.abs(batch).max():.3g}"
             raise PolicyError(f"observations: expected some like those in training, found {found}")
@@ -244,6 +251,8 @@ def _torch(folder: Path, metadata: Mapping[str, Any]) -> tuple[Act, Act]:
         if expected != {name: tuple(each.shape) for name, each in weights.items()}:
             raise ValueError("other names or shapes")
         network = build(metadata)
+        if list(network.extraction.noise_shape(network.policy)) != metadata["noise_shape"]:
+            raise ValueError("another noise_shape")
         network.load_state_dict(weights)
     except (SafetensorError, *_UNFIT) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__

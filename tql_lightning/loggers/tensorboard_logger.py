@@ -182,7 +182,7 @@ def _rename_to_before(second: int, folder: Path) -> None:
     latest = second - 1
     for path in sorted(folder.glob("events.out.tfevents.*"), reverse=True):
         *start, stamp, rest = path.name.split(".", 4)
-        if not stamp.isdigit() or int(stamp) <= latest:
+        if not stamp.isdecimal() or int(stamp) <= latest:
             return
         path.rename(path.with_name(".".join([*start, f"{latest:010d}", rest])))
         latest -= 1

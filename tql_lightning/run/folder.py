@@ -52,8 +52,8 @@ SUPERSEDED_FOLDER = "superseded"
 ATTENTION_MAP = "attention_map"
 Q_LANDSCAPE = "q_landscape"
 
-_NUMBERED = re.compile(r"update_(\d+)")
-_FILMED = re.compile(r"update_(\d+)_episode_(\d+)")
+_NUMBERED = re.compile(r"update_([0-9]{1,15})")
+_FILMED = re.compile(r"update_([0-9]{1,15})_episode_([0-9]{1,9})")
 
 
 def writes_nothing(trainer: Any) -> bool:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import yaml
+
+from tql_lightning.trust.bounded import read_text
 
 MOST_VALUES = 100_000  # with every alias written out
 DEEPEST = 40
@@ -31,6 +34,17 @@ def read_yaml(text: str) -> Any:
         raise
     except Exception as error:  # of what a tag makes of its value, such as a KeyError for !!bool x
         raise ValueError(f"YAML: expected plain values, found one that cannot be read ({error!r:.80})") from error
+
+
+def read_yaml_file(path: Path) -> Any:
+    """As `read_yaml`, of a file, which `tql_lightning.trust.bounded.require_regular` accepts.
+
+    Raises:
+        ValueError: as `read_yaml`; or the file is no such file.
+        OSError: it cannot be read.
+        yaml.YAMLError: as `read_yaml`.
+    """
+    return read_yaml(read_text(path, 4 * MOST_CHARACTERS))
 
 
 def check_yaml(text: str) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tql_lightning.data.checks import DatasetError
 from tql_lightning.data.claims import check_claim
-from tql_lightning.trust.bounded import ALWAYS_ALLOWED_BYTES, MAX_EXPANSION, stored_bytes
+from tql_lightning.trust.bounded import ALWAYS_ALLOWED_BYTES, MAX_EXPANSION, require_regular, stored_bytes
 
 
 def check_links(path: Path, group: Any, names: list[str]) -> None:
@@ -79,10 +79,11 @@ def check_whole_file(path: Path) -> None:
 
     Raises:
         DatasetError: something lies elsewhere, or claims more than the file can hold.
-        OSError, RuntimeError, KeyError, ValueError: the file is damaged.
+        OSError, RuntimeError, KeyError, ValueError: the file is damaged, or none.
     """
     import h5py
 
+    require_regular(path)
     stored, claims = stored_bytes(path), [0]
 
     def look(name: str, found: Any) -> None:

@@ -6,6 +6,7 @@ import difflib
 import json
 import math
 import os
+import re
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,9 +21,13 @@ from tql_lightning.data.flatten import action_problem, flat_space, flatten
 from tql_lightning.data.sources.hdf5 import check_whole_file
 from tql_lightning.data.transitions import DatasetError, TransitionDataset
 from tql_lightning.trust.bounded import read_json
+from tql_lightning.trust.text import shown
 
 MAIN_FILE = "main_data.hdf5"
 MOST_COLUMNS = 1 << 24
+MOST_DIMENSIONS = 32  # of NumPy
+NUMBERS = re.compile(r"bool|float(16|32|64)|u?int(8|16|32|64)")  # types of a space's bounds
+EPISODE_BYTES = 100  # at least, of a file
 
 
 def load_minari(
@@ -117,29 +122,45 @@ def _check_files(name: str) -> None:
         raise FileNotFoundError(folder)
     try:
         metadata = read_json(folder / "metadata.json")
+        if metadata.get("data_format", "hdf5") != "hdf5":
+            raise DatasetError(
+                f"{name}: expected arrays in HDF5, found format {shown(metadata['data_format'])}; make it again with "
+                "data_format='hdf5'"
+            )
         for space in ("observation_space", "action_space"):
             if isinstance(metadata.get(space), str):
-                _check_space(name, json.loads(metadata[space]))
+                columns = _check_space(name, json.loads(metadata[space]))
+                if columns > MOST_COLUMNS:
+                    found = f"{MOST_COLUMNS:,} columns, found {shown(columns)}"
+                    raise DatasetError(f"{name}: {space}: expected at most {found}; fetch it again")
             else:  # the package makes the environment to ask it
                 check_env_id(str(metadata.get("env_spec")))
         if (folder / MAIN_FILE).exists():
             check_whole_file(folder / MAIN_FILE)
+            episodes, size = metadata.get("total_episodes", 0), (folder / MAIN_FILE).stat().st_size
+            if not 0 <= episodes * EPISODE_BYTES <= size:
+                raise ValueError(f"{shown(episodes)} episodes in {size:,} bytes")
     except DatasetError:
         raise
     except Exception as error:
         raise _damaged(name, error) from error
 
 
-def _check_space(name: str, space: Any) -> None:
-    """Rejects a space description whose bounds would exhaust memory."""
-    for part in (space, *(space.get("subspaces") or {}).values()) if isinstance(space, dict) else ():
-        shape = part.get("shape") if isinstance(part, dict) else None
-        if isinstance(shape, list) and math.prod(shape) > MOST_COLUMNS:
-            raise DatasetError(
-                f"{name}: expected at most {MOST_COLUMNS:,} columns, found a space of shape {shape}; fetch it again"
-            )
-        if part is not space:
-            _check_space(name, part)
+def _check_space(name: str, space: Any) -> int:
+    """Columns of a space as its description claims them, before the package allocates bounds for each.
+
+    Raises:
+        DatasetError: the bounds are no numbers, or no array.
+    """
+    if not isinstance(space, dict):
+        return 0
+    kind, shape = space.get("dtype", "bool"), space.get("shape", ())
+    if not isinstance(kind, str) or not NUMBERS.fullmatch(kind) or len(shape) > MOST_DIMENSIONS:
+        found = f"dtype {shown(kind)} and {len(shape)} dimensions"
+        raise DatasetError(f"{name}: expected a space of numbers, found {found}; fetch it again")
+    inside = space.get("subspaces") or ()
+    parts = inside.values() if isinstance(inside, dict) else inside
+    return abs(math.prod(shape)) + sum(_check_space(name, part) for part in parts)
 
 
 def _fetch(minari: Any, name: str, download: bool) -> None:
