@@ -16,10 +16,11 @@ from lightning.pytorch import Callback, Trainer
 
 from tests.attack.test_kills import CONFIG, outcome
 from tests.command_line import PATIENCE
+from tql_lightning.run.checkpoint_io import read_checkpoint
 
 pytestmark = pytest.mark.slow
 
-BOUND = 60.0  # seconds that the other process may live on
+BOUND = 60.0  # seconds after the kill in which the other process ends
 
 
 class KilledAt(Callback):
@@ -30,6 +31,7 @@ class KilledAt(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, *_: Any) -> None:
         if trainer.global_step == 10 and trainer.global_rank == self.rank:
+            Path("killed").touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -80,8 +82,11 @@ def test_a_killed_rank_ends_the_other_and_the_continued_run_is_the_whole_one(
 ) -> None:
     killed = json.dumps({"class_path": f"{__name__}.KilledAt", "init_args": {"rank": rank}})
     code, messages = fit(tmp_path, f"--trainer.callbacks+={killed}")
-    assert code != 0
+    assert time.time() - (tmp_path / "killed").stat().st_mtime < BOUND
+    assert code == (2 if rank else -signal.SIGKILL)
+    assert "another process of this run has ended, so the run cannot go on" in messages
     assert "Traceback" not in messages, messages
+    assert read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] == 8
     code, messages = fit(tmp_path, "--ckpt_path=last")
     assert code == 0, messages
     found = outcome(tmp_path / "run")

@@ -18,8 +18,8 @@ USER_ERRORS = {  # class names, because importing Lightning for its classes take
     *("UsageError", "CommError"),  # of W&B: without an API key, without a server
 }
 PEER_LOST_MESSAGE = (
-    "another process of this run has ended, so the run cannot go on; that process printed the reason; continue with "
-    "--ckpt_path=last"
+    "another process of this run has ended, so the run cannot go on; that process printed the reason, unless it was "
+    "killed; continue with --ckpt_path=last"
 )
 
 
