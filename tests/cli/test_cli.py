@@ -346,7 +346,7 @@ def test_variants_train_by_configuration_and_their_checkpoint_loads(run_folder: 
     kinds = {type(module).__name__ for module in model.modules()}
     assert kinds >= {"SandwichBlock", "SwiGLU", "RMSNorm", "SigmaReparam", "HLGauss", "SingleTemperature"}
     assert isinstance(model.value_loss, HLGauss)
-    problem = model.hparams["problem"]["init_args"]
+    problem = model.hparams["problem"]
     low, high = problem["reward_range"]  # of Pendulum, which never terminates
     assert problem["final_reward_range"] is None
     assert low < -5.0 < -1.0 < high <= 0.0
