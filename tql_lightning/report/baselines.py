@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tql_lightning.report.methods import SCORES, Method
-from tql_lightning.run.baselines import CLONING, DATASET
+from tql_lightning.report.methods import Method
+from tql_lightning.run.baselines import CLONING, DATASET, SCORES
 
 CLONING_CLASS = "tql_lightning.algorithms.bc.BC"
 

@@ -10,13 +10,8 @@ from dataclasses import dataclass
 
 from tql_lightning.report.runs import Run
 from tql_lightning.report.statistics import Estimate, interquartile_mean, probability_of_improvement
+from tql_lightning.run.baselines import SCORES
 
-# Scores by preference: name to show, and whether tasks share its scale.
-SCORES = {
-    "success_rate": ("success rate", True),
-    "normalized_score": ("normalised score", True),
-    "return": ("return", False),
-}
 MAX_LABEL = 60  # characters
 MAX_COMPARED = 5  # methods of which every pair is compared: ten pairs
 

@@ -15,7 +15,6 @@ from tql_lightning.report.entropy import entropy_note
 from tql_lightning.report.media import KINDS, Media, collect_media
 from tql_lightning.report.methods import (
     MAX_COMPARED,
-    SCORES,
     Comparison,
     Method,
     Result,
@@ -28,6 +27,7 @@ from tql_lightning.report.methods import (
 from tql_lightning.report.runs import Run, read_runs
 from tql_lightning.report.statistics import Estimate
 from tql_lightning.report.verdict import verdict
+from tql_lightning.run.baselines import SCORES
 from tql_lightning.system.files import require_writable, write_text_whole
 
 if TYPE_CHECKING:

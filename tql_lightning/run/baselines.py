@@ -12,7 +12,11 @@ from tql_lightning.system.files import write_text_whole
 from tql_lightning.trust.bounded import read_json
 
 DATASET, CLONING = "dataset", "behaviour cloning"
-SCORES = ("success_rate", "normalized_score", "return")
+SCORES = {  # by preference: name to show, and whether tasks share its scale
+    "success_rate": ("success rate", True),
+    "normalized_score": ("normalised score", True),
+    "return": ("return", False),
+}
 Scores = Mapping[str, float]
 
 

@@ -35,7 +35,6 @@ MOST_UPDATES = 10**15
 PREVIOUS = f"previous{SUFFIX}"  # the checkpoint before the last
 
 _MARK = b"tql-sha256:"
-_COMMENT_LENGTH = len(_MARK) + 64
 _LENGTH_FIELD = 2  # bytes: the comment's length, which stands right before it
 _KINDS = {
     **dict.fromkeys(("state_dict", "loops", "callbacks", "hyper_parameters"), dict),
