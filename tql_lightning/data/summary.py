@@ -24,7 +24,7 @@ class Column:
         field: name of the array.
         shape: its shape.
         dtype: its dtype.
-        mapped: whether it is a file mapped into memory.
+        mapped: Whether it is a file mapped into memory.
         low: smallest value of each column, (n,).
         high: largest value of each column, (n,).
     """
@@ -48,7 +48,7 @@ class Summary:
 
     Attributes:
         dataset: the `TransitionDataset`, whose module imports this one.
-        columns: of each array.
+        columns: Columns of each array.
         lengths: transitions of each episode, (episodes,).
         returns: undiscounted return of each episode, (episodes,).
         terminals: Number of transitions after which no value follows.
