@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from tql_lightning.cli.parsers import CertifiedOutput, Command, Engine, ReportFormat, Shell
-from tql_lightning.cli.start_checks import require_checkpoint
-from tql_lightning.export.policy_folder import ExportFormat
+from tql_lightning.export.policy_folder import METADATA_FILE, ExportFormat
 from tql_lightning.report.protocol import Protocol
+from tql_lightning.run.checkpoint_file import last_of, require_checkpoint_file
 
 COLUMNS = ("return", "success_rate", "normalized_score", "length")  # of the table that `evaluate` prints
 
@@ -238,7 +238,7 @@ def evaluate(
 
         require_video()
     for checkpoint in checkpoints:
-        require_checkpoint(checkpoint)
+        require_checkpoint_file(Path(checkpoint))
     from tql_lightning.algorithms.loading import load_checkpoint
     from tql_lightning.evaluation.checkpoint import evaluate_checkpoint
 
@@ -321,7 +321,7 @@ def export(
         data: Dataset, as of `tql data inspect`, at whose observations actions are compared; default: observations of
             random actions in the checkpoint's environment.
     """
-    require_checkpoint(checkpoint)
+    require_checkpoint_file(Path(checkpoint))
     from tql_lightning.export.comparison import BATCH_SIZES, TOLERANCE
     from tql_lightning.export.writer import export_checkpoint
 
@@ -367,7 +367,8 @@ def certify(
         seed: Seed of states and noise.
         json: File to write the figures to as well, with every state's bound.
     """
-    require_checkpoint(target)
+    if not (Path(target) / METADATA_FILE).is_file():
+        require_checkpoint_file(last_of(Path(target)))
     from tql_lightning.cli.certify import as_json, certify_target
     from tql_lightning.cli.certify import table as certificate_table
     from tql_lightning.evaluation.smoothing import Smoothing

@@ -20,7 +20,8 @@ from tql_lightning.batch import Batch, Draw, NoNoise, UpdateSpec, at_update
 from tql_lightning.data.counter_random import seed_generators
 from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.nn.policy import Actor
-from tql_lightning.run.checkpoint_io import CheckpointError, make_plain, read_checkpoint, require_readable
+from tql_lightning.run.checkpoint_file import CheckpointError
+from tql_lightning.run.checkpoint_io import make_plain, read_checkpoint, require_readable
 from tql_lightning.run.superseded import take_back
 from tql_lightning.system.private_api import contents_of_checkpoint
 from tql_lightning.training.chunks import (

@@ -10,7 +10,8 @@ from lightning.pytorch import LightningModule
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from tql_lightning.data.datamodule import OfflineDataModule
-from tql_lightning.run.checkpoint_io import SUFFIX, CheckpointError, read_checkpoint
+from tql_lightning.run.checkpoint_file import SUFFIX, CheckpointError
+from tql_lightning.run.checkpoint_io import read_checkpoint
 from tql_lightning.training.hyperparameters import ALGORITHM, class_path, loadable, regrouped
 
 MOST_SHOWN = 5
