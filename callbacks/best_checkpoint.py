@@ -16,7 +16,8 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from tql_lightning.callbacks.saving import try_save
-from tql_lightning.run.checkpoint_io import CheckpointError, read_checkpoint
+from tql_lightning.run.checkpoint_file import CheckpointError
+from tql_lightning.run.checkpoint_io import read_checkpoint
 from tql_lightning.run.folder import evaluation_files, set_aside, writes_nothing
 from tql_lightning.run.superseded import tell_set_aside
 from tql_lightning.system.files import write_whole

@@ -20,7 +20,7 @@ from tql_lightning.evaluation.smoothing import Function, Smoothing
 from tql_lightning.export.observations import sample_observations
 from tql_lightning.export.policy import Policy
 from tql_lightning.export.policy_folder import METADATA_FILE
-from tql_lightning.run.checkpoint_io import last_of
+from tql_lightning.run.checkpoint_file import last_of
 
 MEANING = """\
 Each bound holds with probability {:g} %, {}: if the observation moves by at most

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from tql_lightning.cli.data_commands import collect_command, convert_command, inspect_command
 from tql_lightning.cli.parsers import CertifiedOutput, Command, Engine, ReportFormat, Shell
-from tql_lightning.cli.start_checks import require_checkpoint
-from tql_lightning.export.policy_folder import ExportFormat
+from tql_lightning.export.policy_folder import METADATA_FILE, ExportFormat
 from tql_lightning.report.protocol import Protocol
+from tql_lightning.run.checkpoint_file import last_of, require_checkpoint_file
 
 
 def quickstart(seeds: list[int] | None = None, output: str = "runs/quickstart", parallel: int | None = None) -> None:
@@ -145,7 +145,7 @@ def evaluate(
 
         require_video()
     for checkpoint in checkpoints:
-        require_checkpoint(checkpoint)
+        require_checkpoint_file(Path(checkpoint))
     from tql_lightning.evaluation.checkpoint import evaluate_checkpoint
 
     play = partial(
@@ -182,7 +182,7 @@ def export(
         data: Dataset, as of `tql data inspect`, at whose observations actions are compared; default: observations of
             random actions in the checkpoint's environment.
     """
-    require_checkpoint(checkpoint)
+    require_checkpoint_file(Path(checkpoint))
     from tql_lightning.export.comparison import BATCH_SIZES, TOLERANCE
     from tql_lightning.export.writer import export_checkpoint
 
@@ -228,7 +228,8 @@ def certify(
         seed: Seed of states and noise.
         json: File to write the figures to as well, with every state's bound.
     """
-    require_checkpoint(target)
+    if not (Path(target) / METADATA_FILE).is_file():
+        require_checkpoint_file(last_of(Path(target)))
     from tql_lightning.cli.certify import as_json, certify_target
     from tql_lightning.cli.certify import table as certificate_table
     from tql_lightning.evaluation.smoothing import Smoothing

@@ -35,7 +35,8 @@ from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.data.sampler import rows_per_process
 from tql_lightning.online.collector import Collector
 from tql_lightning.online.settings import Online
-from tql_lightning.run.checkpoint_io import CheckpointError, read_checkpoint
+from tql_lightning.run.checkpoint_file import CheckpointError
+from tql_lightning.run.checkpoint_io import read_checkpoint
 from tql_lightning.run.folder import CONFIG_FILE, writes_nothing
 from tql_lightning.run.lock import only_run_in
 from tql_lightning.run.superseded import has_begun

@@ -14,7 +14,8 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import instantiate_module
 
 from tql_lightning.data.environment import check_env_id
-from tql_lightning.run.checkpoint_io import CheckpointError, read_checkpoint
+from tql_lightning.run.checkpoint_file import CheckpointError
+from tql_lightning.run.checkpoint_io import read_checkpoint
 from tql_lightning.system.private_api import given_hyperparameters
 from tql_lightning.training.hyperparameters import ALGORITHM, INSTANTIATOR, class_path, regrouped
 from tql_lightning.trust.building import building_no_more_than

@@ -11,7 +11,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from tql_lightning.data.datamodule import OfflineDataModule
-from tql_lightning.run.checkpoint_io import LAST, SUFFIX, CheckpointError, read_checkpoint
+from tql_lightning.run.checkpoint_file import LAST, SUFFIX, CheckpointError
+from tql_lightning.run.checkpoint_io import read_checkpoint
 from tql_lightning.system.private_api import last_checkpoints
 from tql_lightning.training.hyperparameters import ALGORITHM, class_path, loadable, regrouped
 
