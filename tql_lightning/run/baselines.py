@@ -12,11 +12,7 @@ from tql_lightning.system.files import write_text_whole
 from tql_lightning.trust.bounded import read_json
 
 DATASET, CLONING = "dataset", "behaviour cloning"
-SCORES = {  # by preference: name to show, and whether tasks share its scale
-    "success_rate": ("success rate", True),
-    "normalized_score": ("normalised score", True),
-    "return": ("return", False),
-}
+SCORES = ("success_rate", "normalized_score", "return")  # by preference
 Scores = Mapping[str, float]
 
 
