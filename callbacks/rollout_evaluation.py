@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from functools import partial
 from operator import index
 from pathlib import Path
@@ -31,7 +32,7 @@ from tql_lightning.data.summary import mean_scores
 from tql_lightning.data.transitions import TransitionDataset, scores_in
 from tql_lightning.evaluation.background import EvaluationJob
 from tql_lightning.evaluation.checkpoint import write_evaluation
-from tql_lightning.evaluation.envs import EnvError
+from tql_lightning.evaluation.envs import EnvError, reports_success
 from tql_lightning.evaluation.rollout import RolloutResult, join_shares, rollout
 from tql_lightning.evaluation.watched_rollout import RolloutStoppedError, watch_rollout
 from tql_lightning.run.baselines import DATASET, record_baseline
@@ -41,6 +42,7 @@ from tql_lightning.training.sharding import gathered
 from tql_lightning.training.stock_callbacks import log_metrics
 
 SUMMARISED = ("return", "length", "success_rate", "normalized_score")
+SUFFIXES = ("", "_stderr", "_low", "_high")
 
 
 class RolloutEvaluation(BackgroundObserver):
@@ -83,7 +85,7 @@ class RolloutEvaluation(BackgroundObserver):
 
     plural = "evaluations"
     logs = (
-        *(f"eval/{name}{of}" for name in SUMMARISED for of in ("", "_stderr", "_low", "_high")),
+        *(f"eval/{name}{of}" for name in SUMMARISED for of in SUFFIXES),
         "eval/failures",
     )
 
@@ -119,6 +121,20 @@ class RolloutEvaluation(BackgroundObserver):
         self._started = False
         self._reference_scores: tuple[float, float] | None = None
 
+    def figures(self, dataset: TransitionDataset) -> Iterator[str]:
+        """Names of the figures that evaluations of this dataset's environment have, without ``eval/``.
+
+        The success rate counts where an environment cannot tell, because it fails.
+        """
+        env_id = str(self.env_id or dataset.env_id)
+        for name in SUMMARISED:
+            if name == "normalized_score":
+                there = scores_in(env_id, dataset.env_id, dataset.reference_scores) is not None
+            else:
+                there = name != "success_rate" or reports_success(env_id, self.max_episode_steps) is not False
+            if there:
+                yield from (f"{name}{of}" for of in SUFFIXES)
+
     # ------------------------------------------------------------------ when
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -128,7 +144,7 @@ class RolloutEvaluation(BackgroundObserver):
             require_multiple(trainer, "RolloutEvaluation.every_n_updates", self.every_n_updates)
             if self.background:
                 refuse_late_monitors(trainer)
-        self.env_id = environment_of(self, trainer, self.env_id)
+        self.env_id = environment_of(self, getattr(trainer, "datamodule", None), self.env_id)
         dataset = getattr(getattr(trainer, "datamodule", None), "dataset", None)
         own_env_id, scores = (getattr(dataset, name, None) for name in ("env_id", "reference_scores"))
         self._reference_scores = scores_in(self.env_id, own_env_id, scores)

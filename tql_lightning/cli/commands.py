@@ -75,24 +75,32 @@ def benchmark(
     """
     from tql_lightning.benchmark.plan import Choice
     from tql_lightning.benchmark.ray_engine import Resources
-    from tql_lightning.cli.benchmark import key_values, plan_suite, print_plan, run_suite, search_suite
+    from tql_lightning.cli import benchmark as benchmarks
 
+    resources = Resources(gpus, address, retries)
+    numbers = {"retries": (retries, 0), "trials": (trials, 1), "search_seeds": (search_seeds, 1)}
+    given = [name for name, value in (("search", search), ("address", address), ("slurm", slurm)) if value is not None]
+    benchmarks.check_options(engine, cpus, resources, numbers, given)
     seeds = list(range(search_seeds)) if search and seeds is None else seeds
-    chosen = Choice(tasks, methods, sizes, seeds, key_values(set, "set"))
-    found, runs = plan_suite(suite, chosen)
+    chosen = Choice(tasks, methods, sizes, seeds, benchmarks.key_values(set, "set"))
+    found, runs = benchmarks.plan_suite(suite, chosen)
+    space = benchmarks.search_space(runs, search) if search else {}
     folder = Path(output or f"runs/benchmark/{found.name}")
+    if commands and search:
+        raise ValueError(
+            "commands: expected none with --search, whose settings are chosen while it runs; leave out --search, and "
+            "give a trial's settings with --set, such as --set model.bc_coefficient=10"
+        )
     if commands:
         print("\n".join(run.line(folder) for run in runs))
         return 0
     if dry_run:
-        print_plan(found, runs, folder)
-        if search:
-            print(f"a search trains these runs {trials} times, with other settings each")
+        benchmarks.print_plan(found, runs, folder, trials if search else 1)
         return 0
-    resources, options = Resources(gpus, address, retries), key_values(slurm, "slurm")
+    options = benchmarks.key_values(slurm, "slurm")
     if search:
-        return 1 if search_suite(found, runs, folder, search, trials, cpus, resources) else 0
-    return 1 if run_suite(found, runs, folder, engine, cpus, resources, options) else 0
+        return 1 if benchmarks.search_suite(found, runs, folder, space, trials, cpus, resources) else 0
+    return 1 if benchmarks.run_suite(found, runs, folder, engine, cpus, resources, options) else 0
 
 
 def evaluate(
