@@ -139,7 +139,6 @@ def evaluate(
         video_episodes: Number of episodes to film.
         max_episode_steps: Time limit of an episode; default: the one that the environment is registered with.
     """
-    from tql_lightning.cli.evaluate import evaluate_all
     from tql_lightning.system.files import require_writable
 
     sizes = {"episodes": episodes, "num_envs": num_envs, "video_episodes": video_episodes}
@@ -154,6 +153,7 @@ def evaluate(
         require_video()
     for checkpoint in checkpoints:
         require_checkpoint_file(Path(checkpoint))
+    from tql_lightning.cli.evaluate import evaluate_all
     from tql_lightning.evaluation.checkpoint import evaluate_checkpoint
 
     play = partial(
