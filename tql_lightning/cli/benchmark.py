@@ -16,7 +16,7 @@ from tql_lightning.benchmark.progress import Progress
 from tql_lightning.benchmark.ray_engine import Resources, require_ray, run_with_ray
 from tql_lightning.benchmark.search import parse_space, search, settings_to_check, vary
 from tql_lightning.benchmark.serial import run_serially
-from tql_lightning.benchmark.slurm import submit
+from tql_lightning.benchmark.slurm import require_slurm, submit
 from tql_lightning.benchmark.suite import Suite, SuiteError, read_suite
 from tql_lightning.benchmark.summary import summary_of
 from tql_lightning.benchmark.worker import POLL_SECONDS, make_job, outcome_of
@@ -140,6 +140,8 @@ def run_suite(
     """
     if engine == "ray":
         require_ray()
+    elif engine == "slurm":
+        require_slurm(resources.gpus)
     output.mkdir(parents=True, exist_ok=True)
     with _only_driver(output):
         planned = write_plan(output, suite, runs)
