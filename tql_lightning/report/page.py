@@ -40,7 +40,7 @@ MAX_LISTED = 5  # names in a note
 
 
 def write_report(
-    folders: Sequence[Path], output: Path, media_mb: float = 30.0, table: Callable[[], str] | None = None
+    folders: Sequence[Path], output: Path, media_mb: float = 30.0, table: Callable[[Sequence[Run]], str] | None = None
 ) -> Path:
     """Writes a self-contained page about runs.
 
@@ -48,7 +48,7 @@ def write_report(
         folders: Folders of runs, or folders that hold runs.
         output: Path of the HTML file.
         media_mb: Most megabytes of pictures and videos, encoded. The page names files that do not fit.
-        table: Makes the table of scores as HTML; called where a run has a score.
+        table: Makes the table of scores as HTML from the runs; "" for a page without.
 
     Returns:
         ``output``.
@@ -61,7 +61,7 @@ def write_report(
         raise ValueError(f"media_mb: expected at least 0, found {media_mb}")
     require_writable(output)
     runs = read_runs(folders)
-    scores = table() if table is not None and choose_score(runs) is not None else ""
+    scores = "" if table is None else table(runs)
     write_text_whole(output, render(runs, collect_media(runs, int(media_mb * MEGABYTE)), scores))
     return output
 
