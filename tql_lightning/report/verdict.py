@@ -52,7 +52,8 @@ def _against(best: Result, second: Result, pairs: Sequence[Comparison], score: S
     assert second.estimate is not None
     other = f"{second.method.label} ({score.text(second.estimate.value)}{score.unit})"
     if best.runs < 2 or second.runs < 2:
-        return f", the next is {other}; one run each does not tell which method is better"
+        few = "one run each does" if best.runs == second.runs else "a single run of one of them does"
+        return f", the next is {other}; {few} not tell which method is better"
     pair = next((each for each in pairs if {each.method.index, each.other.index}
                  == {best.method.index, second.method.index}), None)  # fmt: skip
     if pair is None or not pair.over_runs or pair.method.index != best.method.index:
