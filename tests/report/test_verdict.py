@@ -71,6 +71,14 @@ def test_a_single_run_is_compared_with_several_no_more_than_with_one(tmp_path: P
     assert "Probability of improvement" not in text
 
 
+def test_baselines_that_no_method_reaches_are_in_the_verdict(tmp_path: Path) -> None:
+    for name, discount in (("a", 0.99), ("b", 0.9)):
+        run = make_run(tmp_path / name / "seed_0", final=0.5, discount=discount)
+        record_baseline(run, CLONING, {"success_rate": 0.6})
+        record_baseline(run, DATASET, {"success_rate": 0.1})
+    assert "which method is better; behaviour cloning has 60 %." in page(tmp_path)
+
+
 def test_methods_with_several_runs_are(tmp_path: Path) -> None:
     for seed in range(3):
         make_run(tmp_path / "a" / f"seed_{seed}", seed, final=0.9 + seed / 100)

@@ -33,7 +33,7 @@ def attention_map_figure(maps: Sequence[Floats], observation_dim: int, update: i
     """
     from matplotlib.colors import PowerNorm
 
-    figure = _figure(3.4 * len(maps) + 0.6, 3.9)
+    figure = _figure(3.4 * len(maps) + 0.6, 4.5)
     axes = figure.subplots(1, len(maps), squeeze=False, sharey=True)[0]
     tokens = len(maps[0])
     for layer, (axis, weights) in enumerate(zip(axes, maps, strict=True)):
@@ -95,6 +95,7 @@ def q_landscape_figure(
             axis.plot(0.0, 0.0, "o", markerfacecolor="white", markeredgecolor="black")
             axis.set_ylabel(f"offset in action {dimensions[0]}")
             figure.colorbar(mesh, ax=axis, shrink=0.8, label="Q")
+        axes[1, column].set_xticks([float(offsets[0]), 0.0, float(offsets[-1])])
         axes[1, column].set_xlabel(f"offset in action {dimensions[-1]}")
     legend = "dot: the action; grey: outside the bounds"
     figure.suptitle(f"Q at update {update:,}; roughness {roughness:.4f}\n{legend}")

@@ -37,6 +37,8 @@ def verdict(
     sentence = f"{best.method.label} reaches a {score.title} of {reached}{spread} {place} with {runs}"
     if others:
         sentence += _against(best, others[0], pairs, score)
+        better = {name: value for name, value in baselines.items() if value > best.estimate.value}
+        sentence += "".join(f"; {name} has {score.text(value)}{score.unit}" for name, value in better.items())
     elif baselines:
         named = [
             f"{score.text(value)}{score.unit} of {'its ' if name == 'dataset' else ''}{name}"
