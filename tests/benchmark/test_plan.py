@@ -5,9 +5,12 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
+import gymnasium
 import pytest
 import yaml
+from gymnasium.envs.classic_control.pendulum import PendulumEnv
 
 from tests.benchmark.tiny import write_suite
 from tests.command_line import call_tql
@@ -16,6 +19,7 @@ from tql_lightning.benchmark.plan import Choice, plan_runs, read_plan, write_pla
 from tql_lightning.benchmark.suite import SuiteError, make_suite, read_suite
 from tql_lightning.cli.benchmark_checks import parse_groups
 from tql_lightning.cli.configs import packaged_configs, packaged_suites
+from tql_lightning.evaluation.envs import reports_success
 
 RAW = {
     "metric": "success_rate",
@@ -57,6 +61,7 @@ def test_a_choice_takes_parts_of_a_suite_and_packaged_methods_and_variants() -> 
         (Choice(methods=["fqll"]), "methods: .*fql"),
         (Choice(sizes=["2m"]), "configuration size/2m: .*size/26m"),
         (Choice(seeds=[1, 1]), "seeds: expected different"),
+        (Choice(sizes=["1m", "1m"]), "found cube-double/task_1/tql-1m/seed_0 twice; give each task"),
     ],
 )
 def test_an_unknown_choice_names_what_there_is(choice: Choice, message: str) -> None:
@@ -179,3 +184,43 @@ def test_every_configuration_of_a_packaged_suite_is_understood(name: str) -> Non
     groups = parse_groups(runs)
     assert [group.error for group in groups if group.error] == []
     assert {group.updates for group in groups} <= {1250, 20_000, 1_000_000}
+
+
+NO_CSV = {"trainer.logger": False}
+NO_EVALUATIONS = {"trainer.callbacks": "tql_lightning.callbacks.throughput.Throughput"}
+FEW = {"trainer.max_steps": 9}  # and an evaluation each 5
+
+
+@pytest.mark.parametrize("option", ["--engine=serial", "--dry-run"])
+def test_a_score_that_no_run_will_have_is_told_before_anything_runs(option: str, tmp_path: Path) -> None:
+    methods = {"odd": None, "blind": {"settings": NO_EVALUATIONS}, "unlogged": {"settings": NO_CSV}}
+    write_suite(tmp_path, metric="retrun", methods=methods, seeds=[0])
+    told = call_tql(tmp_path, "benchmark", "suite.yaml", "--output", "out", option)
+    for message in (
+        "odd on toy: metric: expected a figure of the run's evaluations, found retrun; there are return, length\n",
+        "blind on toy: metric: expected a figure of the run's evaluations, found retrun; there are none: add Rollout",
+        "unlogged on toy: trainer.logger: expected one that writes metrics.csv into the run's folder",
+    ):
+        assert message in (told.stdout if option == "--dry-run" else told.stderr)
+    assert not list((tmp_path / "out").glob("**/config.yaml"))
+
+
+def test_too_few_evaluations_for_the_protocol_are_told_before_anything_runs(tmp_path: Path) -> None:
+    write_suite(tmp_path, methods={"tql": {"settings": FEW}}, seeds=[0])
+    told = call_tql(tmp_path, "benchmark", "suite.yaml", "--dry-run")
+    assert "protocol: last_three needs 3 evaluations after the first update, found 2: 9 updates" in told.stdout
+
+
+@pytest.mark.parametrize("reports", [True, False])
+def test_an_environment_reports_success_where_its_infos_do(reports: bool) -> None:
+    class Reporting(PendulumEnv):
+        def step(self, action: Any) -> tuple[Any, ...]:
+            *found, info = super().step(action)
+            return *found, info | ({"success": False} if reports else {})
+
+    gymnasium.register(f"Reporting{reports}-v0", entry_point=Reporting, max_episode_steps=5)
+    assert reports_success(f"Reporting{reports}-v0") is reports
+
+
+def test_an_environment_that_fails_does_not_tell_whether_it_reports_success() -> None:
+    assert reports_success("Gone-v0") is None

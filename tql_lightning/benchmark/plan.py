@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from tql_lightning.run.naming import method_name, run_folder
 from tql_lightning.system.files import write_text_whole
 from tql_lightning.trust.bounded import read_json
 from tql_lightning.trust.text import shown
+
+LARGEST_SEED = 2**32 - 1  # NumPy's
 
 
 @dataclass(frozen=True)
@@ -76,8 +79,8 @@ def plan_runs(suite: Suite, choice: Choice, packaged: Mapping[str, Path]) -> lis
         SuiteError: A chosen task, method or size is unknown, or a seed is given twice.
     """
     seeds = suite.seeds if choice.seeds is None else choice.seeds
-    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
-        raise SuiteError(f"seeds: expected different numbers of at least 0, found {list(seeds)}")
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0 or max(seeds) > LARGEST_SEED:
+        raise SuiteError(f"seeds: expected different numbers from 0 to {LARGEST_SEED}, found {list(seeds)}")
     methods = _methods(suite, choice, packaged)
     changed = dict(choice.settings or {})
     runs = []
@@ -98,6 +101,13 @@ def plan_runs(suite: Suite, choice: Choice, packaged: Mapping[str, Path]) -> lis
                     folder = run_folder("", domain, None if number is None else str(number), label, str(seed))[1:]
                     own = [*arguments, f"--seed_everything={seed}"]
                     runs.append(PlannedRun(domain, task, label, base, size, seed, folder, own))
+    folders = Counter(run.folder for run in runs)
+    twice = [folder for folder, number in folders.items() if number > 1]
+    if twice:
+        raise SuiteError(
+            f"suite {suite.name}: expected a folder of its own for each run, found {twice[0]} twice; give each task, "
+            "method and size once"
+        )
     return runs
 
 

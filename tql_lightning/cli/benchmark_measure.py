@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from lightning.pytorch import Callback, Trainer
 
+from tql_lightning.benchmark.suite import Suite
 from tql_lightning.cli.benchmark_checks import Group, parse_fit, quietly
+from tql_lightning.cli.benchmark_scores import check_score
 from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.data.sources.ogbench import environment_id
 from tql_lightning.data.transitions import TransitionDataset
@@ -37,8 +39,12 @@ class _Clock(Callback):
             trainer.should_stop = True
 
 
-def seconds_per_update(group: Group) -> float | None:
-    """Median time of a few updates, on random transitions where OGBench's file is missing; None without either."""
+def seconds_per_update(group: Group, suite: Suite) -> float | None:
+    """Median time of a few updates, on random transitions where OGBench's file is missing; None without either.
+
+    Raises:
+        ValueError: The run would have no score; see `check_score`.
+    """
     if group.error:
         return None
     cli = parse_fit(group.runs[0])
@@ -52,6 +58,7 @@ def seconds_per_update(group: Group) -> float | None:
     devices = {name: cli.config["fit"].trainer.get(name) for name in ("accelerator", "devices", "precision")}
     with quietly():
         cli.build()
+        check_score(cli, suite)
         trainer = Trainer(max_steps=UPDATES, max_epochs=-1, callbacks=[clock], **OFF, **devices)
         trainer.fit(cli.model, datamodule=cli.datamodule)
     assert isinstance(cli.datamodule, OfflineDataModule)

@@ -6,6 +6,8 @@ import math
 import re
 from typing import NamedTuple
 
+from tql_lightning.run import baselines
+
 GROUPED = 999.5  # from here on whole numbers with thousands separators
 EXPONENT_FROM = 1e9
 EXPONENT_BELOW = 1e-3
@@ -49,12 +51,12 @@ class Score(NamedTuple):
         return number(None if value is None else self.factor * value)
 
 
-# By preference.
-SCORES = {
-    "success_rate": Score("success rate", shared=True, factor=100.0, unit=" %"),
-    "normalized_score": Score("normalised score", shared=True),
-    "return": Score("return", shared=False),
-}
+ABOUT = (
+    Score("success rate", shared=True, factor=100.0, unit=" %"),
+    Score("normalised score", shared=True),
+    Score("return", shared=False),
+)
+SCORES = dict(zip(baselines.SCORES, ABOUT, strict=True))
 
 
 def score_named(name: str) -> Score:

@@ -18,6 +18,7 @@ from tql_lightning.trust.text import shown
 
 TableFormat = Literal["md", "csv", "latex", "json"]
 MARK = "†"  # of published figures
+UNFINISHED = "unfinished"
 
 
 def render_table(summary: Summary, format: TableFormat) -> str:  # noqa: A002  (the option's name)
@@ -166,12 +167,19 @@ def _search_parts(search: Mapping[str, Any]) -> list[str | list[list[str]]]:
     rows = [
         [
             _settings(each),
-            NONE if each["mean"] is None else show(each["mean"]),
+            UNFINISHED if each["mean"] is None else show(each["mean"]),
             ", ".join(map(show, each["scores"])) or NONE,
         ]
         for each in ranked
     ]
     parts: list[str | list[list[str]]] = [[["trial", f"mean {score.heading}", "runs"], *rows]]
+    if not search.get("finished", True):
+        whole = sum(each["mean"] is not None for each in ranked)
+        parts.insert(
+            0,
+            f"Unfinished search: {whole} of {search['planned']} trials have a score so far. The command that began it "
+            "continues it.",
+        )
     best = search["best"]
     if best is not None:
         interval = "" if best["low"] is None else f" [{show(best['low'])}, {show(best['high'])}]"
