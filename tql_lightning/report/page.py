@@ -87,10 +87,9 @@ def render(runs: Sequence[Run], media: Media, table: str = "") -> str:
         score=None if score is None else SCORES[score],
         verdict=None if score is None else _verdict(found, pairs, methods, score),
         entropy_note=entropy_note(runs),
-        baselines={} if score is None else {task: baselines_on(methods, task, score) for task in tasks},
         absent_baselines=absent_baselines(methods, tasks, score) if found and score is not None else [],
         cards=_cards(found, runs, score),
-        result_groups=_result_groups(found, score),
+        result_groups=[] if score is None else _result_groups(found, methods, score),
         comparisons=[_track(pair, pair.estimate, 0.0, 1.0) for pair in pairs],
         notes=_notes(runs, found, pairs, media),
         most_compared=MAX_COMPARED,
@@ -190,21 +189,24 @@ def _lowest_entropy(runs: Sequence[Run]) -> dict[str, str] | None:
     }
 
 
-def _result_groups(found: Sequence[Result], score: str | None) -> list[dict[str, Any]]:
-    """Results grouped by task, with the positions of value and interval on a common scale."""
+def _result_groups(found: Sequence[Result], methods: Sequence[Method], score: str) -> list[dict[str, Any]]:
+    """Results and baselines grouped by task, with the positions of value and interval on a common scale."""
     groups = []
     for task in dict.fromkeys(result.task for result in found):
         inside = [result for result in found if result.task == task]
         ends = [end for result in inside if result.estimate is not None for end in result.estimate]
         if ends:
+            baselines = {} if task is None else baselines_on(methods, task, score)
+            ends += baselines.values()
             margin = 0.04 * (max(ends) - min(ends)) or 1.0
             low, high = (0.0, 1.0) if score == "success_rate" else (min(ends) - margin, max(ends) + margin)
             rows = [_track(result, result.estimate, low, high) for result in inside if result.estimate is not None]
-            groups.append({"task": task, "rows": rows})
+            known = [_track(name, Estimate(*[value] * 3), low, high) for name, value in baselines.items()]
+            groups.append({"task": task, "rows": rows, "baselines": known})
     return groups
 
 
-def _track(item: Result | Comparison, estimate: Estimate, low: float, high: float) -> dict[str, Any]:
+def _track(item: Result | Comparison | str, estimate: Estimate, low: float, high: float) -> dict[str, Any]:
     """Positions of an estimate on a scale, in per cent of its width."""
 
     def place(value: float) -> float:

@@ -55,7 +55,7 @@ def table_html(summary: Summary) -> str:
 def _html(summary: Summary) -> str:
     parts: list[str | list[list[str]]] = [_cells(summary), *_notes(summary | {"improvement": []})]
     parts += _search_parts(summary["search"]) if "search" in summary else []
-    return "".join(
+    return f"<h3>Mean over seeds, {html.escape(DESCRIPTIONS[summary['protocol']])}</h3>\n" + "".join(
         f'<p class="soft small">{html.escape(part)}</p>\n' if isinstance(part, str) else _html_table(part)
         for part in parts
     )
@@ -237,10 +237,12 @@ def _range(values: Any) -> str:
 
 def _notes(summary: Summary) -> list[str]:
     """What a reader needs beside the table: protocol, probabilities of improvement, sources, unfinished runs."""
+    rows = {row["row"]: row["kind"] for row in summary["rows"]}
+    domain = "; a domain's deviation is that of its mean over tasks" if "domain" in rows.values() else ""
+    iqm = " IQM: interquartile mean over runs of all tasks." if len(rows) > 1 else ""
     notes = [
         f"Score of a run: {DESCRIPTIONS[summary['protocol']]}. Mean ± standard deviation over seeds [95 % bootstrap "
-        "interval over seeds]; a domain's deviation is that of its mean over tasks. IQM: interquartile mean over runs "
-        "of all tasks."
+        f"interval over seeds]{domain}.{iqm}"
     ]
     for pair in summary["improvement"]:
         interval = "" if pair["low"] is None else f" [{number(pair['low'])}, {number(pair['high'])}]"
