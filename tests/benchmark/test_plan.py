@@ -58,6 +58,8 @@ def test_a_choice_takes_parts_of_a_suite_and_packaged_methods_and_variants() -> 
     ("choice", "message"),
     [
         (Choice(tasks=["cube-double/task_3"]), "tasks: .*cube-double/task_2"),
+        (Choice(tasks=["cube-double/task_None"]), "there is: cube-double, cube-double/task_1, cube-double/task_2$"),
+        (Choice(methods=["fql", "iql"], sizes=["1m"]), "sizes: expected none, since fql, iql of suite mine have no"),
         (Choice(methods=["fqll"]), "methods: .*fql"),
         (Choice(sizes=["2m"]), "configuration size/2m: .*size/26m"),
         (Choice(seeds=[1, 1]), "seeds: expected different"),
@@ -97,6 +99,12 @@ def test_keys_whose_parts_a_user_took_away_count_as_left_out() -> None:
     assert [run.folder for run in plan_runs(suite, Choice(None, ["fql"], None, [0]), packaged_configs())] == [
         "pendulum/fql/seed_0"
     ]
+
+
+def test_a_configuration_that_is_nowhere_is_told_with_the_folder_that_was_looked_in() -> None:
+    suite = make_suite("mine", RAW | {"configs": ["nowhere.yaml"]})
+    with pytest.raises(SuiteError, match=rf"no such file in {Path.cwd()}, .*there is: .*quickstart"):
+        plan_runs(suite, Choice(), packaged_configs())
 
 
 def test_the_suite_that_the_documentation_explains_is_one() -> None:
@@ -156,6 +164,7 @@ def test_every_check_that_fails_is_told_and_nothing_runs(tmp_path: Path) -> None
 
 def test_a_dry_run_estimates_hours_and_names_missing_datasets(tmp_path: Path) -> None:
     missing = {"settings": {"data.dataset": "tql_lightning.data.sources.npz.load_npz", "data.dataset.path": "gone.npz"}}
+    collectable = {"settings": {**missing["settings"], "data.dataset.path": "Pendulum-v1.npz"}}
     toy = {"data.dataset": "tests.toy.toy_dataset"}
     write_suite(
         tmp_path,
@@ -164,16 +173,20 @@ def test_a_dry_run_estimates_hours_and_names_missing_datasets(tmp_path: Path) ->
             "odd": {"settings": toy | {"model.critic.hidden_dim": 33}},
             "tql": {"settings": toy | {"online.steps": 20}},
             "x": missing,
+            "y": collectable,
         },
     )
     planned = call_tql(tmp_path, "benchmark", "suite.yaml", "--dry-run", "--seeds", "0")
     assert planned.returncode == 0, planned.stderr
-    assert "3 runs in runs/benchmark/suite (0 finished)" in planned.stdout
+    assert "4 runs in runs/benchmark/suite (0 finished)" in planned.stdout
     assert "cannot run: odd on toy: " in planned.stdout
     (line,) = [line.split() for line in planned.stdout.splitlines() if line.startswith("toy ") and " tql " in line]
     assert line[2:4] == ["1", "35"], "15 offline and 20 online updates"
     assert 0 < float(line[4]) < 60
-    assert "missing: gone.npz" in planned.stdout
+    assert "missing: gone.npz, data.dataset.path\n" in planned.stdout
+    assert "missing: Pendulum-v1.npz: tql collect Pendulum-v1 --output Pendulum-v1.npz\n" in planned.stdout
+    (line,) = [line.split() for line in planned.stdout.splitlines() if line.startswith("toy ") and " y " in line]
+    assert 0 < float(line[4]) < 60, "measured on random transitions"
     assert not (tmp_path / "runs").exists()
 
 

@@ -133,6 +133,11 @@ def test_every_format_shows_the_same_figures_with_published_ones_marked(benchmar
     assert "scene/task_4/fql/seed_2 (not started)" in texts["md"]
     assert json.loads(texts["json"]) == summary
     rows = list(csv.DictReader(texts["csv"].splitlines()))
+    assert [row["state"] for row in rows if row["row"] == "scene/task_4/fql/seed_2"] == ["not started"]
+    (pair,) = [row for row in rows if row["kind"] == "improvement"]
+    assert (pair["method"], pair["other"]) == ("tql-1m", "fql")
+    assert pair["mean"] == str(summary["improvement"][0]["value"])
+    assert [row["mean"] for row in rows if row["kind"] == "iqm"] == [str(each["value"]) for each in summary["iqm"]]
     assert [row["mean"] for row in rows if row["row"] == "cube-double"] == [str(mean), *_means(summary), "0.67"]
     assert f"{number(100 * mean)} $\\pm$" in texts["latex"]
     assert f"{number(100 * mean)} ± " in texts["html"]
@@ -192,6 +197,25 @@ def test_a_benchmark_without_a_score_says_so(form: TableFormat, tmp_path: Path) 
     text = render_table(summary_of([tmp_path]), form)
     assert "no run has a score yet" in text
     assert "scene/task_4/fql/seed_0 (not started)" in text
+
+
+def test_many_unfinished_runs_are_counted_where_a_note_would_name_them_all(tmp_path: Path) -> None:
+    suite = make_suite("mine", RAW)
+    write_plan(tmp_path, suite, plan_runs(suite, Choice(seeds=range(20)), packaged_configs()))
+    summary = summary_of([tmp_path])
+    assert len(summary["unfinished"]) == 120
+    assert "and 70 more, which --format json names" in render_table(summary, "md")
+
+
+def test_the_page_of_a_benchmark_whose_runs_have_no_score_yet_names_them(tmp_path: Path) -> None:
+    suite = make_suite("mine", RAW)
+    runs = plan_runs(suite, Choice(["scene"], ["fql"], seeds=[0, 1]), packaged_configs())
+    write_plan(tmp_path, suite, runs)
+    write_run(tmp_path / runs[0].folder, [])
+    written = call_tql(tmp_path, "report", ".", "--output", "page.html")
+    assert written.returncode == 0, written.stderr
+    page = (tmp_path / "page.html").read_text()
+    assert "scene/task_4/fql/seed_0 (evaluated at 0 of 400 updates); scene/task_4/fql/seed_1 (not started)" in page
 
 
 def test_runs_without_a_suite_are_judged_by_their_last_evaluations(tmp_path: Path) -> None:

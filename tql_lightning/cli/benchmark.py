@@ -6,22 +6,24 @@ import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from tql_lightning.benchmark.plan import Choice, PlannedRun, plan_runs, write_plan
+from tql_lightning.benchmark.plan import Choice, PlannedRun, plan_runs, read_plan, write_plan
 from tql_lightning.benchmark.progress import Progress
 from tql_lightning.benchmark.ray_engine import Resources, require_ray, run_with_ray
 from tql_lightning.benchmark.search import parse_space, search, settings_to_check, vary
 from tql_lightning.benchmark.serial import run_serially
-from tql_lightning.benchmark.slurm import submit
+from tql_lightning.benchmark.slurm import require_slurm, submit
 from tql_lightning.benchmark.suite import Suite, SuiteError, read_suite
-from tql_lightning.benchmark.worker import make_job, outcome_of
+from tql_lightning.benchmark.summary import summary_of
+from tql_lightning.benchmark.worker import POLL_SECONDS, make_job, outcome_of
 from tql_lightning.cli.benchmark_checks import check_groups, parse_groups, reason
 from tql_lightning.cli.configs import packaged_configs, packaged_suites
 from tql_lightning.cli.parsers import Engine
-from tql_lightning.report.table_formats import search_markdown
+from tql_lightning.report.table_formats import render_table, search_markdown
 
 ENGINE_OF: dict[str, Engine] = {"search": "ray", "address": "ray", "slurm": "slurm"}  # options of one engine
 MOST_GPUS = 1000  # of a run
@@ -113,7 +115,7 @@ def print_plan(suite: Suite, runs: Sequence[PlannedRun], output: Path, trials: i
     updates = trials * sum(group.updates * len(group.runs) for group in groups)
     if trials > 1:
         print(f"a search trains these runs {trials} times, with other settings each; its sum:")
-    more = f", and {unknown} groups that cannot be measured here" if unknown else ""
+    more = f", and {unknown} of these lines, which cannot be measured here" if unknown else ""
     print(f"{updates:,} updates, {trials * total:.1f} hours of training one after the other on this machine{more}")
     print("(measured over a few updates on the first domain of each method; evaluations come on top)")
     for text in dict.fromkeys(text for group in groups for text in group.missing_datasets()):
@@ -138,6 +140,8 @@ def run_suite(
     """
     if engine == "ray":
         require_ray()
+    elif engine == "slurm":
+        require_slurm(resources.gpus)
     output.mkdir(parents=True, exist_ok=True)
     with _only_driver(output):
         planned = write_plan(output, suite, runs)
@@ -155,7 +159,11 @@ def run_suite(
             run_serially(open_runs, job, progress)
         elif open_runs:
             run_with_ray(open_runs, job, resources, progress)
-    return tell_outcomes(runs, output, planned)
+    unfinished = tell_unfinished(runs, output)
+    if unfinished < len(runs):
+        print(render_table(summary_of([output]), "md"))
+    print(f"{len(runs) - unfinished} of {len(runs)} runs finished ({len(planned)} in {output})")
+    return unfinished
 
 
 def search_suite(
@@ -178,11 +186,36 @@ def search_suite(
     with _only_driver(output):
         write_plan(output, suite, [])
         begin, *further = settings_to_check(space)
-        _refuse_problems(check_groups(parse_groups([vary(run, begin) for run in runs]), suite))
+        groups = parse_groups([vary(run, begin) for run in runs])
+        _refuse_problems(check_groups(groups, suite))
         _refuse_problems(check_groups(parse_groups([vary(runs[0], settings) for settings in further]), suite))
-        record = search(runs, suite, space, trials, make_job(output, suite.metric, cpus), resources)
+        updates = {group.runs[0].domain: group.updates for group in groups}
+        with _progress_of_search(output, suite, updates):
+            record = search(runs, suite, space, trials, make_job(output, suite.metric, cpus), resources)
+        varied = [vary(run, trial["settings"]) for trial in record["trials"] for run in runs]
+    tell_unfinished(varied, output)
     print(search_markdown(record))
     return sum(trial["mean"] is None for trial in record["trials"])
+
+
+@contextmanager
+def _progress_of_search(output: Path, suite: Suite, updates: Mapping[str, int]) -> Iterator[None]:
+    """Shows the runs of the trials that have begun, while Ray Tune has this thread."""
+    progress, over = Progress(output, [], suite.metric, {}), Event()
+
+    def show() -> None:
+        while not over.wait(POLL_SECONDS):
+            progress.runs = read_plan(output)[1]
+            progress.updates = {run.folder: updates[run.domain] for run in progress.runs if run.domain in updates}
+            progress.show()
+
+    thread = Thread(target=show, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def search_space(runs: Sequence[PlannedRun], ranges: Sequence[str]) -> dict[str, tuple[str, list[Any]]]:
@@ -217,7 +250,7 @@ def _refuse_problems(problems: Sequence[str]) -> None:
         raise BenchmarkError(f"{len(problems)} checks failed, nothing was run:\n{listed}")
 
 
-def tell_outcomes(runs: Sequence[PlannedRun], output: Path, planned: Sequence[PlannedRun]) -> int:
+def tell_unfinished(runs: Sequence[PlannedRun], output: Path) -> int:
     """Prints the runs that failed, with their messages; returns how many have not finished."""
     unfinished = 0
     for run in runs:
@@ -226,5 +259,4 @@ def tell_outcomes(runs: Sequence[PlannedRun], output: Path, planned: Sequence[Pl
             unfinished += 1
             what = "not run" if outcome is None else f"{outcome.state}: {outcome.message}"
             print(f"{output / run.folder}: {what}", file=sys.stderr)
-    print(f"{len(runs) - unfinished} of {len(runs)} runs finished ({len(planned)} in {output})")
     return unfinished

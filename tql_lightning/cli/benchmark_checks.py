@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gymnasium
+
 from tql_lightning.benchmark.plan import PlannedRun
 from tql_lightning.benchmark.suite import Suite
 from tql_lightning.callbacks.observing import environment_of
@@ -69,7 +71,8 @@ class Group:
         given = getattr(self.dataset, "init_args", None) or {}
         path = given.get("path")
         if path is not None and not Path(path).exists():
-            return [f"{path}; for one of Gymnasium's environments: tql collect {Path(path).stem} --output {path}"]
+            known = Path(path).stem in gymnasium.registry
+            return [f"{path}{f': tql collect {Path(path).stem} --output {path}' if known else ', data.dataset.path'}"]
         domain = given.get("domain")
         if domain is None:
             return []

@@ -275,16 +275,22 @@ def report(
             which is marked as chosen by its own score; default: the suite's, else "last_three".
         media_mb: Largest size of all pictures and videos in the page, in megabytes.
     """
-    from tql_lightning.benchmark.summary import summary_of
+    from tql_lightning.benchmark.summary import is_benchmark, summary_of
     from tql_lightning.report.table_formats import render_table, table_html
     from tql_lightning.system.files import require_writable, write_text_whole
 
     folders = [Path(run) for run in runs]
     if format == "html":
+        from tql_lightning.report.methods import choose_score
         from tql_lightning.report.page import write_report
 
         written = write_report(
-            folders, Path(output or "report.html"), media_mb, lambda: table_html(summary_of(folders, protocol))
+            folders,
+            Path(output or "report.html"),
+            media_mb,
+            lambda runs: (
+                table_html(summary_of(folders, protocol)) if is_benchmark(folders) or choose_score(runs) else ""
+            ),
         )
         print(f"wrote {written} ({written.stat().st_size / 1e6:.1f} MB)")
         return

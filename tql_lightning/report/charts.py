@@ -12,6 +12,7 @@ from tql_lightning.report.methods import Method
 from tql_lightning.report.numbers import NONE, SCORES, number, score_named
 from tql_lightning.report.runs import Run
 from tql_lightning.report.statistics import interquartile_mean
+from tql_lightning.run.baselines import DATASET
 
 BASELINE_COLOR = 7  # grey, in the style sheet
 MAX_POINTS = 200  # of a line; longer ones are thinned
@@ -35,7 +36,7 @@ BOUNDS = {
     "eval/length": (0.0, None),
     "eval/failures": (0.0, None),
 }
-CAPITALS = {"q": "Q", "td": "TD"}
+CAPITALS = {"q": "Q", "td": "TD", "bc": "BC", "gb": "(GB)"}
 TITLES = {name: score.heading for name, score in SCORES.items()} | {"length": "episode length"}
 
 
@@ -107,14 +108,8 @@ def _chart(key: str, task: str, methods: Sequence[Method], several_tasks: bool) 
     every = sorted({update for line in lines for update in line["x"]})
     factor = score_named(key).factor
     lines += [
-        {
-            "name": name,
-            "color": BASELINE_COLOR,
-            "dashed": True,
-            "runs": 1,
-            "x": every,
-            "y": [factor * value] * len(every),
-        }
+        {"name": name, "color": BASELINE_COLOR, "dashed": True, "dotted": name != DATASET, "runs": 1, "x": every}
+        | {"y": [factor * value] * len(every)}
         for name, value in (baselines_on(methods, task, key.removeprefix("eval/")) if lines else {}).items()
     ]
     title = _title(key)
@@ -132,7 +127,7 @@ def _title(key: str) -> str:
         unit = " (nats)" if entropy[1] == "attention_entropy" else ""
         queries = "[VALUE]" if entropy[3] == "value" else entropy[3].replace("_", " ")
         return f"layer {entropy[2]}, {queries}{unit}"
-    words = TITLES.get(name, name.replace("_", " ").replace("/", ", "))
+    words = TITLES.get(name, name.replace("_", " ").replace("/value", "/[VALUE]").replace("/", ", "))
     words = " ".join(CAPITALS.get(word, word) for word in words.split(" "))
     return words if stage in ("eval", "train", "online") else f"{stage}: {words}"
 

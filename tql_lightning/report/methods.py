@@ -178,8 +178,8 @@ def _comparison(method: Method, other: Method, tasks: Sequence[str], score: str)
     if not shared:
         return None
     own, others = last_scores(method, shared, score), last_scores(other, shared, score)
-    if len(shared) == 1 and len(own[0]) == len(others[0]) == 1:
-        return None  # one run against one says nothing of others
+    if len(shared) == 1 and 1 in (len(own[0]), len(others[0])):
+        return None  # a single run says nothing of other seeds
     estimate, over_runs = probability_of_improvement(own, others), _several(own) and _several(others)
     if estimate.value >= 0.5:
         return Comparison(method, other, _over_runs(estimate, over_runs), over_runs)

@@ -40,7 +40,7 @@ MAX_LISTED = 5  # names in a note
 
 
 def write_report(
-    folders: Sequence[Path], output: Path, media_mb: float = 30.0, table: Callable[[], str] | None = None
+    folders: Sequence[Path], output: Path, media_mb: float = 30.0, table: Callable[[Sequence[Run]], str] | None = None
 ) -> Path:
     """Writes a self-contained page about runs.
 
@@ -48,7 +48,7 @@ def write_report(
         folders: Folders of runs, or folders that hold runs.
         output: Path of the HTML file.
         media_mb: Most megabytes of pictures and videos, encoded. The page names files that do not fit.
-        table: Makes the table of scores as HTML; called where a run has a score.
+        table: Makes the table of scores as HTML from the runs; "" for a page without.
 
     Returns:
         ``output``.
@@ -61,7 +61,7 @@ def write_report(
         raise ValueError(f"media_mb: expected at least 0, found {media_mb}")
     require_writable(output)
     runs = read_runs(folders)
-    scores = table() if table is not None and choose_score(runs) is not None else ""
+    scores = "" if table is None else table(runs)
     write_text_whole(output, render(runs, collect_media(runs, int(media_mb * MEGABYTE)), scores))
     return output
 
@@ -87,10 +87,9 @@ def render(runs: Sequence[Run], media: Media, table: str = "") -> str:
         score=None if score is None else SCORES[score],
         verdict=None if score is None else _verdict(found, pairs, methods, score),
         entropy_note=entropy_note(runs),
-        baselines={} if score is None else {task: baselines_on(methods, task, score) for task in tasks},
         absent_baselines=absent_baselines(methods, tasks, score) if found and score is not None else [],
         cards=_cards(found, runs, score),
-        result_groups=_result_groups(found, score),
+        result_groups=[] if score is None else _result_groups(found, methods, score),
         comparisons=[_track(pair, pair.estimate, 0.0, 1.0) for pair in pairs],
         notes=_notes(runs, found, pairs, media),
         most_compared=MAX_COMPARED,
@@ -190,21 +189,24 @@ def _lowest_entropy(runs: Sequence[Run]) -> dict[str, str] | None:
     }
 
 
-def _result_groups(found: Sequence[Result], score: str | None) -> list[dict[str, Any]]:
-    """Results grouped by task, with the positions of value and interval on a common scale."""
+def _result_groups(found: Sequence[Result], methods: Sequence[Method], score: str) -> list[dict[str, Any]]:
+    """Results and baselines grouped by task, with the positions of value and interval on a common scale."""
     groups = []
     for task in dict.fromkeys(result.task for result in found):
         inside = [result for result in found if result.task == task]
         ends = [end for result in inside if result.estimate is not None for end in result.estimate]
         if ends:
+            baselines = {} if task is None else baselines_on(methods, task, score)
+            ends += baselines.values()
             margin = 0.04 * (max(ends) - min(ends)) or 1.0
             low, high = (0.0, 1.0) if score == "success_rate" else (min(ends) - margin, max(ends) + margin)
             rows = [_track(result, result.estimate, low, high) for result in inside if result.estimate is not None]
-            groups.append({"task": task, "rows": rows})
+            known = [_track(name, Estimate(*[value] * 3), low, high) for name, value in baselines.items()]
+            groups.append({"task": task, "rows": rows, "baselines": known})
     return groups
 
 
-def _track(item: Result | Comparison, estimate: Estimate, low: float, high: float) -> dict[str, Any]:
+def _track(item: Result | Comparison | str, estimate: Estimate, low: float, high: float) -> dict[str, Any]:
     """Positions of an estimate on a scale, in per cent of its width."""
 
     def place(value: float) -> float:

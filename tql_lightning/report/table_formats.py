@@ -19,6 +19,7 @@ from tql_lightning.trust.text import shown
 TableFormat = Literal["md", "csv", "latex", "json"]
 MARK = "†"  # of published figures
 UNFINISHED = "unfinished"
+MOST_NAMED = 50  # unfinished runs in a note
 
 
 def render_table(summary: Summary, format: TableFormat) -> str:  # noqa: A002  (the option's name)
@@ -54,7 +55,7 @@ def table_html(summary: Summary) -> str:
 def _html(summary: Summary) -> str:
     parts: list[str | list[list[str]]] = [_cells(summary), *_notes(summary | {"improvement": []})]
     parts += _search_parts(summary["search"]) if "search" in summary else []
-    return "".join(
+    return f"<h3>Mean over seeds, {html.escape(DESCRIPTIONS[summary['protocol']])}</h3>\n" + "".join(
         f'<p class="soft small">{html.escape(part)}</p>\n' if isinstance(part, str) else _html_table(part)
         for part in parts
     )
@@ -112,7 +113,7 @@ def _tex(text: str) -> str:
 
 def _csv(summary: Summary) -> str:
     file = io.StringIO()
-    fields = ("row", "kind", "method", "mean", "sd", "low", "high", "seeds", "updates", "source")
+    fields = ("row", "kind", "method", "mean", "sd", "low", "high", "seeds", "updates", "source", "other", "state")
     writer = csv.DictWriter(file, fields, lineterminator="\n")
     writer.writeheader()
     writer.writerows(summary["rows"])
@@ -120,6 +121,12 @@ def _csv(summary: Summary) -> str:
         for row, (mean, deviation) in figures["scores"].items():
             own = {name: figures.get(name) for name in ("method", "seeds", "source")}
             writer.writerow({"row": row, "kind": "published", "mean": mean, "sd": deviation} | own)
+    for kind in ("iqm", "improvement"):
+        for each in summary[kind]:
+            own = {name: each[name] for name in ("method", "other", "low", "high") if name in each}
+            writer.writerow({"row": "all", "kind": kind, "mean": each["value"]} | own)
+    for run in summary["unfinished"]:
+        writer.writerow({"row": run["run"], "kind": "unfinished", "state": run["state"]})
     return file.getvalue()
 
 
@@ -230,10 +237,12 @@ def _range(values: Any) -> str:
 
 def _notes(summary: Summary) -> list[str]:
     """What a reader needs beside the table: protocol, probabilities of improvement, sources, unfinished runs."""
+    rows = {row["row"]: row["kind"] for row in summary["rows"]}
+    domain = "; a domain's deviation is that of its mean over tasks" if "domain" in rows.values() else ""
+    iqm = " IQM: interquartile mean over runs of all tasks." if len(rows) > 1 else ""
     notes = [
         f"Score of a run: {DESCRIPTIONS[summary['protocol']]}. Mean ± standard deviation over seeds [95 % bootstrap "
-        "interval over seeds]; a domain's deviation is that of its mean over tasks. IQM: interquartile mean over runs "
-        "of all tasks."
+        f"interval over seeds]{domain}.{iqm}"
     ]
     for pair in summary["improvement"]:
         interval = "" if pair["low"] is None else f" [{number(pair['low'])}, {number(pair['high'])}]"
@@ -242,6 +251,8 @@ def _notes(summary: Summary) -> list[str]:
     if sources:
         notes.append(f"{MARK} published, not run here. {'; '.join(sources)}.")
     if summary["unfinished"]:
-        listed = "; ".join(f"{each['run']} ({each['state']})" for each in summary["unfinished"])
+        listed = "; ".join(f"{each['run']} ({each['state']})" for each in summary["unfinished"][:MOST_NAMED])
+        left_out = len(summary["unfinished"]) - MOST_NAMED
+        listed += f"; and {left_out:,} more, which --format json names" if left_out > 0 else ""
         notes.append(f"Unfinished, and in no score: {listed}.")
     return notes

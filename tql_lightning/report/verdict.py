@@ -37,6 +37,8 @@ def verdict(
     sentence = f"{best.method.label} reaches a {score.title} of {reached}{spread} {place} with {runs}"
     if others:
         sentence += _against(best, others[0], pairs, score)
+        better = {name: value for name, value in baselines.items() if value > best.estimate.value}
+        sentence += "".join(f"; {name} has {score.text(value)}{score.unit}" for name, value in better.items())
     elif baselines:
         named = [
             f"{score.text(value)}{score.unit} of {'its ' if name == 'dataset' else ''}{name}"
@@ -52,7 +54,8 @@ def _against(best: Result, second: Result, pairs: Sequence[Comparison], score: S
     assert second.estimate is not None
     other = f"{second.method.label} ({score.text(second.estimate.value)}{score.unit})"
     if best.runs < 2 or second.runs < 2:
-        return f", the next is {other}; one run each does not tell which method is better"
+        few = "one run each does" if best.runs == second.runs else "a single run of one of them does"
+        return f", the next is {other}; {few} not tell which method is better"
     pair = next((each for each in pairs if {each.method.index, each.other.index}
                  == {best.method.index, second.method.index}), None)  # fmt: skip
     if pair is None or not pair.over_runs or pair.method.index != best.method.index:
