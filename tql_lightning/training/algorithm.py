@@ -10,7 +10,7 @@ from types import FrameType
 from typing import Any, ClassVar, Self, cast
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -47,6 +47,7 @@ from tql_lightning.training.sharding import ShardedStrategy, shard
 from tql_lightning.training.stock_callbacks import (
     adapt_callbacks,
     end_with_averages,
+    keep_earlier_checkpoints,
     log_metrics,
     release_callbacks,
 )
@@ -199,6 +200,11 @@ class Algorithm(LightningModule, ABC):
         trains = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
         return self.global_step if trains else self._seen_updates
 
+    @property
+    def has_trained(self) -> bool:
+        """Whether the current fit has made an update."""
+        return self._watch.begun
+
     def current_inputs(self) -> Inputs:
         """`inputs` of the current update."""
         return self.inputs(self.current_update)
@@ -249,6 +255,13 @@ class Algorithm(LightningModule, ABC):
         frame = frame or cast("FrameType", currentframe()).f_back
         super().save_hyperparameters(*args, ignore=ignore, frame=frame, logger=logger)
         loadable(dict(self.hparams), type(self))
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Adds none; from here on what earlier runs have saved is kept if this one is refused."""
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self._watch = DivergenceWatch()
+            keep_earlier_checkpoints(self.trainer, self)
+        return []
 
     def setup(self, stage: str) -> None:
         """Checks parameter groups, and sets DDP's static graph and the precision of matrix products."""
