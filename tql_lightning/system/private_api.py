@@ -135,16 +135,16 @@ def show_whole_epoch(bar: Any, updates_per_step: int) -> None:
             if trainer.max_steps < 0:
                 return in_epoch  # type: ignore[no-any-return]
             before = trainer.current_epoch * in_epoch if trainer.current_epoch else 0
-            return min(in_epoch, -(-trainer.max_steps // self._updates_per_step) - before)  # type: ignore[no-any-return]
+            return min(in_epoch, -(-trainer.max_steps // self.updates_per_step) - before)  # type: ignore[no-any-return]
 
         def on_train_start(self, *arguments: Any) -> None:
             super().on_train_start(*arguments)
             if isinstance(self, TQDMProgressBar) and self.train_progress_bar.total is None:  # set when an epoch begins
                 self.train_progress_bar.total = self.total_train_batches if isfinite(self.total_train_batches) else None
 
-    if not hasattr(bar, "_updates_per_step"):
+    if not hasattr(bar, "updates_per_step"):
         bar.__class__ = _WholeEpoch
-    bar._updates_per_step = updates_per_step
+    bar.updates_per_step = updates_per_step
 
 
 def begin_anew(trainer: Trainer) -> None:
