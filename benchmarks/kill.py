@@ -34,7 +34,8 @@ from tql_lightning import TQL, OfflineDataModule, TransitionDataset
 from tql_lightning.callbacks.checkpointing import LastCheckpoint
 from tql_lightning.nn.critic import TransformerCritic
 from tql_lightning.nn.policy import FlowPolicy
-from tql_lightning.run.checkpoint_io import LAST, PREVIOUS, CheckpointError, WholeCheckpointIO, read_checkpoint
+from tql_lightning.run.checkpoint_file import LAST, PREVIOUS, CheckpointError
+from tql_lightning.run.checkpoint_io import WholeCheckpointIO, read_checkpoint
 from tql_lightning.training.optimisation import Optimisation
 from tql_lightning.training.resuming import newest_whole
 

@@ -18,7 +18,8 @@ from tql_lightning.callbacks.checkpointing import GracefulInterrupt
 from tql_lightning.callbacks.intervals import is_due
 from tql_lightning.callbacks.saving import try_save
 from tql_lightning.evaluation.background import BackgroundEvaluator, Job, Outcome
-from tql_lightning.run.checkpoint_io import CheckpointError, read_checkpoint
+from tql_lightning.run.checkpoint_file import CheckpointError
+from tql_lightning.run.checkpoint_io import read_checkpoint
 from tql_lightning.run.folder import EVALUATION_FOLDER, pending_file
 
 MOST_PENDING = 2  # unfinished snapshots; training waits rather than add more

@@ -17,15 +17,8 @@ from torch import Tensor
 
 from tql_lightning.callbacks.intervals import require_multiple
 from tql_lightning.callbacks.saving import try_save
-from tql_lightning.run.checkpoint_io import (
-    LAST,
-    PREVIOUS,
-    CheckpointError,
-    CheckpointWriteError,
-    WholeCheckpointIO,
-    base_io,
-    read_checkpoint,
-)
+from tql_lightning.run.checkpoint_file import LAST, PREVIOUS, CheckpointError
+from tql_lightning.run.checkpoint_io import CheckpointWriteError, WholeCheckpointIO, base_io, read_checkpoint
 from tql_lightning.run.folder import set_aside, writes_nothing
 from tql_lightning.run.superseded import tell_set_aside
 from tql_lightning.system.files import keep_replaced
@@ -168,7 +161,7 @@ class GracefulInterrupt(Callback):
     Attributes:
         received: Signal that ends training, or None; the same on every process.
         heard: Signal that reached this process, or None; other processes may not know yet.
-        count: how many signals this process got.
+        count: Number of signals that this process got.
 
     Examples:
         >>> callback = GracefulInterrupt()

@@ -14,7 +14,8 @@ from tql_lightning.algorithms.starting import load_weights
 from tql_lightning.callbacks.checkpointing import LastCheckpoint
 from tql_lightning.nn.critic import TransformerCritic
 from tql_lightning.nn.value_loss import HLGauss
-from tql_lightning.run.checkpoint_io import CheckpointError, WholeCheckpointIO, read_checkpoint
+from tql_lightning.run.checkpoint_file import CheckpointError
+from tql_lightning.run.checkpoint_io import WholeCheckpointIO, read_checkpoint
 from tql_lightning.training.algorithm import Algorithm
 
 CONFIGURED = ("--config", "tiny.yaml", "--data.dataset=tests.toy.toy_dataset", "--trainer.logger=false")

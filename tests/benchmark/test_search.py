@@ -81,9 +81,9 @@ def test_the_record_ranks_whole_trials_and_shows_what_few_episodes_find(tmp_path
     assert one["points"][-1][1] == pytest.approx(0.55, abs=0.05)
     assert both["points"][-1][1] == pytest.approx(0.8, abs=0.02)
     text = search_markdown({"metric": "success_rate", **found})
-    assert text.splitlines()[2] == "| model.tau=0.2 | 80.0 | 60.0, 100.0 |"
-    assert text.splitlines()[4] == "| model.tau=0.3 | unfinished | 90.0 |"
-    assert "Best: model.tau=0.2, 80.0 [" in text
+    assert text.splitlines()[2] == "| model.tau=0.2 | 80 | 60, 100 |"
+    assert text.splitlines()[4] == "| model.tau=0.3 | unfinished | 90 |"
+    assert "Best: model.tau=0.2, 80 [" in text
 
 
 def test_a_stopped_search_is_in_the_report_with_its_trials_so_far(tmp_path: Path) -> None:
@@ -102,8 +102,8 @@ def test_a_stopped_search_is_in_the_report_with_its_trials_so_far(tmp_path: Path
     note([{"model.tau": 0.5000000001}])  # of the same six digits
     text = call_tql(tmp_path, "report", ".", "--format", "md").stdout
     assert "Unfinished search: 1 of 5 trials have a score so far. The command that began it continues it." in text
-    assert "| model.tau=0.25 | 25.0 | 25.0, 25.0 |" in text
-    assert text.count("| model.tau=0.5 | unfinished | 50.0 |") == 1
+    assert "| model.tau=0.25 | 25 | 25, 25 |" in text
+    assert text.count("| model.tau=0.5 | unfinished | 50 |") == 1
     assert "Unfinished, and in no score: scene/task_4/tql-1m,tau=0.5/seed_1 (not started)." in text
     note([], finished=True)
     assert "Unfinished search" not in call_tql(tmp_path, "report", ".", "--format", "md").stdout

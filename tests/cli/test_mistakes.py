@@ -136,6 +136,7 @@ def test_a_start_that_cannot_be_is_refused_without_lightning(folder: Path) -> No
     for name in ("config.yaml", "checkpoints/last.ckpt"):
         (folder / "runs" / "tql" / "seed_0" / name).touch()
     (folder / "text.ckpt").write_text("no checkpoint")
+    (folder / "empty").mkdir()
     (folder / "npz.yaml").write_text(
         "data:\n  dataset: {class_path: tql_lightning.data.sources.npz.load_npz, init_args: {path: absent.npz}}\n"
     )
@@ -144,7 +145,17 @@ def test_a_start_that_cannot_be_is_refused_without_lightning(folder: Path) -> No
         "fit --config ogbench/cube-double --trainer.default_root_dir runs/tql/seed_0": "holds an earlier run",
         "fit --config quickstart --ckpt_path=absent.ckpt": "checkpoint absent.ckpt: no such file",
         "fit --config quickstart --ckpt_path=text.ckpt": "checkpoint text.ckpt: damaged",
+        "fit --config quickstart --ckpt_path=d4rl.npz": "checkpoint d4rl.npz: damaged, or holds more",
+        "fit --config quickstart --ckpt_path=run": "checkpoint run: expected a file, found a folder; give run/checkp",
+        "fit --config quickstart --ckpt_path=null --weights=d4rl.npz": "checkpoint d4rl.npz: damaged",
+        "fit --config quickstart --weights=empty": "checkpoint empty/checkpoints/last.ckpt: no such file",
+        "fit --config quickstart --weights absent.ckpt": "checkpoint absent.ckpt: no such file",
         "evaluate text.ckpt": "checkpoint text.ckpt: damaged",
+        "evaluate d4rl.npz": "checkpoint d4rl.npz: damaged",
+        "evaluate empty": "checkpoint empty: expected a file, found a folder; name a .ckpt file in it",
+        "evaluate /dev/zero": "/dev/zero: expected a file, found a pipe, a folder or a device",
+        "export run": "checkpoint run: expected a file, found a folder; give run/checkpoints/last.ckpt",
+        "certify empty": "checkpoint empty/checkpoints/last.ckpt: no such file",
         "test --config quickstart --ckpt_path=last --seed_everything=7": "last checkpoint (runs/pendulum/tql/seed_7)",
         "fit --data.dataset=absent.npz": "absent.npz: no such file",
         "fit --config npz.yaml": "absent.npz: no such file",

@@ -21,7 +21,7 @@ from tql_lightning.nn.critic import TransformerCritic
 from tql_lightning.nn.policy import Actor, FlowPolicy
 from tql_lightning.nn.policy_extraction import Extraction
 from tql_lightning.nn.value_loss import HLGauss
-from tql_lightning.run.checkpoint_io import CheckpointError
+from tql_lightning.run.checkpoint_file import CheckpointError
 
 
 @pytest.fixture(scope="module")

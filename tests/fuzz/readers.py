@@ -49,7 +49,8 @@ from tql_lightning.export.writer import export_checkpoint
 from tql_lightning.report.page import write_report
 from tql_lightning.report.runs import ReportError
 from tql_lightning.report.table_formats import TableFormat, render_table
-from tql_lightning.run.checkpoint_io import CheckpointError, read_checkpoint
+from tql_lightning.run.checkpoint_file import CheckpointError
+from tql_lightning.run.checkpoint_io import read_checkpoint
 
 
 @dataclass(frozen=True)

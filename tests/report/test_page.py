@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.report.runs import make_run
-from tql_lightning.report.charts import MAX_POINTS, sections
+from tests.report.runs import NUMBERS, make_run
+from tql_lightning.report.charts import MAX_POINTS, constants, sections
 from tql_lightning.report.media import collect_media
 from tql_lightning.report.methods import choose_score, comparisons, group_methods, results
-from tql_lightning.report.page import number, write_report
+from tql_lightning.report.numbers import number
+from tql_lightning.report.page import write_report
 from tql_lightning.report.runs import ReportError, read_runs
 from tql_lightning.run.folder import (
     ATTENTION_MAP,
@@ -79,9 +80,9 @@ def test_curves_hold_interval_and_every_run_at_every_update(two_methods: Path) -
     assert chart["key"] == "eval/success_rate"
     (line,) = chart["lines"]
     assert line["x"] == [0, 100, 200]
-    assert line["y"] == pytest.approx([0.0, 0.25, 0.5])
-    assert line["each"] == [[0.0, 0.1, 0.2], [0.0, 0.2, 0.4], [0.0, 0.45, 0.9]]
-    assert (line["low"][2], line["high"][2]) == pytest.approx((0.2, 0.9))
+    assert line["y"] == pytest.approx([0.0, 25.0, 50.0])
+    assert line["each"] == [[0.0, 10.0, 20.0], [0.0, 20.0, 40.0], [0.0, 45.0, 90.0]]
+    assert (line["low"][2], line["high"][2]) == pytest.approx((20.0, 90.0))
     entropy, target = by_title["Attention entropy"][0]["lines"]
     assert target["dashed"]
     assert target["y"] == [1.2, 1.2, 1.2]
@@ -99,6 +100,35 @@ def test_curves_show_where_a_run_goes_online(tmp_path: Path) -> None:
     charts = dict(sections(group_methods([run]), [run.task]))
     assert charts["Evaluation"][0]["lines"][0]["online"] == 100
     assert charts["Online phase"][0]["title"] == "env steps"
+
+
+def test_what_never_changes_is_listed_and_not_drawn_but_for_scores(tmp_path: Path) -> None:
+    columns = (
+        "step,eval/success_rate,eval/failures,train/td_loss,train/entropy_loss,train/learning_rate/actor,train/nan"
+    )
+    for seed, rate in enumerate((0.5, 1.0)):
+        rows = [f"{update},0,0,{update + seed},0,{rate},nan" for update in (1, 2)]
+        (make_run(tmp_path / f"seed_{seed}", seed) / METRICS_FILE).write_text("\n".join([columns, *rows]) + "\n")
+    methods = group_methods(read_runs([tmp_path]))
+    drawn = [chart["key"] for _, charts in sections(methods, ["Pendulum-v1"]) for chart in charts]
+    assert drawn == ["eval/success_rate", "train/td_loss"]
+    assert {key: values for _, key, values in constants(methods, ["Pendulum-v1"])} == {
+        "eval/failures": ["0"],
+        "train/entropy_loss": ["0"],
+        "train/learning_rate/actor": ["0.5 to 1"],
+        "train/nan": ["–"],
+    }
+    page = page_of(tmp_path / "seed_0")
+    assert re.search(
+        r'learning rate, actor <code class="soft">train/learning_rate/actor</code></th><td class="r">0.5<', page
+    )
+
+
+def test_a_page_without_constants_has_no_place_for_them(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    assert "Constant in every run" not in page_of(run)
+    (run / METRICS_FILE).write_text("step,train/td_loss,train/x\n1,2,0\n2,3,0\n")
+    assert "Constant in every run" in page_of(run)
 
 
 def test_long_curves_are_thinned_and_keep_their_ends(tmp_path: Path) -> None:
@@ -152,7 +182,7 @@ def test_what_users_name_stays_text(tmp_path: Path) -> None:
     run = make_run(tmp_path / evil, env_id="</script><img src=x onerror=alert(1)>".replace("/", ""))
     config = run / "config.yaml"
     config.write_text(config.read_text() + "extra: '</pre><script>alert(2)</script>'\n")
-    (run / METRICS_FILE).write_text("step,train/</script><b>\n1,2\n2,nan\n")
+    (run / METRICS_FILE).write_text("step,train/</script><b>,train/<b>\n1,2,3\n2,nan,3\n3,4,3\n")
     page = page_of(run)
     # Scripts are ours, and styles: nothing else opened or closed one.
     assert len(re.findall(r"<script", page)) == len(re.findall(r"</script>", page)) == 2
@@ -277,7 +307,7 @@ def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(-1464.67, "−1,465"), (0.0733, "0.0733"), (123.456, "123.5"), (0.0, "0"), (None, "–"), (float("nan"), "–")],
+    NUMBERS.items(),
 )
 def test_numbers_read_well(value: float | None, text: str) -> None:
     assert number(value) == text

@@ -48,7 +48,7 @@ def test_a_success_rate_is_compared_with_that_of_cloning_and_the_page_says_what_
     assert "Nothing is known of behaviour cloning: tql evaluate RUN/checkpoints/last.ckpt --extraction" in text
     record_baseline(run, CLONING, {"success_rate": 0.1})
     text = page(tmp_path)
-    assert "0.1 of behaviour cloning." in text
+    assert ", above 10 % of behaviour cloning." in text
     assert text.count('<tr class="baseline">') == 1
     assert "Nothing is known" not in text
 
@@ -66,7 +66,7 @@ def test_methods_with_several_runs_are(tmp_path: Path) -> None:
         make_run(tmp_path / "a" / f"seed_{seed}", seed, final=0.9 + seed / 100)
         make_run(tmp_path / "b" / f"seed_{seed}", seed, final=0.5 + seed / 100, discount=0.9)
     text = page(tmp_path)
-    assert "; each of its runs beats every run of b (0.51)." in text
+    assert "; each of its runs beats every run of b (51 %)." in text
     assert "Probability of improvement" in text
 
 

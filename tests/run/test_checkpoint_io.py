@@ -18,7 +18,8 @@ from tests.toy import fit, toy_model
 from tql_lightning.algorithms.loading import load_checkpoint
 from tql_lightning.algorithms.tql import TQL
 from tql_lightning.callbacks.checkpointing import LastCheckpoint
-from tql_lightning.run.checkpoint_io import CheckpointError, WholeCheckpointIO, read_checkpoint, write_checkpoint
+from tql_lightning.run.checkpoint_file import CheckpointError
+from tql_lightning.run.checkpoint_io import WholeCheckpointIO, read_checkpoint, write_checkpoint
 from tql_lightning.trust.class_paths import check_class_paths
 
 

@@ -17,7 +17,8 @@ from tests.user_models import IQL
 from tql_lightning import TQL, Algorithm, TransformerCritic
 from tql_lightning.algorithms.loading import load_checkpoint
 from tql_lightning.nn.critic import MLPCritic
-from tql_lightning.run.checkpoint_io import CheckpointError, read_checkpoint, write_checkpoint
+from tql_lightning.run.checkpoint_file import CheckpointError
+from tql_lightning.run.checkpoint_io import read_checkpoint, write_checkpoint
 
 
 class Stateful(Callback):

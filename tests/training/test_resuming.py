@@ -17,7 +17,8 @@ from tests.toy import fit, toy_model
 from tql_lightning.callbacks.checkpointing import LastCheckpoint
 from tql_lightning.cli.lightning import TQLCLI
 from tql_lightning.cli.main import main
-from tql_lightning.run.checkpoint_io import CheckpointError, WholeCheckpointIO, base_io, read_checkpoint
+from tql_lightning.run.checkpoint_file import CheckpointError
+from tql_lightning.run.checkpoint_io import WholeCheckpointIO, base_io, read_checkpoint
 from tql_lightning.run.metrics_csv import read_metrics
 from tql_lightning.training.resuming import newest_whole
 

@@ -20,7 +20,8 @@ from tql_lightning.algorithms.loading import load_checkpoint
 from tql_lightning.evaluation.checkpoint import evaluate_checkpoint
 from tql_lightning.export.observations import sample_observations
 from tql_lightning.export.writer import export_checkpoint
-from tql_lightning.run.checkpoint_io import CheckpointError, read_checkpoint, write_checkpoint
+from tql_lightning.run.checkpoint_file import CheckpointError
+from tql_lightning.run.checkpoint_io import read_checkpoint, write_checkpoint
 
 Raw = dict[str, Any]
 Forge = Callable[[Raw], bytes]

@@ -16,7 +16,8 @@ from tests.marks import slow_after
 from tests.report.runs import make_run
 from tql_lightning.loggers.csv_logger import MetricsFile
 from tql_lightning.report.page import write_report
-from tql_lightning.run.checkpoint_io import CheckpointError, read_checkpoint
+from tql_lightning.run.checkpoint_file import CheckpointError
+from tql_lightning.run.checkpoint_io import read_checkpoint
 
 DATA = "--data.dataset=tests.toy.toy_dataset"
 DIGITS = "9" * 400

@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from tests.forging import watched
-from tql_lightning.run.checkpoint_io import CheckpointError, read_checkpoint, write_checkpoint
+from tql_lightning.run.checkpoint_file import CheckpointError
+from tql_lightning.run.checkpoint_io import read_checkpoint, write_checkpoint
 from tql_lightning.trust.archive import ArchiveError, is_intact, read_archive
 from tql_lightning.trust.pickled import TorchFileError
 from tql_lightning.trust.torch_file import check_torch_file

@@ -19,7 +19,8 @@ from tests.toy import fit, toy_model
 from tql_lightning.algorithms.loading import load_checkpoint
 from tql_lightning.evaluation.background import EvaluationJob
 from tql_lightning.export.writer import export_checkpoint
-from tql_lightning.run.checkpoint_io import CheckpointError, WholeCheckpointIO, read_checkpoint
+from tql_lightning.run.checkpoint_file import CheckpointError
+from tql_lightning.run.checkpoint_io import WholeCheckpointIO, read_checkpoint
 from tql_lightning.training.resuming import newest_whole
 
 Change = Callable[[dict[str, Any]], object]

@@ -11,7 +11,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from tql_lightning.algorithms.loading import load_checkpoint
-from tql_lightning.run.checkpoint_io import CheckpointError, last_of
+from tql_lightning.run.checkpoint_file import CheckpointError, last_of
 from tql_lightning.training.algorithm import Algorithm
 
 MOST_SHOWN = 5

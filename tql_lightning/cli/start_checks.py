@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import zipfile
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -14,12 +13,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tql_lightning.cli.configs import CONFIG_FLAGS, DATASET_FLAG, FOLDER
 from tql_lightning.data.named import Kind, kind_of, require_there
+from tql_lightning.run.checkpoint_file import last_of, require_checkpoint_file
 from tql_lightning.run.folder import CONFIG_FILE
 from tql_lightning.trust.text import FileError
 from tql_lightning.trust.yaml_text import read_yaml_file
 
 DATASET = DATASET_FLAG.removeprefix("--")
-READ = ("seed_everything", "ckpt_path", FOLDER, DATASET)  # settings that paths follow from
+READ = ("seed_everything", "ckpt_path", "weights", FOLDER, DATASET)  # settings that paths follow from
 CLASS_PATH = re.compile(r"[^\W\d]\w*(\.\w+)+")
 PATHS = ("name", "path")  # arguments of our loaders
 LOADERS: dict[str, Kind | None] = {
@@ -34,22 +34,6 @@ class StartError(FileError):
     """A run cannot start in this folder, from this checkpoint or without a dataset."""
 
 
-def require_checkpoint(path: str) -> None:
-    """Checks that a checkpoint is there and, if it is a file, one of torch.save: a zip archive.
-
-    Raises:
-        StartError: It is not.
-    """
-    if not Path(path).exists():
-        raise StartError(f"checkpoint {path}: no such file")
-    if Path(path).is_file():
-        with Path(path).open("rb") as file:
-            if not zipfile.is_zipfile(file):
-                raise StartError(
-                    f"checkpoint {path}: damaged, or holds more than weights (it is no file of torch.save)"
-                )
-
-
 def check_start(command: str, arguments: Sequence[str]) -> None:
     """Refuses a start whose folder, checkpoint or dataset file cannot be right.
 
@@ -60,7 +44,8 @@ def check_start(command: str, arguments: Sequence[str]) -> None:
         arguments: Command line as `resolve_configs` returns it.
 
     Raises:
-        StartError: The folder holds another run, there is no such checkpoint, or no dataset is named.
+        StartError: The folder holds another run, or no dataset is named.
+        CheckpointError: What is named as a checkpoint cannot be one.
         DatasetError: There is no such dataset.
     """
     if any(argument.startswith("--print_config") for argument in arguments):
@@ -76,9 +61,11 @@ def check_start(command: str, arguments: Sequence[str]) -> None:
             f"ckpt_path: there is no last checkpoint ({folder}); leave ckpt_path out to start a run, or give the file "
             "or the run's --trainer.default_root_dir"
         )
-    named = isinstance(checkpoint, str) and checkpoint not in ("last", "best", "hpc") and "://" not in checkpoint
-    if named:
-        require_checkpoint(str(checkpoint))
+    weights = _select(settings, "weights")  # of a run that is continued, they have been loaded
+    if isinstance(checkpoint, str) and checkpoint not in ("last", "best", "hpc") and "://" not in checkpoint:
+        require_checkpoint_file(Path(checkpoint))
+    elif isinstance(weights, str) and not checkpoint:
+        require_checkpoint_file(last_of(Path(weights)))
     dataset = _select(settings, f"{DATASET}.class_path")
     whole = any(argument.split("=")[0] == "--data" for argument in arguments)  # may name it
     if dataset is None and not whole:
@@ -133,7 +120,7 @@ def _assignments(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
             elif name.startswith(DATASET) and first not in ("class_path", "init_args"):
                 yield f"{DATASET}.init_args.{first}{'.' + rest if rest else ''}", text
             else:
-                yield name, text
+                yield name, None if text == "null" else text
 
 
 def _in_file(file: str) -> Iterator[tuple[str, Any]]:

@@ -13,7 +13,7 @@ from tql_lightning.evaluation.envs import check_env, known_bounds
 from tql_lightning.evaluation.rollout import RolloutResult, rollout
 from tql_lightning.evaluation.smoothed_actor import smoothed_actor
 from tql_lightning.nn.policy import Actor
-from tql_lightning.run.checkpoint_io import CheckpointError
+from tql_lightning.run.checkpoint_file import CheckpointError
 from tql_lightning.run.folder import evaluation_file
 from tql_lightning.system.files import write_text_whole
 from tql_lightning.training.algorithm import Algorithm

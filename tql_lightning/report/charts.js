@@ -14,12 +14,14 @@ function element(name, attributes, parent, text) {
   return made;
 }
 
+// As report/numbers.py writes them, in ``digits`` digits.
 function number(value, digits = 3) {
   if (value === null || value === undefined) return "–";
   const size = Math.abs(value);
-  const text = size >= 1000 ? Math.round(value).toLocaleString("en-US")
-    : size !== 0 && size < 1e-3 ? value.toExponential(2) : String(Number(value.toPrecision(size >= 100 ? digits + 1 : digits)));
-  return text.replace("-", "−");
+  const text = size >= 1e9 || (size !== 0 && size < 1e-3) ? value.toExponential(digits - 1).replace(/(\.0+|(\.\d*[1-9])0+)?e/, "$2e")
+    : size >= 999.5 ? value.toLocaleString("en-US", { maximumFractionDigits: 0 })
+    : String(Number(value.toPrecision(size >= 100 ? digits + 1 : digits)));
+  return text.replaceAll("-", "−");
 }
 
 function ticks(low, high, count) {

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tql_lightning.report.baselines import absent_baselines, baselines_on
-from tql_lightning.report.charts import sections
+from tql_lightning.report.charts import constants, sections
 from tql_lightning.report.entropy import entropy_note
 from tql_lightning.report.media import KINDS, Media, collect_media
 from tql_lightning.report.methods import (
     MAX_COMPARED,
-    SCORES,
     Comparison,
     Method,
     Result,
@@ -25,6 +24,7 @@ from tql_lightning.report.methods import (
     group_methods,
     results,
 )
+from tql_lightning.report.numbers import SCORES, Score, number
 from tql_lightning.report.runs import Run, read_runs
 from tql_lightning.report.statistics import Estimate
 from tql_lightning.report.verdict import verdict
@@ -84,7 +84,7 @@ def render(runs: Sequence[Run], media: Media, table: str = "") -> str:
         table=table,
         methods=methods,
         tasks=tasks,
-        score=None if score is None else SCORES[score][0],
+        score=None if score is None else SCORES[score],
         verdict=None if score is None else _verdict(found, pairs, methods, score),
         entropy_note=entropy_note(runs),
         baselines={} if score is None else {task: baselines_on(methods, task, score) for task in tasks},
@@ -96,6 +96,7 @@ def render(runs: Sequence[Run], media: Media, table: str = "") -> str:
         most_compared=MAX_COMPARED,
         sections=[(title, [(next(numbered), chart) for chart in inside]) for title, inside in chart_sections],
         charts=charts,
+        constants=constants(methods, tasks),
         media=media,
         kinds=KINDS,
         differences=_differences(methods),
@@ -114,32 +115,28 @@ def _template() -> jinja2.Template:
     return environment.from_string((files("tql_lightning.report") / "template.html").read_text())
 
 
-def number(value: float | None) -> str:
-    """Formats a number with three or four digits, thousands separators and a true minus."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    size = abs(value)
-    text = f"{value:,.0f}" if size >= 1_000 else f"{value:.4g}" if size < 1e-3 or size >= 100 else f"{value:.3g}"
-    return text.replace("-", "−")
-
-
 def _cards(found: Sequence[Result], runs: Sequence[Run], score: str | None) -> list[dict[str, str]]:
     """The headline figures, each with label, figure and remark."""
     cards = []
     ranked = [result for result in found if result.estimate is not None and result.task == found[0].task]
     if ranked and score is not None:
+        shown = SCORES[score]
         top = max(ranked, key=lambda result: result.estimate.value if result.estimate else -math.inf)
         assert top.estimate is not None
         cards.append(
             {
-                "label": f"{SCORES[score][0]}, last evaluation",
-                "figure": number(top.estimate.value),
-                "remark": f"{top.method.label}: {_interval(top)}",
+                "label": f"{shown.title}, last evaluation",
+                "figure": shown.text(top.estimate.value) + shown.unit,
+                "remark": f"{top.method.label}: {_interval(top, shown)}",
             }
         )
         best = max(ranked, key=lambda result: result.best if result.best is not None else -math.inf)
         cards.append(
-            {"label": "best evaluation of a run", "figure": number(best.best), "remark": best.method.label},
+            {
+                "label": "best evaluation of a run",
+                "figure": shown.text(best.best) + shown.unit,
+                "remark": best.method.label,
+            },
         )
     entropy = _lowest_entropy(runs)
     if entropy is not None:
@@ -158,12 +155,12 @@ def _cards(found: Sequence[Result], runs: Sequence[Run], score: str | None) -> l
 def _verdict(found: Sequence[Result], pairs: Sequence[Comparison], methods: Sequence[Method], score: str) -> str | None:
     task = found[0].task if found else None
     baselines = {} if task is None else baselines_on(methods, task, score)
-    return verdict(found, pairs, SCORES[score][0], baselines, number)
+    return verdict(found, pairs, SCORES[score], baselines)
 
 
-def _interval(result: Result) -> str:
+def _interval(result: Result, score: Score) -> str:
     assert result.estimate is not None
-    low, high = number(result.estimate.low), number(result.estimate.high)
+    low, high = score.text(result.estimate.low), score.text(result.estimate.high)
     if result.over_episodes:
         return f"one run, 95 % interval of its episodes {low} to {high}"
     what = f"IQM of {result.runs} runs" if result.runs > 1 else "one run"

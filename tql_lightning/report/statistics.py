@@ -38,7 +38,7 @@ def interquartile_mean(scores: Scores, resamples: int = RESAMPLES) -> Estimate:
         resamples: Number of resamples of each task's runs. Every call draws the same ones.
 
     Raises:
-        ValueError: a task has no run.
+        ValueError: A task has no run.
     """
     return _with_interval(_interquartile_mean, [scores], resamples)
 
@@ -51,7 +51,7 @@ def mean_over_tasks(scores: Scores, resamples: int = RESAMPLES) -> Estimate:
         resamples: See `interquartile_mean`.
 
     Raises:
-        ValueError: a task has no run.
+        ValueError: A task has no run.
     """
     return _with_interval(_mean_over_tasks, [scores], resamples)
 
@@ -67,7 +67,7 @@ def probability_of_improvement(scores: Scores, others: Scores, resamples: int = 
         resamples: See `interquartile_mean`.
 
     Raises:
-        ValueError: a task has no run, or the methods have different numbers of tasks.
+        ValueError: A task has no run, or the methods have different numbers of tasks.
     """
     if len(scores) != len(others):
         raise ValueError(f"expected the same tasks of both methods, found {len(scores)} and {len(others)}")

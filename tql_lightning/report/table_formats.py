@@ -6,11 +6,11 @@ import csv
 import html
 import io
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
+from tql_lightning.report.numbers import NONE, number, score_named
 from tql_lightning.report.protocol import DESCRIPTIONS
 from tql_lightning.report.runs import ReportError
 from tql_lightning.report.table import Summary
@@ -18,10 +18,8 @@ from tql_lightning.trust.text import shown
 
 TableFormat = Literal["md", "csv", "latex", "json"]
 MARK = "†"  # of published figures
-NONE = "–"
 UNFINISHED = "unfinished"
 MOST_NAMED = 50  # unfinished runs in a note
-MINUS = re.compile(r"(?<![\w.)])-(?=\d)")
 
 
 def render_table(summary: Summary, format: TableFormat) -> str:  # noqa: A002  (the option's name)
@@ -69,7 +67,7 @@ def _html_table(table: Sequence[Sequence[str]]) -> str:
     body = "".join(
         f'<tr><th scope="row">{html.escape(row[0])}</th>'
         + "".join(
-            f'<td class="r" data-label="{html.escape(name)}">{html.escape(MINUS.sub("−", cell))}</td>'
+            f'<td class="r" data-label="{html.escape(name)}">{html.escape(cell)}</td>'
             for name, cell in zip(head[1:], row[1:], strict=True)
         )
         + "</tr>\n"
@@ -107,6 +105,7 @@ def _tex(text: str) -> str:
         "±": "$\\pm$",
         MARK: "$^\\dagger$",
         NONE: "--",
+        "−": "$-$",
     }.items():
         text = text.replace(sign, replacement)
     return text
@@ -136,9 +135,10 @@ def _cells(summary: Summary) -> list[list[str]]:
     methods = list(dict.fromkeys(row["method"] for row in summary["rows"]))
     own = {(row["row"], row["method"]): row for row in summary["rows"]}
     names = list(dict.fromkeys(row["row"] for row in summary["rows"]))
-    show = _shown(summary)
+    score = score_named(summary["metric"])
+    show = score.text
     published = [each for each in summary["published"] if set(names) & each["scores"].keys()]
-    rows = [[_title(summary), *methods, *(f"{each['method']} {MARK}" for each in published)]]
+    rows = [[score.heading, *methods, *(f"{each['method']} {MARK}" for each in published)]]
     for name in names:
         cells = [_cell(own.get((name, method)), show) for method in methods]
         cells += [_published(each["scores"].get(name), show) for each in published]
@@ -168,17 +168,18 @@ def search_markdown(search: Mapping[str, Any]) -> str:
 
 def _search_parts(search: Mapping[str, Any]) -> list[str | list[list[str]]]:
     """Paragraphs, and tables as cells, of the record of a search."""
-    show = _shown({"metric": search["metric"]})
+    score = score_named(search["metric"])
+    show = score.text
     ranked = sorted(search["trials"], key=lambda each: (each["mean"] is None, -(each["mean"] or 0.0)))
     rows = [
         [
             _settings(each),
             UNFINISHED if each["mean"] is None else show(each["mean"]),
-            ", ".join(show(score) for score in each["scores"]) or NONE,
+            ", ".join(map(show, each["scores"])) or NONE,
         ]
         for each in ranked
     ]
-    parts: list[str | list[list[str]]] = [[["trial", f"mean {search['metric']}", "runs"], *rows]]
+    parts: list[str | list[list[str]]] = [[["trial", f"mean {score.heading}", "runs"], *rows]]
     if not search.get("finished", True):
         whole = sum(each["mean"] is not None for each in ranked)
         parts.insert(
@@ -208,19 +209,6 @@ def _settings(trial: Mapping[str, Any]) -> str:
 
 def _rounded(value: object) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _title(summary: Summary) -> str:
-    return "success, %" if _in_percent(summary) else summary["metric"].replace("_", " ")
-
-
-def _in_percent(summary: Summary) -> bool:
-    return str(summary["metric"]) == "success_rate"
-
-
-def _shown(summary: Summary) -> Callable[[float], str]:
-    """How a score is written: success in per cent."""
-    return (lambda score: f"{100 * score:.1f}") if _in_percent(summary) else (lambda score: f"{score:.1f}")
 
 
 def _cell(row: dict[str, Any] | None, show: Callable[[float], str]) -> str:
@@ -255,8 +243,8 @@ def _notes(summary: Summary) -> list[str]:
         "of all tasks."
     ]
     for pair in summary["improvement"]:
-        interval = "" if pair["low"] is None else f" [{pair['low']:.2f}, {pair['high']:.2f}]"
-        notes.append(f"Probability that {pair['method']} beats {pair['other']}: {pair['value']:.2f}{interval}.")
+        interval = "" if pair["low"] is None else f" [{number(pair['low'])}, {number(pair['high'])}]"
+        notes.append(f"Probability that {pair['method']} beats {pair['other']}: {number(pair['value'])}{interval}.")
     sources = dict.fromkeys(f"{each['method']}: {each['source']}" for each in summary["published"])
     if sources:
         notes.append(f"{MARK} published, not run here. {'; '.join(sources)}.")

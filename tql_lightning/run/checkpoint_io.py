@@ -20,22 +20,18 @@ from typing import Any, BinaryIO
 import torch
 from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
 
+from tql_lightning.run.checkpoint_file import SUFFIX, CheckpointError, require_checkpoint_file
 from tql_lightning.system.files import remove_leftovers, write_whole
 from tql_lightning.system.full_disk import unwritten
 from tql_lightning.system.private_api import wraps_checkpoint_io
 from tql_lightning.trust.archive import blocks, is_intact, read_archive
-from tql_lightning.trust.bounded import require_regular
 from tql_lightning.trust.plain_values import plain
-from tql_lightning.trust.text import FileError, shown
+from tql_lightning.trust.text import shown
 from tql_lightning.trust.torch_file import check_torch_file, check_torch_stream
 
-SUFFIX = ".ckpt"
-LAST = f"last{SUFFIX}"
 MOST_UPDATES = 10**15
-PREVIOUS = f"previous{SUFFIX}"  # the checkpoint before the last
 
 _MARK = b"tql-sha256:"
-_COMMENT_LENGTH = len(_MARK) + 64
 _LENGTH_FIELD = 2  # bytes: the comment's length, which stands right before it
 _KINDS = {
     **dict.fromkeys(("state_dict", "loops", "callbacks", "hyper_parameters"), dict),
@@ -50,10 +46,6 @@ _UNREADABLE = (  # raised by torch.load for bytes that are no checkpoint
     *(pickle.PickleError, zipfile.BadZipFile, struct.error, EOFError, OSError, RuntimeError, MemoryError),
     *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError),
 )
-
-
-class CheckpointError(FileError):
-    """A checkpoint cannot be used; the message says why."""
 
 
 class CheckpointWriteError(OSError):
@@ -140,19 +132,6 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
         raise CheckpointWriteError(f"checkpoint {unwritten(path, failed[0])}") from error
 
 
-def last_of(path: Path) -> Path:
-    """Path of the last checkpoint, of a folder that is a run's or holds its checkpoints; else the path itself.
-
-    Raises:
-        CheckpointError: a link leads out of the folder.
-    """
-    own = path / LAST
-    found = own if own.is_file() else path / "checkpoints" / LAST if path.is_dir() else path
-    if path.is_dir() and not found.resolve().is_relative_to(path.resolve()):
-        raise CheckpointError(f"checkpoint {found}: expected a file in {path}, found a link out of it; name its target")
-    return found
-
-
 def read_checkpoint(path: str | Path, map_location: Any = "cpu", mmap: bool = False) -> dict[str, Any]:
     """Reads a checkpoint after comparing its checksum. Nothing in it is executed.
 
@@ -165,14 +144,8 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu", mmap: bool = Fa
         CheckpointError: the file is missing or damaged, holds more than weights, or is not Lightning's.
     """
     path = Path(path)
-    if path.is_dir():
-        there = next((each for each in (path / LAST, path / "checkpoints" / LAST) if each.is_file()), None)
-        remedy = f"give {there}" if there else f"name a {SUFFIX} file in it"
-        raise CheckpointError(f"checkpoint {path}: expected a file, found a folder; {remedy}")
-    if not path.is_file():
-        raise CheckpointError(f"checkpoint {path}: no such file")
+    require_checkpoint_file(path)
     try:
-        require_regular(path)
         check_torch_file(path, _allowed_by_the_user())
         intact = _is_intact(path)
         raw = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap) if intact else None

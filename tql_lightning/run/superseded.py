@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from lightning_utilities.core.rank_zero import rank_zero_info
 
-from tql_lightning.run.checkpoint_io import SUFFIX
+from tql_lightning.run.checkpoint_file import SUFFIX
 from tql_lightning.run.folder import METRICS_FILE, SUPERSEDED_FOLDER, evaluation_files, set_aside_after, writes_nothing
 from tql_lightning.run.metrics_csv import read_metrics
 from tql_lightning.system.full_disk import training_goes_on

@@ -23,7 +23,8 @@ from torch.distributed.tensor import DTensor
 from tql_lightning.batch import UpdateSpec
 from tql_lightning.data.sampler import Request, TrainingStream
 from tql_lightning.data.sources.npz import open_npz
-from tql_lightning.run.checkpoint_io import CheckpointError, read_checkpoint
+from tql_lightning.run.checkpoint_file import CheckpointError
+from tql_lightning.run.checkpoint_io import read_checkpoint
 from tql_lightning.run.folder import CONFIG_FILE, divergence_file, writes_nothing
 from tql_lightning.system.files import write_text_whole, write_whole
 from tql_lightning.system.private_api import norms

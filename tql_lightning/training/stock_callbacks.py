@@ -180,7 +180,7 @@ def _with_automatic(own: Hook, trainer: Trainer, model: Any, *arguments: Any) ->
 
 
 def _if_put_off(callback: Callback, own: Hook, *arguments: Any) -> None:
-    """Skips a hook in which a metric would be looked at a second time, except for a checkpoint that waits for it."""
+    """Skips a hook that would read a metric a second time, except for a checkpoint that waits for it."""
     if saving_is_put_off(callback):
         own(*arguments)
 
