@@ -140,6 +140,8 @@ SEARCH = ("--methods", "tql", "--search", "model.tau=uniform(0.1,1)")
         (("--slurm", "time=1"), "slurm: expected only with --engine slurm, found ray"),
         ((*SEARCH, "--commands"), "commands: expected none with --search, whose settings are chosen while it runs"),
         (("--search", "model.tau=uniform(0,1)"), "search: expected the runs of one method, found tql, careful"),
+        ((*SEARCH[:3], "seed_everything=randint(0,9)"), "seed_everything: expected no such setting, which differs"),
+        (("--set", "trainer.default_root_dir=x"), "trainer.default_root_dir: expected no such setting, which differs"),
         ((*SEARCH[:3], "model.tau=uniform(1,0)"), "search: model.tau: expected uniform, loguniform, randint, choice"),
     ],
 )
