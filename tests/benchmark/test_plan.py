@@ -176,6 +176,7 @@ def test_every_check_that_fails_is_told_and_nothing_runs(tmp_path: Path) -> None
     for method, said in (("one", "tau"), ("two", "33"), ("three", "gone.npz")):
         (line,) = [line for line in refused.stderr.splitlines() if line.startswith(f"- {method} on toy")]
         assert said in line
+    assert read_plan(tmp_path / "out")[1] == [], "reports name no run that was refused"
     assert not list((tmp_path / "out").glob("**/config.yaml"))
 
 

@@ -147,10 +147,11 @@ def run_suite(
         require_slurm(resources.gpus)
     output.mkdir(parents=True, exist_ok=True)
     with _only_driver(output):
-        planned = write_plan(output, suite, runs)
+        write_plan(output, suite, [])
         open_runs = [run for run in runs if (found := outcome_of(run, output)) is None or found.state != "finished"]
         groups = parse_groups(open_runs)
         _refuse_problems(check_groups(groups, suite))
+        planned = write_plan(output, suite, runs)
         updates = {run.folder: group.updates for group in groups for run in group.runs}
         progress = Progress(output, runs, suite.metric, updates)
         job = make_job(output, suite.metric, cpus)
