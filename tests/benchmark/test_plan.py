@@ -59,7 +59,7 @@ def test_a_choice_takes_parts_of_a_suite_and_packaged_methods_and_variants() -> 
     [
         (Choice(tasks=["cube-double/task_3"]), "tasks: .*cube-double/task_2"),
         (Choice(tasks=["cube-double/task_None"]), "there is: cube-double, cube-double/task_1, cube-double/task_2$"),
-        (Choice(methods=["fql", "iql"], sizes=["1m"]), "sizes: expected none, since fql, iql of suite mine have no"),
+        (Choice(methods=["fql", "iql"], sizes=["1m"]), "sizes: expected none, since none of fql, iql has sizes"),
         (Choice(methods=["fqll"]), "methods: .*fql"),
         (Choice(sizes=["2m"]), "configuration size/2m: .*size/26m"),
         (Choice(seeds=[1, 1]), "seeds: expected different"),

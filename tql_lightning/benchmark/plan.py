@@ -85,7 +85,7 @@ def plan_runs(suite: Suite, choice: Choice, packaged: Mapping[str, Path]) -> lis
         raise SuiteError(f"seeds: expected different numbers from 0 to {LARGEST_SEED}, found {list(seeds)}")
     methods = _methods(suite, choice, packaged)
     if choice.sizes and not any(method.sizes for method in methods.values()):
-        raise SuiteError(f"sizes: expected none, since {', '.join(methods)} of suite {suite.name} have no sizes")
+        raise SuiteError(f"sizes: expected none, since none of {', '.join(methods)} has sizes in suite {suite.name}")
     changed = dict(choice.settings or {})
     runs = []
     for domain, problem, number in _tasks(suite, choice):
