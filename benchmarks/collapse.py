@@ -7,21 +7,27 @@
 Each run is `tql fit` in a process of its own; a run that is complete is not trained again, so the command can be
 stopped and repeated, and repeated with more updates where the learning rate is constant. Other settings are another
 run. It writes ``collapse.md`` and for each dataset ``collapse_<dataset>.png`` (for a variant
-``collapse_<dataset>_<variant>.png``), of all that its arguments name.
+``collapse_<dataset>_<variant>.png``), of all that its arguments name; with several seeds also means over them, as a
+table in ``collapse.md`` and as ``collapse_<dataset>_over_seeds.png``.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import json
+import math
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
 
 import torch
 
@@ -162,22 +168,117 @@ def dataset_smoothness(model: TQL, dataset: TransitionDataset) -> tuple[float, f
     return smoothness(model.critic, observations, actions)
 
 
-def table_row(run: Run) -> str:
-    """A finished run's line of the table."""
-    series = read_metrics(run.folder / METRICS_FILE)
+def measure(run: Run) -> dict[str, Any]:
+    """A finished run's figures; kept in its folder, since twenty episodes take seconds."""
     model, checkpoint = load_checkpoint(run.checkpoint)
+    updates, file = checkpoint["global_step"], run.folder / "measured.json"
+    if file.exists() and (kept := json.loads(file.read_text()))["updates"] == updates:
+        return dict(kept)
+    series = read_metrics(run.folder / METRICS_FILE)
+    names = entropy_names(series)
     slope, roughness = dataset_smoothness(model, PROBLEMS[run.problem].load())
-    figures = evaluate_checkpoint(run.checkpoint, PROBLEMS[run.problem].episodes, seed=1000, num_envs=10)
+    played = evaluate_checkpoint(run.checkpoint, PROBLEMS[run.problem].episodes, seed=1000, num_envs=10)
+    figures = {
+        "updates": updates,
+        "entropy": {name: tail(series, f"train/attention_entropy/{name}") for name in names},
+        "target": {
+            name: tail(series, target) for name in names if (target := f"train/target_entropy/{name}") in series
+        },
+        "slope": slope,
+        "roughness": roughness,
+        "q": tail(series, "train/q_mean"),
+        "return": played["return"],
+        "return_stderr": played["return_stderr"],
+    }
+    write_text_whole(file, json.dumps(figures, indent=1) + "\n")
+    return figures
+
+
+def table_row(run: Run, figures: Mapping[str, Any]) -> str:
+    """A finished run's line of the table."""
     entropies = []
-    for name in entropy_names(series):
-        entropy = tail(series, f"train/attention_entropy/{name}")
-        target = f"train/target_entropy/{name}"
-        entropies.append(f"{entropy:.2f}" + (f" ({entropy - tail(series, target):+.2f})" if target in series else ""))
-    q = tail(series, "train/q_mean")
-    cells = [run.problem, run.variant, run.width, run.control, run.seed, checkpoint["global_step"], *entropies]
-    cells += [f"{slope:.3f}", f"{roughness:.3f}", f"{q:.1f}"]
+    for name, entropy in figures["entropy"].items():
+        target = figures["target"].get(name)
+        entropies.append(f"{entropy:.2f}" + ("" if target is None else f" ({entropy - target:+.2f})"))
+    cells = [run.problem, run.variant, run.width, run.control, run.seed, figures["updates"], *entropies]
+    cells += [f"{figures['slope']:.3f}", f"{figures['roughness']:.3f}", f"{figures['q']:.1f}"]
     cells += [f"{figures['return']:.1f} +- {figures['return_stderr']:.1f}"]
     return "| " + " | ".join(map(str, cells)) + " |"
+
+
+SUMMARISED = {  # column of the table over seeds: a run's number for it, and its format
+    "mean entropy": (lambda figures: fmean(figures["entropy"].values()), ".2f"),
+    "[VALUE], last layer": (lambda figures: list(figures["entropy"].values())[-1], ".2f"),
+    "roughness": (lambda figures: figures["roughness"], ".4f"),
+    "Q": (lambda figures: figures["q"], ".0f"),
+    "return": (lambda figures: figures["return"], ".0f"),
+}
+Group = tuple[str, str, int, str]  # dataset, variant, width, control
+
+
+def over_seeds(measured: Mapping[Run, Mapping[str, Any]]) -> dict[Group, dict[str, tuple[float, float, int]]]:
+    """Mean, standard deviation and number of seeds of each figure in `SUMMARISED`, by group."""
+    groups: dict[Group, list[Mapping[str, Any]]] = {}
+    for run, figures in measured.items():
+        groups.setdefault((run.problem, run.variant, run.width, run.control), []).append(figures)
+    summary = {}
+    for group, members in groups.items():
+        columns = {name: [number(each) for each in members] for name, (number, _) in SUMMARISED.items()}
+        summary[group] = {
+            name: (fmean(values), stdev(values) if len(values) > 1 else math.nan, len(values))
+            for name, values in columns.items()
+        }
+    return summary
+
+
+def summary_lines(summary: Mapping[Group, Mapping[str, tuple[float, float, int]]]) -> list[str]:
+    """The table over seeds: mean and standard deviation."""
+    lines = ["| dataset | variant | width | control | seeds | " + " | ".join(SUMMARISED) + " |"]
+    lines.append("|" + "---|" * 5 + "---:|" * len(SUMMARISED))
+    for group, columns in sorted(summary.items()):
+        seeds = max(number for _, _, number in columns.values())
+        cells = [
+            f"{mean:{SUMMARISED[name][1]}} ± {spread:{SUMMARISED[name][1]}}"
+            for name, (mean, spread, _) in columns.items()
+        ]
+        lines.append("| " + " | ".join(map(str, [*group, seeds, *cells])) + " |")
+    return lines
+
+
+def draw_summary(problem: str, summary: Mapping[Group, Mapping[str, tuple[float, float, int]]], path: Path) -> None:
+    """Figures against width: a colour per variant, broken lines without control, bars of a standard deviation."""
+    from matplotlib.figure import Figure
+
+    own = {group: columns for group, columns in summary.items() if group[0] == problem}
+    variants = [each for each in VARIANTS if any(group[1] == each for group in own)]
+    controls = [each for each in CONTROLS if any(group[3] == each for group in own)]
+    names = ["mean entropy", "roughness", "return"]
+    figure = Figure(figsize=(4.2 * len(names), 3.4), layout="constrained")
+    for axis, name in zip(figure.subplots(1, len(names)), names, strict=True):
+        for place, (variant, control) in enumerate(product(variants, controls)):
+            widths = sorted(group[2] for group in own if (group[1], group[3]) == (variant, control))
+            values = [own[problem, variant, width, control][name] for width in widths]
+            axis.errorbar(
+                [width * 1.02**place for width in widths],  # side by side
+                [mean for mean, _, _ in values],
+                yerr=[0.0 if math.isnan(spread) else spread for _, spread, _ in values],
+                color=f"C{variants.index(variant)}",
+                linestyle="--" if control == "none" else "-",
+                marker="o",
+                markersize=3,
+                capsize=2,
+                label=f"{variant.replace('_', ' ')}, {'no control' if control == 'none' else control}",
+            )
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(
+            sorted({group[2] for group in own}), [str(width) for width in sorted({group[2] for group in own})]
+        )
+        axis.minorticks_off()
+        axis.set_xlabel("width")
+        axis.set_title({"mean entropy": "attention entropy, mean (nats)"}.get(name, name), fontsize=10)
+        axis.grid(alpha=0.3)
+    figure.axes[0].legend(fontsize=7)
+    figure.savefig(path, dpi=110)
 
 
 def entropy_names(series: Series) -> list[str]:
@@ -264,7 +365,14 @@ def main() -> None:
         "Q",
     ]
     heads.append("evaluation return")
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads), *map(table_row, runs)]
+    measured = {run: measure(run) for run in runs}
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    lines += [table_row(run, figures) for run, figures in measured.items()]
+    if len(arguments.seeds) > 1:
+        summary = over_seeds(measured)
+        lines += ["", *summary_lines(summary)]
+        for problem in arguments.problems:
+            draw_summary(problem, summary, arguments.output / f"collapse_{problem}_over_seeds.png")
     write_text_whole(arguments.output / "collapse.md", "\n".join(lines) + "\n")
     for problem in arguments.problems:
         for variant in arguments.variants:

@@ -15,9 +15,9 @@ from collections import defaultdict
 from pathlib import Path
 
 import matplotlib as mpl
-from scipy.stats import binomtest
 
 from tql_lightning.benchmark.plan import read_plan
+from tql_lightning.evaluation.metrics import rate_interval
 from tql_lightning.run.folder import evaluation_files
 
 Curve = dict[int, tuple[int, int]]  # by update: successes, episodes
@@ -35,8 +35,8 @@ def success_curve(folders: list[Path]) -> Curve:
 
 def interval(successes: int, episodes: int) -> tuple[float, float, float]:
     """Share of successes and its exact 95 % interval, in percent."""
-    exact = binomtest(successes, episodes).proportion_ci()
-    return 100 * successes / episodes, 100 * float(exact.low), 100 * float(exact.high)
+    low, high = rate_interval(successes, episodes)
+    return 100 * successes / episodes, 100 * low, 100 * high
 
 
 def benchmark_curves(output: Path) -> dict[str, dict[str, tuple[int, Curve]]]:

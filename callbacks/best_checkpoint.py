@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -139,3 +140,40 @@ class BestCheckpoint(ModelCheckpoint):
             for logger in trainer.loggers:
                 logger.after_save_checkpoint(arguments)
         trainer.strategy.barrier()
+
+
+def best_checkpoints(trainer: Trainer) -> list[BestCheckpoint]:
+    """Returns the trainer's callbacks of this class."""
+    return [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, BestCheckpoint)]
+
+
+def refuse_unknown_monitors(trainer: Trainer, env_id: str, scalars: Mapping[str, float]) -> None:
+    """Rejects a monitor that this environment's evaluations do not have, once the first of them is known.
+
+    Raises:
+        ValueError: A callback other than `BestCheckpoint`, which falls back to another metric, has such a monitor.
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        monitor = getattr(callback, "monitor", None) or ""
+        unknown = monitor.startswith("eval/") and monitor not in {*scalars, "eval/failures"}
+        if unknown and not isinstance(callback, BestCheckpoint):
+            raise ValueError(
+                f"{type(callback).__name__}.monitor: expected a metric of evaluations in {env_id}, found "
+                f"{monitor}; there are {', '.join(scalars)}"
+            )
+
+
+def refuse_late_monitors(trainer: Trainer) -> None:
+    """Rejects other checkpoints by results of evaluations in the background.
+
+    Raises:
+        ValueError: A callback other than `BestCheckpoint` would keep other weights than those that were evaluated.
+    """
+    for callback in trainer.checkpoint_callbacks:
+        monitor = getattr(callback, "monitor", None) or ""
+        if monitor.startswith("eval/") and not isinstance(callback, BestCheckpoint):
+            raise ValueError(
+                f"RolloutEvaluation.background: {type(callback).__name__} with monitor {monitor} would keep the "
+                "weights at hand when a result arrives, not those that were evaluated; use "
+                "tql_lightning.callbacks.best_checkpoint.BestCheckpoint"
+            )

@@ -161,7 +161,7 @@ class GracefulInterrupt(Callback):
     Attributes:
         received: Signal that ends training, or None; the same on every process.
         heard: Signal that reached this process, or None; other processes may not know yet.
-        count: how many signals this process got.
+        count: Number of signals that this process got.
 
     Examples:
         >>> callback = GracefulInterrupt()

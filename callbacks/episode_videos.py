@@ -78,7 +78,7 @@ class EpisodeVideos(BackgroundObserver):
             return
         self._started = False
         require_multiple(trainer, "EpisodeVideos.every_n_updates", self.every_n_updates)
-        self.env_id = environment_of(self, trainer, self.env_id)
+        self.env_id = environment_of(self, getattr(trainer, "datamodule", None), self.env_id)
         if trainer.is_global_zero:
             model = require_algorithm(self, pl_module)
             check_env_of(self, trainer, model, self.env_id, self.max_episode_steps)

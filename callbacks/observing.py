@@ -98,13 +98,13 @@ def data_of(callback: Callback, trainer: Trainer) -> OfflineDataModule:
     return data
 
 
-def environment_of(callback: Callback, trainer: Trainer, env_id: str | None) -> str:
-    """Returns the given environment, else the one that the dataset names.
+def environment_of(callback: Callback, data: object, env_id: str | None) -> str:
+    """Returns the given environment, else the one that the data module's dataset names.
 
     Raises:
         ValueError: Neither is there.
     """
-    found = env_id or getattr(getattr(trainer, "datamodule", None), "env_id", None)
+    found = env_id or getattr(data, "env_id", None)
     if found is None:
         raise ValueError(
             f"{type(callback).__name__}.env_id: the dataset names no environment; give its Gymnasium id, or leave "

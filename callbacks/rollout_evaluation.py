@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from functools import partial
 from operator import index
 from pathlib import Path
@@ -17,7 +18,7 @@ from tql_lightning.callbacks.background import (
     hears_signal,
     interrupted,
 )
-from tql_lightning.callbacks.best_checkpoint import BestCheckpoint
+from tql_lightning.callbacks.best_checkpoint import best_checkpoints, refuse_late_monitors, refuse_unknown_monitors
 from tql_lightning.callbacks.intervals import is_due, require_multiple
 from tql_lightning.callbacks.observing import (
     check_env_of,
@@ -27,10 +28,11 @@ from tql_lightning.callbacks.observing import (
     saved_weights,
 )
 from tql_lightning.data.datamodule import OfflineDataModule
-from tql_lightning.data.transitions import TransitionDataset, normalized_score, scores_in
+from tql_lightning.data.summary import mean_scores
+from tql_lightning.data.transitions import TransitionDataset, scores_in
 from tql_lightning.evaluation.background import EvaluationJob
 from tql_lightning.evaluation.checkpoint import write_evaluation
-from tql_lightning.evaluation.envs import EnvError
+from tql_lightning.evaluation.envs import EnvError, reports_success
 from tql_lightning.evaluation.rollout import RolloutResult, join_shares, rollout
 from tql_lightning.evaluation.watched_rollout import RolloutStoppedError, watch_rollout
 from tql_lightning.run.baselines import DATASET, record_baseline
@@ -40,13 +42,14 @@ from tql_lightning.training.sharding import gathered
 from tql_lightning.training.stock_callbacks import log_metrics
 
 SUMMARISED = ("return", "length", "success_rate", "normalized_score")
+SUFFIXES = ("", "_stderr", "_low", "_high")
 
 
 class RolloutEvaluation(BackgroundObserver):
     """Evaluates the policy before the first update, every N updates, and after the last one.
 
     Logs ``eval/return``, ``eval/length``, ``eval/success_rate`` (if the environment reports success) and
-    ``eval/normalized_score`` (if the dataset has reference scores), each with standard error and bootstrap interval.
+    ``eval/normalized_score`` (if the dataset has reference scores), each with standard error and 95 % interval.
     Writes every evaluation to ``evaluations/`` in the run's folder. ``tql test`` logs the same under ``test/``. All
     evaluations have the same episodes and noise; processes share the episodes.
 
@@ -82,7 +85,7 @@ class RolloutEvaluation(BackgroundObserver):
 
     plural = "evaluations"
     logs = (
-        *(f"eval/{name}{of}" for name in SUMMARISED for of in ("", "_stderr", "_low", "_high")),
+        *(f"eval/{name}{of}" for name in SUMMARISED for of in SUFFIXES),
         "eval/failures",
     )
 
@@ -118,6 +121,20 @@ class RolloutEvaluation(BackgroundObserver):
         self._started = False
         self._reference_scores: tuple[float, float] | None = None
 
+    def figures(self, dataset: TransitionDataset) -> Iterator[str]:
+        """Names of the figures that evaluations of this dataset's environment have, without ``eval/``.
+
+        The success rate counts where an environment cannot tell, because it fails.
+        """
+        env_id = str(self.env_id or dataset.env_id)
+        for name in SUMMARISED:
+            if name == "normalized_score":
+                there = scores_in(env_id, dataset.env_id, dataset.reference_scores) is not None
+            else:
+                there = name != "success_rate" or reports_success(env_id, self.max_episode_steps) is not False
+            if there:
+                yield from (f"{name}{of}" for of in SUFFIXES)
+
     # ------------------------------------------------------------------ when
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -125,8 +142,9 @@ class RolloutEvaluation(BackgroundObserver):
         if stage == "fit":
             self._started = False
             require_multiple(trainer, "RolloutEvaluation.every_n_updates", self.every_n_updates)
-            self._check_checkpoints(trainer)
-        self.env_id = environment_of(self, trainer, self.env_id)
+            if self.background:
+                refuse_late_monitors(trainer)
+        self.env_id = environment_of(self, getattr(trainer, "datamodule", None), self.env_id)
         dataset = getattr(getattr(trainer, "datamodule", None), "dataset", None)
         own_env_id, scores = (getattr(dataset, name, None) for name in ("env_id", "reference_scores"))
         self._reference_scores = scores_in(self.env_id, own_env_id, scores)
@@ -146,19 +164,14 @@ class RolloutEvaluation(BackgroundObserver):
 
     def _record_dataset(self, trainer: Trainer) -> None:
         """Records the dataset's mean scores, which reports compare with, if its episodes are the environment's."""
-        datamodule: Any = getattr(trainer, "datamodule", None)
-        dataset = getattr(datamodule, "dataset", None)
+        dataset = getattr(getattr(trainer, "datamodule", None), "dataset", None)
         if not isinstance(dataset, TransitionDataset) or dataset.env_id != self.env_id:
             return
-        if ((dataset.masks == 0) & ~dataset.episode_ends).any():
-            return  # recorded on after a goal, where the environment would have ended
-        mean_return = float(dataset.episode_returns().mean())
-        scores = {"return": mean_return}
-        if self._reference_scores is not None:
-            scores["normalized_score"] = float(normalized_score(mean_return, self._reference_scores))
+        scores = mean_scores(dataset, self._reference_scores)
         folder = Path(trainer.default_root_dir)
-        with training_goes_on(folder):
-            record_baseline(folder, DATASET, scores)
+        if scores is not None:
+            with training_goes_on(folder):
+                record_baseline(folder, DATASET, scores)
 
     def _catch_up(self, trainer: Trainer, pl_module: LightningModule, due: bool) -> None:
         folder, update = Path(trainer.default_root_dir), trainer.global_step
@@ -217,7 +230,7 @@ class RolloutEvaluation(BackgroundObserver):
             return
         if interrupted(trainer):
             return
-        snapshot, reason = self.save_snapshot(trainer, weights_only=not _best_checkpoints(trainer))
+        snapshot, reason = self.save_snapshot(trainer, weights_only=not best_checkpoints(trainer))
         if reason is not None:
             self._log(trainer, trainer.global_step, reason, None)
         elif trainer.is_global_zero:
@@ -300,7 +313,7 @@ class RolloutEvaluation(BackgroundObserver):
             self.result = result
             summary = result.summary(self._reference_scores)
             scalars = {f"eval/{name}": value for name, value in summary.items()}
-            self._check_monitors(trainer, scalars)
+            refuse_unknown_monitors(trainer, str(self.env_id), scalars)
             if trainer.is_global_zero and not writes_nothing(trainer):
                 folder = Path(trainer.default_root_dir)
                 with training_goes_on(evaluation_file(folder, update)):
@@ -308,31 +321,5 @@ class RolloutEvaluation(BackgroundObserver):
         data: Any = getattr(trainer, "datamodule", None)
         steps = data.env_steps(update) if isinstance(data, OfflineDataModule) and trainer.training else {}
         log_metrics(trainer, scalars | {"eval/failures": float(self.failures)} | steps, update)
-        for checkpoint in _best_checkpoints(trainer) if scalars and update > 0 and not writes_nothing(trainer) else ():
+        for checkpoint in best_checkpoints(trainer) if scalars and update > 0 and not writes_nothing(trainer) else ():
             checkpoint.consider(trainer, update, scalars, snapshot)
-
-    def _check_monitors(self, trainer: Trainer, scalars: dict[str, float]) -> None:
-        """Refuses a monitor that this environment's evaluations do not have, once the first of them is known."""
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            monitor = getattr(callback, "monitor", None) or ""
-            if monitor.startswith("eval/") and monitor not in {*scalars, "eval/failures"}:
-                if isinstance(callback, BestCheckpoint):
-                    continue  # it has another metric to fall back to
-                raise ValueError(
-                    f"{type(callback).__name__}.monitor: expected a metric of evaluations in {self.env_id}, found "
-                    f"{monitor}; there are {', '.join(scalars)}"
-                )
-
-    def _check_checkpoints(self, trainer: Trainer) -> None:
-        for callback in trainer.checkpoint_callbacks if self.background else ():
-            monitor = getattr(callback, "monitor", None) or ""
-            if monitor.startswith("eval/") and not isinstance(callback, BestCheckpoint):
-                raise ValueError(
-                    f"RolloutEvaluation.background: {type(callback).__name__} with monitor {monitor} would keep the "
-                    "weights at hand when a result arrives, not those that were evaluated; use "
-                    "tql_lightning.callbacks.best_checkpoint.BestCheckpoint"
-                )
-
-
-def _best_checkpoints(trainer: Trainer) -> list[BestCheckpoint]:
-    return [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, BestCheckpoint)]

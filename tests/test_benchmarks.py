@@ -21,7 +21,7 @@ from lightning.pytorch import Trainer
 
 from benchmarks import data, gpu_tables, harness, memory, policy, success, trainer, update
 from benchmarks.attention import main as attention_benchmark
-from benchmarks.collapse import tail
+from benchmarks.collapse import Run, over_seeds, summary_lines, tail
 from benchmarks.harness import Peak, alternate, count_flops, peak_bytes
 from tests.toy import toy_model
 from tql_lightning.batch import at_update
@@ -37,6 +37,24 @@ from tql_lightning.training.execution import Execution
 
 def test_the_tail_is_the_mean_of_the_last_tenth() -> None:
     assert tail({"x": (list(range(20)), [0.0] * 18 + [1.0, 3.0])}, "x") == 2.0
+
+
+def test_a_study_of_several_seeds_is_summed_up_by_variant_width_and_control() -> None:
+    figures = {"target": {}, "slope": 0.0, "roughness": 0.01, "q": -5.0, "return_stderr": 1.0, "updates": 9}
+    measured = {
+        Run("pendulum", 64, control, seed, 9, Path("runs")): figures
+        | {"return": value, "entropy": {"layer_0/value": 1.0, "layer_1/value": value / 100}}
+        for control, seed, value in [("none", 0, 10.0), ("none", 1, 14.0), ("damped", 0, 7.0)]
+    }
+    none = over_seeds(measured)["pendulum", "dense", 64, "none"]
+    assert none["return"] == (12.0, pytest.approx(8.0**0.5), 2)
+    assert none["mean entropy"][0] == pytest.approx(0.56)
+    lines = summary_lines(over_seeds(measured))
+    assert lines[2].startswith("| pendulum | dense | 64 | damped | 1 | 0.54 ± nan |")
+    assert (
+        lines[3]
+        == "| pendulum | dense | 64 | none | 2 | 0.56 ± 0.01 | 0.12 ± 0.03 | 0.0100 ± 0.0000 | -5 ± 0 | 12 ± 3 |"
+    )
 
 
 def test_short_variants_are_called_often_in_a_timing() -> None:

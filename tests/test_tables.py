@@ -45,7 +45,7 @@ def test_a_changed_figure_changes_its_document_and_a_summary_is_shown_as_its_tab
 
     entries = [Entry(f"seed_{seed}", "d", "d", "m", str(seed), [0.5, 0.5, 0.5], 30) for seed in (0, 1)]
     file.write_text(json.dumps({"own": summarise(entries, "success_rate", "last_three")}))
-    assert "| d | 50.0 ± 0.0 [50.0, 50.0] |\n" in rebuilt(page.read_text(), tmp_path)
+    assert "| d | 50 ± 0 [50, 50] |\n" in rebuilt(page.read_text(), tmp_path)
     before = file.read_text()
     page.write_text(rebuilt(page.read_text(), tmp_path))
     take(tmp_path)

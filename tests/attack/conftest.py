@@ -8,15 +8,27 @@ from pathlib import Path
 
 import pytest
 
-from tests.attack.refusing import PRECIOUS, SOURCE
+from tests.attack.refusing import PRECIOUS, SOURCE, assert_harmless
 from tests.command_line import TINY
 from tests.export.test_policy import trained
+
+TEN_UPDATES = ("fit", "--config", "tiny.yaml", "--data.dataset=tests.toy.toy_dataset", "--trainer.max_steps=10")
 
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint."""
     return trained(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="session")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The last checkpoint of a run of the command line."""
+    folder = tmp_path_factory.mktemp("run") / "work"
+    folder.mkdir()
+    (folder / "tiny.yaml").write_text(TINY)
+    assert_harmless(folder, TEN_UPDATES, code=0, within=("run",))
+    return folder / "run" / "checkpoints" / "last.ckpt"
 
 
 @pytest.fixture

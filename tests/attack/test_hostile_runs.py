@@ -251,16 +251,6 @@ ATTACKS: dict[str, Attack] = {
 }
 
 
-@pytest.fixture(scope="module")
-def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The last checkpoint of a run of the command line."""
-    folder = tmp_path_factory.mktemp("run") / "work"
-    folder.mkdir()
-    (folder / "tiny.yaml").write_text(TINY)
-    assert_harmless(folder, (*FIT, "--trainer.max_steps=10"), code=0, within=("run",))
-    return folder / "run" / "checkpoints" / "last.ckpt"
-
-
 @pytest.mark.parametrize("name", ATTACKS)
 def test_a_hostile_folder_runs_nothing_takes_little_and_is_answered_shortly(
     name: str, whole: Path, whole_run: Path, folder: Path

@@ -16,7 +16,6 @@ from tests.attack.refusing import Attack, assert_harmless
 from tests.attack.test_hostile_files import checkpoint, content
 from tests.attack.test_hostile_runs import begun, benchmark, finished, holds, hole, pipe
 from tests.benchmark.tiny import write_suite
-from tests.command_line import TINY
 from tests.data.formats import record, write_minari
 from tests.forging import NESTED, RUNS_A_COMMAND
 from tests.fuzz.run_files import PLAN, RUN
@@ -250,16 +249,6 @@ HARMLESS: dict[str, Attack] = {
     "an output whose plan is a pipe": (into("benchmark.json", pipe), BENCHMARK),
     "a loader beside a checkpoint": (beside_a_loader, CERTIFY),
 }
-
-
-@pytest.fixture(scope="module")
-def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The last checkpoint of a run of the command line."""
-    folder = tmp_path_factory.mktemp("run") / "work"
-    folder.mkdir()
-    (folder / "tiny.yaml").write_text(TINY)
-    assert_harmless(folder, (*FIT, "--trainer.max_steps=10"), code=0, within=("run",))
-    return folder / "run" / "checkpoints" / "last.ckpt"
 
 
 @pytest.mark.parametrize("name", [*ATTACKS, *HARMLESS])

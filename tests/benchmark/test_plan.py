@@ -5,9 +5,12 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
+import gymnasium
 import pytest
 import yaml
+from gymnasium.envs.classic_control.pendulum import PendulumEnv
 
 from tests.benchmark.tiny import write_suite
 from tests.command_line import call_tql
@@ -16,6 +19,7 @@ from tql_lightning.benchmark.plan import Choice, plan_runs, read_plan, write_pla
 from tql_lightning.benchmark.suite import SuiteError, make_suite, read_suite
 from tql_lightning.cli.benchmark_checks import parse_groups
 from tql_lightning.cli.configs import packaged_configs, packaged_suites
+from tql_lightning.evaluation.envs import reports_success
 
 RAW = {
     "metric": "success_rate",
@@ -54,9 +58,12 @@ def test_a_choice_takes_parts_of_a_suite_and_packaged_methods_and_variants() -> 
     ("choice", "message"),
     [
         (Choice(tasks=["cube-double/task_3"]), "tasks: .*cube-double/task_2"),
+        (Choice(tasks=["cube-double/task_None"]), "there is: cube-double, cube-double/task_1, cube-double/task_2$"),
+        (Choice(methods=["fql", "iql"], sizes=["1m"]), "sizes: expected none, since fql, iql of suite mine have no"),
         (Choice(methods=["fqll"]), "methods: .*fql"),
         (Choice(sizes=["2m"]), "configuration size/2m: .*size/26m"),
         (Choice(seeds=[1, 1]), "seeds: expected different"),
+        (Choice(sizes=["1m", "1m"]), "found cube-double/task_1/tql-1m/seed_0 twice; give each task"),
     ],
 )
 def test_an_unknown_choice_names_what_there_is(choice: Choice, message: str) -> None:
@@ -92,6 +99,12 @@ def test_keys_whose_parts_a_user_took_away_count_as_left_out() -> None:
     assert [run.folder for run in plan_runs(suite, Choice(None, ["fql"], None, [0]), packaged_configs())] == [
         "pendulum/fql/seed_0"
     ]
+
+
+def test_a_configuration_that_is_nowhere_is_told_with_the_folder_that_was_looked_in() -> None:
+    suite = make_suite("mine", RAW | {"configs": ["nowhere.yaml"]})
+    with pytest.raises(SuiteError, match=rf"no such file in {Path.cwd()}, .*there is: .*quickstart"):
+        plan_runs(suite, Choice(), packaged_configs())
 
 
 def test_the_suite_that_the_documentation_explains_is_one() -> None:
@@ -151,6 +164,7 @@ def test_every_check_that_fails_is_told_and_nothing_runs(tmp_path: Path) -> None
 
 def test_a_dry_run_estimates_hours_and_names_missing_datasets(tmp_path: Path) -> None:
     missing = {"settings": {"data.dataset": "tql_lightning.data.sources.npz.load_npz", "data.dataset.path": "gone.npz"}}
+    collectable = {"settings": {**missing["settings"], "data.dataset.path": "Pendulum-v1.npz"}}
     toy = {"data.dataset": "tests.toy.toy_dataset"}
     write_suite(
         tmp_path,
@@ -159,16 +173,20 @@ def test_a_dry_run_estimates_hours_and_names_missing_datasets(tmp_path: Path) ->
             "odd": {"settings": toy | {"model.critic.hidden_dim": 33}},
             "tql": {"settings": toy | {"online.steps": 20}},
             "x": missing,
+            "y": collectable,
         },
     )
     planned = call_tql(tmp_path, "benchmark", "suite.yaml", "--dry-run", "--seeds", "0")
     assert planned.returncode == 0, planned.stderr
-    assert "3 runs in runs/benchmark/suite (0 finished)" in planned.stdout
+    assert "4 runs in runs/benchmark/suite (0 finished)" in planned.stdout
     assert "cannot run: odd on toy: " in planned.stdout
     (line,) = [line.split() for line in planned.stdout.splitlines() if line.startswith("toy ") and " tql " in line]
     assert line[2:4] == ["1", "35"], "15 offline and 20 online updates"
     assert 0 < float(line[4]) < 60
-    assert "missing: gone.npz" in planned.stdout
+    assert "missing: gone.npz, data.dataset.path\n" in planned.stdout
+    assert "missing: Pendulum-v1.npz: tql collect Pendulum-v1 --output Pendulum-v1.npz\n" in planned.stdout
+    (line,) = [line.split() for line in planned.stdout.splitlines() if line.startswith("toy ") and " y " in line]
+    assert 0 < float(line[4]) < 60, "measured on random transitions"
     assert not (tmp_path / "runs").exists()
 
 
@@ -179,3 +197,43 @@ def test_every_configuration_of_a_packaged_suite_is_understood(name: str) -> Non
     groups = parse_groups(runs)
     assert [group.error for group in groups if group.error] == []
     assert {group.updates for group in groups} <= {1250, 20_000, 1_000_000}
+
+
+NO_CSV = {"trainer.logger": False}
+NO_EVALUATIONS = {"trainer.callbacks": "tql_lightning.callbacks.throughput.Throughput"}
+FEW = {"trainer.max_steps": 9}  # and an evaluation each 5
+
+
+@pytest.mark.parametrize("option", ["--engine=serial", "--dry-run"])
+def test_a_score_that_no_run_will_have_is_told_before_anything_runs(option: str, tmp_path: Path) -> None:
+    methods = {"odd": None, "blind": {"settings": NO_EVALUATIONS}, "unlogged": {"settings": NO_CSV}}
+    write_suite(tmp_path, metric="retrun", methods=methods, seeds=[0])
+    told = call_tql(tmp_path, "benchmark", "suite.yaml", "--output", "out", option)
+    for message in (
+        "odd on toy: metric: expected a figure of the run's evaluations, found retrun; there are return, length\n",
+        "blind on toy: metric: expected a figure of the run's evaluations, found retrun; there are none: add Rollout",
+        "unlogged on toy: trainer.logger: expected one that writes metrics.csv into the run's folder",
+    ):
+        assert message in (told.stdout if option == "--dry-run" else told.stderr)
+    assert not list((tmp_path / "out").glob("**/config.yaml"))
+
+
+def test_too_few_evaluations_for_the_protocol_are_told_before_anything_runs(tmp_path: Path) -> None:
+    write_suite(tmp_path, methods={"tql": {"settings": FEW}}, seeds=[0])
+    told = call_tql(tmp_path, "benchmark", "suite.yaml", "--dry-run")
+    assert "protocol: last_three needs 3 evaluations after the first update, found 2: 9 updates" in told.stdout
+
+
+@pytest.mark.parametrize("reports", [True, False])
+def test_an_environment_reports_success_where_its_infos_do(reports: bool) -> None:
+    class Reporting(PendulumEnv):
+        def step(self, action: Any) -> tuple[Any, ...]:
+            *found, info = super().step(action)
+            return *found, info | ({"success": False} if reports else {})
+
+    gymnasium.register(f"Reporting{reports}-v0", entry_point=Reporting, max_episode_steps=5)
+    assert reports_success(f"Reporting{reports}-v0") is reports
+
+
+def test_an_environment_that_fails_does_not_tell_whether_it_reports_success() -> None:
+    assert reports_success("Gone-v0") is None

@@ -49,6 +49,8 @@ def test_a_run_that_fails_is_reported_and_the_others_finish_once(tmp_path: Path)
     assert "diverged" in ran.stderr
     assert MESSAGE in ran.stderr
     assert "1 of 3 runs finished" in ran.stdout
+    assert "| return | good |" in ran.stdout
+    assert "Unfinished, and in no score: toy/diverging/seed_0 (failed); toy/dead/seed_0 (failed)." in ran.stdout
 
     finished = tmp_path / "out" / runs[0].folder / "outcome.json"
     before = finished.stat().st_mtime_ns, json.loads(finished.read_text())

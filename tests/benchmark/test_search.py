@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,11 @@ from tests.benchmark.test_table import RAW, write_run
 from tests.benchmark.tiny import write_suite
 from tests.command_line import TQL_COMMAND, call_tql, run_tql
 from tql_lightning.benchmark.plan import Choice, plan_runs
-from tql_lightning.benchmark.search import parse_space, summarise_search, vary
+from tql_lightning.benchmark.search import _note, parse_space, settings_to_check, summarise_search, vary
 from tql_lightning.benchmark.suite import SuiteError, make_suite
 from tql_lightning.benchmark.worker import Outcome, record
 from tql_lightning.cli.configs import packaged_configs
-from tql_lightning.report.table_formats import NONE, search_markdown
+from tql_lightning.report.table_formats import search_markdown
 from tql_lightning.run.folder import evaluation_file
 
 SUITE = make_suite("mine", RAW)
@@ -80,16 +81,84 @@ def test_the_record_ranks_whole_trials_and_shows_what_few_episodes_find(tmp_path
     assert one["points"][-1][1] == pytest.approx(0.55, abs=0.05)
     assert both["points"][-1][1] == pytest.approx(0.8, abs=0.02)
     text = search_markdown({"metric": "success_rate", **found})
-    assert text.splitlines()[2] == "| model.tau=0.2 | 80.0 | 60.0, 100.0 |"
-    assert text.splitlines()[4] == f"| model.tau=0.3 | {NONE} | 90.0 |"
-    assert "Best: model.tau=0.2, 80.0 [" in text
+    assert text.splitlines()[2] == "| model.tau=0.2 | 80 | 60, 100 |"
+    assert text.splitlines()[4] == "| model.tau=0.3 | unfinished | 90 |"
+    assert "Best: model.tau=0.2, 80 [" in text
+
+
+def test_a_stopped_search_is_in_the_report_with_its_trials_so_far(tmp_path: Path) -> None:
+    runs = plan_runs(SUITE, Choice(["scene"], ["tql"], ["1m"], [0, 1]), packaged_configs())
+    note = partial(_note, runs, SUITE, {"model.tau": ("uniform", [0.0, 1.0])}, 5, tmp_path)
+    (tmp_path / "tune").mkdir()
+    note([])
+    empty = call_tql(tmp_path, "report", ".", "--format", "md")
+    assert "Unfinished search: 0 of 5 trials have a score so far." in empty.stdout, empty.stderr
+    for value, seeds in ((0.25, 2), (0.5, 1)):
+        note([{"model.tau": value}])
+        for run in runs[:seeds]:
+            varied = vary(run, {"model.tau": value})
+            write_run(tmp_path / varied.folder, [0, 0, value, value, value])
+            record(varied, tmp_path, Outcome("finished"))
+    note([{"model.tau": 0.5000000001}])  # of the same six digits
+    text = call_tql(tmp_path, "report", ".", "--format", "md").stdout
+    assert "Unfinished search: 1 of 5 trials have a score so far. The command that began it continues it." in text
+    assert "| model.tau=0.25 | 25 | 25, 25 |" in text
+    assert text.count("| model.tau=0.5 | unfinished | 50 |") == 1
+    assert "Unfinished, and in no score: scene/task_4/tql-1m,tau=0.5/seed_1 (not started)." in text
+    note([], finished=True)
+    assert "Unfinished search" not in call_tql(tmp_path, "report", ".", "--format", "md").stdout
+
+
+def test_each_value_of_a_choice_and_both_ends_of_a_range_are_checked() -> None:
+    space = parse_space({"a": "choice(x,y,z)", "b": "randint(1,4)", "c": "uniform(0,10)", "d": "choice(1)"})
+    assert settings_to_check(space) == [
+        {"a": "x", "b": 1, "c": 0, "d": 1},
+        {"a": "y", "b": 1, "c": 0, "d": 1},
+        {"a": "z", "b": 1, "c": 0, "d": 1},
+        {"a": "x", "b": 3, "c": 0, "d": 1},
+        {"a": "x", "b": 1, "c": 9.99, "d": 1},
+    ]
+
+
+SEARCH = ("--methods", "tql", "--search", "model.tau=uniform(0.1,1)")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--search", "model.tau=uniform(0,1)", "--trials", "0"), "trials: expected at least 1, found 0"),
+        (("--cpus", "0"), "cpus: expected a number above 0, found 0.0"),
+        (("--cpus", "-1"), "cpus: expected a number above 0, found -1.0"),
+        (("--gpus", "-0.5"), "gpus: expected 0, a part of 1, or a whole number, found -0.5"),
+        (("--gpus", "1.5"), "gpus: expected 0, a part of 1, or a whole number, found 1.5"),
+        (("--retries", "-1"), "retries: expected at least 0, found -1"),
+        (("--seeds", "-1"), "seeds: expected different numbers from 0 to 4294967295, found [-1]"),
+        (("--seeds", "4294967296"), "seeds: expected different numbers from 0 to 4294967295, found [4294967296]"),
+        ((*SEARCH, "--trials", "0"), "trials: expected at least 1, found 0"),
+        ((*SEARCH, "--search-seeds", "0"), "search_seeds: expected at least 1, found 0"),
+        ((*SEARCH, "--engine", "serial"), "search: expected only with --engine ray, found serial"),
+        (("--address", "auto", "--engine", "serial"), "address: expected only with --engine ray, found serial"),
+        (("--slurm", "time=1"), "slurm: expected only with --engine slurm, found ray"),
+        ((*SEARCH, "--commands"), "commands: expected none with --search, whose settings are chosen while it runs"),
+        (("--search", "model.tau=uniform(0,1)"), "search: expected the runs of one method, found tql, careful"),
+        ((*SEARCH[:3], "model.tau=uniform(1,0)"), "search: model.tau: expected uniform, loguniform, randint, choice"),
+    ],
+)
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)], ids=["run", "dry"])
+def test_options_that_cannot_be_are_refused_before_any_work(
+    options: Sequence[str], message: str, dry: Sequence[str], tmp_path: Path
+) -> None:
+    write_suite(tmp_path)
+    refused = call_tql(tmp_path, "benchmark", "suite.yaml", "--output", "out", *options, *dry)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert message in refused.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
         (("--search", "model.tauu=uniform(0,1)"), "1 checks failed, nothing was run"),
+        (("--search", "model.tau=choice(0.1,much)"), "tql,tau=much on toy: "),
     ],
 )
 def test_a_search_that_cannot_be_is_refused_before_it_begins(

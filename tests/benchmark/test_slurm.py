@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.benchmark.tiny import write_suite
-from tests.command_line import PATIENCE, run_tql
+from tests.command_line import PATIENCE, call_tql, run_tql
 from tql_lightning.benchmark.plan import Choice, PlannedRun, plan_runs, read_plan
 from tql_lightning.benchmark.slurm import FOLDER, read_array, submit
 from tql_lightning.benchmark.suite import make_suite
@@ -116,3 +116,12 @@ def test_an_element_saves_at_the_signal_requeues_itself_and_finishes_its_run(sch
     assert outcome is not None
     assert outcome.state == "finished"
     assert "Restoring states from the checkpoint" in (scheduler / "out" / run.folder / "train.log").read_text()
+
+
+def test_a_missing_scheduler_is_told_before_anything_is_checked_or_written(
+    scheduler: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(scheduler))
+    refused = call_tql(scheduler, "benchmark", "quickstart", "--engine", "slurm", "--output", "new")
+    assert (refused.returncode, "engine: slurm needs sbatch" in refused.stderr) == (2, True)
+    assert not (scheduler / "new").exists()

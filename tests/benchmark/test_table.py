@@ -17,9 +17,10 @@ from tql_lightning.benchmark.plan import Choice, PlannedRun, plan_runs, write_pl
 from tql_lightning.benchmark.suite import make_suite
 from tql_lightning.benchmark.summary import summary_of
 from tql_lightning.cli.configs import packaged_configs
+from tql_lightning.report.numbers import number
 from tql_lightning.report.protocol import Protocol
 from tql_lightning.report.runs import ReportError
-from tql_lightning.report.table_formats import NONE, TableFormat, render_table
+from tql_lightning.report.table_formats import NONE, TableFormat, render_table, table_html
 
 RAW = {
     "metric": "success_rate",
@@ -125,16 +126,21 @@ def test_every_format_shows_the_same_figures_with_published_ones_marked(benchmar
         assert ran.returncode == 0, ran.stderr
         texts[form] = output.read_text()
     (line,) = [line for line in texts["md"].splitlines() if line.startswith("| cube-double |")]
-    assert line.split(" | ")[1].startswith(f"{100 * mean:.1f} ± ")
-    assert line.endswith("| 67.0 ± 10.0 |")
-    assert "| success, % | tql-1m | fql | tql-1m † |" in texts["md"]
+    assert line.split(" | ")[1].startswith(f"{number(100 * mean)} ± ")
+    assert line.endswith("| 67 ± 10 |")
+    assert "| success rate, % | tql-1m | fql | tql-1m † |" in texts["md"]
     assert "† published, not run here. tql-1m: a paper." in texts["md"]
     assert "scene/task_4/fql/seed_2 (not started)" in texts["md"]
     assert json.loads(texts["json"]) == summary
     rows = list(csv.DictReader(texts["csv"].splitlines()))
+    assert [row["state"] for row in rows if row["row"] == "scene/task_4/fql/seed_2"] == ["not started"]
+    (pair,) = [row for row in rows if row["kind"] == "improvement"]
+    assert (pair["method"], pair["other"]) == ("tql-1m", "fql")
+    assert pair["mean"] == str(summary["improvement"][0]["value"])
+    assert [row["mean"] for row in rows if row["kind"] == "iqm"] == [str(each["value"]) for each in summary["iqm"]]
     assert [row["mean"] for row in rows if row["row"] == "cube-double"] == [str(mean), *_means(summary), "0.67"]
-    assert f"{100 * mean:.1f} $\\pm$" in texts["latex"]
-    assert f"{100 * mean:.1f} ± " in texts["html"]
+    assert f"{number(100 * mean)} $\\pm$" in texts["latex"]
+    assert f"{number(100 * mean)} ± " in texts["html"]
     again = call_tql(benchmark, "report", "table.json", "--format", "md")
     assert again.stdout == texts["md"]
 
@@ -167,7 +173,21 @@ def test_published_figures_may_leave_out_their_seeds_and_latex_escapes_names(tmp
     write_run(tmp_path / run.folder, [0, 1, 1, 1, 1])
     summary = summary_of([tmp_path])
     assert f"| seeds | 1 | {NONE} |" in render_table(summary, "md")
-    assert "success, \\% & fql & a\\&b\\_c $^\\dagger$ \\\\" in render_table(summary, "latex")
+    assert "success rate, \\% & fql & a\\&b\\_c $^\\dagger$ \\\\" in render_table(summary, "latex")
+
+
+def test_returns_are_written_alike_in_every_table(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write_run(tmp_path / f"seed_{seed}", [0, -1130.4, -1120, -0.5], planned=300)
+        metrics = tmp_path / f"seed_{seed}" / "metrics.csv"
+        metrics.write_text(metrics.read_text().replace("success_rate", "return"))
+    summary = summary_of([tmp_path], "last_three")
+    shown = number(-2250.9 / 3)
+    written = {"md": f"{shown} ± 0 [{shown}, {shown}]", "latex": "$-$750.3 $\\pm$ 0 [$-$750.3, $-$750.3]"}
+    assert all(text in render_table(summary, form) for form, text in written.items())  # type: ignore[arg-type]
+    assert f"{shown} ± 0 [" in table_html(summary)
+    (row,) = [row for row in csv.DictReader(render_table(summary, "csv").splitlines()) if row["kind"] == "task"]
+    assert float(row["mean"]) == pytest.approx(-2250.9 / 3)
 
 
 @pytest.mark.parametrize("form", ["md", "latex"])
@@ -177,6 +197,25 @@ def test_a_benchmark_without_a_score_says_so(form: TableFormat, tmp_path: Path) 
     text = render_table(summary_of([tmp_path]), form)
     assert "no run has a score yet" in text
     assert "scene/task_4/fql/seed_0 (not started)" in text
+
+
+def test_many_unfinished_runs_are_counted_where_a_note_would_name_them_all(tmp_path: Path) -> None:
+    suite = make_suite("mine", RAW)
+    write_plan(tmp_path, suite, plan_runs(suite, Choice(seeds=range(20)), packaged_configs()))
+    summary = summary_of([tmp_path])
+    assert len(summary["unfinished"]) == 120
+    assert "and 70 more, which --format json names" in render_table(summary, "md")
+
+
+def test_the_page_of_a_benchmark_whose_runs_have_no_score_yet_names_them(tmp_path: Path) -> None:
+    suite = make_suite("mine", RAW)
+    runs = plan_runs(suite, Choice(["scene"], ["fql"], seeds=[0, 1]), packaged_configs())
+    write_plan(tmp_path, suite, runs)
+    write_run(tmp_path / runs[0].folder, [])
+    written = call_tql(tmp_path, "report", ".", "--output", "page.html")
+    assert written.returncode == 0, written.stderr
+    page = (tmp_path / "page.html").read_text()
+    assert "scene/task_4/fql/seed_0 (evaluated at 0 of 400 updates); scene/task_4/fql/seed_1 (not started)" in page
 
 
 def test_runs_without_a_suite_are_judged_by_their_last_evaluations(tmp_path: Path) -> None:

@@ -51,6 +51,17 @@ def test_a_run_whose_last_evaluation_failed_has_failed(rows: str, tmp_path: Path
     assert "the simulator is gone" in outcome.message
 
 
+def test_a_failed_runs_message_keeps_its_beginning_and_the_end_of_its_log(tmp_path: Path) -> None:
+    folder = tmp_path / RUNS[0].folder
+    write_run(folder, [0])
+    (folder / "train.log").write_text("x" * 5000 + "the end\n")
+    record(RUNS[0], tmp_path, _judge(-signal.SIGKILL, folder, "success_rate"))
+    outcome = outcome_of(RUNS[0], tmp_path)
+    assert outcome is not None
+    assert outcome.message.startswith("killed by SIGKILL, as the system does when memory runs out; end of train.log:")
+    assert outcome.message.endswith("xthe end")
+
+
 def test_what_a_run_prints_goes_through_no_link(tmp_path: Path) -> None:
     precious = tmp_path / "precious.txt"
     precious.write_text("precious")

@@ -25,9 +25,9 @@ from tests.command_line import PATIENCE, TINY, TQL_COMMAND, call_tql, run_tql
 from tql_lightning.algorithms.loading import load_checkpoint
 from tql_lightning.cli.commands import COMMANDS, evaluate
 from tql_lightning.cli.main import main
-from tql_lightning.cli.start_checks import StartError
 from tql_lightning.evaluation.checkpoint import evaluate_checkpoint
 from tql_lightning.nn.value_loss import HLGauss
+from tql_lightning.run.checkpoint_file import CheckpointError
 from tql_lightning.run.provenance import read_starts
 
 PENDULUM = ("--config", "tiny.yaml", "--data.dataset=tql_lightning.data.sources.npz.load_npz")
@@ -202,7 +202,7 @@ def test_evaluate_prints_a_table_of_several_checkpoints_and_writes_the_same_as_j
 def test_a_checkpoint_that_is_not_there_is_told_of_before_any_other_is_played(
     run_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(StartError, match=r"nothing\.ckpt: no such file"):
+    with pytest.raises(CheckpointError, match=r"nothing\.ckpt: no such file"):
         evaluate([str(run_folder / "run" / "checkpoints" / "last.ckpt"), "nothing.ckpt"], episodes=1)
     assert capsys.readouterr().out == ""
 
@@ -346,7 +346,7 @@ def test_variants_train_by_configuration_and_their_checkpoint_loads(run_folder: 
     kinds = {type(module).__name__ for module in model.modules()}
     assert kinds >= {"SandwichBlock", "SwiGLU", "RMSNorm", "SigmaReparam", "HLGauss", "SingleTemperature"}
     assert isinstance(model.value_loss, HLGauss)
-    problem = model.hparams["problem"]["init_args"]
+    problem = model.hparams["problem"]
     low, high = problem["reward_range"]  # of Pendulum, which never terminates
     assert problem["final_reward_range"] is None
     assert low < -5.0 < -1.0 < high <= 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 
 from tql_lightning.evaluation.metrics import RESAMPLES, bootstrap_interval, mean_with_error, rate_interval
 
@@ -26,12 +27,14 @@ def test_the_bootstrap_takes_quantiles_of_resampled_means() -> None:
 
 
 @pytest.mark.parametrize("episodes", [1, 50])
-def test_a_rate_of_none_or_all_has_the_exact_interval(episodes: int) -> None:
+def test_a_rate_of_none_or_all_leaves_other_rates_possible(episodes: int) -> None:
     possible = 1.0 - 0.025 ** (1.0 / episodes)
-    assert rate_interval(np.zeros(episodes)) == pytest.approx((0.0, possible))
-    assert rate_interval(np.ones(episodes)) == pytest.approx((1.0 - possible, 1.0))
+    assert rate_interval(0, episodes) == pytest.approx((0.0, possible))
+    assert rate_interval(episodes, episodes) == pytest.approx((1.0 - possible, 1.0))
 
 
-def test_any_other_rate_has_the_bootstraps() -> None:
-    outcomes = np.repeat([1.0, 0.0], [10, 40])
-    assert rate_interval(outcomes) == bootstrap_interval(outcomes)
+@pytest.mark.parametrize("successes", [1, 10, 49])
+def test_at_each_end_of_a_rates_interval_the_outcome_or_one_beyond_it_has_a_fortieth(successes: int) -> None:
+    low, high = rate_interval(successes, 50)
+    assert binom.sf(successes - 1, 50, low) == pytest.approx(0.025)
+    assert binom.cdf(successes, 50, high) == pytest.approx(0.025)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tests import environments  # noqa: F401  (registers)
-from tql_lightning.cli.commands import table
+from tql_lightning.cli.evaluate import table
 from tql_lightning.evaluation.envs import EnvError, make_env
 from tql_lightning.evaluation.rollout import ROWS, RolloutResult, episode_noise, join_shares, reset_seeds, rollout
 from tql_lightning.nn.policy import Actor, FlowPolicy

@@ -143,9 +143,8 @@ def test_entropy_stays_exact_as_attention_collapses(attention: Attention) -> Non
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the kernels have no float64")
+@pytest.mark.parametrize("attention", ["plain", "chunked", "small chunks"], indirect=True)
 def test_gradients_in_double_precision_are_exact(attention: Attention) -> None:
-    if attention not in (plain_attention, chunked.chunked_attention):
-        return
     qkv = tuple(x.detach().requires_grad_() for x in tensors(2, 2, 5, 3, dtype=torch.float64))
     for num_attended in (1, 5):
         call = partial(attention, num_attended=num_attended, with_entropy=True)

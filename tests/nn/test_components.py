@@ -293,7 +293,7 @@ def test_sigma_reparam_holds_every_linear_layer_of_the_blocks_at_its_gammas() ->
         singular = [np.linalg.svd(part, compute_uv=False)[0] for part in parts]
         np.testing.assert_allclose(singular, -array(reparam.gamma), rtol=1e-3)
     outside = [module for module in critic.modules() if isinstance(module, nn.Linear) and module not in layers]
-    assert not any(parametrize.is_parametrized(module) for module in outside)
+    assert {parametrize.is_parametrized(module) for module in outside} == {False}
 
 
 def test_sigma_reparams_gradient_is_that_of_the_exact_norm() -> None:

@@ -186,7 +186,7 @@ def test_initialisation_has_the_releases_spread() -> None:
     for name, deviation in expected.items():
         assert critic.get_parameter(name).std().item() == pytest.approx(deviation, rel=0.15), name
     biases = [value for name, value in critic.named_parameters() if name.endswith("bias")]
-    assert all((bias == 0).all() for bias in biases)
+    assert {bool((bias == 0).all()) for bias in biases} == {True}
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,11 @@ from tql_lightning.run.folder import (
 from tql_lightning.run.provenance import record_start
 
 UPDATES = (0, 100, 200)
+# How every format and the page's script write numbers.
+NUMBERS: dict[float | None, str] = {
+    -1464.67: "−1,465", 999.7: "1,000", 123.456: "123.5", 0.0733: "0.0733", 0.0: "0", None: "–",
+    -1.2345e-5: "−1.23e−5", 2e-7: "2e−7", 3e9: "3e+9", 1.5e20: "1.5e+20",
+}  # fmt: skip
 
 
 def png(grey: int, size: int = 4) -> bytes:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.browser import DESKTOP, PHONE, chromium, show_as, wait_until
-from tests.report.runs import make_run
+from tests.report.runs import NUMBERS, make_run
 from tql_lightning.report.page import write_report
 from tql_lightning.run.folder import METRICS_FILE, VIDEO_FOLDER
 
@@ -99,7 +99,7 @@ def test_values_are_read_by_pointer_by_keys_and_as_a_table(page: Any) -> None:
     assert "update 200" in svg.get_attribute("aria-label")
     svg.send_keys(Keys.ARROW_LEFT)
     assert "update 100" in svg.get_attribute("aria-label")
-    assert "0.35 [0.25, 0.45]" in svg.get_attribute("aria-label")
+    assert "35 [25, 45]" in svg.get_attribute("aria-label")
     page.find_element(By.CSS_SELECTOR, "figure.chart summary").click()
     # "toggle", which makes the table, comes some time after the click.
     rows = wait_until(page, lambda driver: driver.find_elements(By.CSS_SELECTOR, "figure.chart tbody tr"))
@@ -128,13 +128,13 @@ def test_many_methods_hide_no_other_with_their_bands_and_runs_that_ended_are_tol
     page.get(write_report([tmp_path], tmp_path / "page.html").as_uri())
     bands = "return document.querySelector('figure.chart').querySelectorAll('path.band').length"
     entries = page.find_elements(By.CSS_SELECTOR, "figure.chart .legend button")
-    assert entries[0].text.split("\n") == ["method_0 (2 runs)", "0.5, 1 of them"]
+    assert entries[0].text.split("\n") == ["method_0 (2 runs)", "50, 1 of them"]
     assert page.execute_script(bands) == 0
     entries[16].click()
     assert page.execute_script(bands) == 1
 
 
-def test_an_axis_over_a_narrow_range_names_no_value_twice(page: Any, tmp_path: Path) -> None:
+def test_an_axis_over_a_narrow_range_names_its_ticks_where_they_stand(page: Any, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     (run / METRICS_FILE).write_text("step,train/q_loss\n100,1.0\n200,0.9991\n")
     page.get(write_report([run], tmp_path / "page.html").as_uri())
@@ -142,8 +142,11 @@ def test_an_axis_over_a_narrow_range_names_no_value_twice(page: Any, tmp_path: P
         "return [...document.querySelectorAll('figure.chart text[text-anchor=end]')].map((each) => each.textContent)"
     )
     labels = wait_until(page, lambda driver: driver.execute_script(script))
-    assert "0.9992" in labels
-    assert len({*labels}) == len(labels)
+    assert labels == ["0.99925", "0.9995", "0.99975", "1", "200"]
+
+
+def test_the_script_writes_numbers_as_tables_do(page: Any) -> None:
+    assert page.execute_script("return arguments[0].map((value) => number(value))", [*NUMBERS]) == [*NUMBERS.values()]
 
 
 def test_the_console_stays_empty(page: Any) -> None:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.report.runs import make_run
-from tql_lightning.report.charts import MAX_POINTS, sections
+from tests.report.runs import NUMBERS, make_run
+from tql_lightning.report.charts import MAX_POINTS, constants, sections
 from tql_lightning.report.media import collect_media
-from tql_lightning.report.methods import choose_score, comparisons, group_methods, results
-from tql_lightning.report.page import number, write_report
+from tql_lightning.report.methods import choose_score, comparisons, differences, group_methods, results
+from tql_lightning.report.numbers import number
+from tql_lightning.report.page import write_report
 from tql_lightning.report.runs import ReportError, read_runs
 from tql_lightning.run.folder import (
     ATTENTION_MAP,
@@ -79,9 +80,9 @@ def test_curves_hold_interval_and_every_run_at_every_update(two_methods: Path) -
     assert chart["key"] == "eval/success_rate"
     (line,) = chart["lines"]
     assert line["x"] == [0, 100, 200]
-    assert line["y"] == pytest.approx([0.0, 0.25, 0.5])
-    assert line["each"] == [[0.0, 0.1, 0.2], [0.0, 0.2, 0.4], [0.0, 0.45, 0.9]]
-    assert (line["low"][2], line["high"][2]) == pytest.approx((0.2, 0.9))
+    assert line["y"] == pytest.approx([0.0, 25.0, 50.0])
+    assert line["each"] == [[0.0, 10.0, 20.0], [0.0, 20.0, 40.0], [0.0, 45.0, 90.0]]
+    assert (line["low"][2], line["high"][2]) == pytest.approx((20.0, 90.0))
     entropy, target = by_title["Attention entropy"][0]["lines"]
     assert target["dashed"]
     assert target["y"] == [1.2, 1.2, 1.2]
@@ -101,6 +102,33 @@ def test_curves_show_where_a_run_goes_online(tmp_path: Path) -> None:
     assert charts["Online phase"][0]["title"] == "env steps"
 
 
+def test_what_never_changes_is_listed_and_not_drawn_but_for_scores(tmp_path: Path) -> None:
+    columns = (
+        "step,eval/success_rate,eval/failures,train/td_loss,train/entropy_loss,train/learning_rate/actor,train/nan"
+    )
+    for seed, rate in enumerate((0.5, 1.0)):
+        rows = [f"{update},0,0,{update + seed},0,{rate},nan" for update in (1, 2)]
+        (make_run(tmp_path / f"seed_{seed}", seed) / METRICS_FILE).write_text("\n".join([columns, *rows]) + "\n")
+    methods = group_methods(read_runs([tmp_path]))
+    drawn = [chart["key"] for _, charts in sections(methods, ["Pendulum-v1"]) for chart in charts]
+    assert drawn == ["eval/success_rate", "train/td_loss"]
+    assert {key: values for _, key, values in constants(methods, ["Pendulum-v1"])} == {
+        "eval/failures": ["0"],
+        "train/entropy_loss": ["0"],
+        "train/learning_rate/actor": ["0.5 to 1"],
+        "train/nan": ["–"],
+    }
+    page = page_of(tmp_path / "seed_0")
+    assert re.search(r"<code[^>]*>train/learning_rate/actor</code></th><td[^>]*>0\.5<", page)
+
+
+def test_a_page_without_constants_has_no_place_for_them(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    assert "Constant in every run" not in page_of(run)
+    (run / METRICS_FILE).write_text("step,train/td_loss,train/x\n1,2,0\n2,3,0\n")
+    assert "Constant in every run" in page_of(run)
+
+
 def test_long_curves_are_thinned_and_keep_their_ends(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     rows = "\n".join(f"{update},{update / 7}" for update in range(1, 5001))
@@ -113,11 +141,25 @@ def test_long_curves_are_thinned_and_keep_their_ends(tmp_path: Path) -> None:
 
 def test_the_page_names_differences_versions_and_commands(two_methods: Path) -> None:
     page = page_of(two_methods / "tql", two_methods / "plain")
-    assert re.search(r"<code>model.discount</code></th><td><code>0.99</code></td><td><code>0.9</code>", page)
+    assert re.search(r"<code>model.discount</code></th><td[^>]*><code>0.99</code></td><td[^>]*><code>0.9</code>", page)
     assert "trainer.default_root_dir</code>" not in page
     assert "tql fit --config &#39;my config.yaml&#39; --seed_everything=2" in page
     assert re.search(r"torch==\d", page)
     assert "arXiv 2108.13264" in page
+
+
+def test_a_setting_of_a_named_model_stands_beside_that_of_the_default_one(tmp_path: Path) -> None:
+    for name, discount in (("tql", 0.99), ("other", 0.9)):
+        config = make_run(tmp_path / name, discount=discount) / "config.yaml"
+        model = f"model:\n  discount: {discount}\n"
+        assert model in config.read_text()
+        if name == "other":
+            named = f"model:\n  class_path: my.Model\n  init_args:\n    discount: {discount}\n"
+            config.write_text(config.read_text().replace(model, named))
+    tql, other = read_runs([tmp_path / "tql", tmp_path / "other"])
+    differing = differences([dict(tql.method_key), dict(other.method_key)])
+    assert differing == {"model.discount": ["0.99", "0.9"], "model.class_path": ["–", "my.Model"]}
+    assert tql.task == other.task == "Pendulum-v1"
 
 
 def test_a_continued_run_has_a_command_for_every_start(tmp_path: Path) -> None:
@@ -152,7 +194,7 @@ def test_what_users_name_stays_text(tmp_path: Path) -> None:
     run = make_run(tmp_path / evil, env_id="</script><img src=x onerror=alert(1)>".replace("/", ""))
     config = run / "config.yaml"
     config.write_text(config.read_text() + "extra: '</pre><script>alert(2)</script>'\n")
-    (run / METRICS_FILE).write_text("step,train/</script><b>\n1,2\n2,nan\n")
+    (run / METRICS_FILE).write_text("step,train/</script><b>,train/<b>\n1,2,3\n2,nan,3\n3,4,3\n")
     page = page_of(run)
     # Scripts are ours, and styles: nothing else opened or closed one.
     assert len(re.findall(r"<script", page)) == len(re.findall(r"</script>", page)) == 2
@@ -277,7 +319,7 @@ def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(-1464.67, "−1,465"), (0.0733, "0.0733"), (123.456, "123.5"), (0.0, "0"), (None, "–"), (float("nan"), "–")],
+    NUMBERS.items(),
 )
 def test_numbers_read_well(value: float | None, text: str) -> None:
     assert number(value) == text

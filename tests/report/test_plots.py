@@ -34,8 +34,8 @@ def test_a_run_draws_its_curves_when_it_ends(tmp_path: Path) -> None:
 def test_what_was_not_measured_is_not_drawn(tmp_path: Path) -> None:
     for run in ("a", "b"):
         (tmp_path / run).mkdir()
-        (tmp_path / run / "metrics.csv").write_text("step,train/td_loss\n1,0.5\n2,\n3,0.25\n")
-    assert read_metrics(tmp_path / "a" / "metrics.csv") == {"train/td_loss": ([1, 3], [0.5, 0.25])}
+        (tmp_path / run / "metrics.csv").write_text("step,train/td_loss,train/entropy_loss\n1,0.5,0\n2,,0\n3,0.25,0\n")
+    assert read_metrics(tmp_path / "a" / "metrics.csv")["train/td_loss"] == ([1, 3], [0.5, 0.25])
     drawn = plot_runs({"a": tmp_path / "a", "b": tmp_path / "b"}, tmp_path / "out")
     assert [path.name for path in drawn] == ["losses.png"]
 

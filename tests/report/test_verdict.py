@@ -48,8 +48,9 @@ def test_a_success_rate_is_compared_with_that_of_cloning_and_the_page_says_what_
     assert "Nothing is known of behaviour cloning: tql evaluate RUN/checkpoints/last.ckpt --extraction" in text
     record_baseline(run, CLONING, {"success_rate": 0.1})
     text = page(tmp_path)
-    assert "0.1 of behaviour cloning." in text
+    assert ", above 10 % of behaviour cloning." in text
     assert text.count('<tr class="baseline">') == 1
+    assert '<span class="dot c7" style="left:10.0%"></span>' in text
     assert "Nothing is known" not in text
 
 
@@ -61,12 +62,29 @@ def test_methods_with_one_run_each_are_not_compared(tmp_path: Path) -> None:
     assert "Probability of improvement" not in text
 
 
+def test_a_single_run_is_compared_with_several_no_more_than_with_one(tmp_path: Path) -> None:
+    for seed in range(2):
+        make_run(tmp_path / "a" / f"seed_{seed}", seed, final=0.9)
+    make_run(tmp_path / "b" / "seed_0", final=0.5, discount=0.9)
+    text = page(tmp_path)
+    assert "b/seed_0 (50 %); a single run of one of them does not tell which method is better" in text
+    assert "Probability of improvement" not in text
+
+
+def test_baselines_that_no_method_reaches_are_in_the_verdict(tmp_path: Path) -> None:
+    for name, discount in (("a", 0.99), ("b", 0.9)):
+        run = make_run(tmp_path / name / "seed_0", final=0.5, discount=discount)
+        record_baseline(run, CLONING, {"success_rate": 0.6})
+        record_baseline(run, DATASET, {"success_rate": 0.1})
+    assert "which method is better; behaviour cloning has 60 %." in page(tmp_path)
+
+
 def test_methods_with_several_runs_are(tmp_path: Path) -> None:
     for seed in range(3):
         make_run(tmp_path / "a" / f"seed_{seed}", seed, final=0.9 + seed / 100)
         make_run(tmp_path / "b" / f"seed_{seed}", seed, final=0.5 + seed / 100, discount=0.9)
     text = page(tmp_path)
-    assert "; each of its runs beats every run of b (0.51)." in text
+    assert "; each of its runs beats every run of b (51 %)." in text
     assert "Probability of improvement" in text
 
 

@@ -145,8 +145,9 @@ def test_gradients_that_overflow_in_float16_are_skipped_as_ever(tmp_path: Path) 
     before = {name: value.clone() for name, value in model.named_parameters()}
     trainer: Trainer = fit(tmp_path, model, 3, [LastCheckpoint(str(tmp_path), 1)], **scaled(2.0**127))
     assert trainer.global_step == 3
-    critic = [name for name in before if name.startswith("critic.")]
-    assert all(torch.equal(before[name], dict(model.named_parameters())[name]) for name in critic)
+    moved = {name for name, value in model.named_parameters() if not torch.equal(before[name], value)}
+    assert {name for name in before if name.startswith("critic.")}.isdisjoint(moved)
+    assert any(name.startswith("critic.") for name in before)
     assert (tmp_path / "last.ckpt").is_file()
 
 

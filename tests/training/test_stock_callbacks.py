@@ -206,7 +206,6 @@ def train_with_all(folder: Path) -> Trainer:
     ],
 )
 def test_rows_are_written_at_the_logged_updates(key: str, run: Run) -> None:
-    key = next((name for name in run.rows[0] if name.replace(".on", ".on") == key), key)
     assert run.updates(key) == TENS
 
 
@@ -216,6 +215,7 @@ def test_metrics_are_also_logged_where_a_checkpoint_needs_them(run: Run) -> None
 
 def test_values_logged_by_a_callback_belong_to_their_row(run: Run) -> None:
     rows = [row for row in run.rows if row.get("user/update")]
+    assert rows
     assert [float(row["user/update"]) for row in rows] == [float(row["step"]) for row in rows]
 
 

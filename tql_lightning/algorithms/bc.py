@@ -57,10 +57,8 @@ class BC(Algorithm):
         ValueError: A setting is out of its range; the message names it.
 
     Examples:
-        >>> model = BC(3, 1)
-        >>> noise = torch.zeros(2, *model.actor().noise_shape)
-        >>> model(torch.zeros(2, 3), noise).shape
-        torch.Size([2, 1])
+        >>> [group.name for group in BC(3, 1).parameter_groups()]  # no critic
+        ['actor']
     """
 
     Batch = Demonstrations

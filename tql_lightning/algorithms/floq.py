@@ -129,9 +129,8 @@ class Floq(Algorithm):
 
     Examples:
         >>> model = Floq(3, 1, problem=Problem(reward_range=(-1.0, 0.0)))
-        >>> noise = torch.zeros(2, *model.actor().noise_shape)
-        >>> model(torch.zeros(2, 3), noise).shape
-        torch.Size([2, 1])
+        >>> [group.name for group in model.parameter_groups()]
+        ['velocity_critic', 'critic', 'actor']
     """
 
     Noise = FloqNoise

@@ -64,10 +64,9 @@ class IFQL(Algorithm):
         ValueError: A setting is out of its range; the message names it.
 
     Examples:
-        >>> model = IFQL(3, 1, expectile=0.9)
-        >>> noise = torch.zeros(2, *model.actor().noise_shape)
-        >>> model(torch.zeros(2, 3), noise).shape
-        torch.Size([2, 1])
+        >>> model = IFQL(3, 1)
+        >>> model.actor().noise_shape, model.actor("behaviour_flow").noise_shape
+        ((32, 1), (1,))
     """
 
     Noise = FlowNoise

@@ -83,10 +83,9 @@ class IQL(Algorithm):
         ValueError: A setting is out of its range; the message names it.
 
     Examples:
-        >>> model = IQL(3, 1, expectile=0.9)
-        >>> noise = torch.zeros(2, *model.actor().noise_shape)
-        >>> model(torch.zeros(2, 3), noise).shape
-        torch.Size([2, 1])
+        >>> model = IQL(3, 1, actor_loss="ddpgbc", alpha=1.0)
+        >>> [group.name for group in model.parameter_groups()]
+        ['critic', 'value', 'actor']
     """
 
     Noise = IQLNoise

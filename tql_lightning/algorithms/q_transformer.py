@@ -131,9 +131,8 @@ class QTransformer(Algorithm):
 
     Examples:
         >>> model = QTransformer(3, 1, problem=Problem(reward_range=(0.0, 1.0)))
-        >>> noise = torch.zeros(2, *model.actor().noise_shape)
-        >>> model(torch.zeros(2, 3), noise).shape
-        torch.Size([2, 1])
+        >>> [group.name for group in model.parameter_groups()]  # no policy network
+        ['critic']
     """
 
     Batch = QTransformerBatch

@@ -116,9 +116,8 @@ class QC(Algorithm):
 
     Examples:
         >>> model = QC(3, 5, problem=Problem(action_chunk=5))
-        >>> noise = torch.zeros(2, *model.actor().noise_shape)
-        >>> model(torch.zeros(2, 3), noise).shape
-        torch.Size([2, 5])
+        >>> model.env_action_dim, model.actor().action_chunk
+        (1, 5)
     """
 
     Batch = QCBatch

@@ -129,10 +129,8 @@ class ReBRAC(Algorithm):
         ValueError: A setting is out of its range; the message names it.
 
     Examples:
-        >>> model = ReBRAC(3, 1)
-        >>> noise = torch.zeros(2, *model.actor().noise_shape)
-        >>> model(torch.zeros(2, 3), noise).shape
-        torch.Size([2, 1])
+        >>> ReBRAC(3, 1).Batch._fields[-2:]
+        ('next_actions', 'next_action_known')
     """
 
     Batch = ReBRACBatch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from tql_lightning.run.naming import method_name, run_folder
 from tql_lightning.system.files import write_text_whole
 from tql_lightning.trust.bounded import read_json
 from tql_lightning.trust.text import shown
+
+LARGEST_SEED = 2**32 - 1  # NumPy's
 
 
 @dataclass(frozen=True)
@@ -76,9 +79,11 @@ def plan_runs(suite: Suite, choice: Choice, packaged: Mapping[str, Path]) -> lis
         SuiteError: A chosen task, method or size is unknown, or a seed is given twice.
     """
     seeds = suite.seeds if choice.seeds is None else choice.seeds
-    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
-        raise SuiteError(f"seeds: expected different numbers of at least 0, found {list(seeds)}")
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0 or max(seeds) > LARGEST_SEED:
+        raise SuiteError(f"seeds: expected different numbers from 0 to {LARGEST_SEED}, found {list(seeds)}")
     methods = _methods(suite, choice, packaged)
+    if choice.sizes and not any(method.sizes for method in methods.values()):
+        raise SuiteError(f"sizes: expected none, since {', '.join(methods)} of suite {suite.name} have no sizes")
     changed = dict(choice.settings or {})
     runs = []
     for domain, problem, number in _tasks(suite, choice):
@@ -98,23 +103,30 @@ def plan_runs(suite: Suite, choice: Choice, packaged: Mapping[str, Path]) -> lis
                     folder = run_folder("", domain, None if number is None else str(number), label, str(seed))[1:]
                     own = [*arguments, f"--seed_everything={seed}"]
                     runs.append(PlannedRun(domain, task, label, base, size, seed, folder, own))
+    folders = Counter(run.folder for run in runs)
+    twice = [folder for folder, number in folders.items() if number > 1]
+    if twice:
+        raise SuiteError(
+            f"suite {suite.name}: expected a folder of its own for each run, found {twice[0]} twice; give each task, "
+            "method and size once"
+        )
     return runs
 
 
 def _tasks(suite: Suite, choice: Choice) -> Iterator[tuple[str, Domain, int | None]]:
     known = [
-        (domain, problem, number)
+        ({domain, *([] if number is None else [f"{domain}/task_{number}"])}, domain, problem, number)
         for domain, problem in suite.domains.items()
         for number in (problem.tasks or [None])  # type: ignore[list-item]
     ]
-    names = {name for domain, _, number in known for name in (domain, f"{domain}/task_{number}")}
+    names = set[str]().union(*(each for each, *_ in known))
     for task in choice.tasks or ():
         if task not in names:
             raise SuiteError(
                 f"tasks: expected tasks of suite {suite.name}, found {task}; there is: {', '.join(sorted(names))}"
             )
-    for domain, problem, number in known:
-        if choice.tasks is None or {domain, f"{domain}/task_{number}"} & set(choice.tasks):
+    for own, domain, problem, number in known:
+        if choice.tasks is None or own & set(choice.tasks):
             yield domain, problem, number
 
 
@@ -141,8 +153,10 @@ def _require(configs: Sequence[str], packaged: Mapping[str, Path]) -> None:
     for config in configs:
         if config not in packaged and not Path(config).is_file():
             close = [name for name in packaged if name.partition("/")[0] == config.partition("/")[0]]
+            close = close or [name for name in packaged if "/" not in name]
             raise SuiteError(
-                f"configuration {config}: no such file, and none is packaged; there is: {', '.join(close)}"
+                f"configuration {config}: no such file in {Path.cwd()}, and none is packaged; there is: "
+                f"{', '.join(close)}"
             )
 
 

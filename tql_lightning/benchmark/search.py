@@ -8,12 +8,15 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 
-from tql_lightning.benchmark.plan import PlannedRun
+from tql_lightning.benchmark.plan import PlannedRun, write_plan
 from tql_lightning.benchmark.ray_engine import Resources, ray_cluster
 from tql_lightning.benchmark.suite import Suite, SuiteError
 from tql_lightning.benchmark.worker import Job, execute, outcome_of
@@ -28,6 +31,7 @@ from tql_lightning.trust.bounded import read_json, read_text
 
 TUNE_FOLDER = "tune"  # Ray Tune's state, in the benchmark's folder, by number of trials
 SPACE_FILE = "space.json"  # beside it: the ranges that are searched
+NEARLY_ALL = 0.999  # of a range
 KINDS = ("uniform", "loguniform", "randint", "choice")
 PART = re.compile(r"(?:[^,\[\]]|\[[^\]]*\])+")  # of a range's arguments: a list such as [64,64] is one
 SPACE = re.compile(r"(\w+)\((.*)\)")
@@ -71,9 +75,29 @@ def _value(text: str) -> Any:
     return value if type(value) in (int, float) else text.strip()
 
 
+def settings_to_check(space: Mapping[str, tuple[str, list[Any]]]) -> list[dict[str, object]]:
+    """Settings in which each value of a choice, and both ends of each range, come up; the first values come first."""
+    begin: dict[str, object] = {key: values[0] for key, (_, values) in space.items()}
+    further = [
+        (key, value)
+        for key, (kind, values) in space.items()
+        for value in (values[1:] if kind == "choice" else [_highest(kind, *values)])
+    ]
+    return [begin, *(begin | {key: value} for key, value in further if value != begin[key])]
+
+
+def _highest(kind: str, low: float, high: float) -> float:
+    """A value near the end of a range, which itself is never drawn."""
+    return high - 1 if kind == "randint" else low + NEARLY_ALL * (high - low)
+
+
+def _texts(settings: Mapping[str, object]) -> dict[str, str]:
+    return {key: f"{value:.6g}" if isinstance(value, float) else str(value) for key, value in settings.items()}
+
+
 def vary(run: PlannedRun, settings: Mapping[str, object]) -> PlannedRun:
     """The run with further settings, which its method's name and its folder hold."""
-    texts = {key: f"{value:.6g}" if isinstance(value, float) else str(value) for key, value in settings.items()}
+    texts = _texts(settings)
     method = method_name([run.method], texts)
     number = run.task.partition("/task_")[2] or None
     folder = run_folder("", run.domain, number, method, str(run.seed))[1:]
@@ -89,10 +113,11 @@ def search(
     job: Job,
     resources: Resources,
 ) -> dict[str, Any]:
-    """Runs, or continues, a search; writes its record into the benchmark's folder and returns it.
+    """Runs, or continues, a search; keeps its record and its plan in the benchmark's folder and returns the record.
 
     Each trial trains all the runs, one after the other, with settings that Optuna proposes. A search that has ended
-    can be continued with more trials. Optuna then starts from the settings that were tried, and repeats no run.
+    can be continued with more trials. Optuna then starts from the settings that were tried, and repeats no run. The
+    record is written when a trial begins and after each of its runs, so that a search that is stopped has one.
 
     Args:
         runs: Runs of one method, over tasks and seeds.
@@ -103,13 +128,15 @@ def search(
         resources: What Ray gives a trial.
 
     Raises:
-        SuiteError: The folder holds a search of other ranges, or of more trials.
+        SuiteError: The folder holds a search of other ranges, or of more trials, or a damaged record.
     """
     folder = job.output / TUNE_FOLDER
     _require_same_space(folder / SPACE_FILE, space)
     begun = sorted(int(each.name) for each in folder.iterdir() if each.name.isdecimal())
     if begun and begun[-1] > trials:
         raise SuiteError(f"trials: expected at least the {begun[-1]} that {folder} has begun, found {trials}")
+    note = partial(_note, runs, suite, space, trials, job.output)
+    note([])
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
     with ray_cluster(resources.address):
         from optuna.samplers import TPESampler
@@ -117,11 +144,14 @@ def search(
         from ray.tune.search.optuna import OptunaSearch
 
         def trial(settings: dict[str, Any]) -> None:
-            for run in runs:
-                varied = vary(run, settings)
-                outcome = execute(varied, job)
-                if outcome.state != "finished":
-                    raise RuntimeError(f"{varied.folder}: {outcome.state}: {outcome.message}")
+            with FileLock(folder / f"{_digest(settings)}.lock"):  # proposed twice, they are trained once
+                note([settings])
+                for run in runs:
+                    varied = vary(run, settings)
+                    outcome = execute(varied, job)
+                    note([settings])
+                    if outcome.state != "finished":
+                        raise RuntimeError(f"{varied.folder}: {outcome.state}: {outcome.message}")
             tune.report({"score": float(np.mean(scores_of(runs, settings, suite, job.output)))})
 
         trainable = tune.with_resources(trial, {"cpu": job.cpus, "gpu": resources.gpus})
@@ -155,17 +185,44 @@ def search(
                     verbose=0,
                 ),
             )
-        results = tuner.fit()
-        tried = [results[index].config or {} for index in range(len(results))]
-    tried.sort(key=lambda settings: json.dumps(settings, sort_keys=True))  # Tune's order changes when it continues
-    record = {
-        "metric": suite.metric,
-        "protocol": suite.protocol,
-        "space": {key: list(each) for key, each in space.items()},
-    }
-    record |= summarise_search([(settings, runs) for settings in tried], suite, job.output)
-    write_text_whole(job.output / SEARCH_FILE, json.dumps(record, indent=1) + "\n")
+        tuner.fit()
+    return note([], finished=True)
+
+
+def _note(
+    runs: Sequence[PlannedRun],
+    suite: Suite,
+    space: Mapping[str, tuple[str, list[Any]]],
+    trials: int,
+    output: Path,
+    begun: Sequence[Mapping[str, object]],
+    finished: bool = False,
+) -> dict[str, Any]:
+    """Brings the record and the plan of a search up to date, with the settings of trials that have begun."""
+    file = output / SEARCH_FILE
+    with FileLock(output / TUNE_FOLDER / f"{SEARCH_FILE}.lock"):
+        try:
+            known = [each["settings"] for each in read_json(file)["trials"]] if file.is_file() else []
+            tried = {_digest(settings): settings for settings in [*known, *begun]}
+            ordered = sorted(tried.values(), key=lambda each: json.dumps(each, sort_keys=True))
+            varied = [vary(run, settings) for settings in ordered for run in runs]
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise SuiteError(f"{file}: expected the record of this search, found {error}; remove it") from error
+        write_plan(output, suite, varied)
+        record = {
+            "metric": suite.metric,
+            "protocol": suite.protocol,
+            "space": {key: list(each) for key, each in space.items()},
+            "planned": trials,
+            "finished": finished,
+        }
+        record |= summarise_search([(settings, runs) for settings in ordered], suite, output)
+        write_text_whole(file, json.dumps(record, indent=1) + "\n")
     return record
+
+
+def _digest(settings: Mapping[str, object]) -> str:
+    return sha256(json.dumps(_texts(settings), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _require_same_space(path: Path, space: Mapping[str, tuple[str, list[Any]]]) -> None:

@@ -44,6 +44,18 @@ exit "$code"
 """
 
 
+def require_slurm(gpus: float) -> None:
+    """Checks that jobs can be submitted here.
+
+    Raises:
+        ValueError: SLURM is not there, or a run is to have a part of a GPU.
+    """
+    if shutil.which("sbatch") is None:
+        raise ValueError("engine: slurm needs sbatch, which is not there; run the command where jobs are submitted")
+    if gpus != int(gpus):
+        raise ValueError(f"gpus: expected a whole number, as SLURM gives whole GPUs, found {gpus:g}; use --engine ray")
+
+
 def submit(runs: Sequence[PlannedRun], job: Job, gpus: float, options: Mapping[str, str]) -> str:
     """Writes the array job for runs and submits it; returns the job's number.
 
@@ -54,13 +66,9 @@ def submit(runs: Sequence[PlannedRun], job: Job, gpus: float, options: Mapping[s
         options: Options of sbatch, such as ``time``; they override the script's.
 
     Raises:
-        ValueError: SLURM is not there or refuses the job, an earlier job of the benchmark is in the queue, or a run is
-            to have a part of a GPU.
+        ValueError: See `require_slurm`; SLURM refuses the job, or an earlier job of the benchmark is in the queue.
     """
-    if shutil.which("sbatch") is None:
-        raise ValueError("engine: slurm needs sbatch, which is not there; run the command where jobs are submitted")
-    if gpus != int(gpus):
-        raise ValueError(f"gpus: expected a whole number, as SLURM gives whole GPUs, found {gpus:g}; use --engine ray")
+    require_slurm(gpus)
     folder = job.output / FOLDER
     queued = job_in_queue(job.output)
     if queued is not None:

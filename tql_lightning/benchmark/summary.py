@@ -34,7 +34,7 @@ def summary_of(paths: Sequence[Path], protocol: Protocol | None = None) -> Summa
     """
     if len(paths) == 1 and paths[0].is_file():
         return read_summary(paths[0])
-    if len(paths) == 1 and (paths[0] / BENCHMARK_FILE).is_file():
+    if is_benchmark(paths):
         return _of_benchmark(paths[0], protocol)
     runs = read_runs(paths)
     metric = choose_score(runs)
@@ -47,6 +47,11 @@ def summary_of(paths: Sequence[Path], protocol: Protocol | None = None) -> Summa
     ]
     shortest = min((len(entry.evaluations) for entry in entries if not entry.unfinished), default=0)
     return summarise(entries, metric, protocol or ("last_three" if shortest >= LAST_THREE else "last"))
+
+
+def is_benchmark(paths: Sequence[Path]) -> bool:
+    """Whether the one path is the folder of a benchmark, whose table names the runs that have no score yet."""
+    return len(paths) == 1 and (paths[0] / BENCHMARK_FILE).is_file()
 
 
 def read_summary(path: Path) -> Summary:

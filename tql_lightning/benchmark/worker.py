@@ -41,7 +41,7 @@ def outcome_of(run: PlannedRun, output: Path) -> Outcome | None:
     try:
         record = read_json(output / run.folder / OUTCOME_FILE)
         same = record["arguments"] == list(run.arguments)
-        return Outcome(record["state"], str(record["message"])[-LONGEST_MESSAGE:]) if same else None
+        return Outcome(record["state"], str(record["message"])[: 2 * LONGEST_MESSAGE]) if same else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -11,7 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gymnasium
+
 from tql_lightning.benchmark.plan import PlannedRun
+from tql_lightning.benchmark.suite import Suite
+from tql_lightning.callbacks.observing import environment_of
+from tql_lightning.cli.benchmark_scores import check_score, evaluations_of
 from tql_lightning.cli.configs import resolve_configs
 from tql_lightning.cli.errors import short_message
 from tql_lightning.cli.lightning import TQLCLI
@@ -66,7 +71,8 @@ class Group:
         given = getattr(self.dataset, "init_args", None) or {}
         path = given.get("path")
         if path is not None and not Path(path).exists():
-            return [f"{path}; for one of Gymnasium's environments: tql collect {Path(path).stem} --output {path}"]
+            known = Path(path).stem in gymnasium.registry
+            return [f"{path}{f': tql collect {Path(path).stem} --output {path}' if known else ', data.dataset.path'}"]
         domain = given.get("domain")
         if domain is None:
             return []
@@ -90,36 +96,40 @@ def parse_groups(runs: Sequence[PlannedRun]) -> list[Group]:
     return groups
 
 
-def check_groups(groups: Sequence[Group]) -> list[str]:
+def check_groups(groups: Sequence[Group], suite: Suite) -> list[str]:
     """Builds dataset, model and trainer of every group, and makes every task's environment; returns what failed.
 
     Tasks of one domain share their configurations, so that each method is built for the first task alone.
     """
     problems = [group.error for group in groups if group.error]
-    seen: set[str] = set()
+    tasks: set[str] = set()
+    environments: set[tuple[Any, ...]] = set()
     for group in groups:
         for index, run in enumerate([] if group.error else group.first_of_tasks()):
-            if index and run.task in seen:
+            if index and run.task in tasks:
                 continue
             try:
-                _check(run, with_environment=run.task not in seen)
+                _check(run, suite, environments)
             except (Exception, SystemExit) as error:  # of any dataset, model or simulator
                 problems.append(f"{run.method} on {run.task}: {reason(error)}")
-            seen.add(run.task)
+            tasks.add(run.task)
     return list(dict.fromkeys(problems))
 
 
-def _check(run: PlannedRun, with_environment: bool) -> None:
+def _check(run: PlannedRun, suite: Suite, environments: set[tuple[Any, ...]]) -> None:
     with quietly():
         cli = parse_fit(run)
         cli.build()
         model, data = cli.model, cli.datamodule
         model.check_trainer(cli.trainer)
         data.setup("fit")
-        if with_environment and data.dataset.env_id is not None:
-            own = data.dataset
-            bounds = known_bounds(own.action_low, own.action_high)
-            check_env(own.env_id, own.observation_dim, own.action_dim, bounds)
+        own = data.dataset
+        for each in evaluations_of(cli):
+            played = (environment_of(each, data, each.env_id), own.observation_dim, own.action_dim)
+            if (*played, each.max_episode_steps) not in environments:
+                check_env(*played, known_bounds(own.action_low, own.action_high), each.max_episode_steps)
+                environments.add((*played, each.max_episode_steps))
+        check_score(cli, suite)
 
 
 def parse_fit(run: PlannedRun, *more: str) -> ParsedFit:

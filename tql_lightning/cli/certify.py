@@ -26,8 +26,8 @@ MEANING = """\
 Each bound holds with probability {:g} %, {}: if the observation moves by at most
 epsilon (Euclidean), the smoothed output moves by at most the bound. Over these states the standard deviation of the
 output is {:.3g}, and those of the observation's components, which are not scaled, are {:.3g} to {:.3g}.
-Not certified: the output without smoothing; and returns, since whoever moves every observation also changes which
-states are visited."""
+Not certified: the output without smoothing; and returns, since moving every observation also changes which states
+are visited."""
 
 
 class CertifyError(ValueError):
@@ -39,10 +39,10 @@ class Target:
     """What is certified.
 
     Attributes:
-        name: a phrase for the user.
-        functions: for each state, the function of the observation.
-        states: observations (K, n_s).
-        source: where the states come from, a phrase.
+        name: Name for the user.
+        functions: Function of the observation, one for each state.
+        states: Observations (K, n_s).
+        source: Origin of the states, for the user.
     """
 
     name: str
@@ -72,18 +72,18 @@ def certify_target(
     """Certifies the actions of a policy, or the values of a critic, at states of a dataset.
 
     Args:
-        path: folder of a run (its last checkpoint), a checkpoint, or a folder that `tql export` wrote.
-        smoothings: settings, one for each sigma.
-        epsilons: lengths of the move of an observation.
+        path: Folder of a run (its last checkpoint), a checkpoint, or a folder that `tql export` wrote.
+        smoothings: Settings, one for each sigma.
+        epsilons: Lengths of the move of an observation.
         num_states: K.
         output: "action", or "q": the vector of every head's value of the action that the policy takes at the state.
-        extraction: how actions are chosen; None for the model's own setting.
-        data: name of the dataset; None for the run's.
-        seed: of states and noise.
+        extraction: Name of the extraction; None for the model's own.
+        data: Name of the dataset; None for the run's.
+        seed: Seed of states and noise.
 
     Raises:
-        CertifyError: the target has no such output, or states are wanting.
-        ValueError: too few samples, or whatever is wrong with the target.
+        CertifyError: The target has no such output, or there are no states.
+        ValueError: There are too few samples, or the target cannot be loaded.
     """
     if num_states < 1:
         raise CertifyError(f"states: expected at least 1, found {num_states}")

@@ -2,51 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from functools import partial
 from json import dumps
 from pathlib import Path
-from typing import Any
 
+from tql_lightning.cli.data_commands import collect_command, convert_command, inspect_command
 from tql_lightning.cli.parsers import CertifiedOutput, Command, Engine, ReportFormat, Shell
 from tql_lightning.export.policy_folder import METADATA_FILE, ExportFormat
 from tql_lightning.report.protocol import Protocol
 from tql_lightning.run.checkpoint_file import last_of, require_checkpoint_file
-
-COLUMNS = ("return", "success_rate", "normalized_score", "length")  # of the table that `evaluate` prints
-
-
-def collect_command(
-    environment: str,
-    transitions: int = 50_000,
-    seed: int = 0,
-    workers: int = 2,
-    output: str | None = None,
-    behaviour: str | None = None,
-    overwrite: bool = False,
-) -> None:
-    """Collects an offline dataset in a real environment with scripted behaviour; continues an interrupted collection.
-
-    Args:
-        environment: "cube-single", "cube-double", "cube-triple", "scene", "puzzle-3x3" or "puzzle-4x4" for an
-            OGBench play dataset, "pointmaze-medium", "-large", "-giant" or "-teleport" for a navigate dataset, in the
-            official format (with a validation file of a tenth beside it); or the id of any Gymnasium environment
-            with Box actions, and observations in a Box or a Dict of them ("Pendulum-v1", "Reacher-v5").
-        transitions: Smallest number of transitions; episodes are never cut.
-        seed: Seed of environments and behaviour.
-        workers: Number of processes; the data do not depend on it.
-        output: File to write (.npz). Default: where OGBench keeps its datasets, or for others
-            $TQL_DATASETS/ENVIRONMENT.npz (datasets/ if that variable is not set).
-        behaviour: Import path of a function (action_space, rng) that returns a function from observation to
-            action. Default: weak swing-up for Pendulum-v1, clumsy climbing for MountainCarContinuous-v0, random
-            actions elsewhere.
-        overwrite: Replace an existing file, and episodes that an interrupted collection kept with other settings.
-    """
-    from tql_lightning.data.collecting.collect import collect
-
-    collected = collect(environment, transitions, seed, workers, output, behaviour, overwrite)
-    print(f"wrote {collected.path}: {collected.transitions:,} transitions in {collected.episodes} episodes")
-    if collected.mean_return is not None and collected.best_return is not None:
-        print(f"mean episode return {collected.mean_return:.1f}, best {collected.best_return:.1f}")
 
 
 def quickstart(seeds: list[int] | None = None, output: str = "runs/quickstart", parallel: int | None = None) -> None:
@@ -111,82 +75,32 @@ def benchmark(
     """
     from tql_lightning.benchmark.plan import Choice
     from tql_lightning.benchmark.ray_engine import Resources
-    from tql_lightning.cli.benchmark import key_values, plan_suite, print_plan, run_suite, search_suite
+    from tql_lightning.cli import benchmark as benchmarks
 
+    resources = Resources(gpus, address, retries)
+    numbers = {"retries": (retries, 0), "trials": (trials, 1), "search_seeds": (search_seeds, 1)}
+    given = [name for name, value in (("search", search), ("address", address), ("slurm", slurm)) if value is not None]
+    benchmarks.check_options(engine, cpus, resources, numbers, given)
     seeds = list(range(search_seeds)) if search and seeds is None else seeds
-    chosen = Choice(tasks, methods, sizes, seeds, key_values(set, "set"))
-    found, runs = plan_suite(suite, chosen)
+    chosen = Choice(tasks, methods, sizes, seeds, benchmarks.key_values(set, "set"))
+    found, runs = benchmarks.plan_suite(suite, chosen)
+    space = benchmarks.search_space(runs, search) if search else {}
     folder = Path(output or f"runs/benchmark/{found.name}")
+    if commands and search:
+        raise ValueError(
+            "commands: expected none with --search, whose settings are chosen while it runs; leave out --search, and "
+            "give a trial's settings with --set, such as --set model.bc_coefficient=10"
+        )
     if commands:
         print("\n".join(run.line(folder) for run in runs))
         return 0
     if dry_run:
-        print_plan(found, runs, folder)
-        if search:
-            print(f"a search trains these runs {trials} times, with other settings each")
+        benchmarks.print_plan(found, runs, folder, trials if search else 1)
         return 0
-    resources, options = Resources(gpus, address, retries), key_values(slurm, "slurm")
+    options = benchmarks.key_values(slurm, "slurm")
     if search:
-        return 1 if search_suite(found, runs, folder, search, trials, cpus, resources) else 0
-    return 1 if run_suite(found, runs, folder, engine, cpus, resources, options) else 0
-
-
-def inspect_command(
-    name: str, plot: str | None = None, keys: dict[str, str] | None = None, max_episode_steps: int | None = None
-) -> None:
-    """Checks a dataset as training would, and prints figures about it.
-
-    Args:
-        name: "minari:ID"; an OGBench name such as "cube-double-play-singletask-task2-v0"; or the path of an .npz file,
-            a D4RL .hdf5 file, or a folder of .npy files.
-        plot: File for a plot of returns, episode lengths and rewards (.png, .pdf, .svg).
-        keys: Our name -> the file's name, of arrays under other names: '{observations: obs, actions: acts}'.
-        max_episode_steps: Time limit that splits an array dones into terminations and truncations; 0 if all are
-            terminations.
-    """
-    from tql_lightning.data.environment import check_environment
-    from tql_lightning.data.named import load_dataset
-    from tql_lightning.data.summary import summarise
-    from tql_lightning.system.files import require_writable
-
-    if plot:
-        require_writable(Path(plot))
-    dataset = load_dataset(name, keys=keys, max_episode_steps=max_episode_steps)
-    summary = summarise(dataset)
-    print("\n".join(summary.lines()))
-    if plot:
-        from tql_lightning.report.plots import plot_dataset
-
-        figures = {"return": summary.returns, "episode length": summary.lengths, "reward": dataset.rewards}
-        print(f"wrote {plot_dataset(dataset.name, figures, Path(plot))}")
-    problem = check_environment(dataset)  # last, because the figures help to see what is wrong
-    if problem:
-        print(f"not compared with {dataset.env_id}, which cannot be made here ({problem})")
-
-
-def convert_command(
-    name: str,
-    output: str,
-    overwrite: bool = False,
-    keys: dict[str, str] | None = None,
-    max_episode_steps: int | None = None,
-) -> None:
-    """Converts any dataset to our own formats, from which the same transitions load.
-
-    Args:
-        name: "minari:ID"; an OGBench name such as "cube-double-play-singletask-task2-v0"; or the path of an .npz file,
-            a D4RL .hdf5 file, or a folder of .npy files (of any numeric dtypes, with or without next observations).
-        output: Path ending in .npz, or of a folder to create, whose files are memory-mapped when loaded. Held-out
-            transitions go to OUTPUT-val beside it. Both appear only once they are complete.
-        overwrite: Replace an existing file.
-        keys: Our name -> the file's name, of arrays under other names: '{observations: obs, actions: acts}'.
-        max_episode_steps: Time limit that splits an array dones into terminations and truncations; 0 if all are
-            terminations.
-    """
-    from tql_lightning.data.named import convert
-
-    for path, part in convert(name, output, overwrite, keys, max_episode_steps):
-        print(f"wrote {path}: {len(part):,} transitions in {int(part.episode_ends.sum()):,} episodes")
+        return 1 if benchmarks.search_suite(found, runs, folder, space, trials, cpus, resources) else 0
+    return 1 if benchmarks.run_suite(found, runs, folder, engine, cpus, resources, options) else 0
 
 
 def evaluate(
@@ -225,7 +139,7 @@ def evaluate(
         video_episodes: Number of episodes to film.
         max_episode_steps: Time limit of an episode; default: the one that the environment is registered with.
     """
-    from tql_lightning.system.files import require_writable, write_text_whole
+    from tql_lightning.system.files import require_writable
 
     sizes = {"episodes": episodes, "num_envs": num_envs, "video_episodes": video_episodes}
     for name, value in (sizes | {"smoothing_samples": smoothing_samples}).items():
@@ -239,68 +153,23 @@ def evaluate(
         require_video()
     for checkpoint in checkpoints:
         require_checkpoint_file(Path(checkpoint))
-    from tql_lightning.algorithms.loading import load_checkpoint
+    from tql_lightning.cli.evaluate import evaluate_all
     from tql_lightning.evaluation.checkpoint import evaluate_checkpoint
 
-    for checkpoint in checkpoints[1:]:
-        load_checkpoint(checkpoint)  # report a bad checkpoint before playing the first
-    folder = Path(video) if video else None
-    filmed = min(video_episodes, episodes)
-    figures = []
-    for checkpoint in checkpoints:
-        entry = evaluate_checkpoint(
-            checkpoint,
-            episodes,
-            seed,
-            extraction,
-            env,
-            num_envs,
-            parallel,
-            folder,
-            filmed,
-            None if sigma is None else (sigma, smoothing_samples),
-            max_episode_steps,
-        )
-        figures.append(entry)
-        print(table(entry), flush=True)
-        if entry["extraction"] == "behaviour_flow" and env is None and max_episode_steps is None:
-            _record_cloning(Path(checkpoint).parent.parent, entry)
-        for path in entry["videos"]:
-            print(f"  wrote {path}")
-        if json:
-            write_text_whole(Path(json), dumps(figures, indent=2) + "\n")
-    if json:
-        print(f"wrote {json}")
-
-
-def _record_cloning(folder: Path, entry: Mapping[str, Any]) -> None:
-    """Adds behaviour cloning to what the report compares a run with."""
-    from tql_lightning.run.baselines import CLONING, record_baseline
-    from tql_lightning.run.folder import BASELINES_FILE, METRICS_FILE
-
-    if (folder / METRICS_FILE).is_file():
-        try:
-            record_baseline(folder, CLONING, entry)
-        except OSError as error:
-            print(f"  {folder / BASELINES_FILE}: not written, so that reports lack this baseline ({error})")
-
-
-def table(entry: Mapping[str, Any]) -> str:
-    """A heading for a checkpoint, then mean, standard error and interval of each figure."""
-    plural = "s" if entry["episodes"] > 1 else ""
-    what = f"{entry['env_id']}, {entry['episodes']} episode{plural}, seed {entry['seed']}"
-    what += f", {entry['extraction']}" if entry["extraction"] else ""
-    lines = [
-        f"{entry['checkpoint']} after {entry['updates']:,} updates: {what}",
-        f"  {'':18}{'mean':>12}{'stderr':>12}{'95 % interval':>26}",
-    ]
-    for name in COLUMNS:
-        if name in entry:
-            low, high = entry[f"{name}_low"], entry[f"{name}_high"]
-            interval = f"[{low:.3f}, {high:.3f}]" if low < high else "-"
-            error = f"{entry[f'{name}_stderr']:.3f}" if entry["episodes"] > 1 else "-"  # undefined for one
-            lines.append(f"  {name:18}{entry[name]:12.3f}{error:>12}{interval:>26}")
-    return "\n".join(lines)
+    play = partial(
+        evaluate_checkpoint,
+        episodes=episodes,
+        seed=seed,
+        extraction=extraction,
+        env_id=env,
+        num_envs=num_envs,
+        parallel=parallel,
+        video_folder=Path(video) if video else None,
+        video_episodes=min(video_episodes, episodes),
+        smoothing=None if sigma is None else (sigma, smoothing_samples),
+        max_episode_steps=max_episode_steps,
+    )
+    evaluate_all(checkpoints, play, json, as_in_training=env is None and max_episode_steps is None)
 
 
 def export(
@@ -406,16 +275,22 @@ def report(
             which is marked as chosen by its own score; default: the suite's, else "last_three".
         media_mb: Largest size of all pictures and videos in the page, in megabytes.
     """
-    from tql_lightning.benchmark.summary import summary_of
+    from tql_lightning.benchmark.summary import is_benchmark, summary_of
     from tql_lightning.report.table_formats import render_table, table_html
     from tql_lightning.system.files import require_writable, write_text_whole
 
     folders = [Path(run) for run in runs]
     if format == "html":
+        from tql_lightning.report.methods import choose_score
         from tql_lightning.report.page import write_report
 
         written = write_report(
-            folders, Path(output or "report.html"), media_mb, lambda: table_html(summary_of(folders, protocol))
+            folders,
+            Path(output or "report.html"),
+            media_mb,
+            lambda runs: (
+                table_html(summary_of(folders, protocol)) if is_benchmark(folders) or choose_score(runs) else ""
+            ),
         )
         print(f"wrote {written} ({written.stat().st_size / 1e6:.1f} MB)")
         return

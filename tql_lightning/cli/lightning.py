@@ -15,18 +15,14 @@ from typing import Any
 import jsonargparse
 import torch
 import yaml
-from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
+from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from tql_lightning import callbacks as own_callbacks
 from tql_lightning.algorithms.loading import check_contents
 from tql_lightning.algorithms.starting import load_weights
-from tql_lightning.callbacks.progress import UpdateProgressBar
 from tql_lightning.cli.close_names import add_note, option_names
 from tql_lightning.cli.help import DESCRIPTION, SUMMARIES
 from tql_lightning.cli.model import ModelParser, chosen_model, without_model
@@ -34,20 +30,26 @@ from tql_lightning.cli.parsers import Command, add_group, command_parser
 from tql_lightning.cli.private_api import actions, subcommand_choices
 from tql_lightning.cli.saved_config import SaveFitConfig
 from tql_lightning.cli.start_checks import refuse_earlier_run
+from tql_lightning.cli.trainer import keep_latest_callbacks, own_arguments
 from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.data.sampler import rows_per_process
 from tql_lightning.online.collector import Collector
 from tql_lightning.online.settings import Online
-from tql_lightning.run.checkpoint_file import LAST, SUFFIX, CheckpointError
-from tql_lightning.run.checkpoint_io import WholeCheckpointIO, base_io, read_checkpoint
+from tql_lightning.run.checkpoint_file import CheckpointError
+from tql_lightning.run.checkpoint_io import read_checkpoint
 from tql_lightning.run.folder import CONFIG_FILE, writes_nothing
 from tql_lightning.run.lock import only_run_in
 from tql_lightning.run.superseded import has_begun
-from tql_lightning.system.private_api import begin_anew, given_checkpoint_io, last_checkpoints, restores_checkpoint
+from tql_lightning.system.private_api import restores_checkpoint
 from tql_lightning.training.contents import LONGEST_REASON, checked_settings
-from tql_lightning.training.hyperparameters import ALGORITHM, class_path
 from tql_lightning.training.out_of_memory import explained_memory
-from tql_lightning.training.resuming import newest_whole, refuse_changes, refuse_foreign_checkpoint
+from tql_lightning.training.resuming import (
+    begin_without_exceptions,
+    find_checkpoint,
+    refuse_changes,
+    refuse_foreign_checkpoint,
+    refuse_other_algorithm,
+)
 from tql_lightning.training.trainer_checks import refuse_launch
 from tql_lightning.trust.text import FileError
 
@@ -159,48 +161,13 @@ class TQLCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Builds the trainer with `WholeCheckpointIO`, unless a configured plugin or strategy writes checkpoints.
 
-        Of two callbacks of one class of ours the later replaces the earlier, so that ``--trainer.callbacks+=`` can
-        change a default callback. ``--trainer.enable_progress_bar=false`` takes a configuration's bar away.
-
         Raises:
             MisconfigurationException: The settings allow no trainer; a note lists them.
-            ValueError: See `trainer_checks.refuse_launch`.
+            ValueError: See `trainer.own_arguments` and `trainer_checks.refuse_launch`.
         """
         trainer_config = self._get(self.config_init, "trainer", default={})
-        plugins = trainer_config.get("plugins") or []
-        plugins = [*plugins] if isinstance(plugins, list | tuple) else [plugins]
-        writers: list[Any] = [each for each in plugins if isinstance(each, CheckpointIO)]
-        strategy = trainer_config.get("strategy")
-        if (own_io := given_checkpoint_io(strategy)) is not None:
-            writers.append(own_io)
-        base = base_io(writers[0]) if writers else None
-        if not writers:
-            kwargs["plugins"] = [*plugins, WholeCheckpointIO()]
-        elif base is None:
-            writers[0].checkpoint_io = WholeCheckpointIO()  # inside a wrapper, such as AsyncCheckpointIO
-        elif not isinstance(base, WholeCheckpointIO):
-            rank_zero_warn(
-                f"trainer: {type(base).__name__} writes checkpoints instead of WholeCheckpointIO: they carry no "
-                "checksum, and none is kept for a damaged last one"
-            )
-        online = self._get(self.config_init, "online")
-        if online is not None and online.updates:
-            offline = trainer_config.get("max_steps")
-            if offline is None or offline < 0:
-                raise ValueError(
-                    f"trainer.max_steps: expected the number of offline updates before online.steps, found {offline}; "
-                    "set it, or 0"
-                )
-            kwargs["max_steps"] = offline + online.updates
-        callbacks = trainer_config.get("callbacks")
-        if isinstance(callbacks, list):  # a dict keeps the first position and the last value
-            kept = {_kind_of(callback): callback for callback in callbacks}
-            for callback in callbacks:
-                if kept[_kind_of(callback)] is not callback:
-                    name = type(callback).__name__
-                    rank_zero_info(f"trainer.callbacks: of two {name} the later is used, with its own settings alone")
-            hidden = trainer_config.get("enable_progress_bar") is False
-            callbacks[:] = [each for each in kept.values() if not (hidden and isinstance(each, UpdateProgressBar))]
+        kwargs |= own_arguments(trainer_config, self._get(self.config_init, "online"))
+        keep_latest_callbacks(trainer_config)
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except MisconfigurationException as error:
@@ -225,7 +192,8 @@ class TQLCLI(LightningCLI):
         path = None if subcommand == "fit" else self.config[subcommand].get("ckpt_path")
         if path and Path(path).is_file():
             raw = read_checkpoint(path)
-            self._refuse_other_algorithm(path, raw)
+            assert isinstance(self._model_class, type)
+            refuse_other_algorithm(path, raw, self._model_class)
             check_contents(path, raw, plays=False)
             self.config = self.parser.parse_object({subcommand: {"model": checked_settings(raw)}}, self.config)
 
@@ -276,7 +244,7 @@ class TQLCLI(LightningCLI):
         self.model.check_trainer(self.trainer)
         found = self._find_checkpoint()
         if found is not None and not self._get(self.config, "force"):
-            self._refuse_other_algorithm(*found)
+            refuse_other_algorithm(*found, type(self.model))
             refuse_changes(*found, self.model, self.datamodule)
         folder = Path(self.trainer.default_root_dir)
         if found is not None and (folder / CONFIG_FILE).exists():
@@ -286,23 +254,8 @@ class TQLCLI(LightningCLI):
         if new and has_begun(folder):
             refuse_earlier_run(folder)
         if not self._get(self.config, "ckpt_path"):
-            self._leave_exceptions_alone()
+            begin_without_exceptions(self.trainer)
         self._load_weights()
-
-    def _leave_exceptions_alone(self) -> None:
-        """Begins a new run at update 0, and does not let it overwrite what another one left at an exception.
-
-        Raises:
-            ValueError: There is such a checkpoint.
-        """
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, OnExceptionCheckpoint):
-                if Path(callback.ckpt_path).exists():
-                    raise ValueError(
-                        f"OnExceptionCheckpoint: expected no {callback.ckpt_path}, which an earlier run left at an "
-                        f"exception, found it; continue that run with --ckpt_path={callback.ckpt_path}, or remove it"
-                    )
-                begin_anew(self.trainer)
 
     def _load_weights(self) -> None:
         """Loads ``--weights`` into a model that continues no run.
@@ -332,7 +285,7 @@ class TQLCLI(LightningCLI):
             )
         found = self._find_checkpoint()
         if found is not None:
-            self._refuse_other_algorithm(*found)
+            refuse_other_algorithm(*found, type(self.model))
         if self.datamodule.dataset.validation is None:
             raise ValueError(
                 f"data.dataset: {self.datamodule.dataset.name} holds no transitions out to measure on; for npz add "
@@ -342,61 +295,15 @@ class TQLCLI(LightningCLI):
     before_test = before_validate
 
     def _find_checkpoint(self) -> tuple[Path, dict[str, Any]] | None:
-        """Path and contents of the checkpoint to use; None if none is named, or its name is left to Lightning.
-
-        Resolves "last" here: Lightning only warns if there is no last checkpoint, and has no fallback for a damaged
-        one.
-        """
-        named = self._get(self.config, "ckpt_path")
-        if not named or named in ("best", "hpc") or "://" in named or Path(named).is_dir():
-            return None
-        if named != "last":
-            return Path(named), read_checkpoint(named, mmap=True)
-        callbacks = [
-            callback for callback in self.trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)
-        ]
-        candidates = [path for callback in callbacks for path in last_checkpoints(callback, self.trainer)]
-        kept = {Path(callback.dirpath) for callback in callbacks if callback.dirpath}
-        if not candidates:  # a killed run may have only its best checkpoint
-            candidates = [folder / LAST for folder in sorted(kept) if any(folder.glob(f"[!.]*{SUFFIX}"))]
-        if not candidates and kept and self._begins_anew():
-            return None
-        if not candidates:
-            folders = ", ".join(str(callback.dirpath) for callback in callbacks) or "no callback that writes any"
-            raise ValueError(
-                f"ckpt_path: there is no last checkpoint ({folders}); leave ckpt_path out to start a run, or give "
-                "the file or the run's --trainer.default_root_dir"
-            )
-        path, raw = newest_whole(candidates)
-        self.config_init[self.subcommand]["ckpt_path"] = str(path)
-        return path, raw
-
-    def _refuse_other_algorithm(self, path: Path | str, raw: dict[str, Any]) -> None:
-        """Refuses a checkpoint of another algorithm; one of an earlier version names none.
-
-        Raises:
-            CheckpointError: The checkpoint names another class than this command's model has.
-        """
-        assert isinstance(self._model_class, type)
-        own, named = class_path(self._model_class), raw.get(ALGORITHM)
-        if named is not None and named != own:
-            raise CheckpointError(
-                f"checkpoint {path}: expected one of {own}, found one of {named!s:.80}; add --model={named!s:.80}"
-            )
-
-    def _begins_anew(self) -> bool:
-        """Leaves out the checkpoint of a run that ended before its first one; returns whether there is such a run."""
-        if self.subcommand != "fit" or not (Path(self.trainer.default_root_dir) / CONFIG_FILE).is_file():
-            return False
-        self.config_init[self.subcommand]["ckpt_path"] = None
-        return True
+        """Path and contents of the checkpoint to use; None for none, or one that Lightning finds."""
+        named, folder = self._get(self.config, "ckpt_path"), Path(self.trainer.default_root_dir)
+        begins_anew = self.subcommand == "fit" and (folder / CONFIG_FILE).is_file()
+        found = find_checkpoint(named, self.trainer, begins_anew)
+        if named == "last":
+            self.config_init[self.subcommand]["ckpt_path"] = str(found[0]) if found else None
+        return found
 
 
 def raised_while_restoring(error: BaseException) -> bool:
     """Whether an error comes from Lightning's restoring of a checkpoint."""
     return any(restores_checkpoint(frame.f_code) for frame, _ in traceback.walk_tb(error.__traceback__))
-
-
-def _kind_of(callback: Callback) -> object:
-    """Key under which a callback may occur once: the class of ours, the object itself for others."""
-    return type(callback) if type(callback).__module__.startswith("tql_lightning.callbacks.") else id(callback)

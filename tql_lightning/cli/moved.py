@@ -24,7 +24,7 @@ _RENAMED = {
     "background_evaluation": "evaluation.background",
     "captured": "training.cuda_graph",
     "data.collect_ogbench": "data.collecting.ogbench",
-    "data_commands": "cli.commands",
+    "data_commands": "cli.data_commands",
     "evaluate_command": "cli.commands",
     "interop": "export.release",
     "lightning_cli": "cli.lightning",

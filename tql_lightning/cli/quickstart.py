@@ -63,7 +63,7 @@ class Run:
         return (self.folder / CONFIG_FILE).is_file()
 
     def progress(self) -> tuple[int, str]:
-        """Updates that metrics.csv tells of, and the return of the last evaluation as text, or ""."""
+        """Returns the updates in metrics.csv, and the return of the last evaluation as text, or ""."""
         file = self.folder / METRICS_FILE
         if not file.is_file():
             return 0, ""

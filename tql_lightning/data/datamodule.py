@@ -192,7 +192,7 @@ class OfflineDataModule(LightningDataModule):
         return self._held_out()
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """The batch as it is, drawn on the trainer's device; a `Request` is drawn now, online after collecting."""
+        """Returns the batch, which lies on the trainer's device already; draws a `Request`, online after collecting."""
         if not isinstance(batch, Request):
             return batch
         assert self._sampler is not None
@@ -228,10 +228,9 @@ class OfflineDataModule(LightningDataModule):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """What whoever loads a checkpoint must know of the data.
+        """Returns environment, bounds of actions and reference scores, for loading a checkpoint.
 
-        That is environment, bounds of actions and reference scores; and what the run's stream of minibatches is made
-        from, which a continued run must not change.
+        Also returns the settings of the stream of minibatches, which a continued run must not change.
         """
         return {
             "name": self.dataset.name,

@@ -113,7 +113,7 @@ def check_environment(dataset: TransitionDataset) -> str | None:
     if dataset.env_id is None:
         return None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what whoever plays in it is told
+        warnings.simplefilter("ignore")  # an evaluation shows them
         try:
             env = gymnasium.make(environment_spec(dataset.env_id))
             spaces = env.observation_space, env.action_space
@@ -125,7 +125,7 @@ def check_environment(dataset: TransitionDataset) -> str | None:
             dataset.name, dataset.episode_ends, dataset.masks == 0, getattr(env.spec, "max_episode_steps", None)
         )
     finally:
-        with suppress(Exception, SystemExit):  # an evaluation will tell of it
+        with suppress(Exception, SystemExit):  # an evaluation shows it
             env.close()
     return None
 

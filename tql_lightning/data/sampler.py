@@ -21,7 +21,7 @@ def rows_per_process(batch_size: int, processes: int) -> int:
 
     Args:
         batch_size: B of the global batch.
-        processes: how many share it.
+        processes: Number of processes that share it.
 
     Raises:
         ValueError: they cannot have equal parts of it.
@@ -44,14 +44,14 @@ class TransitionSampler:
     [r B / W, (r + 1) B / W), so W processes draw the very batch that one process would.
 
     Args:
-        dataset: where transitions come from.
+        dataset: Transitions to draw from.
         batch_size: B of the global batch over all ranks.
         seed: seed of the stream.
         device: the device that trains; batches and noise lie there.
         rank: this process among ``world_size``.
         world_size: number of processes that share the global batch.
         span: steps that one row spans: n-step returns and action chunks.
-        storage: where to hold the transitions; see `storage.store`.
+        storage: Place of the transitions; see `storage.store`.
         spec: What an update reads.
 
     Raises:
@@ -160,7 +160,7 @@ class ValidationPass:
         rank: this process among ``world_size``.
         world_size: number of processes that share the pass.
         span: steps that one row spans.
-        storage: where to hold the transitions; see `storage.store`.
+        storage: Place of the transitions; see `storage.store`.
         spec: What an update reads.
     """
 

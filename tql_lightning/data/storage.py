@@ -70,7 +70,7 @@ class TensorStorage(Storage):
 
     Args:
         dataset: the transitions; arrays in main memory are shared, not copied, where they can be.
-        device: where to hold them.
+        device: Device to hold them on.
         target: the device that trains.
     """
 

@@ -24,7 +24,7 @@ class Column:
         field: name of the array.
         shape: its shape.
         dtype: its dtype.
-        mapped: whether it is a file mapped into memory.
+        mapped: Whether it is a file mapped into memory.
         low: smallest value of each column, (n,).
         high: largest value of each column, (n,).
     """
@@ -48,7 +48,7 @@ class Summary:
 
     Attributes:
         dataset: the `TransitionDataset`, whose module imports this one.
-        columns: of each array.
+        columns: Columns of each array.
         lengths: transitions of each episode, (episodes,).
         returns: undiscounted return of each episode, (episodes,).
         terminals: Number of transitions after which no value follows.
@@ -150,3 +150,17 @@ def _vector(values: NDArray[Any]) -> str:
     if (values == values[0]).all():
         return f"{values[0]:g}"
     return "[" + ", ".join(f"{value:g}" for value in values) + "]"
+
+
+def mean_scores(dataset: Any, reference_scores: tuple[float, float] | None) -> dict[str, float] | None:
+    """Mean return of a dataset's episodes and, with reference scores, their mean normalised score.
+
+    None where episodes were recorded on after a goal, at which the environment would have ended.
+    """
+    if ((dataset.masks == 0) & ~dataset.episode_ends).any():
+        return None
+    mean_return = float(dataset.episode_returns().mean())
+    scores = {"return": mean_return}
+    if reference_scores is not None:
+        scores["normalized_score"] = float(normalized_score(mean_return, reference_scores))
+    return scores

@@ -53,7 +53,7 @@ class Span:
         return self.n_step * self.action_chunk
 
 
-BLOCK = 1 << 18  # steps that are looked at in one go where a table is made
+BLOCK = 1 << 18  # steps of a table that are computed at once
 
 
 class Reach(NamedTuple):
@@ -94,15 +94,15 @@ class Windows:
                           it was cut; see `data.returns.MonteCarloReturns`
 
     so that reward + gamma * mask * value stays the target; of these a batch has the fields that are asked for. A
-    window starts only where the episode has h more actions: which ones would follow a time limit nobody knows. (The
-    authors of Q-chunking give such rows no weight in the critic's loss; leaving them out does the same and keeps
-    every row of a batch.) After a true termination actions have no effect: there windows start at every transition,
+    window starts only where the episode has h more actions, since those after a time limit are unknown. (The authors
+    of Q-chunking give such rows no weight in the critic's loss; leaving them out does the same and keeps every row of
+    a batch.) After a true termination actions have no effect: there windows start at every transition,
     and missing actions are 0.
 
     Args:
         storage: holds the transitions.
         dataset: the transitions; their episodes are read from it.
-        span: of a window.
+        span: Span of a window.
 
     Raises:
         DatasetError: no episode has as many actions as a chunk.
@@ -267,7 +267,7 @@ class ReleaseWindows(Windows):
     Args:
         storage: holds the transitions.
         dataset: the transitions; their episodes are read from it.
-        span: of a window.
+        span: Span of a window.
 
     Raises:
         DatasetError: there are fewer transitions than steps.

@@ -59,19 +59,19 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
 def certify_states(
     functions: Sequence[Function], states: Tensor, smoothings: Sequence[Smoothing], epsilons: Sequence[float], seed: int
 ) -> list[CertificateRow]:
-    """Certificates at every state, for every sigma and epsilon.
+    """Certifies functions at every state, for every sigma and epsilon.
 
     A state's noise is a function of the seed and the state's number: the same for every sigma and every policy.
 
     Args:
-        functions: for each state, the function of the observation that is certified there.
-        states: observations (K, n_s).
-        smoothings: settings, one for each sigma.
-        epsilons: lengths of the move of an observation.
-        seed: of the noise.
+        functions: Function of the observation to certify, one for each state.
+        states: Observations (K, n_s).
+        smoothings: Settings, one for each sigma.
+        epsilons: Lengths of the move of an observation.
+        seed: Seed of the noise.
 
     Raises:
-        ValueError: nothing can be certified with so few samples; the message tells how many are needed.
+        ValueError: There are too few samples to certify anything; the message says how many are needed.
     """
     require_enough_samples(smoothings, epsilons)
     rows = []

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
+from functools import cache
 from operator import index
 from typing import TYPE_CHECKING, Any
 
@@ -112,6 +113,26 @@ def check_env(
             f"{bound.tolist()}; actions would reach it at another scale: evaluate in the environment that the data are "
             f"from, or train on data with its bounds"
         )
+
+
+@cache
+def reports_success(env_id: str, max_episode_steps: int | None = None) -> bool | None:
+    """Whether an environment's infos hold ``success`` in its first episode; None where the environment fails.
+
+    Args:
+        env_id: Gymnasium id.
+        max_episode_steps: See `make_env`.
+    """
+    with suppress(Exception, SystemExit), closing(make_env(env_id, max_episode_steps=max_episode_steps)) as env:
+        env.reset(seed=0)
+        actions = env.raw_actions
+        action = np.zeros(actions.shape, actions.dtype).clip(actions.low, actions.high)
+        over, info = False, dict[str, Any]()
+        while not over and "success" not in info:
+            _, _, terminated, truncated, info = env.env.step(action)
+            over = bool(terminated or truncated)
+        return "success" in info
+    return None
 
 
 def known_bounds(low: ArrayLike | None, high: ArrayLike | None) -> Bounds | None:

@@ -33,14 +33,11 @@ def bootstrap_interval(values: Floats) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
-def rate_interval(outcomes: Floats) -> tuple[float, float]:
-    """Interval of a success rate from (n,) outcomes, 0 or 1 each.
+def rate_interval(successes: int, episodes: int) -> tuple[float, float]:
+    """Exact interval of a success rate (Clopper & Pearson 1934).
 
-    The bootstrap learns nothing from outcomes that are all equal. For these the interval is the exact one (Clopper &
-    Pearson 1934): 0 successes of 50 leave rates up to 7 % possible.
+    The number of successes is binomial, so that nothing needs resampling. The bootstrap would learn nothing from
+    outcomes that are all equal: 0 successes of 50 leave rates up to 7 % possible.
     """
-    successes = int(outcomes.sum())
-    if 0 < successes < len(outcomes):
-        return bootstrap_interval(outcomes)
-    exact = stats.binomtest(successes, len(outcomes)).proportion_ci()
+    exact = stats.binomtest(successes, episodes).proportion_ci()
     return float(exact.low), float(exact.high)

@@ -61,8 +61,9 @@ class RolloutResult:
         summary: dict[str, float] = {}
         for name, values in columns.items():
             summary[name], summary[f"{name}_stderr"] = mean_with_error(values)
-            interval = rate_interval if name == "success_rate" else bootstrap_interval
-            summary[f"{name}_low"], summary[f"{name}_high"] = interval(values)
+            is_rate = name == "success_rate"
+            interval = rate_interval(int(values.sum()), len(values)) if is_rate else bootstrap_interval(values)
+            summary[f"{name}_low"], summary[f"{name}_high"] = interval
         return summary
 
     def as_lists(self) -> dict[str, list[float] | None]:

@@ -35,7 +35,7 @@ class Smoothing:
         certificate_samples: samples that the bound is a quantile of; the paper has 1,000,000, or 10,000.
         alpha_1: probability that the centre's ball is judged wrongly.
         alpha_2: probability that the quantile is too small.
-        delta: how far the share of outputs in the ball may be from a half.
+        delta: Largest distance of the share of outputs in the ball from a half.
         coefficient: bound over quantile: 3 for a centre chosen among samples under a metric.
         candidates: fresh samples that the centre is chosen from (the paper's form for outputs of many dimensions, with
             30); None to choose it from all.
@@ -93,11 +93,11 @@ class Smoothed(NamedTuple):
 
     Attributes:
         center: one of the sampled outputs, (k,).
-        center_index: which of the candidates it is.
+        center_index: Index of the centre among the candidates.
         radius: half of the outputs it was chosen by are within it.
-        inside: how many of ``samples`` fresh outputs are within it.
-        delta_2: how far the share of those inside can be below a half.
-        abstains: whether the centre is not certified: ``delta_1`` or ``delta_2`` is above ``delta``.
+        inside: Number of ``samples`` fresh outputs within it.
+        delta_2: Largest distance of the share of those inside below a half.
+        abstains: Whether the centre is not certified: ``delta_1`` or ``delta_2`` is above ``delta``.
     """
 
     center: Tensor

@@ -96,7 +96,7 @@ class Policy:
             local_files_only: Whether to take what was downloaded before, and to ask no server.
 
         Raises:
-            PolicyError: as of `load`; or the Hub has no such policy.
+            PolicyError: See `load`; or the Hub has no such policy.
         """
         if Path(name).exists():
             return cls.load(name, seed)

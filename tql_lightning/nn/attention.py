@@ -15,6 +15,7 @@ from torch.nn.functional import linear
 from tql_lightning.nn.attention_components import ScoreTransform, WeightTransform
 from tql_lightning.nn.chunked_attention import chunked_attention
 from tql_lightning.nn.initialisation import StackedLinear, lecun_normal_
+from tql_lightning.nn.linear import Linear
 from tql_lightning.nn.scalar_tokens import FactoredTokens, dense
 
 Implementation = Literal["plain", "chunked", "triton"]
@@ -146,7 +147,7 @@ class EntropyAttention(nn.Module):
         self.implementation = implementation
         self.num_heads = num_heads
         self.qkv = lecun_normal_(StackedLinear(hidden_dim, hidden_dim, stacked=3))
-        self.out = lecun_normal_(nn.Linear(hidden_dim, hidden_dim))
+        self.out = lecun_normal_(Linear(hidden_dim, hidden_dim))
         head_dim = hidden_dim // num_heads
         self.query_norm = None if query_key_norm is None else query_key_norm(head_dim)
         self.key_norm = None if query_key_norm is None else query_key_norm(head_dim)

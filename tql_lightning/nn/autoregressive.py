@@ -13,6 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from tql_lightning.nn.feedforward import FeedForward
 from tql_lightning.nn.initialisation import LayerNorm, RMSNorm, StackedLinear, lecun_normal_
 from tql_lightning.nn.number_types import at_least_float32
+from tql_lightning.nn.sizes import require_heads, require_sizes
 from tql_lightning.nn.tokenizer import EMBEDDING_STD
 
 
@@ -138,20 +139,10 @@ class AutoregressiveCritic(nn.Module):
         initial_logit: float = -2.5,
     ) -> None:
         super().__init__()
-        sizes = {
-            "observation_dim": (observation_dim, 1),
-            "action_dim": (action_dim, 1),
-            "num_bins": (num_bins, 2),
-            "hidden_dim": (hidden_dim, 1),
-            "num_layers": (num_layers, 1),
-            "head_dim": (head_dim, 1),
-            "mlp_ratio": (mlp_ratio, 1),
-        }
-        for name, (size, least) in sizes.items():
-            if size < least:
-                raise ValueError(f"critic.{name}: expected at least {least}, found {size}")
-        if hidden_dim % head_dim:
-            raise ValueError(f"critic.hidden_dim: expected a multiple of head_dim={head_dim}, found {hidden_dim}")
+        require_sizes("critic", observation_dim=observation_dim, action_dim=action_dim, hidden_dim=hidden_dim)
+        require_sizes("critic", num_layers=num_layers, head_dim=head_dim, mlp_ratio=mlp_ratio)
+        require_sizes("critic", least=2, num_bins=num_bins)
+        require_heads(hidden_dim, head_dim)
         if state_tokens not in ("one", "each"):
             raise ValueError(f"critic.state_tokens: expected one or each, found {state_tokens}")
         self.action_dim, self.num_bins, self.num_layers = action_dim, num_bins, num_layers

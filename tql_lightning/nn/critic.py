@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tql_lightning.nn.initialisation import LayerNorm, lecun_normal_
 from tql_lightning.nn.mlp import MLP
 from tql_lightning.nn.number_types import at_least_float32
+from tql_lightning.nn.sizes import require_heads, require_sizes
 from tql_lightning.nn.tokenizer import ScalarTokenizer
 from tql_lightning.nn.transformer import Block, Norm, Transformer, TransformerBlock
 from tql_lightning.nn.value_loss import ValueLoss
@@ -157,7 +158,8 @@ class TransformerCritic(Critic):
         support: list[float] | None = None,
     ) -> None:
         super().__init__()
-        _require_positive(
+        require_sizes(
+            "critic",
             observation_dim=observation_dim,
             action_dim=action_dim,
             hidden_dim=hidden_dim,
@@ -170,11 +172,7 @@ class TransformerCritic(Critic):
             raise ValueError(f"critic.hidden_dim: expected at least 2, found {hidden_dim}; the heads halve it")
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"critic.dropout: expected at least 0 and below 1, found {dropout}")
-        if hidden_dim % head_dim:
-            raise ValueError(
-                f"critic.hidden_dim: expected a multiple of head_dim={head_dim}, found {hidden_dim}; "
-                f"try {max(1, round(hidden_dim / head_dim)) * head_dim}"
-            )
+        require_heads(hidden_dim, head_dim)
         self.num_layers, self.hidden_dim = num_layers, hidden_dim
         self.tokenizer = ScalarTokenizer(observation_dim, action_dim, hidden_dim, modality_embeddings)
         self.num_tokens = self.tokenizer.num_tokens
@@ -240,7 +238,7 @@ class MLPCritic(Critic):
         support: list[float] | None = None,
     ) -> None:
         super().__init__()
-        _require_positive(observation_dim=observation_dim, action_dim=action_dim, num_critics=num_critics)
+        require_sizes("critic", observation_dim=observation_dim, action_dim=action_dim, num_critics=num_critics)
         self.bins = Bins(support)
         self.members = nn.ModuleList(
             MLP(observation_dim + action_dim, hidden_dims, self.bins.num_outputs, layer_norm)
@@ -275,9 +273,3 @@ def token_group_means(entropy: Tensor) -> Tensor:
     """Entropies of all queries (L, B, h, n) -> (L, 2): means over [VALUE] and over the other queries."""
     per_query = entropy.mean(dim=(1, 2))
     return torch.stack([per_query[:, 0], per_query[:, 1:].mean(dim=-1)], dim=-1)
-
-
-def _require_positive(**sizes: int) -> None:
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"critic.{name}: expected at least 1, found {size}")

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tql_lightning.nn.initialisation import lecun_normal_
+from tql_lightning.nn.linear import Linear
 
 
 class FeedForward(nn.Sequential):
@@ -23,10 +24,10 @@ class FeedForward(nn.Sequential):
 
     def __init__(self, hidden_dim: int, inner_dim: int, dropout: float) -> None:
         super().__init__(
-            lecun_normal_(nn.Linear(hidden_dim, inner_dim)),
+            lecun_normal_(Linear(hidden_dim, inner_dim)),
             nn.GELU(approximate="tanh"),
             nn.Dropout(dropout),
-            lecun_normal_(nn.Linear(inner_dim, hidden_dim)),
+            lecun_normal_(Linear(inner_dim, hidden_dim)),
             nn.Dropout(dropout),
         )
 
@@ -49,9 +50,9 @@ class SwiGLU(nn.Module):
     def __init__(self, hidden_dim: int, inner_dim: int, dropout: float) -> None:
         super().__init__()
         width = max(1, round(2 * inner_dim / 3))
-        self.gate = lecun_normal_(nn.Linear(hidden_dim, width))
-        self.up = lecun_normal_(nn.Linear(hidden_dim, width))
-        self.down = lecun_normal_(nn.Linear(width, hidden_dim))
+        self.gate = lecun_normal_(Linear(hidden_dim, width))
+        self.up = lecun_normal_(Linear(hidden_dim, width))
+        self.down = lecun_normal_(Linear(width, hidden_dim))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from tql_lightning.nn.initialisation import LayerNorm
+from tql_lightning.nn.linear import Linear
 
 
 class MLP(nn.Sequential):
@@ -29,11 +30,11 @@ class MLP(nn.Sequential):
             raise ValueError(f"hidden_dims: expected one or more sizes of at least 1, found {list(hidden_dims)}")
         layers: list[nn.Module] = []
         for size in hidden_dims:
-            layers += [nn.Linear(in_dim, size), nn.GELU(approximate="tanh")]
+            layers += [Linear(in_dim, size), nn.GELU(approximate="tanh")]
             if layer_norm:
                 layers.append(LayerNorm(size))
             in_dim = size
-        layers.append(nn.Linear(in_dim, out_dim))
+        layers.append(Linear(in_dim, out_dim))
         super().__init__(*layers)
         for layer in self.linear_layers:
             nn.init.xavier_uniform_(layer.weight)

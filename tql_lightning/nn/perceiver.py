@@ -12,6 +12,7 @@ from tql_lightning.nn.critic import Bins, Critic, CriticOutput
 from tql_lightning.nn.feedforward import FeedForward
 from tql_lightning.nn.initialisation import LayerNorm, StackedLinear, lecun_normal_
 from tql_lightning.nn.scalar_tokens import FactoredTokens, ScalarTokens, normalise
+from tql_lightning.nn.sizes import require_heads, require_sizes
 from tql_lightning.nn.tokenizer import EMBEDDING_STD
 from tql_lightning.nn.transformer import TransformerBlock
 
@@ -93,20 +94,11 @@ class PerceiverCritic(Critic):
         support: list[float] | None = None,
     ) -> None:
         super().__init__()
-        sizes = {
-            "observation_dim": (observation_dim, 1),
-            "action_dim": (action_dim, 1),
-            "hidden_dim": (hidden_dim, 2),
-            "num_latents": (num_latents, 1),
-            "num_layers": (num_layers, 0),
-            "head_dim": (head_dim, 1),
-            "mlp_ratio": (mlp_ratio, 1),
-        }
-        for name, (size, least) in sizes.items():
-            if size < least:
-                raise ValueError(f"critic.{name}: expected at least {least}, found {size}")
-        if hidden_dim % head_dim:
-            raise ValueError(f"critic.hidden_dim: expected a multiple of head_dim={head_dim}, found {hidden_dim}")
+        require_sizes("critic", observation_dim=observation_dim, action_dim=action_dim, num_latents=num_latents)
+        require_sizes("critic", head_dim=head_dim, mlp_ratio=mlp_ratio)
+        require_sizes("critic", least=2, hidden_dim=hidden_dim)
+        require_sizes("critic", least=0, num_layers=num_layers)
+        require_heads(hidden_dim, head_dim)
         num_heads, inner_dim = hidden_dim // head_dim, mlp_ratio * hidden_dim
         self.observation_projection = lecun_normal_(nn.Linear(1, hidden_dim))
         self.position = nn.Parameter(torch.randn(observation_dim, hidden_dim) * EMBEDDING_STD)

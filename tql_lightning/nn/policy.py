@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tql_lightning.nn.critic import Critic
 from tql_lightning.nn.mlp import MLP
+from tql_lightning.nn.sizes import require_sizes
 
 MOST_STEPS, MOST_SAMPLES = 1_000, 4_096  # as acting takes time and memory in proportion, and a checkpoint may name any
 
@@ -84,10 +85,8 @@ class BehaviourFlow(nn.Module):
         time_features: int = 0,
     ) -> None:
         super().__init__()
-        for name, value, most in (("flow_steps", flow_steps, MOST_STEPS), ("num_samples", num_samples, MOST_SAMPLES)):
-            if not 1 <= value <= most:
-                wanted = "at least 1" if value < 1 else f"at most {most:,}"
-                raise ValueError(f"policy.{name}: expected {wanted}, found {value}")
+        require_sizes("policy", most=MOST_STEPS, flow_steps=flow_steps)
+        require_sizes("policy", most=MOST_SAMPLES, num_samples=num_samples)
         self.num_samples = num_samples
         self.action_dim = action_dim
         self.flow_steps = flow_steps

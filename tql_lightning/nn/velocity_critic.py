@@ -13,6 +13,7 @@ from tql_lightning.nn.mlp import MLP
 from tql_lightning.nn.number_types import at_least_float32
 from tql_lightning.nn.policy import MOST_STEPS
 from tql_lightning.nn.residual_mlp import ResidualMLP
+from tql_lightning.nn.sizes import require_sizes
 from tql_lightning.nn.value_loss import gaussian_bins
 
 
@@ -67,14 +68,9 @@ class VelocityCritic(nn.Module):
         norm_first: bool = False,
     ) -> None:
         super().__init__()
-        for name, size, least, most in (
-            ("num_critics", num_critics, 1, math.inf),
-            ("flow_steps", flow_steps, 1, MOST_STEPS),
-            ("num_bins", num_bins, 2, math.inf),
-        ):
-            if not least <= size <= most:
-                wanted = f"at least {least}" if size < least else f"at most {most:,}"
-                raise ValueError(f"critic.{name}: expected {wanted}, found {size}")
+        require_sizes("critic", num_critics=num_critics)
+        require_sizes("critic", most=MOST_STEPS, flow_steps=flow_steps)
+        require_sizes("critic", least=2, num_bins=num_bins)
         if not -math.inf < low < high < math.inf:
             raise ValueError(f"critic: expected finite low below high, found {low} and {high}")
         if not 0.0 < sigma < math.inf:

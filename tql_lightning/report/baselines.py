@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tql_lightning.report.methods import SCORES, Method
+from tql_lightning.report.methods import Method
+from tql_lightning.report.numbers import SCORES
 from tql_lightning.run.baselines import CLONING, DATASET
 
 CLONING_CLASS = "tql_lightning.algorithms.bc.BC"
@@ -31,8 +32,8 @@ def absent_baselines(methods: Sequence[Method], tasks: Sequence[str], score: str
     sentences = []
     if no_dataset:
         sentences.append(
-            f"The dataset's {SCORES[score][0]} is not known{_where(no_dataset, tasks)}: its episodes are not those of "
-            "the environment, do not hold this score, or no evaluation during training recorded it."
+            f"The dataset's {SCORES[score].title} is not known{_where(no_dataset, tasks)}: its episodes are not those "
+            "of the environment, do not hold this score, or no evaluation during training recorded it."
         )
     if no_cloning:
         sentences.append(

@@ -14,12 +14,14 @@ function element(name, attributes, parent, text) {
   return made;
 }
 
+// As report/numbers.py writes them, in ``digits`` digits.
 function number(value, digits = 3) {
   if (value === null || value === undefined) return "–";
   const size = Math.abs(value);
-  const text = size >= 1000 ? Math.round(value).toLocaleString("en-US")
-    : size !== 0 && size < 1e-3 ? value.toExponential(2) : String(Number(value.toPrecision(size >= 100 ? digits + 1 : digits)));
-  return text.replace("-", "−");
+  const text = size >= 1e9 || (size !== 0 && size < 1e-3) ? value.toExponential(digits - 1).replace(/(\.0+|(\.\d*[1-9])0+)?e/, "$2e")
+    : size >= 999.5 ? value.toLocaleString("en-US", { maximumFractionDigits: Math.max(digits - 3, 0) })
+    : String(Number(value.toPrecision(size >= 100 ? digits + 1 : digits)));
+  return text.replaceAll("-", "−");
 }
 
 function ticks(low, high, count) {
@@ -46,11 +48,13 @@ function short(value, digits) {
   return size >= 1e4 ? `${number(value / 1e3, digits)}k` : number(value, digits);
 }
 
-// Ticks with their labels, in as few digits as tell them apart.
+// Ticks with their labels, in as few digits as tell where they stand: 2.925 is not 2.93.
 function labelled(found) {
-  const texts = (digits) => found.map((tick) => short(tick, digits));
-  const digits = [3, 4, 5, 6, 7].find((each) => new Set(texts(each)).size === found.length) || 8;
-  return texts(digits).map((text, index) => [found[index], text]);
+  const value = (text) => Number(text.replaceAll(",", "").replaceAll("−", "-").replace("k", "e3").replace("M", "e6"));
+  const error = Math.abs(found[found.length - 1] - found[0]) * 1e-4;
+  const holds = (digits) => found.every((tick) => Math.abs(value(short(tick, digits)) - tick) <= error);
+  const digits = [3, 4, 5, 6, 7].find(holds) || 8;
+  return found.map((tick) => [tick, short(tick, digits)]);
 }
 
 // A path through the points that have a value; it is broken where one is missing and `across` is false.
@@ -62,6 +66,10 @@ function path(xs, ys, across) {
     pen = "L";
   });
   return text;
+}
+
+function style(line) {
+  return (line.dashed ? " dashed" : "") + (line.dotted ? " dotted" : "");
 }
 
 class Chart {
@@ -87,7 +95,7 @@ class Chart {
 
   addEntry(line) {
     const button = element("button", { type: "button", "aria-pressed": "true" }, element("li", {}, this.legend));
-    element("span", { class: `key c${line.color % COLORS}${line.dashed ? " dashed" : ""}`, "aria-hidden": "true" }, button);
+    element("span", { class: `key c${line.color % COLORS}${style(line)}`, "aria-hidden": "true" }, button);
     element("span", { class: "name" }, button, line.name + (line.runs > 1 ? ` (${line.runs} runs)` : ""));
     line.entry = element("span", {}, button);
     button.addEventListener("click", () => {
@@ -120,7 +128,8 @@ class Chart {
     if (index < 0 || line.y[index] === null) return "–";
     const low = line.low ? line.low[index] : null;
     const count = line.counts && line.counts[index] < line.runs ? `, ${line.counts[index]} of them` : "";
-    return number(line.y[index]) + (low === null ? "" : ` [${number(low)}, ${number(line.high[index])}]`) + count;
+    const ends = low === null ? [] : [number(low), number(line.high[index])];
+    return number(line.y[index]) + (ends[0] === ends[1] ? "" : ` [${ends.join(", ")}]`) + count;
   }
 
   range() {
@@ -175,7 +184,7 @@ class Chart {
       const mark = element("svg:line", { class: "line dashed", x1: at, x2: at, y1: 8, y2: this.y(this.range()[0]) }, group);
       element("svg:title", {}, mark, title);
     }
-    element("svg:path", { class: `line${line.dashed ? " dashed" : ""}`, d: path(xs, place(line.y), false) }, group);
+    element("svg:path", { class: `line${style(line)}`, d: path(xs, place(line.y), false) }, group);
     if (line.x.length <= 12 && !line.dashed) {
       line.y.forEach((value, index) => {
         if (value !== null) element("svg:circle", { class: "point", cx: xs[index], cy: this.y(value), r: 3.5 }, group);

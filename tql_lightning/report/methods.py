@@ -8,15 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tql_lightning.report.numbers import SCORES
 from tql_lightning.report.runs import Run
 from tql_lightning.report.statistics import Estimate, interquartile_mean, probability_of_improvement
 
-# Scores by preference: name to show, and whether tasks share its scale.
-SCORES = {
-    "success_rate": ("success rate", True),
-    "normalized_score": ("normalised score", True),
-    "return": ("return", False),
-}
 MAX_LABEL = 60  # characters
 MAX_COMPARED = 5  # methods of which every pair is compared: ten pairs
 
@@ -116,7 +111,7 @@ def choose_score(runs: Sequence[Run]) -> str | None:
 def results(methods: Sequence[Method], tasks: Sequence[str], score: str) -> list[Result]:
     """Results by task and method; and over all tasks, if there are several with a common scale."""
     groups: list[tuple[str | None, list[str]]] = [(task, [task]) for task in tasks]
-    if len(tasks) > 1 and SCORES[score][1]:
+    if len(tasks) > 1 and SCORES[score].shared:
         groups.insert(0, (None, list(tasks)))
     return [
         _result(method, task, inside, score)
@@ -183,8 +178,8 @@ def _comparison(method: Method, other: Method, tasks: Sequence[str], score: str)
     if not shared:
         return None
     own, others = last_scores(method, shared, score), last_scores(other, shared, score)
-    if len(shared) == 1 and len(own[0]) == len(others[0]) == 1:
-        return None  # one run against one says nothing of others
+    if len(shared) == 1 and 1 in (len(own[0]), len(others[0])):
+        return None  # a single run says nothing of other seeds
     estimate, over_runs = probability_of_improvement(own, others), _several(own) and _several(others)
     if estimate.value >= 0.5:
         return Comparison(method, other, _over_runs(estimate, over_runs), over_runs)

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tql_lightning.report.baselines import absent_baselines, baselines_on
-from tql_lightning.report.charts import sections
+from tql_lightning.report.charts import constants, sections
 from tql_lightning.report.entropy import entropy_note
 from tql_lightning.report.media import KINDS, Media, collect_media
 from tql_lightning.report.methods import (
     MAX_COMPARED,
-    SCORES,
     Comparison,
     Method,
     Result,
@@ -25,6 +24,7 @@ from tql_lightning.report.methods import (
     group_methods,
     results,
 )
+from tql_lightning.report.numbers import SCORES, Score, number
 from tql_lightning.report.runs import Run, read_runs
 from tql_lightning.report.statistics import Estimate
 from tql_lightning.report.verdict import verdict
@@ -40,7 +40,7 @@ MAX_LISTED = 5  # names in a note
 
 
 def write_report(
-    folders: Sequence[Path], output: Path, media_mb: float = 30.0, table: Callable[[], str] | None = None
+    folders: Sequence[Path], output: Path, media_mb: float = 30.0, table: Callable[[Sequence[Run]], str] | None = None
 ) -> Path:
     """Writes a self-contained page about runs.
 
@@ -48,7 +48,7 @@ def write_report(
         folders: Folders of runs, or folders that hold runs.
         output: Path of the HTML file.
         media_mb: Most megabytes of pictures and videos, encoded. The page names files that do not fit.
-        table: Makes the table of scores as HTML; called where a run has a score.
+        table: Makes the table of scores as HTML from the runs; "" for a page without.
 
     Returns:
         ``output``.
@@ -61,7 +61,7 @@ def write_report(
         raise ValueError(f"media_mb: expected at least 0, found {media_mb}")
     require_writable(output)
     runs = read_runs(folders)
-    scores = table() if table is not None and choose_score(runs) is not None else ""
+    scores = "" if table is None else table(runs)
     write_text_whole(output, render(runs, collect_media(runs, int(media_mb * MEGABYTE)), scores))
     return output
 
@@ -84,18 +84,18 @@ def render(runs: Sequence[Run], media: Media, table: str = "") -> str:
         table=table,
         methods=methods,
         tasks=tasks,
-        score=None if score is None else SCORES[score][0],
+        score=None if score is None else SCORES[score],
         verdict=None if score is None else _verdict(found, pairs, methods, score),
         entropy_note=entropy_note(runs),
-        baselines={} if score is None else {task: baselines_on(methods, task, score) for task in tasks},
         absent_baselines=absent_baselines(methods, tasks, score) if found and score is not None else [],
         cards=_cards(found, runs, score),
-        result_groups=_result_groups(found, score),
+        result_groups=[] if score is None else _result_groups(found, methods, score),
         comparisons=[_track(pair, pair.estimate, 0.0, 1.0) for pair in pairs],
         notes=_notes(runs, found, pairs, media),
         most_compared=MAX_COMPARED,
         sections=[(title, [(next(numbered), chart) for chart in inside]) for title, inside in chart_sections],
         charts=charts,
+        constants=constants(methods, tasks),
         media=media,
         kinds=KINDS,
         differences=_differences(methods),
@@ -114,32 +114,28 @@ def _template() -> jinja2.Template:
     return environment.from_string((files("tql_lightning.report") / "template.html").read_text())
 
 
-def number(value: float | None) -> str:
-    """Formats a number with three or four digits, thousands separators and a true minus."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    size = abs(value)
-    text = f"{value:,.0f}" if size >= 1_000 else f"{value:.4g}" if size < 1e-3 or size >= 100 else f"{value:.3g}"
-    return text.replace("-", "−")
-
-
 def _cards(found: Sequence[Result], runs: Sequence[Run], score: str | None) -> list[dict[str, str]]:
     """The headline figures, each with label, figure and remark."""
     cards = []
     ranked = [result for result in found if result.estimate is not None and result.task == found[0].task]
     if ranked and score is not None:
+        shown = SCORES[score]
         top = max(ranked, key=lambda result: result.estimate.value if result.estimate else -math.inf)
         assert top.estimate is not None
         cards.append(
             {
-                "label": f"{SCORES[score][0]}, last evaluation",
-                "figure": number(top.estimate.value),
-                "remark": f"{top.method.label}: {_interval(top)}",
+                "label": f"{shown.title}, last evaluation",
+                "figure": shown.text(top.estimate.value) + shown.unit,
+                "remark": f"{top.method.label}: {_interval(top, shown)}",
             }
         )
         best = max(ranked, key=lambda result: result.best if result.best is not None else -math.inf)
         cards.append(
-            {"label": "best evaluation of a run", "figure": number(best.best), "remark": best.method.label},
+            {
+                "label": "best evaluation of a run",
+                "figure": shown.text(best.best) + shown.unit,
+                "remark": best.method.label,
+            },
         )
     entropy = _lowest_entropy(runs)
     if entropy is not None:
@@ -158,12 +154,12 @@ def _cards(found: Sequence[Result], runs: Sequence[Run], score: str | None) -> l
 def _verdict(found: Sequence[Result], pairs: Sequence[Comparison], methods: Sequence[Method], score: str) -> str | None:
     task = found[0].task if found else None
     baselines = {} if task is None else baselines_on(methods, task, score)
-    return verdict(found, pairs, SCORES[score][0], baselines, number)
+    return verdict(found, pairs, SCORES[score], baselines)
 
 
-def _interval(result: Result) -> str:
+def _interval(result: Result, score: Score) -> str:
     assert result.estimate is not None
-    low, high = number(result.estimate.low), number(result.estimate.high)
+    low, high = score.text(result.estimate.low), score.text(result.estimate.high)
     if result.over_episodes:
         return f"one run, 95 % interval of its episodes {low} to {high}"
     what = f"IQM of {result.runs} runs" if result.runs > 1 else "one run"
@@ -193,21 +189,24 @@ def _lowest_entropy(runs: Sequence[Run]) -> dict[str, str] | None:
     }
 
 
-def _result_groups(found: Sequence[Result], score: str | None) -> list[dict[str, Any]]:
-    """Results grouped by task, with the positions of value and interval on a common scale."""
+def _result_groups(found: Sequence[Result], methods: Sequence[Method], score: str) -> list[dict[str, Any]]:
+    """Results and baselines grouped by task, with the positions of value and interval on a common scale."""
     groups = []
     for task in dict.fromkeys(result.task for result in found):
         inside = [result for result in found if result.task == task]
         ends = [end for result in inside if result.estimate is not None for end in result.estimate]
         if ends:
+            baselines = {} if task is None else baselines_on(methods, task, score)
+            ends += baselines.values()
             margin = 0.04 * (max(ends) - min(ends)) or 1.0
             low, high = (0.0, 1.0) if score == "success_rate" else (min(ends) - margin, max(ends) + margin)
             rows = [_track(result, result.estimate, low, high) for result in inside if result.estimate is not None]
-            groups.append({"task": task, "rows": rows})
+            known = [_track(name, Estimate(*[value] * 3), low, high) for name, value in baselines.items()]
+            groups.append({"task": task, "rows": rows, "baselines": known})
     return groups
 
 
-def _track(item: Result | Comparison, estimate: Estimate, low: float, high: float) -> dict[str, Any]:
+def _track(item: Result | Comparison | str, estimate: Estimate, low: float, high: float) -> dict[str, Any]:
     """Positions of an estimate on a scale, in per cent of its width."""
 
     def place(value: float) -> float:

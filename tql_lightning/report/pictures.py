@@ -33,7 +33,7 @@ def attention_map_figure(maps: Sequence[Floats], observation_dim: int, update: i
     """
     from matplotlib.colors import PowerNorm
 
-    figure = _figure(3.9 * len(maps) + 0.6, 4.2)
+    figure = _figure(3.4 * len(maps) + 0.6, 4.5)
     axes = figure.subplots(1, len(maps), squeeze=False, sharey=True)[0]
     tokens = len(maps[0])
     for layer, (axis, weights) in enumerate(zip(axes, maps, strict=True)):
@@ -80,7 +80,7 @@ def q_landscape_figure(
         roughness: Roughness for the title; see `landscape.smoothness`.
     """
     columns = values.shape[1]
-    figure = _figure(3.3 * columns, 6.0)
+    figure = _figure(2.7 * columns, 5.2)
     axes = figure.subplots(2, columns, squeeze=False, sharex=True)
     for column in range(columns):
         low, high = float(np.nanmin(values[:, column])), float(np.nanmax(values[:, column]))
@@ -95,6 +95,7 @@ def q_landscape_figure(
             axis.plot(0.0, 0.0, "o", markerfacecolor="white", markeredgecolor="black")
             axis.set_ylabel(f"offset in action {dimensions[0]}")
             figure.colorbar(mesh, ax=axis, shrink=0.8, label="Q")
+        axes[1, column].set_xticks([float(offsets[0]), 0.0, float(offsets[-1])])
         axes[1, column].set_xlabel(f"offset in action {dimensions[-1]}")
     legend = "dot: the action; grey: outside the bounds"
     figure.suptitle(f"Q at update {update:,}; roughness {roughness:.4f}\n{legend}")

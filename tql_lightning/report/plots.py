@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +46,7 @@ def plot_dataset(title: str, figures: Mapping[str, Any], path: Path) -> Path:
     import matplotlib as mpl
 
     mpl.use("Agg")
-    figure, axes = _figure(1, len(figures))
+    figure, axes = _figure(1, len(figures), len(figures))
     for axis, (name, values) in zip(axes, figures.items(), strict=True):
         axis.hist(values, bins=50)
         axis.set_xlabel(name)
@@ -55,11 +55,15 @@ def plot_dataset(title: str, figures: Mapping[str, Any], path: Path) -> Path:
     return _save(figure, path)
 
 
-def _figure(rows: int, columns: int) -> tuple[Figure, list[Axes]]:
+def _figure(rows: int, columns: int, used: int) -> tuple[Figure, list[Axes]]:
+    """A figure and its ``used`` first axes; the others are left out."""
     from matplotlib.figure import Figure as NewFigure
 
     figure = NewFigure(figsize=(4.5 * columns, 3.2 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
+    for axis in axes[used:]:
+        axis.remove()
+    axes = axes[:used]
     for axis in axes:
         axis.set_xlabel("updates")
         axis.grid(alpha=0.3)
@@ -76,7 +80,7 @@ def _returns(runs: Mapping[str, Series], path: Path) -> Path | None:
     names = [name for name in ("eval/return", "eval/success_rate") if any(name in run for run in runs.values())]
     if not names:
         return None
-    figure, axes = _figure(1, len(names))
+    figure, axes = _figure(1, len(names), len(names))
     for axis, name in zip(axes, names, strict=True):
         for label, run in runs.items():
             if name in run:
@@ -94,8 +98,8 @@ def _entropies(runs: Mapping[str, Series], path: Path) -> Path | None:
     keys = sorted({name.removeprefix(prefix) for run in runs.values() for name in run if name.startswith(prefix)})
     if not keys:
         return None
-    figure, axes = _figure(-(-len(keys) // 2), 2)
-    for axis, key in zip(axes, keys, strict=False):
+    figure, axes = _figure(-(-len(keys) // 2), min(len(keys), 2), len(keys))
+    for axis, key in zip(axes, keys, strict=True):
         for index, (label, run) in enumerate(runs.items()):
             axis.plot(*run.get(prefix + key, ([], [])), color=f"C{index}", label=label)
             target = run.get(f"train/target_entropy/{key}")
@@ -108,11 +112,13 @@ def _entropies(runs: Mapping[str, Series], path: Path) -> Path | None:
 
 
 def _losses(runs: Mapping[str, Series], path: Path) -> Path | None:
-    names: Sequence[str] = [name for name in LOSSES if any(f"train/{name}" in run for run in runs.values())]
+    columns = {name: [run[f"train/{name}"][1] for run in runs.values() if f"train/{name}" in run] for name in LOSSES}
+    # A loss that never changes, such as that of entropy control which is switched off, would be an empty picture.
+    names = [name for name, values in columns.items() if any(len({*each}) > 1 for each in values)]
     if not names:
         return None
-    figure, axes = _figure(-(-len(names) // 3), 3)
-    for axis, name in zip(axes, names, strict=False):
+    figure, axes = _figure(-(-len(names) // 3), min(len(names), 3), len(names))
+    for axis, name in zip(axes, names, strict=True):
         for label, run in runs.items():
             axis.plot(*run.get(f"train/{name}", ([], [])), label=label, linewidth=1)
         axis.ticklabel_format(axis="y", useOffset=False)

@@ -101,8 +101,9 @@ class Run:
         """Environment of its evaluations, or else its dataset."""
         for evaluation in self.evaluations.values():
             return str(evaluation["env_id"])
-        values = [value for key, value in self.config.items() if key.startswith(f"{DATASET_PREFIX}.init_args")]
-        return Path(values[0]).stem if values else self.config.get(f"{DATASET_PREFIX}.class_path", "one task")
+        named = f"{DATASET_PREFIX}.class_path"
+        values = [value for key, value in self.config.items() if key.startswith(f"{DATASET_PREFIX}.") and key != named]
+        return Path(values[0]).stem if values else self.config.get(named, "one task")
 
 
 def _whole_number(text: str) -> int | None:
@@ -209,10 +210,14 @@ def _read_config(path: Path) -> tuple[str, dict[str, str]]:
 
 
 def _flat(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
-    """Leaves of a configuration by dotted key, as text."""
+    """Leaves of a configuration by dotted key, as text.
+
+    A setting has one key whether its part is named or the default: ``model.tau``, not ``model.init_args.tau``.
+    """
     if isinstance(value, dict) and value:
         for name, inside in value.items():
-            yield from _flat(f"{prefix}.{name}" if prefix else str(name), inside)
+            own = name == "init_args" and "class_path" in value
+            yield from _flat(prefix if own else f"{prefix}.{name}" if prefix else str(name), inside)
     elif isinstance(value, list) and any(isinstance(inside, dict) for inside in value):
         for index, inside in enumerate(value):
             yield from _flat(f"{prefix}.{index}", inside)

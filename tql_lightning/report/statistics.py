@@ -38,25 +38,24 @@ def interquartile_mean(scores: Scores, resamples: int = RESAMPLES) -> Estimate:
         resamples: Number of resamples of each task's runs. Every call draws the same ones.
 
     Raises:
-        ValueError: a task has no run.
+        ValueError: A task has no run.
     """
     return _with_interval(_interquartile_mean, [scores], resamples)
 
 
-def mean_over_tasks(scores: Scores, resamples: int = RESAMPLES) -> Estimate:
+def mean_over_tasks(scores: Scores) -> Estimate:
     """Mean over tasks of the means over runs, with its bootstrap interval over runs, stratified by task.
 
     Args:
         scores: Scores by task, at least one run each.
-        resamples: See `interquartile_mean`.
 
     Raises:
-        ValueError: a task has no run.
+        ValueError: A task has no run.
     """
-    return _with_interval(_mean_over_tasks, [scores], resamples)
+    return _with_interval(_mean_over_tasks, [scores])
 
 
-def probability_of_improvement(scores: Scores, others: Scores, resamples: int = RESAMPLES) -> Estimate:
+def probability_of_improvement(scores: Scores, others: Scores) -> Estimate:
     """Probability that a run of one method beats a run of another on the same task, averaged over tasks.
 
     On each task it is the share of pairs (x, y) with x > y, with one half per tie: the Mann-Whitney statistic.
@@ -64,14 +63,13 @@ def probability_of_improvement(scores: Scores, others: Scores, resamples: int = 
     Args:
         scores: Scores of the first method by task.
         others: Scores of the second method by task.
-        resamples: See `interquartile_mean`.
 
     Raises:
-        ValueError: a task has no run, or the methods have different numbers of tasks.
+        ValueError: A task has no run, or the methods have different numbers of tasks.
     """
     if len(scores) != len(others):
         raise ValueError(f"expected the same tasks of both methods, found {len(scores)} and {len(others)}")
-    return _with_interval(_probability_of_improvement, [scores, others], resamples)
+    return _with_interval(_probability_of_improvement, [scores, others])
 
 
 def _interquartile_mean(tasks: list[Floats]) -> Floats:
@@ -94,7 +92,7 @@ def _probability_of_improvement(tasks: list[Floats], others: list[Floats]) -> Fl
     return np.asarray(np.mean(shares, axis=0), dtype=np.float64)
 
 
-def _with_interval(statistic: Callable[..., Floats], methods: Sequence[Scores], resamples: int) -> Estimate:
+def _with_interval(statistic: Callable[..., Floats], methods: Sequence[Scores], resamples: int = RESAMPLES) -> Estimate:
     arrays = [[np.asarray(task, dtype=np.float64)[None] for task in scores] for scores in methods]
     if any(not tasks or any(task.shape[1] == 0 for task in tasks) for tasks in arrays):
         raise ValueError("expected at least one task and one run of every task, found none")

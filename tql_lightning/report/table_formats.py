@@ -6,11 +6,11 @@ import csv
 import html
 import io
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
+from tql_lightning.report.numbers import NONE, number, score_named
 from tql_lightning.report.protocol import DESCRIPTIONS
 from tql_lightning.report.runs import ReportError
 from tql_lightning.report.table import Summary
@@ -18,8 +18,8 @@ from tql_lightning.trust.text import shown
 
 TableFormat = Literal["md", "csv", "latex", "json"]
 MARK = "†"  # of published figures
-NONE = "–"
-MINUS = re.compile(r"(?<![\w.)])-(?=\d)")
+UNFINISHED = "unfinished"
+MOST_NAMED = 50  # unfinished runs in a note
 
 
 def render_table(summary: Summary, format: TableFormat) -> str:  # noqa: A002  (the option's name)
@@ -55,7 +55,7 @@ def table_html(summary: Summary) -> str:
 def _html(summary: Summary) -> str:
     parts: list[str | list[list[str]]] = [_cells(summary), *_notes(summary | {"improvement": []})]
     parts += _search_parts(summary["search"]) if "search" in summary else []
-    return "".join(
+    return f"<h3>Mean over seeds, {html.escape(DESCRIPTIONS[summary['protocol']])}</h3>\n" + "".join(
         f'<p class="soft small">{html.escape(part)}</p>\n' if isinstance(part, str) else _html_table(part)
         for part in parts
     )
@@ -67,7 +67,7 @@ def _html_table(table: Sequence[Sequence[str]]) -> str:
     body = "".join(
         f'<tr><th scope="row">{html.escape(row[0])}</th>'
         + "".join(
-            f'<td class="r" data-label="{html.escape(name)}">{html.escape(MINUS.sub("−", cell))}</td>'
+            f'<td class="r" data-label="{html.escape(name)}">{html.escape(cell)}</td>'
             for name, cell in zip(head[1:], row[1:], strict=True)
         )
         + "</tr>\n"
@@ -105,6 +105,7 @@ def _tex(text: str) -> str:
         "±": "$\\pm$",
         MARK: "$^\\dagger$",
         NONE: "--",
+        "−": "$-$",
     }.items():
         text = text.replace(sign, replacement)
     return text
@@ -112,7 +113,7 @@ def _tex(text: str) -> str:
 
 def _csv(summary: Summary) -> str:
     file = io.StringIO()
-    fields = ("row", "kind", "method", "mean", "sd", "low", "high", "seeds", "updates", "source")
+    fields = ("row", "kind", "method", "mean", "sd", "low", "high", "seeds", "updates", "source", "other", "state")
     writer = csv.DictWriter(file, fields, lineterminator="\n")
     writer.writeheader()
     writer.writerows(summary["rows"])
@@ -120,6 +121,12 @@ def _csv(summary: Summary) -> str:
         for row, (mean, deviation) in figures["scores"].items():
             own = {name: figures.get(name) for name in ("method", "seeds", "source")}
             writer.writerow({"row": row, "kind": "published", "mean": mean, "sd": deviation} | own)
+    for kind in ("iqm", "improvement"):
+        for each in summary[kind]:
+            own = {name: each[name] for name in ("method", "other", "low", "high") if name in each}
+            writer.writerow({"row": "all", "kind": kind, "mean": each["value"]} | own)
+    for run in summary["unfinished"]:
+        writer.writerow({"row": run["run"], "kind": "unfinished", "state": run["state"]})
     return file.getvalue()
 
 
@@ -128,9 +135,10 @@ def _cells(summary: Summary) -> list[list[str]]:
     methods = list(dict.fromkeys(row["method"] for row in summary["rows"]))
     own = {(row["row"], row["method"]): row for row in summary["rows"]}
     names = list(dict.fromkeys(row["row"] for row in summary["rows"]))
-    show = _shown(summary)
+    score = score_named(summary["metric"])
+    show = score.text
     published = [each for each in summary["published"] if set(names) & each["scores"].keys()]
-    rows = [[_title(summary), *methods, *(f"{each['method']} {MARK}" for each in published)]]
+    rows = [[score.heading, *methods, *(f"{each['method']} {MARK}" for each in published)]]
     for name in names:
         cells = [_cell(own.get((name, method)), show) for method in methods]
         cells += [_published(each["scores"].get(name), show) for each in published]
@@ -160,17 +168,25 @@ def search_markdown(search: Mapping[str, Any]) -> str:
 
 def _search_parts(search: Mapping[str, Any]) -> list[str | list[list[str]]]:
     """Paragraphs, and tables as cells, of the record of a search."""
-    show = _shown({"metric": search["metric"]})
+    score = score_named(search["metric"])
+    show = score.text
     ranked = sorted(search["trials"], key=lambda each: (each["mean"] is None, -(each["mean"] or 0.0)))
     rows = [
         [
             _settings(each),
-            NONE if each["mean"] is None else show(each["mean"]),
-            ", ".join(show(score) for score in each["scores"]) or NONE,
+            UNFINISHED if each["mean"] is None else show(each["mean"]),
+            ", ".join(map(show, each["scores"])) or NONE,
         ]
         for each in ranked
     ]
-    parts: list[str | list[list[str]]] = [[["trial", f"mean {search['metric']}", "runs"], *rows]]
+    parts: list[str | list[list[str]]] = [[["trial", f"mean {score.heading}", "runs"], *rows]]
+    if not search.get("finished", True):
+        whole = sum(each["mean"] is not None for each in ranked)
+        parts.insert(
+            0,
+            f"Unfinished search: {whole} of {search['planned']} trials have a score so far. The command that began it "
+            "continues it.",
+        )
     best = search["best"]
     if best is not None:
         interval = "" if best["low"] is None else f" [{show(best['low'])}, {show(best['high'])}]"
@@ -193,19 +209,6 @@ def _settings(trial: Mapping[str, Any]) -> str:
 
 def _rounded(value: object) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _title(summary: Summary) -> str:
-    return "success, %" if _in_percent(summary) else summary["metric"].replace("_", " ")
-
-
-def _in_percent(summary: Summary) -> bool:
-    return str(summary["metric"]) == "success_rate"
-
-
-def _shown(summary: Summary) -> Callable[[float], str]:
-    """How a score is written: success in per cent."""
-    return (lambda score: f"{100 * score:.1f}") if _in_percent(summary) else (lambda score: f"{score:.1f}")
 
 
 def _cell(row: dict[str, Any] | None, show: Callable[[float], str]) -> str:
@@ -234,18 +237,22 @@ def _range(values: Any) -> str:
 
 def _notes(summary: Summary) -> list[str]:
     """What a reader needs beside the table: protocol, probabilities of improvement, sources, unfinished runs."""
+    rows = {row["row"]: row["kind"] for row in summary["rows"]}
+    domain = "; a domain's deviation is that of its mean over tasks" if "domain" in rows.values() else ""
+    iqm = " IQM: interquartile mean over runs of all tasks." if len(rows) > 1 else ""
     notes = [
         f"Score of a run: {DESCRIPTIONS[summary['protocol']]}. Mean ± standard deviation over seeds [95 % bootstrap "
-        "interval over seeds]; a domain's deviation is that of its mean over tasks. IQM: interquartile mean over runs "
-        "of all tasks."
+        f"interval over seeds]{domain}.{iqm}"
     ]
     for pair in summary["improvement"]:
-        interval = "" if pair["low"] is None else f" [{pair['low']:.2f}, {pair['high']:.2f}]"
-        notes.append(f"Probability that {pair['method']} beats {pair['other']}: {pair['value']:.2f}{interval}.")
+        interval = "" if pair["low"] is None else f" [{number(pair['low'])}, {number(pair['high'])}]"
+        notes.append(f"Probability that {pair['method']} beats {pair['other']}: {number(pair['value'])}{interval}.")
     sources = dict.fromkeys(f"{each['method']}: {each['source']}" for each in summary["published"])
     if sources:
         notes.append(f"{MARK} published, not run here. {'; '.join(sources)}.")
     if summary["unfinished"]:
-        listed = "; ".join(f"{each['run']} ({each['state']})" for each in summary["unfinished"])
+        listed = "; ".join(f"{each['run']} ({each['state']})" for each in summary["unfinished"][:MOST_NAMED])
+        left_out = len(summary["unfinished"]) - MOST_NAMED
+        listed += f"; and {left_out:,} more, which --format json names" if left_out > 0 else ""
         notes.append(f"Unfinished, and in no score: {listed}.")
     return notes

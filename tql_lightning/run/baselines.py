@@ -12,7 +12,7 @@ from tql_lightning.system.files import write_text_whole
 from tql_lightning.trust.bounded import read_json
 
 DATASET, CLONING = "dataset", "behaviour cloning"
-SCORES = ("success_rate", "normalized_score", "return")
+SCORES = ("success_rate", "normalized_score", "return")  # by preference
 Scores = Mapping[str, float]
 
 

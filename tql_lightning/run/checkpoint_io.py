@@ -32,7 +32,6 @@ from tql_lightning.trust.torch_file import check_torch_file, check_torch_stream
 MOST_UPDATES = 10**15
 
 _MARK = b"tql-sha256:"
-_COMMENT_LENGTH = len(_MARK) + 64
 _LENGTH_FIELD = 2  # bytes: the comment's length, which stands right before it
 _KINDS = {
     **dict.fromkeys(("state_dict", "loops", "callbacks", "hyper_parameters"), dict),

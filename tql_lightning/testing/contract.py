@@ -6,7 +6,6 @@ import copy
 import os
 import subprocess
 import sys
-import warnings
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from pathlib import Path
@@ -15,18 +14,16 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 from torch import Tensor
 
 from tql_lightning.algorithms.loading import load_checkpoint
 from tql_lightning.batch import at_update
-from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.data.sampler import TransitionSampler
 from tql_lightning.data.transitions import TransitionDataset
 from tql_lightning.data.windows import Span
 from tql_lightning.export.policy import Policy
 from tql_lightning.export.writer import export_checkpoint
-from tql_lightning.online.collector import Collector
 from tql_lightning.online.settings import Online
 from tql_lightning.system.private_api import recompilation_raises
 from tql_lightning.testing.observers import Gradients, observers
@@ -39,10 +36,9 @@ from tql_lightning.testing.problems import (
     preferences,
     random_transitions,
 )
+from tql_lightning.testing.short_runs import BATCH_SIZE, train_briefly, trained_state
 from tql_lightning.training.algorithm import Algorithm
-from tql_lightning.training.optimisation import NO_DECAY
 
-BATCH_SIZE = 16
 UPDATES, STOP_AT = 8, 5
 WITHIN_ROUNDING = 1e-9  # of float64, relative for numbers above 1
 EXPORTED = 1e-5  # largest difference of an exported action
@@ -265,47 +261,10 @@ class AlgorithmContract(ABC):
         model: Algorithm,
         updates: int,
         dataset: TransitionDataset | None = None,
-        *,
-        batch_size: int = BATCH_SIZE,
-        callbacks: list[Callback] | None = None,
-        stop_at: int | None = None,
-        ckpt_path: Path | None = None,
-        online: Online | None = None,
         **settings: Any,
     ) -> Trainer:
-        """Trains a model on the CPU.
-
-        Args:
-            folder: Folder for what is written.
-            model: Algorithm to train.
-            updates: Updates of the whole run.
-            dataset: Transitions; None for random ones.
-            batch_size: Transitions of an update.
-            callbacks: Callbacks of the trainer.
-            stop_at: Update after which the run stops; None for the last.
-            ckpt_path: Checkpoint to continue from.
-            online: Online phase after these updates; None for none.
-            **settings: Further settings of the trainer.
-        """
-        data: dict[str, Any] = {"batch_size": batch_size, "discount": getattr(model, "discount", 0.99)} | self.data
-        defaults: dict[str, Any] = {"logger": False, "devices": 1, "log_every_n_steps": UPDATES}
-        quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="lightning")  # advice about loaders and logging
-            trainer = Trainer(
-                max_steps=updates + (0 if online is None else online.updates),
-                max_epochs=-1,
-                accelerator="cpu",
-                default_root_dir=folder,
-                num_sanity_val_steps=0,
-                callbacks=[*(callbacks or []), *([] if stop_at is None else [StopAt(stop_at)])],
-                **(defaults | quiet | settings),
-            )
-            datamodule = OfflineDataModule(dataset or random_transitions(), **data)
-            if online is not None:
-                datamodule.go_online(Collector(online))
-            trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
-        return trainer
+        """Trains a model on the CPU, on random transitions if no dataset is given; see `train_briefly`."""
+        return train_briefly(folder, model, updates, dataset or random_transitions(), self.data, **settings)
 
     def train_in_float64(self, folder: Path, processes: int) -> dict[str, Tensor]:
         """The state after a short run of one process, or of one of several."""
@@ -313,27 +272,3 @@ class AlgorithmContract(ABC):
         strategy = "auto" if processes == 1 else "ddp"
         settings: dict[str, Any] = {"devices": processes, "strategy": strategy, "precision": "64-true"}
         return trained_state(self.fit(folder, model, UPDATES, **settings, log_every_n_steps=1))
-
-
-class StopAt(Callback):
-    """Stops a run after an update."""
-
-    def __init__(self, update: int) -> None:
-        self.update = update
-
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Asks the trainer to stop."""
-        trainer.should_stop = trainer.global_step >= self.update
-
-
-def trained_state(trainer: Trainer) -> dict[str, Tensor]:
-    """Every tensor that training changes: parameters, buffers, and the optimizer's state by group and index."""
-    assert trainer.model is not None
-    state = {name: value.detach().clone() for name, value in trainer.lightning_module.state_dict().items()}
-    (optimizer,) = trainer.optimizers
-    for group in optimizer.param_groups:
-        for index, parameter in enumerate(group["params"]):
-            for name, value in optimizer.state.get(parameter, {}).items():
-                key = f"optimizer/{group['name'].removesuffix(NO_DECAY)}/{index}/{name}"
-                state[key] = torch.as_tensor(value).detach().clone()
-    return state

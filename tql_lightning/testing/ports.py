@@ -1,4 +1,4 @@
-"""A port for processes that find each other by its number, which has to be chosen before one of them listens."""
+"""Chooses a port before the processes that meet there listen."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ FIRST = 10_000
 
 
 def quiet_port() -> int:
-    """A free port that stays free until it is listened at: the system gives it to nobody who does not ask for it."""
+    """Returns a free port outside the ephemeral range, so that the system does not give it to another program."""
     end = int(EPHEMERAL.read_text().split()[0]) if EPHEMERAL.exists() else 32_768
     candidates = range(FIRST, end) if end > FIRST + 1000 else range(FIRST, 65_536)
     for port in random.SystemRandom().sample(candidates, 100):

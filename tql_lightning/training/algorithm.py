@@ -16,45 +16,31 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from tql_lightning.batch import Batch, Draw, NoNoise, UpdateSpec, at_update
-from tql_lightning.data.counter_random import seed_generators
-from tql_lightning.data.datamodule import OfflineDataModule
+from tql_lightning.batch import Batch, Draw, NoNoise, UpdateSpec
 from tql_lightning.nn.policy import Actor
-from tql_lightning.run.checkpoint_file import CheckpointError
-from tql_lightning.run.checkpoint_io import make_plain, read_checkpoint, require_readable
+from tql_lightning.run.checkpoint_io import make_plain, require_readable
 from tql_lightning.run.superseded import take_back
 from tql_lightning.system.private_api import contents_of_checkpoint
 from tql_lightning.training.chunks import (
-    chunk_size,
     restore_progress,
     scheduled_updates,
     skip_validation_of_a_stop,
     validation_follows,
 )
-from tql_lightning.training.contents import check_contents, check_settings, class_of, make_model
-from tql_lightning.training.cost import warn_of_many_tokens
-from tql_lightning.training.distributed import agree_to_stop, identity, over_processes, prefer_static_graph
-from tql_lightning.training.divergence import DivergenceWatch, broken_metrics, count_broken, diverged, require_sound
+from tql_lightning.training.contents import check_settings, load_as
+from tql_lightning.training.distributed import agree_to_stop, identity, prefer_static_graph
+from tql_lightning.training.divergence import DivergenceWatch, require_sound
 from tql_lightning.training.execution import Execution
+from tql_lightning.training.fit import Fit
 from tql_lightning.training.guides import leave_out_finished_guides
 from tql_lightning.training.held_out import HeldOutMeans
 from tql_lightning.training.hyperparameters import ALGORITHM, class_path, loadable, require
-from tql_lightning.training.optimisation import NO_DECAY, Optimisation, ParameterGroup, load_moments
-from tql_lightning.training.out_of_memory import explained_memory
+from tql_lightning.training.optimisation import Optimisation, ParameterGroup, load_moments
 from tql_lightning.training.problem import Problem
-from tql_lightning.training.restoring import check_restored_states
 from tql_lightning.training.sharding import ShardedStrategy, shard
-from tql_lightning.training.stock_callbacks import (
-    adapt_callbacks,
-    end_with_averages,
-    keep_earlier_checkpoints,
-    log_metrics,
-    release_callbacks,
-)
+from tql_lightning.training.stock_callbacks import end_with_averages, keep_earlier_checkpoints, release_callbacks
 from tql_lightning.training.trainer_checks import check_trainer
-from tql_lightning.training.update import Inputs, Losses, UpdateRunner
-
-BROKEN = "broken_tensors"
+from tql_lightning.training.update import Inputs, Losses
 
 
 class Algorithm(LightningModule, ABC):
@@ -114,28 +100,19 @@ class Algorithm(LightningModule, ABC):
         self.automatic_optimization = False
         self.observation_dim, self.action_dim = observation_dim, action_dim
         self.optimisation, self.execution = optimisation, execution
-        self._runner: UpdateRunner | None = None
+        self._fit: Fit | None = None
         self._watch = DivergenceWatch()
         self._held_out = HeldOutMeans()
         self._seen_updates = 0  # updates of the weights, for use outside training
         self._validated = -1  # update of the last validation
         self._first_optimizer_state: dict[str, Any] | None = None
         self._precision_before = torch.get_float32_matmul_precision()
-        self._measured_at: list[int] = []  # intervals at which a callback needs metrics
 
-    # ------------------------------------------------------------------ defined by subclasses
-
-    def noise_draws(self) -> dict[str, Draw]:
-        """Returns a `Draw` for each field of `Noise`, in the same order."""
-        return {}
+    # ------------------------------------------------------------------ what a subclass must define
 
     @abstractmethod
     def parameter_groups(self) -> list[ParameterGroup]:
         """Returns the networks to train; every trainable parameter belongs to exactly one group."""
-
-    def inputs(self, update: int) -> Inputs:
-        """Returns tensors for `losses` that depend on the update, counted from 0."""
-        return {}
 
     @abstractmethod
     def losses(
@@ -157,12 +134,6 @@ class Algorithm(LightningModule, ABC):
                 divides by a statistic of the batch needs it, since gradients are averaged anyway.
         """
 
-    def before_step(self, inputs: Inputs) -> None:
-        """Moves target networks towards the weights from before the optimizer's step."""
-
-    def after_step(self, inputs: Inputs) -> None:
-        """Moves target networks towards the weights from after the optimizer's step."""
-
     @abstractmethod
     def actor(self, extraction: str | None = None) -> Actor:
         """Returns the policy as a pure function of observations and noise.
@@ -174,11 +145,27 @@ class Algorithm(LightningModule, ABC):
             ValueError: The extraction is unknown.
         """
 
+    # ------------------------------------------------------------------ what a subclass may define
+
+    def noise_draws(self) -> dict[str, Draw]:
+        """Returns a `Draw` for each field of `Noise`, in the same order."""
+        return {}
+
+    def inputs(self, update: int) -> Inputs:
+        """Returns tensors for `losses` that depend on the update, counted from 0."""
+        return {}
+
+    def before_step(self, inputs: Inputs) -> None:
+        """Moves target networks towards the weights from before the optimizer's step."""
+
+    def after_step(self, inputs: Inputs) -> None:
+        """Moves target networks towards the weights from after the optimizer's step."""
+
     def exploring_actor(self) -> Actor:
         """Returns the policy that collects transitions in an online phase; by default `actor`."""
         return self.actor()
 
-    # ------------------------------------------------------------------ used by data, callbacks and evaluation
+    # ------------------------------------------------------------------ what data, callbacks and evaluation use
 
     @property
     def update_spec(self) -> UpdateSpec:
@@ -222,78 +209,10 @@ class Algorithm(LightningModule, ABC):
         """Acts with the model's own extraction: (B, n_s) and (B, *actor().noise_shape) -> (B, n_a)."""
         return self.actor().act(observations, noise)
 
-    # ------------------------------------------------------------------ set-up
-
-    def configure_model(self) -> None:
-        """Converts the weights to the trainer's precision, and shards them with the strategy "sharded"."""
-        if self._trainer is None:
-            return
-        if self.trainer.state.fn == TrainerFn.FITTING:
-            self.check_trainer(self.trainer)
-        # Before a checkpoint is loaded: Lightning converts later, when float64 weights would have been rounded.
-        self.trainer.precision_plugin.convert_module(self)
-        if isinstance(self.trainer.strategy, ShardedStrategy):
-            shard(self, self.trainer.strategy.device_mesh)
-
     def check_trainer(self, trainer: Trainer) -> None:
         """Rejects a trainer that cannot train this algorithm; see `trainer_checks.check_trainer`."""
         self.optimisation.for_run(scheduled_updates(trainer))
         check_trainer(trainer, self, self.execution)
-
-    def save_hyperparameters(
-        self,
-        *args: Any,
-        ignore: Sequence[str] | str | None = None,
-        frame: FrameType | None = None,
-        logger: bool = True,
-    ) -> None:
-        """Keeps the constructor's arguments, as Lightning does.
-
-        Raises:
-            ValueError: A checkpoint could not hold one of them; the message names it.
-        """
-        frame = frame or cast("FrameType", currentframe()).f_back
-        super().save_hyperparameters(*args, ignore=ignore, frame=frame, logger=logger)
-        loadable(dict(self.hparams), type(self))
-
-    def configure_callbacks(self) -> list[Callback]:
-        """Adds none; from here on what earlier runs have saved is kept if this one is refused."""
-        if self.trainer.state.fn == TrainerFn.FITTING:
-            self._watch = DivergenceWatch()
-            keep_earlier_checkpoints(self.trainer, self)
-        return []
-
-    def setup(self, stage: str) -> None:
-        """Checks parameter groups, and sets DDP's static graph and the precision of matrix products."""
-        if stage == "fit":
-            self.optimisation.check_groups(self, self.parameter_groups())
-            # An average is to hold an update before anything looks at it.
-            self.trainer.callbacks.sort(key=lambda each: not isinstance(each, WeightAveraging))  # type: ignore[attr-defined]
-        prefer_static_graph(self.trainer.strategy)
-        self._precision_before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision(self.execution.float32_matmul_precision)
-
-    def teardown(self, stage: str) -> None:
-        """Restores the precision of matrix products, signal handlers and callbacks, and frees the CUDA graph."""
-        release_callbacks(self.trainer)
-        torch.set_float32_matmul_precision(self._precision_before)
-        if self._runner is not None:
-            self._runner.guard.give_back()
-            self._runner = None
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Makes one AdamW for all networks, and the schedule of its learning rates."""
-        scaled = self._trainer is not None and getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        optimizer, schedule = self._optimisation_of_run().optimizer(
-            self.parameter_groups(), self.execution.cuda_graphs, self.device, scaled
-        )
-        if self._first_optimizer_state is not None:
-            load_moments(optimizer, self._first_optimizer_state)
-        # LearningRateMonitor logs it under this name and the group's.
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "learning_rate"},
-        }
 
     def start_with_optimizer(self, state: dict[str, Any]) -> None:
         """Lets the optimizer start with another run's moments; learning rates and decay stay this run's.
@@ -302,208 +221,6 @@ class Algorithm(LightningModule, ABC):
             state: The optimizer's state in that run's checkpoint.
         """
         self._first_optimizer_state = state
-
-    def _optimisation_of_run(self) -> Optimisation:
-        return (
-            self.optimisation if self._trainer is None else self.optimisation.for_run(scheduled_updates(self.trainer))
-        )
-
-    # ------------------------------------------------------------------ training
-
-    def on_fit_start(self) -> None:
-        """Starts the record of finite updates and the update runner, and warns of an update that takes long.
-
-        Raises:
-            ValueError: See `adapt_callbacks` and `Optimisation.check_optimizers`.
-        """
-        check_restored_states(self.trainer.optimizers)
-        self._measured_at = adapt_callbacks(self.trainer, self)
-        schedules = [config.scheduler for config in self.trainer.lr_scheduler_configs]
-        replayed = self.execution.cuda_graphs
-        self.optimisation.check_optimizers(self, self.trainer.optimizers, schedules, replayed)
-        rows = int(getattr(self.trainer.datamodule, "batch_size", 0)) // self.trainer.world_size  # type: ignore[attr-defined]
-        warn_of_many_tokens(self, rows, self.device)
-        self._watch = DivergenceWatch()
-        self._runner = UpdateRunner(self)
-
-    def on_train_start(self) -> None:
-        """Reads back what a checkpoint of this run would hold, and wraps signal handlers.
-
-        In a continued run, sets its learning rates and removes later records.
-
-        Raises:
-            ValueError: A checkpoint could not be read back; the message names the callback, setting or key.
-        """
-        assert self._runner is not None
-        saved = contents_of_checkpoint(self.trainer)
-        require_readable(saved)
-        check_settings("of this run", saved["hyper_parameters"], type(self))
-        self._runner.guard.take_over()
-        if self.global_step > 0:
-            take_back(self.trainer, self.global_step)
-        optimizer: torch.optim.Optimizer = self.optimizers().optimizer  # type: ignore[union-attr]
-        self._optimisation_of_run().restore(
-            optimizer,
-            self.lr_schedulers(),
-            self.parameter_groups(),
-            self.global_step,
-            self.execution.cuda_graphs,
-            self.device,
-        )
-
-    def training_step(self, chunk: tuple[Any, Any], batch_idx: int) -> dict[str, Any]:
-        """Makes K updates on a chunk of K minibatches; ends early when the trainer is to stop.
-
-        Args:
-            chunk: Batches and noise with leading dimensions (K, B).
-            batch_idx: Number of the chunk.
-
-        Returns:
-            Results of the last update for callbacks, without gradient: "loss", "log_now" (whether metrics are logged),
-            "metrics" (name -> scalar; empty unless logged) and "diagnostics" (name -> tensor).
-
-        Raises:
-            TooLittleMemoryError: An update needs more memory than there is.
-            TrainingDivergedError: See `log_metrics`.
-        """
-        assert self._runner is not None
-        batches, noises = chunk
-        num_updates, rows = batches[0].shape[:2]
-        begun = self.global_step - self.global_step % chunk_size(self.trainer)  # a stop may have cut the chunk in two
-        seed = getattr(self.trainer.datamodule, "seed", None)  # type: ignore[attr-defined]
-        first, rank = self.global_step, self.global_rank
-        schedule: Any = self.lr_schedulers()
-        log_now = self._crosses_log_interval(begun, first + num_updates)
-        with explained_memory(self, rows, self.device, self.execution.cuda_graphs):
-            for k in range(num_updates):
-                if seed is not None:  # seeds torch's own generators, which dropout uses
-                    seed_generators(self.device, seed, first + k, rank)
-                last = k == num_updates - 1
-                inputs, measured = self.inputs(first + k), last and log_now
-                losses = self._runner.run(at_update(batches, k), at_update(noises, k), inputs, measured, kept=last)
-                if schedule is not None:  # a subclass has none
-                    schedule.step()
-                if last or not self.execution.cuda_graphs:  # the next replay overwrites results that are not copied
-                    self._watch.keep(first + k, losses.total)
-                if self.trainer.should_stop:
-                    break
-        log_now = bool(losses.metrics)
-        if log_now:
-            self.log_metrics(losses.metrics)
-        return {
-            "loss": losses.total,
-            "metrics": losses.metrics,
-            "diagnostics": losses.diagnostics,
-            "log_now": log_now,
-        }
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Measures and clips gradients after any unscaling; a CUDA graph contains this already."""
-        if self._runner is not None and not self.execution.cuda_graphs:
-            self._runner.clip()
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Stops all processes together, without the validation that only a stop causes; after the callbacks."""
-        agree_to_stop(self.trainer)
-        skip_validation_of_a_stop(self.trainer)
-
-    def on_validation_end(self) -> None:
-        """Stops all processes together, if a callback of one has asked for it at a validation."""
-        agree_to_stop(self.trainer)
-
-    def on_train_end(self) -> None:
-        """Records the number of updates, and checks the weights once more.
-
-        Raises:
-            TrainingDivergedError: A weight or the optimizer's state is NaN or infinite.
-        """
-        self._seen_updates = self.global_step
-        end_with_averages(self.trainer, self)
-        require_sound(self, self.trainer, self._watch)
-
-    def log_metrics(self, metrics: dict[str, Tensor]) -> None:
-        """Logs an update's metrics over all processes, and learning rates, as ``train/NAME``.
-
-        Raises:
-            TrainingDivergedError: A metric, a parameter or the optimizer's state is NaN or infinite.
-        """
-        averaged = over_processes(metrics | {BROKEN: count_broken(self, self.trainer)})
-        broken_tensors = averaged.pop(BROKEN)
-        scalars = {f"train/{name}": value for name, value in averaged.items()}
-        for index, group in enumerate(self.optimizers().optimizer.param_groups):  # type: ignore[union-attr]
-            name = group.get("name", f"group_{index}")
-            if not name.endswith(NO_DECAY):
-                scalars[f"train/learning_rate/{name}"] = float(group["lr"])
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        if isinstance(data, OfflineDataModule):
-            scalars |= data.env_steps(self.global_step) | data.online_metrics()
-        broken = broken_metrics(scalars, self.trainer)
-        if broken or broken_tensors:
-            for logger in self.loggers:
-                logger.log_metrics(scalars, step=self.global_step)
-            raise diverged(self, self.trainer, self._watch, broken)
-        self._watch.passed(self.global_step)
-        log_metrics(self.trainer, scalars, self.global_step)
-
-    def _crosses_log_interval(self, first_update: int, last_update: int) -> bool:
-        intervals = [self.trainer.log_every_n_steps, *self._measured_at]  # type: ignore[attr-defined]
-        return any(every > 0 and last_update // every > first_update // every for every in intervals)
-
-    # ------------------------------------------------------------------ held-out transitions
-
-    def validation_step(self, batch_and_noise: tuple[Any, Any], batch_idx: int) -> None:
-        """Losses on held-out transitions; leading dimension (B,)."""
-        self._add_held_out(*batch_and_noise, first=batch_idx == 0)
-
-    def test_step(self, batch_and_noise: tuple[Any, Any], batch_idx: int) -> None:
-        """Losses on held-out transitions; leading dimension (B,)."""
-        self._add_held_out(*batch_and_noise, first=batch_idx == 0)
-
-    def on_validation_epoch_end(self) -> None:
-        """Logs means over transitions as ``val/...``, except for a pass that only a stop has caused."""
-        fits = self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking
-        if fits and not validation_follows(self.trainer):  # a signal came too late for `on_train_batch_end`
-            return
-        self._held_out.log(self, "val")
-        if fits:
-            self._validated = self.global_step
-
-    def on_test_epoch_end(self) -> None:
-        """Logs means over transitions as ``test/...``."""
-        self._held_out.log(self, "test")
-
-    def _add_held_out(self, batch: Any, noise: Any, first: bool) -> None:
-        if first:  # the pass before may have been interrupted
-            self._held_out = HeldOutMeans()
-        losses = self.losses(batch, noise, self.current_inputs())
-        self._held_out.add(len(batch[0]), losses.metrics, losses.diagnostics)
-
-    # ------------------------------------------------------------------ checkpoints
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores the number of updates, and Lightning's loops."""
-        self._seen_updates = int(checkpoint.get("global_step", 0))
-        self._validated = int(checkpoint.get("validated_update", self._seen_updates))
-        if self._trainer is not None:
-            restore_progress(self.trainer, checkpoint, self._validated == self._seen_updates)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Writes the class and its settings, with parts as class path and arguments, so that loading needs no pickle.
-
-        Everything else becomes plain values; see `make_plain`.
-
-        Raises:
-            TrainingDivergedError: A weight or the optimizer's state is NaN or infinite; nothing is written.
-            ValueError: A value cannot be read back; the message names the callback or key.
-        """
-        trainer = self._trainer  # None for a model that is saved without a trainer
-        if trainer is not None and trainer.state.fn == TrainerFn.FITTING:
-            require_sound(self, trainer, self._watch)
-            leave_out_finished_guides(checkpoint, self, trainer.optimizers)
-        checkpoint[ALGORITHM] = class_path(type(self))
-        checkpoint["hyper_parameters"] = loadable(checkpoint["hyper_parameters"], type(self))
-        checkpoint["validated_update"] = self._validated
-        make_plain(checkpoint)
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]  # a file alone, as it is checked before it is used
@@ -534,14 +251,196 @@ class Algorithm(LightningModule, ABC):
                 "load_from_checkpoint: expected no hparams_file, and weights_only true, found others; settings are the "
                 "checkpoint's, or given by name"
             )
-        raw = read_checkpoint(checkpoint_path, map_location or "cpu")
-        found: type[Any] = class_of(checkpoint_path, raw, Algorithm, cls)
-        kind = cls if issubclass(cls, found) else found
-        if not issubclass(kind, cls):
-            raise CheckpointError(
-                f"checkpoint {checkpoint_path}: expected one of {class_path(cls)}, found one of {class_path(found)}; "
-                f"load it with {found.__name__}"
-            )
-        check_contents(checkpoint_path, raw, kind, plays=False)
-        model: Self = make_model(checkpoint_path, raw, kind, settings, strict)
-        return model.to(next(iter(raw["state_dict"].values()), torch.tensor(0)).device)
+        return load_as(checkpoint_path, cls, Algorithm, map_location or "cpu", settings, strict)
+
+    # ------------------------------------------------------------------ what Lightning calls: set-up
+
+    def save_hyperparameters(
+        self,
+        *args: Any,
+        ignore: Sequence[str] | str | None = None,
+        frame: FrameType | None = None,
+        logger: bool = True,
+    ) -> None:
+        """Keeps the constructor's arguments, as Lightning does.
+
+        Raises:
+            ValueError: A checkpoint could not hold one of them; the message names it.
+        """
+        frame = frame or cast("FrameType", currentframe()).f_back
+        super().save_hyperparameters(*args, ignore=ignore, frame=frame, logger=logger)
+        loadable(dict(self.hparams), type(self))
+
+    def configure_model(self) -> None:
+        """Converts the weights to the trainer's precision, and shards them with the strategy "sharded"."""
+        if self._trainer is None:
+            return
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self.check_trainer(self.trainer)
+        # Before a checkpoint is loaded: Lightning converts later, when float64 weights would have been rounded.
+        self.trainer.precision_plugin.convert_module(self)
+        if isinstance(self.trainer.strategy, ShardedStrategy):
+            shard(self, self.trainer.strategy.device_mesh)
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Adds none; from here on what earlier runs have saved is kept if this one is refused."""
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self._watch = DivergenceWatch()
+            keep_earlier_checkpoints(self.trainer, self)
+        return []
+
+    def setup(self, stage: str) -> None:
+        """Checks parameter groups, and sets DDP's static graph and the precision of matrix products."""
+        if stage == "fit":
+            self.optimisation.check_groups(self, self.parameter_groups())
+            # An average is to hold an update before anything looks at it.
+            self.trainer.callbacks.sort(key=lambda each: not isinstance(each, WeightAveraging))  # type: ignore[attr-defined]
+        prefer_static_graph(self.trainer.strategy)
+        self._precision_before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision(self.execution.float32_matmul_precision)
+
+    def teardown(self, stage: str) -> None:
+        """Restores the precision of matrix products, signal handlers and callbacks, and frees the CUDA graph."""
+        release_callbacks(self.trainer)
+        torch.set_float32_matmul_precision(self._precision_before)
+        if self._fit is not None:
+            self._fit.runner.guard.give_back()
+            self._fit = None
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Makes one AdamW for all networks, and the schedule of its learning rates."""
+        scaled = self._trainer is not None and getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        optimizer, schedule = self._optimisation_of_run().optimizer(
+            self.parameter_groups(), self.execution.cuda_graphs, self.device, scaled
+        )
+        if self._first_optimizer_state is not None:
+            load_moments(optimizer, self._first_optimizer_state)
+        # LearningRateMonitor logs it under this name and the group's.
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "learning_rate"},
+        }
+
+    def _optimisation_of_run(self) -> Optimisation:
+        own = self.optimisation
+        return own if self._trainer is None else own.for_run(scheduled_updates(self.trainer))
+
+    # ------------------------------------------------------------------ what Lightning calls: training
+
+    def on_fit_start(self) -> None:
+        """Starts a `Fit` and its record of finite updates.
+
+        Raises:
+            ValueError: See `Fit`.
+        """
+        self._watch = DivergenceWatch()
+        self._fit = Fit(self, self._watch)
+
+    def on_train_start(self) -> None:
+        """Reads back what a checkpoint of this run would hold, and wraps signal handlers.
+
+        In a continued run, sets its learning rates and removes later records.
+
+        Raises:
+            ValueError: A checkpoint could not be read back; the message names the callback, setting or key.
+        """
+        assert self._fit is not None
+        saved = contents_of_checkpoint(self.trainer)
+        require_readable(saved)
+        check_settings("of this run", saved["hyper_parameters"], type(self))
+        self._fit.runner.guard.take_over()
+        if self.global_step > 0:
+            take_back(self.trainer, self.global_step)
+        self._optimisation_of_run().restore(
+            self.optimizers().optimizer,  # type: ignore[union-attr]
+            self.lr_schedulers(),
+            self.parameter_groups(),
+            self.global_step,
+            self.execution.cuda_graphs,
+            self.device,
+        )
+
+    def training_step(self, chunk: tuple[Any, Any], batch_idx: int) -> dict[str, Any]:
+        """Makes K updates on a chunk of K minibatches, leading dimensions (K, B); see `Fit.step`."""
+        assert self._fit is not None
+        return self._fit.step(*chunk)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Measures and clips gradients after any unscaling; a CUDA graph contains this already."""
+        if self._fit is not None and not self.execution.cuda_graphs:
+            self._fit.runner.clip()
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Stops all processes together, without the validation that only a stop causes; after the callbacks."""
+        agree_to_stop(self.trainer)
+        skip_validation_of_a_stop(self.trainer)
+
+    def on_validation_end(self) -> None:
+        """Stops all processes together, if a callback of one has asked for it at a validation."""
+        agree_to_stop(self.trainer)
+
+    def on_train_end(self) -> None:
+        """Records the number of updates, and checks the weights once more.
+
+        Raises:
+            TrainingDivergedError: A weight or the optimizer's state is NaN or infinite.
+        """
+        self._seen_updates = self.global_step
+        end_with_averages(self.trainer, self)
+        require_sound(self, self.trainer, self._watch)
+
+    # ------------------------------------------------------------------ what Lightning calls: held-out transitions
+
+    def validation_step(self, batch_and_noise: tuple[Any, Any], batch_idx: int) -> None:
+        """Losses on held-out transitions; leading dimension (B,)."""
+        self._add_held_out(*batch_and_noise, first=batch_idx == 0)
+
+    def test_step(self, batch_and_noise: tuple[Any, Any], batch_idx: int) -> None:
+        """Losses on held-out transitions; leading dimension (B,)."""
+        self._add_held_out(*batch_and_noise, first=batch_idx == 0)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs means over transitions as ``val/...``, except for a pass that only a stop has caused."""
+        fits = self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking
+        if fits and not validation_follows(self.trainer):  # a signal came too late for `on_train_batch_end`
+            return
+        self._held_out.log(self, "val")
+        if fits:
+            self._validated = self.global_step
+
+    def on_test_epoch_end(self) -> None:
+        """Logs means over transitions as ``test/...``."""
+        self._held_out.log(self, "test")
+
+    def _add_held_out(self, batch: Any, noise: Any, first: bool) -> None:
+        if first:  # the pass before may have been interrupted
+            self._held_out = HeldOutMeans()
+        losses = self.losses(batch, noise, self.current_inputs())
+        self._held_out.add(len(batch[0]), losses.metrics, losses.diagnostics)
+
+    # ------------------------------------------------------------------ what Lightning calls: checkpoints
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restores the number of updates, and Lightning's loops."""
+        self._seen_updates = int(checkpoint.get("global_step", 0))
+        self._validated = int(checkpoint.get("validated_update", self._seen_updates))
+        if self._trainer is not None:
+            restore_progress(self.trainer, checkpoint, self._validated == self._seen_updates)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Writes the class and its settings, with parts as class path and arguments, so that loading needs no pickle.
+
+        Everything else becomes plain values; see `make_plain`.
+
+        Raises:
+            TrainingDivergedError: A weight or the optimizer's state is NaN or infinite; nothing is written.
+            ValueError: A value cannot be read back; the message names the callback or key.
+        """
+        trainer = self._trainer  # None for a model that is saved without a trainer
+        if trainer is not None and trainer.state.fn == TrainerFn.FITTING:
+            require_sound(self, trainer, self._watch)
+            leave_out_finished_guides(checkpoint, self, trainer.optimizers)
+        checkpoint[ALGORITHM] = class_path(type(self))
+        checkpoint["hyper_parameters"] = loadable(checkpoint["hyper_parameters"], type(self))
+        checkpoint["validated_update"] = self._validated
+        make_plain(checkpoint)

@@ -15,6 +15,7 @@ from lightning.pytorch.cli import instantiate_module
 
 from tql_lightning.data.environment import check_env_id
 from tql_lightning.run.checkpoint_file import CheckpointError
+from tql_lightning.run.checkpoint_io import read_checkpoint
 from tql_lightning.system.private_api import given_hyperparameters
 from tql_lightning.training.hyperparameters import ALGORITHM, INSTANTIATOR, class_path, regrouped
 from tql_lightning.trust.building import building_no_more_than
@@ -102,6 +103,35 @@ def make_model(
         reason = " ".join(str(error).split())[:LONGEST_REASON] or type(error).__name__
         raise CheckpointError(f"checkpoint {path}: does not fit its model ({reason})") from error
     return model
+
+
+def load_as(
+    path: Path | str, kind: type[Model], base: type[Any], map_location: Any, given: Mapping[str, Any], strict: bool
+) -> Model:
+    """Loads a checkpoint as a class, or as the subclass of it that the checkpoint names.
+
+    Args:
+        path: Path of the checkpoint.
+        kind: Class of the model.
+        base: Class that every algorithm has.
+        map_location: Device of the weights.
+        given: See `make_model`.
+        strict: See `make_model`.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, of another class, or does not fit.
+    """
+    raw = read_checkpoint(path, map_location)
+    found: type[Any] = class_of(path, raw, base, kind)
+    made: type[Any] = kind if issubclass(kind, found) else found
+    if not issubclass(made, kind):
+        raise CheckpointError(
+            f"checkpoint {path}: expected one of {class_path(kind)}, found one of {class_path(found)}; "
+            f"load it with {found.__name__}"
+        )
+    check_contents(path, raw, made, plays=False)
+    model: Model = make_model(path, raw, made, given, strict)
+    return model.to(next(iter(raw["state_dict"].values()), torch.tensor(0)).device)
 
 
 def check_contents(

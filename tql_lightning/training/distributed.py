@@ -74,7 +74,7 @@ def gather_objects(own: Any) -> list[Any]:
 
 
 def agree_to_stop(trainer: Any) -> None:
-    """Stops training on every process if one is to stop; otherwise the others would wait for it for ever."""
+    """Stops training on every process if one is to stop; otherwise the others would deadlock."""
     if trainer.world_size > 1 and largest_over_processes(int(trainer.should_stop), trainer.strategy.root_device):
         trainer.should_stop = True
 

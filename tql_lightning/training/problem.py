@@ -1,4 +1,4 @@
-"""What an algorithm is told of its data besides their sizes."""
+"""Properties of the data that an algorithm needs besides its dimensions."""
 
 from __future__ import annotations
 

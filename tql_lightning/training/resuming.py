@@ -6,15 +6,51 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from tql_lightning.data.datamodule import OfflineDataModule
-from tql_lightning.run.checkpoint_file import SUFFIX, CheckpointError
+from tql_lightning.run.checkpoint_file import LAST, SUFFIX, CheckpointError
 from tql_lightning.run.checkpoint_io import read_checkpoint
+from tql_lightning.system.private_api import begin_anew, last_checkpoints
 from tql_lightning.training.hyperparameters import ALGORITHM, class_path, loadable, regrouped
 
 MOST_SHOWN = 5
+
+
+def find_checkpoint(named: str | None, trainer: Trainer, begins_anew: bool) -> tuple[Path, dict[str, Any]] | None:
+    """Path and contents of the checkpoint to use; None for none, or one that Lightning finds.
+
+    Finds "last" itself: Lightning only warns if there is no last checkpoint, and replaces no damaged one.
+
+    Args:
+        named: What the user names: a file, "last", or what Lightning knows besides; None or "" for nothing.
+        trainer: Trainer whose callbacks write the run's checkpoints.
+        begins_anew: Whether "last" may stand for none, in a run that ended before its first checkpoint.
+
+    Raises:
+        CheckpointError: The checkpoint is missing or damaged.
+        ValueError: There is no last checkpoint.
+    """
+    if not named or named in ("best", "hpc") or "://" in named or Path(named).is_dir():
+        return None
+    if named != "last":
+        return Path(named), read_checkpoint(named, mmap=True)
+    callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+    candidates = [path for callback in callbacks for path in last_checkpoints(callback, trainer)]
+    kept = {Path(callback.dirpath) for callback in callbacks if callback.dirpath}
+    if not candidates:  # a killed run may have only its best checkpoint
+        candidates = [folder / LAST for folder in sorted(kept) if any(folder.glob(f"[!.]*{SUFFIX}"))]
+    if candidates:
+        return newest_whole(candidates)
+    if kept and begins_anew:
+        return None
+    folders = ", ".join(str(callback.dirpath) for callback in callbacks) or "no callback that writes any"
+    raise ValueError(
+        f"ckpt_path: there is no last checkpoint ({folders}); leave ckpt_path out to start a run, or give "
+        "the file or the run's --trainer.default_root_dir"
+    )
 
 
 def newest_whole(last: Sequence[Path]) -> tuple[Path, dict[str, Any]]:
@@ -74,6 +110,36 @@ def refuse_foreign_checkpoint(path: Path, folder: Path, kept: Sequence[Path]) ->
             f"{path} to continue from; continue that run with --ckpt_path=last, or choose another folder with "
             "--trainer.default_root_dir"
         )
+
+
+def refuse_other_algorithm(path: Path | str, raw: Mapping[str, Any], own: type) -> None:
+    """Rejects a checkpoint of another algorithm; one of an earlier version names none.
+
+    Raises:
+        CheckpointError: The checkpoint names another class than ``own``.
+    """
+    named = raw.get(ALGORITHM)
+    if named is not None and named != class_path(own):
+        raise CheckpointError(
+            f"checkpoint {path}: expected one of {class_path(own)}, found one of {named!s:.80}; "
+            f"add --model={named!s:.80}"
+        )
+
+
+def begin_without_exceptions(trainer: Trainer) -> None:
+    """Begins a new run at update 0, and does not let it overwrite what another one left at an exception.
+
+    Raises:
+        ValueError: There is such a checkpoint.
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, OnExceptionCheckpoint):
+            if Path(callback.ckpt_path).exists():
+                raise ValueError(
+                    f"OnExceptionCheckpoint: expected no {callback.ckpt_path}, which an earlier run left at an "
+                    f"exception, found it; continue that run with --ckpt_path={callback.ckpt_path}, or remove it"
+                )
+            begin_anew(trainer)
 
 
 def refuse_changes(path: Path, raw: Mapping[str, Any], model: LightningModule, data: OfflineDataModule) -> None:

@@ -101,7 +101,7 @@ def adapt_callbacks(trainer: Trainer, model: Any) -> list[int]:
     keep_earlier_checkpoints(trainer, model)
     count_updates(trainer, chunk_size(trainer))
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    logging = {key: each for each in callbacks for key in _logs(each)}
+    logging = {key: each for each in callbacks for key in logged_keys(each)}
     known: set[str] | None = None
     needed = []
     for callback in callbacks:
@@ -120,7 +120,7 @@ def adapt_callbacks(trainer: Trainer, model: Any) -> list[int]:
         if logger is None:
             known = model_metrics(trainer, model) if known is None else known
             if not any(fnmatch(monitor, key) for key in known):
-                if known and not any(map(_may_log, (model, *callbacks))):
+                if known and not any(map(may_log, (model, *callbacks))):
                     raise _unknown(callback, monitor, known | logging.keys())
                 continue
             if monitor.startswith("val/"):
@@ -205,7 +205,7 @@ def _with_automatic(own: Hook, trainer: Trainer, model: Any, *arguments: Any) ->
 
 
 def _if_put_off(callback: Callback, own: Hook, *arguments: Any) -> None:
-    """Skips a hook in which a metric would be looked at a second time, except for a checkpoint that waits for it."""
+    """Skips a hook that would read a metric a second time, except for a checkpoint that waits for it."""
     if saving_is_put_off(callback):
         own(*arguments)
 
@@ -224,13 +224,13 @@ def _monitor(callback: Callback) -> str | None:
     return monitor if isinstance(monitor, str) else None
 
 
-def _logs(part: object) -> tuple[str, ...]:
+def logged_keys(part: object) -> tuple[str, ...]:
     """Keys that a callback says it logs; other kinds of attribute of that name mean something else."""
     keys = getattr(part, "logs", ())
     return keys if isinstance(keys, tuple) else ()
 
 
-def _may_log(part: object) -> bool:
+def may_log(part: object) -> bool:
     """Whether a user's callback or model calls something that logs, under names that only it knows."""
     known = ("lightning.", "tql_lightning.", "torch.")
     foreign = [kind for kind in type(part).__mro__ if not kind.__module__.startswith(known)]
@@ -240,7 +240,7 @@ def _may_log(part: object) -> bool:
         for name, each in vars(holder).items()
         if isfunction(each) and not (name == "losses" and isinstance(part, LightningModule))  # calls torch.log
     ]
-    return not _logs(part) and any(LOG_CALLS & set(each.__code__.co_names) for each in functions)
+    return not logged_keys(part) and any(LOG_CALLS & set(each.__code__.co_names) for each in functions)
 
 
 def _require_multiple(callback: Callback, every: int, of: int, name: str) -> None:

@@ -174,7 +174,7 @@ def refuse_narrow_weights(model: LightningModule, trainer: Trainer) -> None:
 
 
 def refuse_launch(trainer: Trainer) -> None:
-    """Rejects launches of processes that would fail after training, or wait for each other for ever.
+    """Rejects launches of processes that would fail after training, or deadlock.
 
     Args:
         trainer: Trainer of a command.

@@ -25,18 +25,18 @@ _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_<]\w*>?)+")
 
 
 def check_class_paths(settings: Mapping[str, Any], of: type, trusted: bool = False) -> None:
-    """Refuses settings that name what they may not, before anything is made of them.
+    """Refuses settings that name a forbidden class or module, before any of them is used.
 
     A module is imported for a name only if it is one of `IMPORTABLE`, or as `import_if_allowed` says.
 
     Args:
-        settings: arguments of ``of`` by name, its parts as class path and arguments.
-        of: the class to be made from them; its annotations say which type each part must be of.
-        trusted: import any module; for files that this program wrote itself.
+        settings: Arguments of ``of`` by name, its parts as class path and arguments.
+        of: Class to make from them; its annotations say which type each part must have.
+        trusted: Whether any module may be imported; for files that this program wrote itself.
 
     Raises:
-        ValueError: a name is no class, not of its type, or in a module that may not be imported; or the settings hold
-            themselves, or more than settings do.
+        ValueError: A name is no class, has another type, or lies in a module that may not be imported; or the settings
+            contain themselves, or are too many.
     """
     _count_parts(settings)
     hints = arguments_of(of)
@@ -52,9 +52,7 @@ def check_class_paths(settings: Mapping[str, Any], of: type, trusted: bool = Fal
 
 
 def arguments_of(kind: type) -> dict[str, Any]:
-    """Names of what a class is made from, with their annotations.
-
-    Those of its base classes belong to them where its constructor takes further arguments by name (``**settings``).
+    """Returns the annotations of a class's constructor by argument, those behind ``**settings`` included.
 
     Raises:
         ValueError: An annotation names what its module does not have.
@@ -77,7 +75,7 @@ def arguments_of(kind: type) -> dict[str, Any]:
 
 
 def _count_parts(settings: Mapping[str, Any]) -> None:
-    """Refuses what could be walked through for ever, such as lists of the same list of the same list."""
+    """Refuses settings that a walk might never end in, such as a list that holds the same list many times."""
     left: list[tuple[Any, int]] = [(settings, 0)]
     for count in range(MOST_PARTS):
         if not left:
@@ -101,9 +99,9 @@ def _count_parts(settings: Mapping[str, Any]) -> None:
 
 
 def _check_parts(name: str, value: Any, trusted: bool) -> None:
-    """Every class that a setting names, however deep: of a network's part, or of plain data.
+    """Checks every class that a setting names, at any depth.
 
-    What names no module that is here is text: a file's name, such as weights.pt.
+    A dotted name without an installed module counts as text, such as the file name weights.pt.
     """
     if isinstance(value, Mapping):
         for inside, part in value.items():
@@ -119,9 +117,9 @@ def _check_strings(name: str, value: Any, hint: Any) -> None:
     """Refuses a string that jsonargparse would parse as YAML, or read as a file, to make a part of it.
 
     Args:
-        name: of the setting, for messages.
-        value: of the setting.
-        hint: annotation of the parameter that takes it; None where it is unknown.
+        name: Name of the setting, for messages.
+        value: Value of the setting.
+        hint: Annotation of the parameter that takes it; None where it is unknown.
     """
     if isinstance(value, str):
         if _YAML_STRUCTURE.search(value) or not value.isprintable():

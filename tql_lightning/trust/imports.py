@@ -78,7 +78,7 @@ def may_import(module: str, importable: Sequence[str], own: Holds) -> bool:
     Args:
         module: its dotted name.
         importable: packages.
-        own: whether a statement is what makes a file of the working folder importable.
+        own: Whether the statement makes a file of the working folder importable.
     """
     allowed = [*importable, *filter(None, os.environ.get(TRUST, "").replace(" ", "").split(","))]
     if any(f"{module}.".startswith(f"{each}.") for each in allowed):

@@ -1,4 +1,4 @@
-"""Notes of what a pickle would make, which stand in its place while it is looked at."""
+"""Descriptions that replace a pickle's values while it is checked."""
 
 from __future__ import annotations
 

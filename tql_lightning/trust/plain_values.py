@@ -26,8 +26,8 @@ _KEPT = (Tensor, torch.dtype, torch.device, torch.Size, type(None))
 def plain(value: Any, name: str, array_as: ArrayAs = torch.from_numpy, tensor_as: ArrayAs = lambda each: each) -> Any:
     """Converts a value to plain numbers, text, tensors and lists, tuples, sets and dicts of them, where that is exact.
 
-    NumPy's scalars become numbers, paths become text, other containers those of Python. What is plain already is
-    returned as it is.
+    NumPy's scalars become numbers, paths become text, and other containers become Python's. Plain values stay the same
+    objects.
 
     Args:
         value: Value to convert.

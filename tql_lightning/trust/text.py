@@ -12,7 +12,7 @@ class FileError(ValueError):
     """Something is wrong with a file; the message may quote it, and is fit to be printed.
 
     Args:
-        message: for the user; control sequences in it are shown as text, and what is too long is cut off.
+        message: Message for the user; its control sequences are shown as text, and a long one is cut off.
     """
 
     def __init__(self, message: str = "") -> None:
@@ -22,11 +22,11 @@ class FileError(ValueError):
 
 
 def shown(value: Any, limit: int = SHORT) -> str:
-    """A value from a file in a few characters; of what may be large only its type is told.
+    """Describes a value from a file in a few characters; of containers it names the type alone.
 
     Args:
-        value: anything; nothing of it is called.
-        limit: characters of text.
+        value: Any value; none of its methods is called.
+        limit: Largest number of characters of a text.
     """
     if isinstance(value, str):
         return escaped(value if len(value) <= limit else f"{value[:limit]}...")
@@ -38,11 +38,11 @@ def shown(value: Any, limit: int = SHORT) -> str:
 
 
 def escaped(text: str, keep: str = "") -> str:
-    r"""Text with every character that is not printed as itself in Python's notation, such as \x1b for escape.
+    r"""Writes characters that are not printable in Python's notation, such as \x1b for escape.
 
     Args:
-        text: of unknown origin.
-        keep: characters that stay as they are, such as line breaks.
+        text: Text of unknown origin.
+        keep: Characters to leave unchanged, such as line breaks.
     """
     if text.isprintable():
         return text

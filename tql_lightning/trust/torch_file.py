@@ -1,9 +1,9 @@
-"""What a file of ``torch.save`` claims to hold, looked at without torch, before anything is made of it.
+"""Checks what a file of ``torch.save`` claims to hold, without torch, before torch reads it.
 
-``torch.load`` with weights only executes nothing, but it takes memory for whatever sizes a file names, reads numbers
-beyond those that are there, and hashes and compares whatever is nested in whatever way. Here the pickle is read as a
-list of instructions: only those that ``torch.save`` writes are allowed, and only notes of what they would make are
-kept, so that reading takes time and memory in proportion to the file.
+``torch.load`` with weights only executes no code, but a crafted file can make it allocate any amount of memory, read
+beyond a storage, or hash and compare values for a long time. This module reads the pickle as a list of instructions. It
+allows only those that ``torch.save`` writes, and keeps a short description of each value instead of the value, so that
+time and memory are proportional to the size of the file.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def check_torch_stream(file: BinaryIO, allowed: Collection[str] = ()) -> int:
 
 
 class _PickleReader:
-    """Follows a pickle's instructions, with notes in the place of what they make."""
+    """Follows a pickle's instructions, and keeps a description of each value instead of the value."""
 
     def __init__(self, content: bytes, archive: Archive, allowed: Collection[str]) -> None:
         self._content, self._allowed = content, frozenset(allowed)
@@ -80,10 +80,10 @@ class _PickleReader:
         self._odd_keys = 0
 
     def read(self) -> None:
-        """Reads all of them, and counts what would be made.
+        """Reads all instructions, and counts the values that they would make.
 
         Raises:
-            TorchFileError: an instruction is not allowed, or what it would make.
+            TorchFileError: An instruction, or a value that it would make, is not allowed.
         """
         try:
             self._follow()
@@ -149,7 +149,7 @@ class _PickleReader:
             raise TorchFileError(f"its data.pkl holds {name}, which torch.save does not write")
 
     def _named(self, module: str, name: str) -> Name:
-        """What torch takes two lines of text for: protocol 2 has the names of Python 2."""
+        """Returns the dotted name of a GLOBAL instruction; protocol 2 writes the names of Python 2."""
         module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
         path = f"{module}.{name}"
         known = path in (*_ENTRIES, *_MADE_OF_VALUES, "_codecs.encode", *self._allowed) or makes_tensor(path)
@@ -177,7 +177,7 @@ class _PickleReader:
         target.parts += parts
 
     def _check_keys(self, keys: list[Any]) -> None:
-        """Refuses keys by which a dict or set takes time in the square of their number, or for ever."""
+        """Refuses keys that make a dict or set take quadratic time, or endless time."""
         for key in keys:
             if isinstance(key, str) or (isinstance(key, int) and key.bit_length() <= 64):
                 continue
@@ -210,7 +210,7 @@ class _PickleReader:
         if not isinstance(content, Made) or content.kind not in ("list", "dict"):
             raise TorchFileError(f"its data.pkl is damaged (it makes a {path} of something else than entries)")
         if content.kind == "dict":
-            return  # its keys have been looked at
+            return  # its keys have been checked
         if path == "builtins.set":
             self._check_keys(content.parts)
         elif content.parts:
@@ -223,7 +223,7 @@ class _PickleReader:
 
 
 def _count(root: Any) -> None:
-    """Refuses what could be walked through for ever: values within themselves, or the same ones over and over."""
+    """Refuses endless values: those that contain themselves, or share parts so often that a walk does not end."""
     sizes: dict[int, int] = {}  # by identity, once everything below is counted
     depths: dict[int, int] = {}
     open_: set[int] = set()

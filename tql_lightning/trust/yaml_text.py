@@ -24,7 +24,7 @@ def read_yaml(text: str) -> Any:
     """The plain data that a YAML text holds.
 
     Raises:
-        ValueError: as `check_yaml`.
+        ValueError: See `check_yaml`.
         yaml.YAMLError: it is no YAML, or asks for Python objects.
     """
     check_yaml(text)
@@ -40,7 +40,7 @@ def read_yaml_file(path: Path) -> Any:
     """As `read_yaml`, of a file, which `tql_lightning.trust.bounded.require_regular` accepts.
 
     Raises:
-        ValueError: as `read_yaml`; or the file is no such file.
+        ValueError: See `read_yaml`; or the file is not regular.
         OSError: it cannot be read.
         yaml.YAMLError: as `read_yaml`.
     """
@@ -48,7 +48,7 @@ def read_yaml_file(path: Path) -> Any:
 
 
 def check_yaml(text: str) -> None:
-    """Refuses values within themselves, very deep, very many or very long; the reader tells of other mistakes.
+    """Refuses values that contain themselves, are nested deeply, are too many or too long; YAML finds other mistakes.
 
     Raises:
         ValueError: with what was found.

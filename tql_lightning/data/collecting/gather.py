@@ -33,7 +33,7 @@ def gather(
 
     Args:
         make: makes what collects the episode of a key; has to be picklable if there are several workers.
-        keys: as many as there are to be episodes, or without end.
+        keys: One key for each episode; may be endless.
         workers: processes; 1 collects in this one.
         rows: when to stop, and what the progress bar on stderr counts to. An episode's rows are those of its
             array ``actions``.

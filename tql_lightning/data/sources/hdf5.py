@@ -18,12 +18,12 @@ def check_links(path: Path, group: Any, names: list[str]) -> None:
     """Rejects soft and external links, which may point to any file.
 
     Args:
-        path: the file, for errors.
-        group: of h5py.
-        names: of its members that are to be looked at.
+        path: Path of the file, for errors.
+        group: Group of h5py.
+        names: Names of the members to check.
 
     Raises:
-        DatasetError: one of them is such a link.
+        DatasetError: One of them is such a link.
     """
     import h5py
 
@@ -58,8 +58,8 @@ def read_numbers(path: Path, file: Any, names: list[str]) -> dict[str, NDArray[A
 
     Args:
         path: the file, for errors.
-        file: of h5py, open.
-        names: of its arrays.
+        file: Open file of h5py.
+        names: Names of its arrays.
 
     Raises:
         DatasetError: one is no array of numbers, lies elsewhere, or claims more than the file can hold.

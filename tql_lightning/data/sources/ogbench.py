@@ -53,12 +53,11 @@ def dataset_file(domain: str, dataset_dir: str | None = None) -> Path:
 def load_ogbench(domain: str, task: int | None = None, dataset_dir: str | None = None) -> TransitionDataset:
     """Loads OGBench's dataset of a domain with the rewards and masks of one of its tasks.
 
-    The files are downloaded from $TQL_OGBENCH_URL, or else from where the ogbench package says, if the dataset's is not
-    there; see `download`. A
-    validation file beside it becomes the held-out transitions; without one there are none. Rewards and masks are the
-    package's own: the number of reached goals minus the number of goals, and 0 where all are reached. Episodes end
-    where the file says. Besides the official files, those saved from the package's loader are read: with
-    next_observations (full) or valids (compact).
+    Missing files are downloaded from $TQL_OGBENCH_URL, or else from the ogbench package's address; see `download`. A
+    validation file beside the dataset becomes the held-out transitions; without one there are none. Rewards and masks
+    are the package's own: the number of reached goals minus the number of goals, and 0 where all are reached. Episodes
+    end where the file says. It also reads files saved from the package's loader, with next_observations (full) or
+    valids (compact).
 
     Args:
         domain: environment and kind of data, "cube-double-play"; or the whole name of a single-task dataset,

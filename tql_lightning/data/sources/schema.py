@@ -119,7 +119,7 @@ def with_held_out(
 
     Args:
         load: loads what lies at a path.
-        path: of the dataset.
+        path: Path of the dataset.
         validation_fraction: share of the episodes, the last ones, to hold out.
 
     Raises:
