@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.run.checkpoint_file import LAST, SUFFIX, CheckpointError
 from tql_lightning.run.checkpoint_io import read_checkpoint
-from tql_lightning.system.private_api import last_checkpoints
+from tql_lightning.system.private_api import begin_anew, last_checkpoints
 from tql_lightning.training.hyperparameters import ALGORITHM, class_path, loadable, regrouped
 
 MOST_SHOWN = 5
@@ -124,6 +124,22 @@ def refuse_other_algorithm(path: Path | str, raw: Mapping[str, Any], own: type) 
             f"checkpoint {path}: expected one of {class_path(own)}, found one of {named!s:.80}; "
             f"add --model={named!s:.80}"
         )
+
+
+def begin_without_exceptions(trainer: Trainer) -> None:
+    """Begins a new run at update 0, and does not let it overwrite what another one left at an exception.
+
+    Raises:
+        ValueError: There is such a checkpoint.
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, OnExceptionCheckpoint):
+            if Path(callback.ckpt_path).exists():
+                raise ValueError(
+                    f"OnExceptionCheckpoint: expected no {callback.ckpt_path}, which an earlier run left at an "
+                    f"exception, found it; continue that run with --ckpt_path={callback.ckpt_path}, or remove it"
+                )
+            begin_anew(trainer)
 
 
 def refuse_changes(path: Path, raw: Mapping[str, Any], model: LightningModule, data: OfflineDataModule) -> None:
