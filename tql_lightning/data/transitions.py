@@ -27,6 +27,7 @@ from tql_lightning.data.checks import (
 )
 from tql_lightning.data.checks import DatasetError as DatasetError
 from tql_lightning.data.scores import Scores, check_reference_scores, scores_in
+from tql_lightning.data.scores import normalized_score as normalized_score
 from tql_lightning.data.summary import summarise
 
 Array = NDArray[Any]
