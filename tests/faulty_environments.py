@@ -27,9 +27,14 @@ REPORTS: dict[str, tuple[Any, Any]] = {  # terminated and reward
     "terminated nan": (float("nan"), 1.0),
     "reward text": (True, "1"),
     "reward nothing": (True, None),
+    "reward of 1e308": (False, 1e308),
     "rewards": (True, np.ones(2)),
 }
-FAULTS = ("exit", "exit at reset", "close", "exit at close", "endless", *SUCCESSES, *REPORTS)
+FAULTS = ("panic", "exit", "exit at reset", "close", "exit at close", "endless", *SUCCESSES, *REPORTS)
+
+
+class PanicError(BaseException):
+    """As an extension in Rust raises it."""
 
 
 class FaultyEnv(CountdownEnv):
@@ -47,6 +52,8 @@ class FaultyEnv(CountdownEnv):
     def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
         if self.kind == "exit":
             sys.exit(0)
+        if self.kind == "panic":
+            raise PanicError
         observation, reward, done, truncated, info = super().step(action)
         if self.kind in SUCCESSES:
             info["success"] = SUCCESSES[self.kind]

@@ -74,7 +74,7 @@ def test_it_evaluates_in_every_precision(precision: Any, tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("fault", "message"),
-    [("NaN", "found NaN or infinity"), ("Error", "the simulation fell apart"), ("Hang", "longer than timeout=0.5 s")],
+    [("NaN", "found NaN, infinity"), ("Error", "the simulation fell apart"), ("Hang", "longer than timeout=0.5 s")],
 )
 def test_an_environment_that_fails_ends_that_evaluation_and_is_counted(
     fault: str, message: str, tmp_path: Path
@@ -97,7 +97,7 @@ def test_an_evaluation_that_failed_is_not_made_again_when_the_run_continues(tmp_
     for updates in (5, 10):
         callback = RolloutEvaluation(2, 5, env_id="tests.environments:ToyNaN-v0")
         continued = tmp_path / "last.ckpt" if updates > 5 else None
-        with pytest.warns(UserWarning, match="found NaN or infinity"):
+        with pytest.warns(UserWarning, match="found NaN, infinity"):
             fit(tmp_path, toy_model(), updates, [callback, last], ckpt_path=continued)
     assert callback.failures == 3  # at updates 0, 5 and 10
 

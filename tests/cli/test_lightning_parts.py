@@ -93,7 +93,7 @@ def test_a_missing_package_is_said_before_anything_is_written(
 
 
 BENCHMARK = ("benchmark", "quickstart", "--engine=ray")
-SEARCH = ("--methods=tql", "--sizes=[null]", "--search", "model.discount=uniform(0.9,0.99)")
+SEARCH = ("--methods=tql", "--search", "model.discount=uniform(0.9,0.99)")
 
 
 @pytest.mark.parametrize(
@@ -213,11 +213,45 @@ class Shows(Callback):
         print("bar", bar.completed if at is None else at, bar.total)
 
 
+def fails_at_four(trainer: Any, *_: Any) -> None:
+    """A fault of a user's hook."""
+    if trainer.global_step == 4:
+        raise RuntimeError("a fault of the user's hook")
+
+
+@pytest.mark.slow
+def test_what_an_exception_leaves_is_continued_only_where_it_is_named(command_folder: Path) -> None:
+    saves = (f"{ADD}OnExceptionCheckpoint", "--trainer.callbacks.dirpath=fault")
+    fails = (
+        f"{ADD}LambdaCallback",
+        "--trainer.callbacks.on_train_batch_start=tests.cli.test_lightning_parts.fails_at_four",
+    )
+    averages = (f"{ADD}WeightAveraging", f"{ADD}ModelSummary")
+    with pytest.raises(RuntimeError, match="of the user's hook"):
+        call_tql(command_folder, *FIT, *averages, *saves, *fails)
+    left = command_folder / "fault" / "on_exception.ckpt"
+    assert read_checkpoint(left)["global_step"] == 4
+    anew = call_tql(command_folder, *FIT, *saves, "--trainer.default_root_dir=other", "--seed_everything=5")
+    assert anew.returncode == 2
+    assert "continue that run with --ckpt_path=fault/on_exception.ckpt, or remove it" in anew.stderr
+    assert read_checkpoint(left)["global_step"] == 4
+    continued = call_tql(command_folder, *FIT, *averages, *saves, "--ckpt_path=fault/on_exception.ckpt")
+    assert continued.returncode == 0, continued.stderr
+    assert read_checkpoint(command_folder / "run" / "checkpoints" / "last.ckpt")["global_step"] == 20
+    assert not left.exists()  # the run has ended well
+    other = call_tql(command_folder, *FIT, *saves, "--trainer.default_root_dir=other")
+    assert other.returncode == 0, other.stderr
+    assert "without a model" not in other.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("bar", ["TQDMProgressBar", "RichProgressBar"])
 def test_a_bar_of_the_command_counts_to_the_last_update(bar: str, command_folder: Path) -> None:
-    fitted = call_tql(command_folder, *FIT, f"{ADD}tests.cli.test_lightning_parts.Shows", f"{ADD}{bar}")
-    assert fitted.returncode == 0, fitted.stderr
+    parts = (f"{ADD}tests.cli.test_lightning_parts.Shows", f"{ADD}{bar}")
+    scheduled = "--model.optimisation.schedule_updates=20"
+    for more in (("--trainer.max_steps=10",), ("--ckpt_path=last",)):
+        fitted = call_tql(command_folder, *FIT, *parts, scheduled, *more)
+        assert fitted.returncode == 0, fitted.stderr
     assert "bar 20 20" in fitted.stdout
 
 

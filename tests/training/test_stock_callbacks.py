@@ -26,6 +26,7 @@ from lightning.pytorch.callbacks import (
     LearningRateMonitor,
     ModelCheckpoint,
     ModelPruning,
+    ModelSummary,
     OnExceptionCheckpoint,
     RichProgressBar,
     SpikeDetection,
@@ -33,6 +34,7 @@ from lightning.pytorch.callbacks import (
     ThroughputMonitor,
     Timer,
     TQDMProgressBar,
+    WeightAveraging,
 )
 from lightning.pytorch.loggers import CSVLogger
 
@@ -343,6 +345,8 @@ def test_what_a_users_callback_logs_can_be_monitored(tmp_path: Path) -> None:
         (lambda: ModelPruning("l1_unstructured", amount=0.1), "prune an exported policy"),
         (BasePredictionWriter, "there is no `predict`"),
         (SpikeDetection, "cannot be continued"),
+        (lambda: Timer(timedelta(seconds=1), interval="epoch"), "Timer.interval: expected step, found epoch"),
+        (lambda: ModelCheckpoint(every_n_epochs=2), "ModelCheckpoint.every_n_epochs: expected 1, found 2"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_remedy(
@@ -358,9 +362,12 @@ def test_what_does_not_fit_is_refused_with_the_remedy(
         ({"overfit_batches": 1}, "trainer.overfit_batches: expected 0"),
         ({"limit_train_batches": 0.5}, "trainer.limit_train_batches: expected a whole number"),
         ({"val_check_interval": 0.5}, "trainer.val_check_interval: expected a whole number"),
+        ({"val_check_interval": timedelta(seconds=1)}, "trainer.val_check_interval: expected a whole number"),
+        ({"limit_train_batches": 0}, "trainer.limit_train_batches: expected at least 1, found 0"),
+        ({"check_val_every_n_epoch": 5}, "trainer.check_val_every_n_epoch: expected 1, found 5"),
     ],
 )
-def test_shares_of_an_epoch_are_refused(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_what_a_run_of_one_epoch_cannot_do_is_refused(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         train(tmp_path, **settings)
 
@@ -410,8 +417,12 @@ def test_progress_bars_count_to_the_last_update(bar: type[Any], tmp_path: Path) 
             task = trainer.progress_bar_callback.train_progress_bar
             shown.append((task.n, task.total) if bar is TQDMProgressBar else (task.completed, task.total))
 
-    train(tmp_path, Looks(), bar(), updates=5, enable_progress_bar=True)
-    assert shown == [(5, 5)]
+    last = LastCheckpoint(str(tmp_path), every_n_updates=1)
+    train(tmp_path, Looks(), bar(), last, updates=3, enable_progress_bar=True)
+    train(tmp_path, Looks(), bar(), last, updates=5, enable_progress_bar=True, ckpt_path=tmp_path / "last.ckpt")
+    train(tmp_path, Looks(), bar(), updates=5, enable_progress_bar=True, updates_per_step=2)
+    train(tmp_path, Looks(), bar(), updates=5, enable_progress_bar=True, limit_train_batches=3)
+    assert shown == [(3, 3), (5, 5), (3, 3), (2, 2)]
 
 
 @pytest.mark.parametrize("hook", ["on_train_batch_end", "on_train_end", "on_train_epoch_end", "on_validation_end"])
@@ -423,17 +434,59 @@ def test_hooks_of_an_object_alone_run_and_stay(hook: str, tmp_path: Path) -> Non
         assert seen == [*([1, 2, 3] if hook == "on_train_batch_end" else [3])] * runs
 
 
-@pytest.mark.filterwarnings("ignore:`.fit.ckpt_path=None.` was called without a model")
-@pytest.mark.filterwarnings("ignore:.*no checkpoint")
-def test_an_exception_leaves_a_checkpoint_of_the_update_before_it(tmp_path: Path) -> None:
+@IGNORED
+def test_the_plain_average_holds_every_update_and_a_summary_names_the_networks(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: list[torch.Tensor] = []
+    model = toy_model()
+    keeps = LambdaCallback(on_train_batch_end=lambda *_: seen.append(next(model.critic.parameters()).detach().clone()))
+    first = next(model.critic.parameters()).detach().clone()
+    parts: list[Callback] = [keeps, WeightAveraging(), ModelSummary(max_depth=2), evaluation(3)]
+    with caplog.at_level("INFO"):
+        trainer = fit(tmp_path, model, 3, parts, updates_per_step=1)
+    torch.testing.assert_close(next(model.critic.parameters()).detach(), torch.stack(seen).mean(0), atol=1e-6, rtol=0)
+    assert not torch.equal(first, seen[0])
+    expected = rollout(model.eval().actor(), SWING, 1, seed=0).summary()["return"]
+    assert float(trainer.callback_metrics["eval/return"]) == pytest.approx(expected, rel=1e-5)
+    assert "critic.transformer" in caplog.text
+
+
+ANEW = (
+    pytest.mark.filterwarnings("ignore:`.fit.ckpt_path=None.` was called without a model"),
+    pytest.mark.filterwarnings("ignore:.*no checkpoint"),
+)
+
+
+def leave_a_checkpoint(folder: Path) -> tuple[Path, OnExceptionCheckpoint]:
+    """What a fault of the user's callback at update 4 leaves."""
+
     def fail(trainer: Trainer, *_: Any) -> None:
         if trainer.global_step == 4:
             raise RuntimeError("a fault of the user's callback")
 
-    callbacks = [LambdaCallback(on_train_batch_start=fail), OnExceptionCheckpoint(str(tmp_path), "at_fault")]
+    saves = OnExceptionCheckpoint(str(folder), "at_fault")
     with pytest.raises(RuntimeError, match="of the user's callback"):
-        train(tmp_path, *callbacks)
-    assert torch.load(tmp_path / "at_fault.ckpt", weights_only=True)["global_step"] == 4
+        train(folder, LambdaCallback(on_train_batch_start=fail), saves)
+    return folder / "at_fault.ckpt", saves
+
+
+@ANEW[0]
+@ANEW[1]
+def test_an_exception_leaves_a_checkpoint_of_the_update_before_it(tmp_path: Path) -> None:
+    left, _ = leave_a_checkpoint(tmp_path)
+    assert torch.load(left, weights_only=True)["global_step"] == 4
+
+
+@ANEW[0]
+@ANEW[1]
+def test_what_an_exception_left_outlives_a_refused_run_and_a_development_run(tmp_path: Path) -> None:
+    left, saves = leave_a_checkpoint(tmp_path)
+    content = left.read_bytes()
+    with pytest.raises(ValueError, match="expected a metric that this run logs"):
+        train(tmp_path, saves, EarlyStopping("eval/retrun"), evaluation(), ckpt_path=left)
+    train(tmp_path, saves, fast_dev_run=2, ckpt_path=left)
+    assert left.read_bytes() == content
 
 
 def test_a_development_run_writes_nothing(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import torch
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import OnExceptionCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -40,7 +41,7 @@ from tql_lightning.run.checkpoint_io import read_checkpoint
 from tql_lightning.run.folder import CONFIG_FILE, writes_nothing
 from tql_lightning.run.lock import only_run_in
 from tql_lightning.run.superseded import has_begun
-from tql_lightning.system.private_api import restores_checkpoint
+from tql_lightning.system.private_api import begin_anew, restores_checkpoint
 from tql_lightning.training.contents import LONGEST_REASON, checked_settings
 from tql_lightning.training.out_of_memory import explained_memory
 from tql_lightning.training.resuming import (
@@ -252,7 +253,24 @@ class TQLCLI(LightningCLI):
         new = not self._get(self.config, "ckpt_path") and not writes_nothing(self.trainer)
         if new and has_begun(folder):
             refuse_earlier_run(folder)
+        if not self._get(self.config, "ckpt_path"):
+            self._leave_exceptions_alone()
         self._load_weights()
+
+    def _leave_exceptions_alone(self) -> None:
+        """Begins a new run at update 0, and does not let it overwrite what another one left at an exception.
+
+        Raises:
+            ValueError: There is such a checkpoint.
+        """
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, OnExceptionCheckpoint):
+                if Path(callback.ckpt_path).exists():
+                    raise ValueError(
+                        f"OnExceptionCheckpoint: expected no {callback.ckpt_path}, which an earlier run left at an "
+                        f"exception, found it; continue that run with --ckpt_path={callback.ckpt_path}, or remove it"
+                    )
+                begin_anew(self.trainer)
 
     def _load_weights(self) -> None:
         """Loads ``--weights`` into a model that continues no run.

@@ -50,7 +50,7 @@ def make_env(env_id: str, render_mode: str | None = None, max_episode_steps: int
         rendering: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
         env = gymnasium.make(environment_spec(env_id), max_episode_steps=max_episode_steps, **rendering)
         played = PolicyEnv(SeededReset(env), env_id)
-    except EnvError:
+    except (EnvError, KeyboardInterrupt):
         raise
     except TypeError as error:
         raise EnvError(f"environment {env_id}: its constructor does not take its arguments ({error})") from error
@@ -63,7 +63,7 @@ def make_env(env_id: str, render_mode: str | None = None, max_episode_steps: int
         close = [] if name in gymnasium.registry else difflib.get_close_matches(name, gymnasium.registry)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
         raise EnvError(f"environment {env_id}: {error}{hint}") from error
-    except (Exception, SystemExit) as error:  # of any simulator
+    except BaseException as error:  # of any simulator: sys.exit, and what those in other languages raise
         raise EnvError(f"environment {env_id} failed: {type(error).__name__}: {error}") from error
     if not _has_time_limit(env):
         raise EnvError(

@@ -79,13 +79,13 @@ class VectorEnvs:
     def _try(self, action: Callable[[], Any]) -> Any:
         try:
             return action()
-        except EnvError:
+        except (EnvError, KeyboardInterrupt):
             raise
         except (EOFError, ConnectionError) as error:
             raise EnvError(
                 f"environment {self.env_id} failed: its process ended unexpectedly{self._exit_codes()}"
             ) from error
-        except (Exception, SystemExit) as error:  # of any simulator
+        except BaseException as error:  # of any simulator: sys.exit, and what those in other languages raise
             raise EnvError(f"environment {self.env_id} failed: {type(error).__name__}: {error}") from error
 
     def _exit_codes(self) -> str:
@@ -97,8 +97,10 @@ class VectorEnvs:
         return f" (exit code {', '.join(map(str, codes))})" if codes else ""
 
     def _require_finite(self, *arrays: NDArray[Any]) -> None:
-        if not all(np.isfinite(array).all() for array in arrays):
+        with np.errstate(over="ignore"):  # sums of larger numbers would become infinite
+            finite = all(np.isfinite(array.astype(np.float32)).all() for array in arrays)
+        if not finite:
             raise EnvError(
-                f"environment {self.env_id}: expected finite rewards and observations, found NaN or infinity; "
-                "the policy's actions may have made the simulation unstable"
+                f"environment {self.env_id}: expected finite rewards and observations, found NaN, infinity or numbers "
+                "beyond float32; the policy's actions may have made the simulation unstable"
             )

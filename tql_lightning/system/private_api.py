@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
+from math import isfinite
 from pathlib import Path
 from types import CodeType
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from lightning.fabric.plugins import CheckpointIO
     from lightning.pytorch import Trainer
-    from lightning.pytorch.callbacks import ModelCheckpoint
+    from lightning.pytorch.callbacks import ModelCheckpoint, Timer
     from lightning.pytorch.strategies import DDPStrategy, Strategy
     from torch.distributed.fsdp import FSDPModule
     from torch.utils.tensorboard import SummaryWriter
@@ -120,9 +121,57 @@ def count_updates(trainer: Trainer, updates_per_step: int) -> None:
     trainer._logger_connector.__class__ = Connector
 
 
+def show_whole_epoch(bar: Any, updates_per_step: int) -> None:
+    """Makes a progress bar of Lightning's count to the epoch's last step, also where a run continues within an epoch.
+
+    Lightning takes what is left of a run for the length of the epoch, and updates for steps.
+    """
+    from lightning.pytorch.callbacks import TQDMProgressBar
+
+    class _WholeEpoch(type(bar)):  # type: ignore[misc]
+        @property
+        def total_train_batches(self) -> int | float:
+            trainer, in_epoch = self.trainer, self.trainer.num_training_batches
+            if trainer.max_steps < 0:
+                return in_epoch  # type: ignore[no-any-return]
+            before = trainer.current_epoch * in_epoch if trainer.current_epoch else 0
+            return min(in_epoch, -(-trainer.max_steps // self.updates_per_step) - before)  # type: ignore[no-any-return]
+
+        def on_train_start(self, *arguments: Any) -> None:
+            super().on_train_start(*arguments)
+            if isinstance(self, TQDMProgressBar) and self.train_progress_bar.total is None:  # set when an epoch begins
+                self.train_progress_bar.total = self.total_train_batches if isfinite(self.total_train_batches) else None
+
+    if not hasattr(bar, "updates_per_step"):
+        bar.__class__ = _WholeEpoch
+    bar.updates_per_step = updates_per_step
+
+
+def begin_anew(trainer: Trainer) -> None:
+    """Makes a fit without a checkpoint begin anew, where Lightning would continue from what an exception left.
+
+    A job that Slurm has started again is still continued.
+    """
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+
+    connector = trainer._checkpoint_connector
+    if not (SLURMEnvironment.detect() and connector._hpc_resume_path):
+        connector._user_managed = True  # with the path None
+
+
 def checkpoint_intervals(callback: ModelCheckpoint) -> tuple[int, bool]:
     """Updates between two checkpoints, 0 for no such interval; and whether they are made by time."""
     return callback._every_n_train_steps, callback._train_time_interval is not None
+
+
+def checks_at_ends_of_epochs(timer: Timer) -> bool:
+    """Whether a timer looks at the time only when an epoch ends."""
+    return timer._interval == "epoch"
+
+
+def epochs_between(callback: ModelCheckpoint) -> int:
+    """Epochs between two checkpoints; 0 where they are made by updates or by time."""
+    return callback._every_n_epochs
 
 
 def saving_is_put_off(callback: Any) -> bool:

@@ -10,7 +10,7 @@ from types import FrameType
 from typing import Any, ClassVar, Self, cast
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -38,7 +38,7 @@ from tql_lightning.training.hyperparameters import ALGORITHM, class_path, loadab
 from tql_lightning.training.optimisation import Optimisation, ParameterGroup, load_moments
 from tql_lightning.training.problem import Problem
 from tql_lightning.training.sharding import ShardedStrategy, shard
-from tql_lightning.training.stock_callbacks import end_with_averages, release_callbacks
+from tql_lightning.training.stock_callbacks import end_with_averages, keep_earlier_checkpoints, release_callbacks
 from tql_lightning.training.trainer_checks import check_trainer
 from tql_lightning.training.update import Inputs, Losses
 
@@ -187,6 +187,11 @@ class Algorithm(LightningModule, ABC):
         trains = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
         return self.global_step if trains else self._seen_updates
 
+    @property
+    def has_trained(self) -> bool:
+        """Whether the current fit has made an update."""
+        return self._watch.begun
+
     def current_inputs(self) -> Inputs:
         """`inputs` of the current update."""
         return self.inputs(self.current_update)
@@ -276,6 +281,13 @@ class Algorithm(LightningModule, ABC):
         self.trainer.precision_plugin.convert_module(self)
         if isinstance(self.trainer.strategy, ShardedStrategy):
             shard(self, self.trainer.strategy.device_mesh)
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Adds none; from here on what earlier runs have saved is kept if this one is refused."""
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self._watch = DivergenceWatch()
+            keep_earlier_checkpoints(self.trainer, self)
+        return []
 
     def setup(self, stage: str) -> None:
         """Checks parameter groups, and sets DDP's static graph and the precision of matrix products."""

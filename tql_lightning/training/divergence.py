@@ -51,6 +51,11 @@ class DivergenceWatch:
         self._sound: int | None = None  # updates done at the last check that found everything finite
         self._losses: deque[tuple[int, Tensor]] = deque(maxlen=MOST_LOSSES)
 
+    @property
+    def begun(self) -> bool:
+        """Whether an update has been made."""
+        return self._sound is not None
+
     def keep(self, update: int, loss: Tensor) -> None:
         """Keeps a reference to an update's loss, without waiting for the device.
 

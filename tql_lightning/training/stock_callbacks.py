@@ -15,18 +15,24 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar, WeightAveraging
 
 from tql_lightning.batch import at_update
 from tql_lightning.data.datamodule import OfflineDataModule
 from tql_lightning.data.sampler import TransitionSampler
 from tql_lightning.nn.dropout import evaluation_mode
-from tql_lightning.system.private_api import checkpoint_intervals, count_updates, saving_is_put_off
+from tql_lightning.system.private_api import (
+    checkpoint_intervals,
+    count_updates,
+    saving_is_put_off,
+    show_whole_epoch,
+)
 from tql_lightning.training.chunks import chunk_size
 
 MONITOR_HOOKS = ("on_validation_end", "on_train_epoch_end")  # a callback acts in one of them, by its own settings
 SAVE_HOOK = "on_train_batch_end"
 END_HOOK = "on_train_end"
+EXCEPTION_HOOK = "on_exception"
 Hook = Callable[..., None]
 LOG_CALLS = frozenset({"log", "log_dict", "log_metrics", "callback_metrics"})
 
@@ -62,6 +68,22 @@ class _AutomaticallyOptimised:
         return getattr(self._model, name)
 
 
+def keep_earlier_checkpoints(trainer: Trainer, model: Any) -> None:
+    """Lets callbacks that save on exceptions save only what this fit has trained, and nothing in a development run.
+
+    Otherwise a run that is refused would overwrite what an earlier one left. Call it before anything can be refused.
+
+    Args:
+        trainer: Trainer of a fit.
+        model: Algorithm that it trains.
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Checkpoint):
+            _replace(callback, EXCEPTION_HOOK, partial(_if_trained, model))
+            if trainer.fast_dev_run:  # type: ignore[attr-defined]
+                _replace(callback, "teardown", _ignore)
+
+
 def adapt_callbacks(trainer: Trainer, model: Any) -> list[int]:
     """Checks what callbacks monitor, and makes them act when their metric is logged; `release_callbacks` undoes it.
 
@@ -76,6 +98,7 @@ def adapt_callbacks(trainer: Trainer, model: Any) -> list[int]:
         ValueError: Nothing logs what a callback monitors, or a checkpoint's interval does not fit.
     """
     release_callbacks(trainer)  # an exception has kept an earlier fit from doing so
+    keep_earlier_checkpoints(trainer, model)
     count_updates(trainer, chunk_size(trainer))
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     logging = {key: each for each in callbacks for key in logged_keys(each)}
@@ -88,6 +111,8 @@ def adapt_callbacks(trainer: Trainer, model: Any) -> list[int]:
             _require_multiple(callback, every, chunk_size(trainer), "data.updates_per_step")
         if isinstance(callback, WeightAveraging):
             _replace(callback, END_HOOK, _ignore)
+        if isinstance(callback, ProgressBar):
+            show_whole_epoch(callback, chunk_size(trainer))
         monitor = _monitor(callback)
         if monitor is None:
             continue
@@ -124,7 +149,7 @@ def end_with_averages(trainer: Trainer, model: Any) -> None:
 def release_callbacks(trainer: Trainer) -> None:
     """Gives callbacks back the hooks that `adapt_callbacks` replaced."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        for hook in (SAVE_HOOK, END_HOOK, *MONITOR_HOOKS):
+        for hook in (SAVE_HOOK, END_HOOK, EXCEPTION_HOOK, "teardown", *MONITOR_HOOKS):
             replacement = vars(callback).get(hook)
             if isinstance(replacement, _Replacement):
                 delattr(callback, hook)
@@ -161,13 +186,13 @@ class _Replacement:
         self.own = own
         self._run = run
 
-    def __call__(self, *arguments: Any) -> None:
-        self._run(self.own, *arguments)
+    def __call__(self, *arguments: Any, **named: Any) -> None:
+        self._run(self.own, *arguments, **named)
 
 
 def _replace(callback: Callback, hook: str, run: Callable[..., None]) -> None:
     """Has ``run`` called with the callback's own hook and the hook's arguments, in place of the hook."""
-    setattr(callback, hook, _Replacement(getattr(callback, hook), run))
+    setattr(callback, hook, _Replacement(_own(callback, hook), run))
 
 
 def _own(callback: Callback, hook: str) -> Hook:
@@ -185,7 +210,12 @@ def _if_put_off(callback: Callback, own: Hook, *arguments: Any) -> None:
         own(*arguments)
 
 
-def _ignore(*_: Any) -> None:
+def _if_trained(model: Any, own: Hook, *arguments: Any) -> None:
+    if model.has_trained:
+        own(*arguments)
+
+
+def _ignore(*_: Any, **__: Any) -> None:
     pass
 
 

@@ -15,15 +15,17 @@ from lightning.pytorch.callbacks import (
     DeviceStatsMonitor,
     GradientAccumulationScheduler,
     LearningRateFinder,
+    ModelCheckpoint,
     ModelPruning,
     SpikeDetection,
     StochasticWeightAveraging,
+    Timer,
     WeightAveraging,
 )
 from lightning.pytorch.plugins.precision import HalfPrecision
 from lightning.pytorch.strategies import ModelParallelStrategy
 
-from tql_lightning.system.private_api import start_method
+from tql_lightning.system.private_api import checks_at_ends_of_epochs, epochs_between, start_method
 from tql_lightning.training.chunks import chunk_size
 from tql_lightning.training.cuda_graph import can_record
 from tql_lightning.training.execution import Execution
@@ -58,10 +60,19 @@ def check_trainer(trainer: Trainer, model: LightningModule, execution: Execution
 
     Raises:
         ValueError: The trainer clips or accumulates gradients, or counts batches in shares of an epoch;
-            ``cuda_graphs`` is set without a CUDA device, with several processes or with float16; or
-            `refuse_callbacks`, `refuse_narrow_weights` or `refuse_strategy` rejects it.
+            ``limit_train_batches`` is 0 or ``val_check_interval`` a time; ``cuda_graphs`` is set without a CUDA
+            device, with several processes or with float16; or `refuse_callbacks`, `refuse_epochs`,
+            `refuse_narrow_weights` or `refuse_strategy` rejects it.
     """
     refuse_callbacks(trainer)
+    if trainer.limit_train_batches == 0:
+        raise ValueError("trainer.limit_train_batches: expected at least 1, found 0, which trains nothing")
+    if not hasattr(trainer, "val_check_interval"):  # Lightning sets it unless it is a time
+        raise ValueError(
+            "trainer.val_check_interval: expected a whole number of updates, found a time, after which a continued run "
+            "would validate elsewhere; give updates"
+        )
+    refuse_epochs(trainer)
     for name in ("limit_train_batches", "val_check_interval"):
         value = getattr(trainer, name)
         if isinstance(value, float) and value != 1.0:
@@ -92,6 +103,32 @@ def check_trainer(trainer: Trainer, model: LightningModule, execution: Execution
             "model.execution.cuda_graphs: expected one process on a CUDA device and no float16, found "
             f"{trainer.world_size} on {device.type} with precision {trainer.precision}; set it to false"
         )
+
+
+def refuse_epochs(trainer: Trainer) -> None:
+    """Rejects what counts epochs, where a run is one epoch and it would never be done.
+
+    Raises:
+        ValueError: `Timer`, a `ModelCheckpoint` or validation waits for the end of epochs that there are not.
+    """
+    if isinstance(trainer.limit_train_batches, int):
+        return
+    waiting = [
+        ("trainer.check_val_every_n_epoch", trainer.check_val_every_n_epoch or 1, "trainer.val_check_interval"),
+        *(
+            (f"{type(callback).__name__}.every_n_epochs", epochs_between(callback), "every_n_train_steps")
+            for callback in trainer.callbacks  # type: ignore[attr-defined]
+            if isinstance(callback, ModelCheckpoint)
+        ),
+    ]
+    for name, every, remedy in waiting:
+        if every > 1:
+            raise ValueError(
+                f"{name}: expected 1, found {every}, and a run is one epoch; set {remedy}, which counts updates, or "
+                "trainer.limit_train_batches, the updates of an epoch"
+            )
+    if any(isinstance(each, Timer) and checks_at_ends_of_epochs(each) for each in trainer.callbacks):  # type: ignore[attr-defined]
+        raise ValueError("Timer.interval: expected step, found epoch, and a run is one epoch; set step")
 
 
 def refuse_callbacks(trainer: Trainer) -> None:
