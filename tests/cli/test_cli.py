@@ -136,6 +136,10 @@ def test_help_of_fit_is_what_a_user_sets_first_and_the_rest_by_group(
     assert whole[80] == whole[200], "broken inside a word"
     assert "{fql, best_of_n, implicit, behaviour_flow} [fql]" in whole[80]
     assert "--trainer.detect_anomaly" not in first
+    assert "--model.problem" not in first
+    assert "--model.smoothing Settings of its own: --help=model.smoothing." in " ".join(
+        help_of("fit --config method/rebrac --help", capsys).split()
+    )
     everything = help_of("fit --help=all", capsys)
     explained = " ".join(everything.split())
     assert "--model.tau TAU Share of the critic" in explained

@@ -147,8 +147,9 @@ def find_config(name: str) -> str:
         return str(packaged[name])
     if (Path(name) / CONFIG_FILE).is_file():
         raise ConfigError(f"--config {name}: expected a file, found a folder; give {Path(name) / CONFIG_FILE}")
-    close = difflib.get_close_matches(name, packaged, n=3) or sorted(packaged)
-    raise ConfigError(f"--config {name}: no such file, and no packaged configuration; there is: {', '.join(close)}")
+    close = difflib.get_close_matches(name, packaged, n=3)
+    meant = f"did you mean {' or '.join(close)}?" if close else f"there is: {', '.join(sorted(packaged))}"
+    raise ConfigError(f"--config {name}: no such file, and no packaged configuration; {meant}")
 
 
 def _check_settings(settings: Any) -> None:

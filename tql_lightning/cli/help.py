@@ -25,6 +25,8 @@ SUMMARIES = {
     "test": "Computes the losses of a checkpoint on held-out transitions and plays evaluation episodes.",
 }
 FLAG = "--help="
+GIVEN = ("model.problem",)  # by the data: nothing to set
+NO_TEXT = "Path to a configuration file"  # what jsonargparse says of a group of settings
 EVERYTHING = "all"
 GROUPS = ("data", "model", "trainer")
 FIRST = {  # title -> names of settings; a star stands for all of the model's own
@@ -137,7 +139,8 @@ def group_help(parser: ArgumentParser, name: str, group: str) -> str:
 def _expanded(names: Collection[str], known: Collection[str]) -> Iterator[str]:
     for name in names:
         if name.endswith("*"):
-            yield from (dest for dest in known if dest.startswith(name[:-1]) and dest.count(".") == name.count("."))
+            inside = (dest for dest in known if dest.startswith(name[:-1]) and dest.count(".") == name.count("."))
+            yield from (dest for dest in inside if dest not in GIVEN)
         elif name in known:
             yield name
 
@@ -154,6 +157,7 @@ def _value(settings: Any, name: str, default: Any) -> Any:
 def _setting(action: Action, default: Any) -> list[str]:
     """A setting with its choices and its default."""
     text = WORDS.get(action.dest) or " ".join(str(action.help).replace("``", "").split()).split(". ")[0].rstrip(".")
+    text = f"Settings of its own: --help={action.dest}" if text == NO_TEXT else text
     text = f"{text[:1].upper()}{text[1:]}{'' if text.endswith('.') else '.'}"
     if get_origin(kind := argument_type(action)) is Literal:
         text += f" {{{', '.join(map(str, get_args(kind)))}}}"
