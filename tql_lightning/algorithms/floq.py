@@ -119,7 +119,7 @@ class Floq(Algorithm):
         critic: Makes Q from (observation_dim, action_dim).
         policy: Makes the policy from (observation_dim, action_dim).
         problem: Length of a decision and ranges of rewards (taken from the data by the CLI).
-        discount: gamma.
+        discount: Gamma, by which a reward one environment step later counts less.
         tau: Share of u that moves into ubar at each update.
         target_aggregation: Aggregation over the members of ubar in y.
         bc_coefficient: Weight of the policy's distillation loss.

@@ -71,7 +71,7 @@ class IQL(Algorithm):
         entropy_control: Makes the attention temperatures of a critic with attention; null for none.
         value_loss: Makes the critic's TD loss from the range of discounted returns.
         problem: Length of a decision and ranges of rewards (taken from the data by the CLI).
-        discount: gamma.
+        discount: Gamma, by which a reward one environment step later counts less.
         tau: Share of the critic that moves into the target critic at each update.
         expectile: kappa of V.
         actor_loss: Loss of the policy, "awr" or "ddpgbc".

@@ -122,7 +122,7 @@ class QTransformer(Algorithm):
             null for -1 and 1.
         entropy_control: Makes attention temperatures from the number of layers, beyond the paper; null for none.
         problem: Length of a decision and ranges of rewards (taken from the data by the CLI).
-        discount: gamma.
+        discount: Gamma, by which a reward one environment step later counts less.
         tau: Share of the critic that moves into the target at each update.
         next_value: How V(s') is computed.
         conservative_weight: Weight of the loss that pulls the values of bins not taken to 0.

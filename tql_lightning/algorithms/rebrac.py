@@ -120,7 +120,7 @@ class ReBRAC(Algorithm):
         entropy_control: Makes the attention temperatures of a critic with attention; null for none.
         value_loss: Makes the critic's TD loss from the range of discounted returns.
         problem: Length of a decision and ranges of rewards (taken from the data by the CLI).
-        discount: gamma.
+        discount: Gamma, by which a reward one environment step later counts less.
         tau: Share of the networks that moves into their targets.
         actor_bc_coefficient: Weight of cloning in the actor's loss.
         critic_bc_coefficient: Weight of cloning in the critic's target.

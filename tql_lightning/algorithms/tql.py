@@ -113,7 +113,7 @@ class TQL(Algorithm):
             Has no effect on a critic without attention.
         value_loss: Makes the TD loss from the range of discounted returns: ``SquaredError`` (TQL) or ``HLGauss``.
         problem: Length of a decision and ranges of rewards (taken from the data by the CLI).
-        discount: gamma.
+        discount: Gamma, by which a reward one environment step later counts less.
         tau: Share of the critic that moves into the target critic at each update.
         target_aggregation: Aggregation over the target critic's heads in the TD target.
         bc_coefficient: Weight of the distillation loss (alpha_BC, the release's ``alpha``).
