@@ -28,8 +28,8 @@ from tql_lightning.callbacks.observing import (
     saved_weights,
 )
 from tql_lightning.data.datamodule import OfflineDataModule
-from tql_lightning.data.summary import mean_scores
-from tql_lightning.data.transitions import TransitionDataset, scores_in
+from tql_lightning.data.scores import mean_scores, scores_in
+from tql_lightning.data.transitions import TransitionDataset
 from tql_lightning.evaluation.background import EvaluationJob
 from tql_lightning.evaluation.checkpoint import write_evaluation
 from tql_lightning.evaluation.envs import EnvError, reports_success

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -48,13 +49,20 @@ def package_of(path: Path) -> str:
     return module_parts(path)[0]
 
 
+@cache
+def imports_in(path: Path) -> tuple[ast.Import | ast.ImportFrom, ...]:
+    """Import statements anywhere in a file."""
+    nodes = ast.walk(ast.parse(path.read_text()))
+    return tuple(node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom))
+
+
 def imported(path: Path) -> set[str]:
     """Packages of the project that a file imports anywhere."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in imports_in(path):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
+        else:
             assert node.level == 0, f"{path}: relative import"
             assert node.module is not None
             names |= {node.module} if node.module != PACKAGE else {f"{PACKAGE}.{alias.name}" for alias in node.names}
@@ -103,20 +111,21 @@ def test_the_modules_of_a_package_import_each_other_without_circles() -> None:
 def _modules(path: Path) -> set[str]:
     """Modules that a file imports, by dotted name; of `from a import b` both a and a.b."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in imports_in(path):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
+        else:
             names |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
     return names
 
 
 def test_nothing_imports_callbacks_as_a_top_level_package() -> None:
     folders = (ROOT / PACKAGE, ROOT / "callbacks", ROOT / "tests")
-    for path in [path for folder in folders for path in folder.rglob("*.py")]:
-        for node in ast.walk(ast.parse(path.read_text())):
-            roots = [node.module] if isinstance(node, ast.ImportFrom) else []
-            roots += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+    paths = [path for folder in folders for path in folder.rglob("*.py") if "callbacks" in path.read_text()]
+    assert paths
+    for path in paths:
+        for node in imports_in(path):
+            roots = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
             assert "callbacks" not in {(root or "").split(".")[0] for root in roots}, path
 
 

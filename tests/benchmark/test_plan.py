@@ -59,10 +59,11 @@ def test_a_choice_takes_parts_of_a_suite_and_packaged_methods_and_variants() -> 
     [
         (Choice(tasks=["cube-double/task_3"]), "tasks: .*cube-double/task_2"),
         (Choice(tasks=["cube-double/task_None"]), "there is: cube-double, cube-double/task_1, cube-double/task_2$"),
-        (Choice(methods=["fql", "iql"], sizes=["1m"]), "sizes: expected none, since fql, iql of suite mine have no"),
+        (Choice(methods=["fql", "iql"], sizes=["1m"]), "sizes: expected none, since none of fql, iql has sizes"),
         (Choice(methods=["fqll"]), "methods: .*fql"),
         (Choice(sizes=["2m"]), "configuration size/2m: .*size/26m"),
         (Choice(seeds=[1, 1]), "seeds: expected different"),
+        (Choice(settings={"data.dataset.task": "2"}), "data.dataset.task: expected no such setting, .*; use --tasks"),
         (Choice(sizes=["1m", "1m"]), "found cube-double/task_1/tql-1m/seed_0 twice; give each task"),
     ],
 )
@@ -145,6 +146,22 @@ def test_commands_are_printed_and_nothing_is_written(tmp_path: Path) -> None:
     assert "--trainer.default_root_dir=runs/benchmark/suite/toy/tql/seed_3" in printed.stdout
 
 
+@pytest.mark.slow
+def test_a_dry_run_names_missing_files_of_ogbench_and_where_they_come_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ogbench")
+    monkeypatch.setenv("OGBENCH_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("TQL_OGBENCH_URL", "http://mirror.local/ogbench")
+    planned = call_tql(tmp_path, "benchmark", "laptop", "--dry-run", "--methods", "bc", "--seeds", "0")
+    file = tmp_path / "cube-single-play-v0.npz"
+    assert f"missing: {file}: fetch it where there is a network, or collect one with:\n" in planned.stdout
+    assert f"\ntql collect cube-single --transitions 100000 --output {file}\n" in planned.stdout
+    assert "downloaded from http://mirror.local/ogbench before anything runs; TQL_OGBENCH_URL sets" in planned.stdout
+    (line,) = [line.split() for line in planned.stdout.splitlines() if line.startswith("cube-single ")]
+    assert (line[2:4], 0 < float(line[4]) < 60) == (["2", "12,000"], True)
+
+
 def test_every_check_that_fails_is_told_and_nothing_runs(tmp_path: Path) -> None:
     methods = {
         "one": {"settings": {"model.tau": "much"}},
@@ -159,6 +176,7 @@ def test_every_check_that_fails_is_told_and_nothing_runs(tmp_path: Path) -> None
     for method, said in (("one", "tau"), ("two", "33"), ("three", "gone.npz")):
         (line,) = [line for line in refused.stderr.splitlines() if line.startswith(f"- {method} on toy")]
         assert said in line
+    assert read_plan(tmp_path / "out")[1] == [], "reports name no run that was refused"
     assert not list((tmp_path / "out").glob("**/config.yaml"))
 
 

@@ -18,10 +18,12 @@ from tests.benchmark.test_table import RAW, write_run
 from tests.benchmark.tiny import write_suite
 from tests.command_line import TQL_COMMAND, call_tql, run_tql
 from tql_lightning.benchmark.plan import Choice, plan_runs
-from tql_lightning.benchmark.search import _note, parse_space, settings_to_check, summarise_search, vary
+from tql_lightning.benchmark.search import _episodes, _note, parse_space, settings_to_check, summarise_search, vary
 from tql_lightning.benchmark.suite import SuiteError, make_suite
 from tql_lightning.benchmark.worker import Outcome, record
 from tql_lightning.cli.configs import packaged_configs
+from tql_lightning.evaluation.checkpoint import write_evaluation
+from tql_lightning.evaluation.rollout import RolloutResult
 from tql_lightning.report.table_formats import search_markdown
 from tql_lightning.run.folder import evaluation_file
 
@@ -86,6 +88,24 @@ def test_the_record_ranks_whole_trials_and_shows_what_few_episodes_find(tmp_path
     assert "Best: model.tau=0.2, 80 [" in text
 
 
+@pytest.mark.parametrize(
+    ("metric", "expected"),
+    [
+        ("return", [10.0, 30.0]),
+        ("length", [200.0, 100.0]),
+        ("normalized_score", [10.0, 110.0]),
+        ("return_low", []),
+    ],
+)
+def test_the_budget_curve_is_in_the_unit_of_the_metric(metric: str, expected: list[float], tmp_path: Path) -> None:
+    (run,) = plan_runs(SUITE, Choice(["scene"], ["fql"], seeds=[0]), packaged_configs())
+    result = RolloutResult(np.array([10.0, 30.0]), np.array([200.0, 100.0]), None)
+    folder = tmp_path / run.folder
+    folder.mkdir(parents=True)
+    write_evaluation(folder, 400, "Pendulum-v1", 0, result, result.summary((8.0, 28.0)))
+    assert _episodes(run, metric, tmp_path) == pytest.approx(expected)
+
+
 def test_a_stopped_search_is_in_the_report_with_its_trials_so_far(tmp_path: Path) -> None:
     runs = plan_runs(SUITE, Choice(["scene"], ["tql"], ["1m"], [0, 1]), packaged_configs())
     note = partial(_note, runs, SUITE, {"model.tau": ("uniform", [0.0, 1.0])}, 5, tmp_path)
@@ -140,6 +160,8 @@ SEARCH = ("--methods", "tql", "--search", "model.tau=uniform(0.1,1)")
         (("--slurm", "time=1"), "slurm: expected only with --engine slurm, found ray"),
         ((*SEARCH, "--commands"), "commands: expected none with --search, whose settings are chosen while it runs"),
         (("--search", "model.tau=uniform(0,1)"), "search: expected the runs of one method, found tql, careful"),
+        ((*SEARCH[:3], "seed_everything=randint(0,9)"), "seed_everything: expected no such setting, which differs"),
+        (("--set", "trainer.default_root_dir=x"), "trainer.default_root_dir: expected no such setting, which differs"),
         ((*SEARCH[:3], "model.tau=uniform(1,0)"), "search: model.tau: expected uniform, loguniform, randint, choice"),
     ],
 )

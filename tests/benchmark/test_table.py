@@ -20,6 +20,7 @@ from tql_lightning.cli.configs import packaged_configs
 from tql_lightning.report.numbers import number
 from tql_lightning.report.protocol import Protocol
 from tql_lightning.report.runs import ReportError
+from tql_lightning.report.table import Entry, summarise
 from tql_lightning.report.table_formats import NONE, TableFormat, render_table, table_html
 
 RAW = {
@@ -197,6 +198,19 @@ def test_a_benchmark_without_a_score_says_so(form: TableFormat, tmp_path: Path) 
     text = render_table(summary_of([tmp_path]), form)
     assert "no run has a score yet" in text
     assert "scene/task_4/fql/seed_0 (not started)" in text
+
+
+def test_of_many_methods_the_best_one_is_compared_with_each_other_one() -> None:
+    entries = [
+        Entry(f"{method}-{seed}", "d", "d", f"m{method}", str(seed), [method == 3] * 3, 30)
+        for method in range(6)
+        for seed in range(2)
+    ]
+    lines = render_table(summarise(entries, "return", "last"), "md").splitlines()
+    told = [line.rpartition(":")[0] for line in lines if line.startswith("Probability")]
+    pairs = ("m0 beats m3", "m1 beats m3", "m2 beats m3", "m3 beats m4", "m3 beats m5")
+    assert told == [f"Probability that {pair}" for pair in pairs]
+    assert summarise(entries[::2], "return", "last")["improvement"] == [], "one run against one on one task"
 
 
 def test_many_unfinished_runs_are_counted_where_a_note_would_name_them_all(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from tests.benchmark.test_table import RAW, write_run
 from tql_lightning.benchmark.plan import Choice, plan_runs
 from tql_lightning.benchmark.progress import Progress, duration
+from tql_lightning.benchmark.serial import run_serially
 from tql_lightning.benchmark.suite import make_suite
 from tql_lightning.benchmark.worker import Outcome, _judge, execute, make_job, outcome_of, record
 from tql_lightning.cli.configs import packaged_configs
@@ -60,6 +61,16 @@ def test_a_failed_runs_message_keeps_its_beginning_and_the_end_of_its_log(tmp_pa
     assert outcome is not None
     assert outcome.message.startswith("killed by SIGKILL, as the system does when memory runs out; end of train.log:")
     assert outcome.message.endswith("xthe end")
+
+
+def test_a_run_whose_log_cannot_be_written_fails_and_the_next_is_begun(tmp_path: Path) -> None:
+    for run in RUNS[:2]:
+        (tmp_path / run.folder / "train.log").mkdir(parents=True)
+    run_serially(RUNS[:2], make_job(tmp_path, "success_rate", 1.0), Progress(tmp_path, RUNS, "success_rate", {}))
+    for run in RUNS[:2]:
+        outcome = outcome_of(run, tmp_path)
+        assert outcome is not None
+        assert (outcome.state, "train.log" in outcome.message) == ("failed", True)
 
 
 def test_what_a_run_prints_goes_through_no_link(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_a_missing_package_is_said_before_anything_is_written(
 
 
 BENCHMARK = ("benchmark", "quickstart", "--engine=ray")
-SEARCH = ("--methods=tql", "--sizes=[null]", "--search", "model.discount=uniform(0.9,0.99)")
+SEARCH = ("--methods=tql", "--search", "model.discount=uniform(0.9,0.99)")
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from tests.data.formats import write_d4rl
+from tql_lightning.data.scores import normalized_score
 from tql_lightning.data.sources.d4rl import load_d4rl
 from tql_lightning.data.sources.d4rl_scores import REFERENCE_SCORES, dataset_name
-from tql_lightning.data.transitions import DatasetError, normalized_score
+from tql_lightning.data.transitions import DatasetError
 
 
 def columns(**changes: Any) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tql_lightning.data.transitions import ACTION_LIMIT, DatasetError, TransitionDataset, normalized_score
+from tql_lightning.data.scores import normalized_score
+from tql_lightning.data.transitions import ACTION_LIMIT, DatasetError, TransitionDataset
 
 
 def arrays(**changes: Any) -> dict[str, Any]:

@@ -66,6 +66,10 @@ class ReturnFlow:
 
     Raises:
         ValueError: A setting is out of its range; the message names it.
+
+    Examples:
+        >>> ReturnFlow(release_range=True).of(Problem(reward_range=(-2.0, -1.0))).reward_range
+        (-2.0, 0.0)
     """
 
     noise_samples: int = 8

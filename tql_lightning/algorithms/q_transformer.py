@@ -66,6 +66,10 @@ class Returns:
         monte_carlo: Whether targets are at least the Monte-Carlo return.
         clip_target: Whether targets are clipped to [0, 1].
         release_returns: Whether to treat ends of trajectories as the release does.
+
+    Examples:
+        >>> Returns().scale(Problem(reward_range=(0.0, 1.0)), discount=0.5)
+        (0.0, 2.0)
     """
 
     sparse: bool = False

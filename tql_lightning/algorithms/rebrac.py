@@ -82,6 +82,10 @@ class Smoothing:
 
     Raises:
         ValueError: A setting is out of its range; the message names it.
+
+    Examples:
+        >>> Smoothing(actor_noise=0.1)
+        Smoothing(actor_noise=0.1, actor_noise_clip=0.5)
     """
 
     actor_noise: float = 0.2

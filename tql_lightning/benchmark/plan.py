@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from tql_lightning.system.files import write_text_whole
 from tql_lightning.trust.bounded import read_json
 from tql_lightning.trust.text import shown
 
+TASK_KEY = "data.dataset.task"
+OWN_KEYS = {"seed_everything": "--seeds", "trainer.default_root_dir": "--output", TASK_KEY: "--tasks"}
 LARGEST_SEED = 2**32 - 1  # NumPy's
 
 
@@ -83,7 +85,7 @@ def plan_runs(suite: Suite, choice: Choice, packaged: Mapping[str, Path]) -> lis
         raise SuiteError(f"seeds: expected different numbers from 0 to {LARGEST_SEED}, found {list(seeds)}")
     methods = _methods(suite, choice, packaged)
     if choice.sizes and not any(method.sizes for method in methods.values()):
-        raise SuiteError(f"sizes: expected none, since {', '.join(methods)} of suite {suite.name} have no sizes")
+        raise SuiteError(f"sizes: expected none, since none of {', '.join(methods)} has sizes in suite {suite.name}")
     changed = dict(choice.settings or {})
     runs = []
     for domain, problem, number in _tasks(suite, choice):
@@ -94,9 +96,10 @@ def plan_runs(suite: Suite, choice: Choice, packaged: Mapping[str, Path]) -> lis
                 _require(configs, packaged)
                 settings = {**suite.settings, **problem.settings, **method.settings}
                 settings |= suite.exceptional(domain, base, size) | changed
+                refuse_own_keys([key for key in settings if number is not None or key != TASK_KEY])
                 arguments = [part for config in configs for part in ("--config", config)]
                 arguments += [f"--{key}={_text(value)}" for key, value in settings.items()]
-                arguments += [] if number is None else [f"--data.dataset.task={number}"]
+                arguments += [] if number is None else [f"--{TASK_KEY}={number}"]
                 label = method_name([base, *([size] if size else [])], changed)
                 task = domain if number is None else f"{domain}/task_{number}"
                 for seed in seeds:
@@ -111,6 +114,17 @@ def plan_runs(suite: Suite, choice: Choice, packaged: Mapping[str, Path]) -> lis
             "method and size once"
         )
     return runs
+
+
+def refuse_own_keys(keys: Iterable[str]) -> None:
+    """Refuses settings that the plan makes itself for each run.
+
+    Raises:
+        SuiteError: There is one.
+    """
+    for key in keys:
+        if key in OWN_KEYS:
+            raise SuiteError(f"{key}: expected no such setting, which differs between runs; use {OWN_KEYS[key]}")
 
 
 def _tasks(suite: Suite, choice: Choice) -> Iterator[tuple[str, Domain, int | None]]:

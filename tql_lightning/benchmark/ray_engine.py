@@ -101,6 +101,8 @@ def run_with_ray(runs: Sequence[PlannedRun], job: Job, resources: Resources, pro
                 run = waiting.pop(reference)
                 try:
                     ray.get(reference)
+                except ray.exceptions.RayTaskError as error:
+                    record(run, job.output, Outcome("failed", str(error.cause)))
                 except ray.exceptions.RayError as error:
                     lost = f"lost with its worker or node {resources.retries + 1} times: {error}"
                     record(run, job.output, Outcome("failed", lost))

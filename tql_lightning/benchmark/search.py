@@ -35,7 +35,7 @@ NEARLY_ALL = 0.999  # of a range
 KINDS = ("uniform", "loguniform", "randint", "choice")
 PART = re.compile(r"(?:[^,\[\]]|\[[^\]]*\])+")  # of a range's arguments: a list such as [64,64] is one
 SPACE = re.compile(r"(\w+)\((.*)\)")
-EPISODE_FIGURES = {"success_rate": "successes", "return": "returns", "normalized_score": "returns"}
+EPISODE_FIGURES = {"success_rate": "successes", "return": "returns", "length": "lengths"}
 
 
 def parse_space(settings: Mapping[str, str]) -> dict[str, tuple[str, list[Any]]]:
@@ -279,9 +279,13 @@ def _curve(episodes: Sequence[Sequence[float]], policies: int) -> dict[str, Any]
 
 
 def _episodes(run: PlannedRun, metric: str, output: Path) -> list[float]:
-    """Scores of the episodes of a run's last evaluation."""
+    """Scores of the episodes of a run's last evaluation; none where the metric is of all episodes alone."""
     files = evaluation_files(output / run.folder)
     if not files:
         return []
-    values = read_json(files[max(files)]).get(EPISODE_FIGURES.get(metric, "returns"))
-    return [float(value) for value in values or ()]
+    evaluation = read_json(files[max(files)])
+    if metric == "normalized_score":  # grows with the return as its standard error does
+        summary = evaluation["summary"]
+        slope = summary[f"{metric}_stderr"] / summary["return_stderr"] if summary["return_stderr"] > 0 else 0.0
+        return [summary[metric] + slope * (value - summary["return"]) for value in evaluation["returns"]]
+    return [float(value) for value in evaluation.get(EPISODE_FIGURES.get(metric, "")) or ()]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from tql_lightning.benchmark.plan import PlannedRun
 from tql_lightning.benchmark.progress import Progress
-from tql_lightning.benchmark.worker import Job, execute
+from tql_lightning.benchmark.worker import Job, Outcome, execute, record
 
 
 def run_serially(runs: Sequence[PlannedRun], job: Job, progress: Progress) -> None:
@@ -20,7 +20,10 @@ def run_serially(runs: Sequence[PlannedRun], job: Job, progress: Progress) -> No
     try:
         for run in runs:
             progress.show()
-            execute(run, job, progress.show)
+            try:
+                execute(run, job, progress.show)
+            except (OSError, ValueError) as error:  # of its folder, before or after it trained
+                record(run, job.output, Outcome("failed", str(error)))
     finally:
         signal.signal(signal.SIGTERM, before)
         progress.show(now=True)

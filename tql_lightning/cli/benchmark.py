@@ -11,7 +11,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from tql_lightning.benchmark.plan import Choice, PlannedRun, plan_runs, read_plan, write_plan
+from tql_lightning.benchmark.plan import Choice, PlannedRun, plan_runs, read_plan, refuse_own_keys, write_plan
 from tql_lightning.benchmark.progress import Progress
 from tql_lightning.benchmark.ray_engine import Resources, require_ray, run_with_ray
 from tql_lightning.benchmark.search import parse_space, search, settings_to_check, vary
@@ -23,6 +23,7 @@ from tql_lightning.benchmark.worker import POLL_SECONDS, make_job, outcome_of
 from tql_lightning.cli.benchmark_checks import check_groups, parse_groups, reason
 from tql_lightning.cli.configs import packaged_configs, packaged_suites
 from tql_lightning.cli.parsers import Engine
+from tql_lightning.data.sources.ogbench import URL_VARIABLE, dataset_address
 from tql_lightning.report.table_formats import render_table, search_markdown
 
 ENGINE_OF: dict[str, Engine] = {"search": "ray", "address": "ray", "slurm": "slurm"}  # options of one engine
@@ -120,6 +121,8 @@ def print_plan(suite: Suite, runs: Sequence[PlannedRun], output: Path, trials: i
     print("(measured over a few updates on the first domain of each method; evaluations come on top)")
     for text in dict.fromkeys(text for group in groups for text in group.missing_datasets()):
         print(f"missing: {text}")
+    if any(group.is_downloaded for group in groups if group.missing_datasets()):
+        print(f"OGBench's are downloaded from {dataset_address()} before anything runs; {URL_VARIABLE} sets a mirror")
     for problem in problems:
         print(f"cannot run: {problem}")
 
@@ -144,10 +147,11 @@ def run_suite(
         require_slurm(resources.gpus)
     output.mkdir(parents=True, exist_ok=True)
     with _only_driver(output):
-        planned = write_plan(output, suite, runs)
+        write_plan(output, suite, [])
         open_runs = [run for run in runs if (found := outcome_of(run, output)) is None or found.state != "finished"]
         groups = parse_groups(open_runs)
         _refuse_problems(check_groups(groups, suite))
+        planned = write_plan(output, suite, runs)
         updates = {run.folder: group.updates for group in groups for run in group.runs}
         progress = Progress(output, runs, suite.metric, updates)
         job = make_job(output, suite.metric, cpus)
@@ -229,7 +233,9 @@ def search_space(runs: Sequence[PlannedRun], ranges: Sequence[str]) -> dict[str,
         raise SuiteError(
             f"search: expected the runs of one method, found {', '.join(methods)}; add --methods and --sizes"
         )
-    return parse_space(key_values(ranges, "search"))
+    space = parse_space(key_values(ranges, "search"))
+    refuse_own_keys(space)
+    return space
 
 
 @contextmanager

@@ -66,6 +66,11 @@ class Group:
         """The first run of each task."""
         return list({run.task: run for run in reversed(self.runs)}.values())[::-1]
 
+    @property
+    def is_downloaded(self) -> bool:
+        """Whether the dataset is OGBench's."""
+        return (getattr(self.dataset, "init_args", None) or {}).get("domain") is not None
+
     def missing_datasets(self) -> list[str]:
         """Dataset files that are not there, with how to get each."""
         given = getattr(self.dataset, "init_args", None) or {}

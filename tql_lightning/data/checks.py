@@ -68,7 +68,7 @@ def check_numbers(field: str, values: ArrayLike, rank: int, name: str) -> Array:
     Raises:
         DatasetError: Wrong dtype or rank, no rows, or a number that is not finite, with its index.
     """
-    array = _as_array(field, values, name)
+    array = as_array(field, values, name)
     if array.dtype.kind not in "fiub":
         raise DatasetError(f"{name}: {field}: expected numbers, found dtype {array.dtype}; convert it to float32")
     if array.ndim != rank:
@@ -89,7 +89,12 @@ def check_numbers(field: str, values: ArrayLike, rank: int, name: str) -> Array:
     return array
 
 
-def _as_array(field: str, values: ArrayLike, name: str) -> Array:
+def as_array(field: str, values: ArrayLike, name: str) -> Array:
+    """Converts values to an array.
+
+    Raises:
+        DatasetError: They form none, such as rows of different lengths.
+    """
     try:
         return values if isinstance(values, np.ndarray) else np.asarray(values)
     except ValueError as error:  # rows of unequal lengths
@@ -130,7 +135,7 @@ def check_actions(values: ArrayLike, name: str) -> Array:
     Raises:
         DatasetError: They are no floating-point numbers, or as `check_numbers` says.
     """
-    array = _as_array("actions", values, name)
+    array = as_array("actions", values, name)
     if array.dtype.kind in "iub":
         raise DatasetError(
             f"{name}: actions: expected continuous actions of a floating-point dtype, found discrete ones of dtype "
@@ -200,7 +205,7 @@ def action_bounds(low: ArrayLike | None, high: ArrayLike | None, action_dim: int
     """
     arrays = []
     for field, value, default in (("action_low", low, -1.0), ("action_high", high, 1.0)):
-        array = _as_array(field, default if value is None else value, name)
+        array = as_array(field, default if value is None else value, name)
         if array.dtype.kind not in "fiu" or array.shape not in ((), (1,), (action_dim,)):
             raise DatasetError(
                 f"{name}: {field}: expected {action_dim} bounds, found shape {array.shape} of {array.dtype}; "
@@ -299,31 +304,3 @@ def check_fraction(validation_fraction: float) -> None:
         raise DatasetError(
             f"validation_fraction: expected at least 0 and below 1, found {validation_fraction}; 0.1 is usual"
         )
-
-
-def check_reference_scores(scores: ArrayLike | None, name: str) -> tuple[float, float] | None:
-    """Checks the returns of a random and of an expert policy; None stays None.
-
-    Raises:
-        DatasetError: Not two finite numbers, or the expert's is not larger.
-    """
-    if scores is None:
-        return None
-    array = _as_array("reference_scores", scores, name)
-    if array.dtype.kind not in "fiu" or array.shape != (2,) or not np.isfinite(array).all() or array[0] >= array[1]:
-        raise DatasetError(
-            f"{name}: reference_scores: expected the returns of a random and of an expert policy, random below expert, "
-            f"found {array.tolist()}; leave them out if they are not known"
-        )
-    return float(array[0]), float(array[1])
-
-
-def normalized_score(returns: ArrayLike, reference_scores: tuple[float, float]) -> NDArray[np.float64]:
-    """Returns in units where a random policy has 0 and an expert 100, as D4RL (arXiv 2004.07219) reports them.
-
-    Args:
-        returns: Undiscounted returns, any shape.
-        reference_scores: Mean returns of a random and of an expert policy.
-    """
-    random, expert = reference_scores
-    return 100.0 * (np.asarray(returns, dtype=np.float64) - random) / (expert - random)

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tql_lightning.data.checks import blocks, normalized_score
+from tql_lightning.data.checks import blocks
+from tql_lightning.data.scores import normalized_score
 
 FIELDS = ("observations", "actions", "rewards", "next_observations", "masks")
 BINS = 12
@@ -150,17 +151,3 @@ def _vector(values: NDArray[Any]) -> str:
     if (values == values[0]).all():
         return f"{values[0]:g}"
     return "[" + ", ".join(f"{value:g}" for value in values) + "]"
-
-
-def mean_scores(dataset: Any, reference_scores: tuple[float, float] | None) -> dict[str, float] | None:
-    """Mean return of a dataset's episodes and, with reference scores, their mean normalised score.
-
-    None where episodes were recorded on after a goal, at which the environment would have ended.
-    """
-    if ((dataset.masks == 0) & ~dataset.episode_ends).any():
-        return None
-    mean_return = float(dataset.episode_returns().mean())
-    scores = {"return": mean_return}
-    if reference_scores is not None:
-        scores["normalized_score"] = float(normalized_score(mean_return, reference_scores))
-    return scores

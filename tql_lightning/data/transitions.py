@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import warnings
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +19,6 @@ from tql_lightning.data.checks import (
     check_fraction,
     check_lengths,
     check_numbers,
-    check_reference_scores,
     in_memory,
     scale_actions,
     select_rows,
@@ -28,30 +26,13 @@ from tql_lightning.data.checks import (
     warn_of_time_limits,
 )
 from tql_lightning.data.checks import DatasetError as DatasetError
-from tql_lightning.data.checks import normalized_score as normalized_score
+from tql_lightning.data.scores import Scores, check_reference_scores, scores_in
+from tql_lightning.data.scores import normalized_score as normalized_score
 from tql_lightning.data.summary import summarise
 
 Array = NDArray[Any]
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
-Scores = tuple[float, float]
-
-
-def scores_in(env_id: str, own_env_id: str | None, scores: Scores | None) -> Scores | None:
-    """A dataset's reference scores where they belong to the environment that is played; else None, with a warning.
-
-    Args:
-        env_id: Environment that is played.
-        own_env_id: Environment that the dataset names; None if it names none, so that the scores are taken as they are.
-        scores: Returns of a random and of an expert policy.
-    """
-    played, own = (each if (each or "{")[0] == "{" else each.rpartition(":")[2] for each in (env_id, own_env_id or ""))
-    if scores is None or own_env_id is None or played == own:
-        return scores
-    warnings.warn(
-        f"reference scores are of {own_env_id:.80}, not of {env_id:.80}: there is no normalised score", stacklevel=3
-    )
-    return None
 
 
 class _BuiltByPath:

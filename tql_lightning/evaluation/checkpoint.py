@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tql_lightning.algorithms.loading import load_checkpoint
-from tql_lightning.data.transitions import scores_in
+from tql_lightning.data.scores import scores_in
 from tql_lightning.evaluation.envs import check_env, known_bounds
 from tql_lightning.evaluation.rollout import RolloutResult, rollout
 from tql_lightning.evaluation.smoothed_actor import smoothed_actor

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tql_lightning.data.counter_random import normal, uniform
-from tql_lightning.data.transitions import normalized_score
+from tql_lightning.data.scores import normalized_score
 from tql_lightning.evaluation.envs import EnvError, make_env
 from tql_lightning.evaluation.metrics import bootstrap_interval, mean_with_error, rate_interval
 from tql_lightning.evaluation.vector_envs import MakeEnv, VectorEnvs

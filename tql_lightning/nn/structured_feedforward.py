@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -26,6 +27,8 @@ class StructuredFeedForward(nn.Module):
         torch.Size([5, 4, 32])
     """
 
+    dense: ClassVar[type[FeedForward | SwiGLU]] = FeedForward
+
     def __init__(
         self,
         hidden_dim: int,
@@ -36,9 +39,15 @@ class StructuredFeedForward(nn.Module):
     ) -> None:
         super().__init__()
         self.sizes, self.dense_blocks = (hidden_dim, inner_dim, dropout), dense_blocks
-        self.up = linear(hidden_dim, inner_dim)
-        self.down = linear(inner_dim, hidden_dim)
+        outputs, inputs = self.widths(inner_dim)
+        self.up = linear(hidden_dim, outputs)
+        self.down = linear(inputs, hidden_dim)
         self.dropout = nn.Dropout(dropout)
+
+    @staticmethod
+    def widths(inner_dim: int) -> tuple[int, int]:
+        """Returns the number of outputs of S1 and of inputs of S2."""
+        return inner_dim, inner_dim
 
     def forward(self, tokens: Tensor) -> Tensor:
         """See the class."""
@@ -48,10 +57,10 @@ class StructuredFeedForward(nn.Module):
 
     def in_block(self, position: int) -> nn.Module:
         """Returns the layer of a block, counted from 0: a dense one in the first ``dense_blocks``, else this one."""
-        return FeedForward(*self.sizes) if position < self.dense_blocks else self
+        return self.dense(*self.sizes) if position < self.dense_blocks else self
 
 
-class StructuredSwiGLU(nn.Module):
+class StructuredSwiGLU(StructuredFeedForward):
     """Drop(S2 Drop(silu(u) * v)) with (u, v) = S1 x and structured maps S1 and S2; (..., H) -> (..., H).
 
     Its inner width is two thirds of ``inner_dim``, as in `SwiGLU`. The ``num_blocks`` of the maps must divide it;
@@ -69,27 +78,16 @@ class StructuredSwiGLU(nn.Module):
         torch.Size([5, 4, 32])
     """
 
-    def __init__(
-        self,
-        hidden_dim: int,
-        inner_dim: int,
-        dropout: float,
-        linear: Callable[[int, int], StructuredLinear] = LowRankLinear,
-        dense_blocks: int = 1,
-    ) -> None:
-        super().__init__()
-        self.sizes, self.dense_blocks = (hidden_dim, inner_dim, dropout), dense_blocks
+    dense = SwiGLU
+
+    @staticmethod
+    def widths(inner_dim: int) -> tuple[int, int]:
+        """See `StructuredFeedForward.widths`."""
         width = max(1, round(2 * inner_dim / 3))
-        self.up = linear(hidden_dim, 2 * width)
-        self.down = linear(width, hidden_dim)
-        self.dropout = nn.Dropout(dropout)
+        return 2 * width, width
 
     def forward(self, tokens: Tensor) -> Tensor:
         """See the class."""
         gate, values = self.up(tokens).chunk(2, dim=-1)
         output: Tensor = self.dropout(self.down(self.dropout(functional.silu(gate) * values)))
         return output
-
-    def in_block(self, position: int) -> nn.Module:
-        """Returns the layer of a block, counted from 0: a dense one in the first ``dense_blocks``, else this one."""
-        return SwiGLU(*self.sizes) if position < self.dense_blocks else self

@@ -168,13 +168,16 @@ def _row(
 
 
 def combinations_of(methods: Sequence[str], scores: Mapping[str, Scores]) -> Iterable[dict[str, Any] | None]:
-    """Compares every two methods on the tasks of both; None where there is none."""
+    """Compares every two methods on the tasks of both; None where there is none, or one run of each alone."""
     for method, other in combinations(methods, 2):
         tasks = [task for task in scores[method] if task in scores[other]]
         if not tasks:
             yield None
             continue
         own, others = ({task: scores[each][task] for task in tasks} for each in (method, other))
+        if sum(len(inside) for each in (own, others) for inside in each.values()) == 2:
+            yield None
+            continue
         interval = _interval(probability_of_improvement, [own, others])
         yield {"method": method, "other": other, "tasks": len(tasks)} | interval
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
+from tql_lightning.report.methods import MAX_COMPARED
 from tql_lightning.report.numbers import NONE, number, score_named
 from tql_lightning.report.protocol import DESCRIPTIONS
 from tql_lightning.report.runs import ReportError
@@ -235,6 +236,18 @@ def _range(values: Any) -> str:
     return f"{found[0]:,}" if len(found) == 1 else f"{found[0]:,} to {found[-1]:,}"
 
 
+def _pairs_to_tell(pairs: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+    """Every pair of few methods; of many, those with the method that is most probably better than the others."""
+    won: dict[str, float] = {}
+    for pair in pairs:
+        for name, sign in (("method", 1), ("other", -1)):
+            won[pair[name]] = won.get(pair[name], 0.0) + sign * (pair["value"] - 0.5)
+    if len(won) <= MAX_COMPARED:
+        return pairs
+    best = max(won, key=lambda name: won[name])
+    return [pair for pair in pairs if best in (pair["method"], pair["other"])]
+
+
 def _notes(summary: Summary) -> list[str]:
     """What a reader needs beside the table: protocol, probabilities of improvement, sources, unfinished runs."""
     rows = {row["row"]: row["kind"] for row in summary["rows"]}
@@ -244,7 +257,7 @@ def _notes(summary: Summary) -> list[str]:
         f"Score of a run: {DESCRIPTIONS[summary['protocol']]}. Mean ± standard deviation over seeds [95 % bootstrap "
         f"interval over seeds]{domain}.{iqm}"
     ]
-    for pair in summary["improvement"]:
+    for pair in _pairs_to_tell(summary["improvement"]):
         interval = "" if pair["low"] is None else f" [{number(pair['low'])}, {number(pair['high'])}]"
         notes.append(f"Probability that {pair['method']} beats {pair['other']}: {number(pair['value'])}{interval}.")
     sources = dict.fromkeys(f"{each['method']}: {each['source']}" for each in summary["published"])

@@ -102,6 +102,13 @@ def environment_id(domain: str, task: int | None) -> str:
     return f"ogbench:{domain.rpartition('-')[0]}-{suffix}"
 
 
+def dataset_address() -> str:
+    """Address that missing files are downloaded from: the mirror that is set, else the package's own."""
+    import ogbench.utils
+
+    return os.environ.get(URL_VARIABLE) or str(ogbench.utils.DATASET_URL)
+
+
 def how_to_get(domain: str, path: Path) -> str:
     """Where a domain's missing file comes from: a command that collects one like it, or the package's download."""
     environment, _, kind = domain.rpartition("-")
@@ -212,9 +219,7 @@ def _transitions(path: Path) -> dict[str, Any]:
 
 
 def _download(domain: str, path: Path) -> None:
-    import ogbench.utils
-
-    address = os.environ.get(URL_VARIABLE) or ogbench.utils.DATASET_URL
+    address = dataset_address()
     print(f"Downloading dataset from: {address}")
     try:
         for file in (validation_path(path), path):  # the dataset last, as it stands for both
