@@ -218,7 +218,7 @@ class RolloutEvaluation(BackgroundObserver):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores what `state_dict` returned."""
-        self.failures, self._known = state_dict["failures"], state_dict.get("known", -1)
+        self.failures, self._known = int(state_dict["failures"]), int(state_dict.get("known", -1))
 
     # ------------------------------------------------------------------ what
 

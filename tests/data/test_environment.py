@@ -12,7 +12,7 @@ import pytest
 import tests.environments  # noqa: F401  (registers its environments)
 from tests.toy import toy_model
 from tql_lightning.data.datamodule import OfflineDataModule
-from tql_lightning.data.environment import check_environment, check_spaces
+from tql_lightning.data.environment import check_environment, check_spaces, environment_spec
 from tql_lightning.data.transitions import DatasetError, TransitionDataset
 
 
@@ -62,6 +62,14 @@ def test_bounds_are_equal_up_to_the_rounding_of_the_environments_dtype() -> None
         check_spaces(data, *spaces_of(-0.1, 0.1, dtype))
     with pytest.raises(DatasetError, match="action_low"):
         check_spaces(data, *spaces_of(-0.1001, 0.1, np.float32))
+
+
+def test_a_files_specification_opens_no_window() -> None:
+    spec = gymnasium.spec("Pendulum-v1")
+    spec.kwargs = {"render_mode": "human", "g": 9.0}
+    made = environment_spec(spec.to_json())
+    assert not isinstance(made, str)
+    assert made.kwargs == {"g": 9.0}
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.int8, np.uint8])

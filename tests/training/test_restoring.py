@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tql_lightning.training.restoring import check_restored_states
+from tql_lightning.training.restoring import RestorableSchedule, check_restored_states
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -42,6 +42,16 @@ def test_a_state_that_does_not_fit_its_parameters_is_refused(change: Change, mes
     change(forged["state"][0])
     with pytest.raises(ValueError, match=message):
         optimizer.load_state_dict(forged)
+
+
+def test_a_schedule_takes_its_counts_and_no_other_attribute() -> None:
+    schedule = RestorableSchedule(stepped(lr=0.5), lambda update: 0.5**update)
+    state = {**schedule.state_dict(), "last_epoch": 3, "_step_count": 4, "base_lrs": [], "step": 5, "optimizer": None}
+    schedule.load_state_dict(state)
+    schedule.step()
+    assert (schedule.last_epoch, schedule._step_count, schedule.get_last_lr()) == (4, 5, [0.5 * 0.5**4])
+    with pytest.raises(KeyError):
+        schedule.load_state_dict({})
 
 
 def test_a_whole_state_is_taken_over_with_numbers_and_without_switches() -> None:

@@ -51,10 +51,17 @@ def of_last_checkpoint(**changes: object) -> Change:
     return lambda raw: next(state for key, state in raw["callbacks"].items() if "Last" in key).update(changes)
 
 
+def of_loops(name: str, **changes: object) -> Change:
+    return lambda raw: raw["loops"]["fit_loop"][name]["current"].update(changes)
+
+
 STATES: dict[str, Change] = {
     "loops": lambda raw: raw.update(loops=[]),
     "loops of nothing": lambda raw: raw.update(loops={}),
     "a loop of another kind": lambda raw: raw["loops"].update(fit_loop=[1]),
+    "a count of text": of_loops("epoch_progress", completed="x"),
+    "a count of nothing": of_loops("epoch_loop.manual_optimization.optim_step_progress", completed=None),
+    "a count below nothing": of_loops("epoch_loop.batch_progress", ready=-5),
     "callbacks": lambda raw: raw.update(callbacks=3),
     "state of a callback": lambda raw: raw["callbacks"].update({key: [1] for key in raw["callbacks"]}),
     "a last checkpoint upwards": of_last_checkpoint(last_model_path="checkpoints/../../precious.txt"),

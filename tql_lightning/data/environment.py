@@ -32,8 +32,8 @@ WRAPPERS = tuple(  # Gymnasium's wrappers that change observations, actions or r
 def environment_spec(env_id: str) -> str | EnvSpec:
     """The argument for `gymnasium.make`: an id, or the specification in a JSON text.
 
-    A specification gets the entry point that is registered for its id. If the id is not registered, it may name an
-    environment class in a module that `import_if_allowed` imports.
+    A specification opens no window, and gets the entry point that is registered for its id. If there is none, it may
+    name an environment class in a module that `import_if_allowed` imports.
 
     Raises:
         ValueError: The JSON is no specification, or names a class that a file may not name.
@@ -47,6 +47,7 @@ def environment_spec(env_id: str) -> str | EnvSpec:
         spec = EnvSpec.from_json(env_id)
         registered = gymnasium.registry.get(spec.id)
         wrappers = [wrapper.entry_point for wrapper in spec.additional_wrappers]
+        spec = replace(spec, kwargs={name: value for name, value in spec.kwargs.items() if name != "render_mode"})
     except Exception as error:  # Gymnasium raises many kinds of errors for other JSON
         raise ValueError(
             f"env_id: expected the JSON of an environment's specification, found {env_id:.80} "

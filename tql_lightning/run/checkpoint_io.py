@@ -180,6 +180,12 @@ def _check_parts(path: Path | str, raw: dict[str, Any]) -> None:
             raise CheckpointError(
                 f"checkpoint {path}: {name}: expected a {kind.__name__}, found {type(raw[name]).__name__}"
             )
+    counted = _uncounted(raw.get("loops", {}), "loops")
+    if counted is not None:
+        raise CheckpointError(
+            f"checkpoint {path}: {shown(counted[0])}: expected a whole number up to {MOST_UPDATES:,}, found "
+            f"{shown(counted[1])}"
+        )
     for name, state in raw.get("callbacks", {}).items():
         if isinstance(state, dict) and "best_model_path" in state and not _names_own_files(state):
             raise CheckpointError(
@@ -194,6 +200,18 @@ def _check_parts(path: Path | str, raw: dict[str, Any]) -> None:
             f"checkpoint {path}: expected settings under hyper_parameters alone, found {', '.join(old)} of an early "
             "Lightning version; train anew, or use a checkpoint that tql fit wrote"
         )
+
+
+def _uncounted(states: dict[Any, Any], name: str) -> tuple[str, Any] | None:
+    """Name and value of a count in the states of Lightning's loops that is none; None if all are."""
+    for key, part in states.items():
+        if isinstance(part, dict):
+            below = _uncounted(part, f"{name}.{key!s:.80}")
+            if below is not None:
+                return below
+        elif name.endswith((".current", ".total")) and (type(part) is not int or not 0 <= part <= MOST_UPDATES):
+            return f"{name}.{key!s:.80}", part
+    return None
 
 
 def _names_own_files(state: dict[str, Any]) -> bool:

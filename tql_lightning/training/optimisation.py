@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tql_lightning.nn.weight_decay import is_decaying_matrix
 from tql_lightning.training.cuda_graph import ReplayedAdamW
 from tql_lightning.training.hyperparameters import require
-from tql_lightning.training.restoring import checked_state
+from tql_lightning.training.restoring import RestorableSchedule, checked_state
 from tql_lightning.training.sharding import whole
 
 Schedule = Literal["warmup_cosine", "constant"]
@@ -214,7 +214,7 @@ class Optimisation:
 
     def optimizer(
         self, groups: Sequence[ParameterGroup], replayed: bool, device: torch.device, scaled: bool
-    ) -> tuple[ReplayedAdamW, torch.optim.lr_scheduler.LambdaLR]:
+    ) -> tuple[ReplayedAdamW, RestorableSchedule]:
         """Makes the optimizer and the schedule of its learning rates.
 
         Args:
@@ -228,7 +228,7 @@ class Optimisation:
         split = [group | {"initial_lr": group["lr"]} for group in self.torch_groups(groups)]
         split = [group | {"lr": learning_rate(group["lr"], replayed, device)} for group in split]
         optimizer = ReplayedAdamW(split, fused=not scaled, capturable=replayed and device.type == "cuda")
-        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, self.factor)
+        return optimizer, RestorableSchedule(optimizer, self.factor)
 
     def restore(
         self,
@@ -253,7 +253,7 @@ class Optimisation:
         """
         own = {group["name"]: group for group in self.torch_groups(groups)}
         for index, group in enumerate(optimizer.param_groups):
-            if group.get("name") not in own or not isinstance(schedule, torch.optim.lr_scheduler.LambdaLR):
+            if group.get("name") not in own or not isinstance(schedule, RestorableSchedule):
                 return  # an optimizer or schedule that a subclass made
             peak, decay = own[group["name"]]["lr"], own[group["name"]]["weight_decay"]
             rate = learning_rate(peak * schedule.lr_lambdas[index](update), replayed, device)

@@ -1,4 +1,7 @@
-"""Checks an optimizer's state from a checkpoint before torch's kernels read it, which trust its shapes."""
+"""Checks an optimizer's state from a checkpoint before torch's kernels read it, which trust its shapes.
+
+Of a schedule's state only counts are taken.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 OF_ADAM = ("step", "exp_avg", "exp_avg_sq")
 MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "sum")  # what torch's fused kernels read
+
+
+class RestorableSchedule(LambdaLR):
+    """Schedule that takes no more than its counts from a checkpoint, whose state may name any of its attributes.
+
+    All else follows from the run's settings.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes the number of steps."""
+        for name in ("last_epoch", "_step_count"):
+            if type(state_dict[name]) is int:
+                setattr(self, name, state_dict[name])
 
 
 def check_restored_states(optimizers: Iterable[Optimizer]) -> None:
