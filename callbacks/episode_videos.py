@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from operator import index
 from pathlib import Path
 from subprocess import SubprocessError
 from typing import Any
@@ -17,6 +16,7 @@ from tql_lightning.evaluation.background import FilmJob
 from tql_lightning.evaluation.videos import missing_packages
 from tql_lightning.loggers.media import log_video
 from tql_lightning.run.folder import VIDEO_FOLDER, pending_files, writes_nothing
+from tql_lightning.system.whole_numbers import whole
 
 
 class EpisodeVideos(BackgroundObserver):
@@ -60,13 +60,10 @@ class EpisodeVideos(BackgroundObserver):
         timeout: float = 300.0,
         max_episode_steps: int | None = None,
     ) -> None:
-        for name, value in (("episodes", episodes), ("every_n_updates", every_n_updates)):
-            if value < 1:
-                raise ValueError(f"EpisodeVideos.{name}: expected at least 1, found {value}")
         super().__init__(timeout)
-        self.episodes = episodes
-        self.every_n_updates = every_n_updates
-        self.seed = index(seed)  # which JSON can hold
+        self.episodes = whole("EpisodeVideos.episodes", episodes, at_least=1)
+        self.every_n_updates = whole("EpisodeVideos.every_n_updates", every_n_updates, at_least=1)
+        self.seed = whole("EpisodeVideos.seed", seed)
         self.env_id = env_id
         self.max_episode_steps = max_episode_steps
         self.extraction: str | None = extraction

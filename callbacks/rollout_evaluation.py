@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from functools import partial
-from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +37,7 @@ from tql_lightning.evaluation.watched_rollout import RolloutStoppedError, watch_
 from tql_lightning.run.baselines import DATASET, record_baseline
 from tql_lightning.run.folder import evaluation_file, pending_files, writes_nothing
 from tql_lightning.system.full_disk import training_goes_on
+from tql_lightning.system.whole_numbers import whole
 from tql_lightning.training.sharding import gathered
 from tql_lightning.training.stock_callbacks import log_metrics
 
@@ -102,14 +102,11 @@ class RolloutEvaluation(BackgroundObserver):
         timeout: float = 300.0,
         max_episode_steps: int | None = None,
     ) -> None:
-        for name, value in (("episodes", episodes), ("every_n_updates", every_n_updates), ("num_envs", num_envs)):
-            if value < 1:
-                raise ValueError(f"RolloutEvaluation.{name}: expected at least 1, found {value}")
         super().__init__(timeout)
-        self.episodes = episodes
-        self.every_n_updates = every_n_updates
-        self.seed = index(seed)  # which JSON can hold
-        self.num_envs = num_envs
+        self.episodes = whole("RolloutEvaluation.episodes", episodes, at_least=1)
+        self.every_n_updates = whole("RolloutEvaluation.every_n_updates", every_n_updates, at_least=1)
+        self.seed = whole("RolloutEvaluation.seed", seed)
+        self.num_envs = whole("RolloutEvaluation.num_envs", num_envs, at_least=1)
         self.parallel = parallel
         self.env_id = env_id
         self.max_episode_steps = max_episode_steps

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import cached_property
-from operator import index
 from typing import Any, get_args
 
 import torch
@@ -24,6 +23,7 @@ from tql_lightning.data.sampler import (
 from tql_lightning.data.storage import StorageChoice
 from tql_lightning.data.transitions import DatasetError, TransitionDataset
 from tql_lightning.data.windows import Span
+from tql_lightning.system.whole_numbers import whole
 
 
 class OfflineDataModule(LightningDataModule):
@@ -70,17 +70,17 @@ class OfflineDataModule(LightningDataModule):
         release_windows: bool = False,
     ) -> None:
         super().__init__()
-        for name, value in {"batch_size": batch_size, "updates_per_step": updates_per_step}.items():
-            if value < 1:
-                raise ValueError(f"data.{name}: expected at least 1, found {value}")
+        self.batch_size = whole("data.batch_size", batch_size, at_least=1)
+        self.updates_per_step = whole("data.updates_per_step", updates_per_step, at_least=1)
+        self.seed = whole("data.seed", seed)
         if not isinstance(dataset, TransitionDataset):
             raise DatasetError(
                 f"data.dataset: expected a TransitionDataset, found {type(dataset).__name__}; build one with "
                 "TransitionDataset.from_arrays"
             )
         self.dataset = dataset
-        self.batch_size, self.updates_per_step, self.seed = map(index, (batch_size, updates_per_step, seed))
-        self.span = Span(index(n_step), index(action_chunk), float(discount), release_windows)
+        steps = whole("data.n_step", n_step), whole("data.action_chunk", action_chunk)
+        self.span = Span(*steps, float(discount), release_windows)
         if storage not in get_args(StorageChoice):
             raise ValueError(f"data.storage: expected {', '.join(get_args(StorageChoice))}, found {storage}")
         self.storage: StorageChoice = storage

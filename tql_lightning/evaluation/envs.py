@@ -6,7 +6,6 @@ import difflib
 from collections.abc import Sequence
 from contextlib import closing, suppress
 from functools import cache
-from operator import index
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from numpy.typing import ArrayLike
 from tql_lightning.data.environment import environment_spec
 from tql_lightning.data.flatten import different_bounds
 from tql_lightning.evaluation.env_error import EnvError as EnvError
+from tql_lightning.system.whole_numbers import whole
 
 if TYPE_CHECKING:
     import gymnasium
@@ -43,9 +43,10 @@ def make_env(env_id: str, render_mode: str | None = None, max_episode_steps: int
     from tql_lightning.evaluation.seeded_reset import SeededReset
 
     if max_episode_steps is not None:
-        max_episode_steps = index(max_episode_steps)
-        if max_episode_steps < 1:
-            raise EnvError(f"max_episode_steps: expected at least 1, found {max_episode_steps}")
+        try:
+            max_episode_steps = whole("max_episode_steps", max_episode_steps, at_least=1)
+        except ValueError as error:
+            raise EnvError(str(error)) from None
     try:
         rendering: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
         env = gymnasium.make(environment_spec(env_id), max_episode_steps=max_episode_steps, **rendering)
